@@ -1,0 +1,1 @@
+"""From files to arrays: volumes, tables, cohorts."""
