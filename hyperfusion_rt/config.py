@@ -172,7 +172,13 @@ _BRAIN_AGE: dict[str, Any] = {
     },
     "tabular": _SEX_TABLE,
     "network": {"task": "brain-age"},
-    "training": {"lr": 1.5e-4, "weight_decay": 0.05, "batch_size": 16, "epochs": 60},
+    "training": {
+        "lr": 1.5e-4,
+        "weight_decay": 0.05,
+        "batch_size": 16,
+        "epochs": 60,
+        "parts": 10,
+    },
 }
 
 

@@ -114,7 +114,9 @@ def _read(path: Path, stream: BinaryIO, limit: int) -> Volume:
     if min(shape) < 1:
         raise ScanError(f"{path}: empty volume of shape {shape}")
     if f"{header.dtype.kind}{header.dtype.itemsize}" not in _KINDS:
-        raise ScanError(f"{path}: voxels of type {header.dtype} are not supported; use real numbers")
+        raise ScanError(
+            f"{path}: voxels of type {header.dtype} are not supported; use real numbers"
+        )
     count = shape[0] * shape[1] * shape[2]
     need = header.offset + count * header.dtype.itemsize
     if need > limit:

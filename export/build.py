@@ -1,0 +1,178 @@
+"""From a run to an artifact."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import hyperfusion_rt
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.export.compare import compare
+from hyperfusion_rt.export.to_onnx import to_onnx
+from hyperfusion_rt.files import sha256
+from hyperfusion_rt.runtime.artifact import (
+    FORMAT_VERSION,
+    Artifact,
+    EngineFile,
+    Manifest,
+    Provenance,
+)
+from hyperfusion_rt.runtime.engine_onnx import OnnxEngine
+from hyperfusion_rt.runtime.engines import check_name
+from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.training.train import EXPORT_CASES, load_member
+
+Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
+
+
+def gflop(network: nn.Module, shape: Sequence[int], width: int) -> float:
+    """10⁹ floating-point operations (multiply and add are two) of one forward pass of one box."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 1, *shape), torch.zeros(1, width))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def load_cases(run: Run) -> Cases:
+    """Images `[N, 1, D, H, W]` and each member's encoded rows `[N, T]`: real ones where kept.
+
+    An imported checkpoint has no cohort; its cases are drawn from a normal distribution, and the
+    manifest says so.
+    """
+    from safetensors.numpy import load_file
+
+    path = run.folder / "cases.safetensors"
+    widths = [member.encoder.width for member in run.members]
+    if path.exists():
+        content = load_file(path)
+        return content["image"], [content[f"tabular_{i}"] for i in range(len(widths))], True
+    rng = np.random.default_rng(0)
+    shape = (EXPORT_CASES, 1, *run.config.preprocessing.shape)
+    rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for width in widths]
+    return rng.standard_normal(shape, np.float32), rows, False
+
+
+def _versions() -> dict[str, str]:
+    found = {"hyperfusion_rt": hyperfusion_rt.__version__}
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nibabel"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def export_run(
+    run: Run,
+    out: Path,
+    *,
+    engines: Sequence[str] = ("onnx",),
+    force: bool = False,
+    on_member: Callable[[int, int], None] | None = None,
+) -> Artifact:
+    """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
+
+    It is built in a temporary folder and put in place whole: after an error, an older artifact of
+    the same name still stands.
+
+    Raises:
+        HyperFusionError: the folder exists, or an engine is unknown, missing, or differs.
+    """
+    for engine in engines:
+        check_name(engine)
+    if out.suffix != ".hfrt":
+        raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: exists; choose another --out, or replace it with --force")
+    members = run.members
+    if len(members) < run.config.training.members:
+        raise ConfigError(
+            f"{run.folder}: {len(members)} of {run.config.training.members} members are trained; "
+            "finish it with 'hfrt train --resume'"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from None
+    try:
+        artifact = _build(run, folder, out.stem, on_member)
+        folder.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+        return Artifact(out, artifact.manifest)
+    except OSError as error:
+        raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build(
+    run: Run, folder: Path, name: str, on_member: Callable[[int, int], None] | None
+) -> Artifact:
+    config, members = run.config, run.members
+    image, rows, real = load_cases(run)
+    shape = config.preprocessing.shape
+    files: list[EngineFile] = []
+    for index, member in enumerate(members):
+        network, encoder = load_member(run, member), member.encoder
+        if index == 0:
+            cost = gflop(network, shape, encoder.width)
+            parameters = sum(p.numel() for p in network.parameters())
+        path = folder / f"member-{index}.onnx"
+        to_onnx(network, path, shape=shape, width=encoder.width)
+        comparison = compare(
+            OnnxEngine(path), network, image, rows[index], real_cases=real, name=path.name
+        )
+        outputs = len(config.tabular.classes) or 1
+        files.append(
+            EngineFile(
+                engine="onnx",
+                member=index,
+                file=path.name,
+                sha256=sha256(path),
+                size=path.stat().st_size,
+                precision="fp32",
+                inputs={"image": ("batch", 1, *shape), "tabular": ("batch", encoder.width)},
+                outputs={"output": ("batch", outputs)},
+                device="any",
+                comparison=comparison,
+            )
+        )
+        if on_member is not None:
+            on_member(index + 1, len(members))
+    metrics = run.metrics
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        task=config.task,
+        classes=tuple(config.tabular.classes),
+        unit="probability" if config.tabular.classes else "years",
+        preprocessing=config.preprocessing,
+        table=config.tabular,
+        members=tuple(member.encoder for member in members),
+        combine=config.training.combine,
+        engines=tuple(files),
+        provenance=Provenance(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            run=run.folder.name,
+            network=config.network.model_dump(),
+            parameters=parameters,
+            gflop=cost,
+            versions=_versions(),
+            cases=metrics.get("cases", {}),
+            metrics=metrics.get("test", {}),
+        ),
+    )
+    return Artifact(folder, manifest).write()

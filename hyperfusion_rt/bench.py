@@ -1,0 +1,359 @@
+"""`hfrt bench`: engines and peers in one run, on the same inputs, after a check of correctness.
+
+Every contender gets the same thread count. They take turns (A B C, A B C, ...), so that a noisy
+neighbour hits all of them; the figure is the median. Beside it stand the operations over the time
+(GFLOP/s) and the machine's own limit, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hyperfusion_rt.data.cohort import Case
+from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.export.build import load_cases
+from hyperfusion_rt.export.compare import reference_outputs
+from hyperfusion_rt.files import replacing
+from hyperfusion_rt.runtime.artifact import Artifact
+from hyperfusion_rt.runtime.machine import describe_machine, usable_cores
+from hyperfusion_rt.runtime.predictor import Predictor
+from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.training.train import load_member
+
+Array = NDArray[np.float32]
+Call = Callable[[Array, Array], NDArray[np.floating]]
+
+# Largest difference from float64, relative to the outputs' scale, that still counts as right.
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender at one batch size. Times in ms per batch; `spread` is the interquartile range."""
+
+    contender: str
+    precision: str
+    batch: int
+    median_ms: float
+    spread_ms: float
+    ms_per_box: float
+    gflops: float
+    difference: float
+    correct: bool
+
+
+@dataclass
+class Report:
+    """What `hfrt bench` found."""
+
+    network: str
+    gflop_per_box: float
+    threads: int
+    rounds: int
+    limit_gflops: float
+    limit_gbs: float
+    machine: dict[str, str]
+    timings: list[Timing] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    end_to_end: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def _torch_eager(network: nn.Module, batch: int) -> Call:
+    def call(image: Array, tabular: Array) -> NDArray[np.floating]:
+        with torch.inference_mode():
+            result: NDArray[np.floating] = network(
+                torch.from_numpy(image), torch.from_numpy(tabular)
+            ).numpy()
+            return result
+
+    return call
+
+
+def _torch_compile(network: nn.Module, batch: int) -> Call:
+    import warnings
+
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    compiled = torch.compile(network)
+
+    def call(image: Array, tabular: Array) -> NDArray[np.floating]:
+        # Freezing folds the weights into the program; it needs the gradient off.
+        with torch.no_grad(), inductor.patch(freezing=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result: NDArray[np.floating] = compiled(
+                torch.from_numpy(image), torch.from_numpy(tabular)
+            ).numpy()
+            return result
+
+    return call
+
+
+def _onnxruntime(path: Path, threads: int) -> Call:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = {item.name for item in session.get_inputs()}
+
+    def call(image: Array, tabular: Array) -> NDArray[np.floating]:
+        feed = {"image": image, "tabular": tabular}
+        result: NDArray[np.floating] = session.run(
+            None, {k: v for k, v in feed.items() if k in names}
+        )[0]
+        return result
+
+    return call
+
+
+def _openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(path)
+    # A fixed batch, as OpenVINO's documentation advises for latency.
+    model.reshape(
+        {
+            item.any_name: [batch, *(d.get_length() for d in list(item.partial_shape)[1:])]
+            for item in model.inputs
+        }
+    )
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+        },
+    )
+    names = [item.any_name for item in compiled.inputs]
+    request = compiled.create_infer_request()
+
+    def call(image: Array, tabular: Array) -> NDArray[np.floating]:
+        feed = {"image": image, "tabular": tabular}
+        request.infer([feed[name] for name in names], share_inputs=True)
+        result: NDArray[np.floating] = request.get_output_tensor(0).data.copy()
+        return result
+
+    return call
+
+
+def contenders(
+    network: nn.Module, predictor: Predictor, threads: int, batch: int
+) -> dict[str, tuple[str, Callable[[], Call]]]:
+    """Name → (precision, how to open it), for one batch size."""
+    path = predictor.artifact.files("onnx")[0]
+    engine = predictor.engines[0]
+    return {
+        f"hfrt {predictor.engine}": ("fp32", lambda: engine),
+        "onnxruntime": ("fp32", lambda: _onnxruntime(path, threads)),
+        "openvino f32": ("fp32", lambda: _openvino(path, threads, batch, "f32")),
+        "openvino bf16": ("bf16", lambda: _openvino(path, threads, batch, "bf16")),
+        "torch eager": ("fp32", lambda: _torch_eager(network, batch)),
+        "torch.compile": ("fp32", lambda: _torch_compile(network, batch)),
+    }
+
+
+def machine_limits(repeat: int = 5) -> tuple[float, float]:
+    """GFLOP/s of a large float32 matrix product, and GB/s of a large copy (read and write)."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    source = torch.randn(1 << 26)
+    target = torch.empty_like(source)
+    product, copy = [], []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        product.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        target.copy_(source)
+        copy.append(time.perf_counter() - start)
+    size = source.numel() * 4
+    return 2 * 2048**3 / min(product) / 1e9, 2 * size / min(copy) / 1e9
+
+
+def bench(
+    run: Run,
+    artifact: Artifact,
+    *,
+    engine: str = "auto",
+    batches: Sequence[int] = (1, 4),
+    threads: int | None = None,
+    rounds: int = 9,
+    only: Sequence[str] = (),
+    cases: Sequence[Case] = (),
+    on_step: Callable[[str], None] | None = None,
+) -> Report:
+    """Time the artifact's engine and its peers on member 0's network.
+
+    `only`: names (or their beginnings) of the contenders to run; all by default. `cases`: scans
+    with rows for the end-to-end time.
+
+    Raises:
+        HyperFusionError: the artifact, an engine or the run cannot be used.
+    """
+    threads = threads or usable_cores()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        predictor = Predictor(artifact, engine, threads)
+        network = load_member(run, run.members[0])
+        image, rows, _ = load_cases(run)
+        limit, copy = machine_limits()
+        info = artifact.manifest.provenance.network
+        report = Report(
+            network=f"{info['task']}, {info['fusion']}, f = {info['features']}, "
+            f"{'x'.join(map(str, image.shape[2:]))}",
+            gflop_per_box=artifact.manifest.provenance.gflop,
+            threads=threads,
+            rounds=rounds,
+            limit_gflops=limit,
+            limit_gbs=copy,
+            machine=describe_machine(),
+        )
+        for batch in batches:
+            index = np.arange(batch) % len(image)
+            inputs = image[index], rows[0][index]
+            expected = reference_outputs(network, *inputs)
+            opened = dict(_open(report, network, predictor, batch, only, inputs, on_step))
+            report.timings += _race(report, opened, batch, inputs, expected, on_step)
+        if cases:
+            report.end_to_end = end_to_end(predictor, cases)
+    finally:
+        torch.set_num_threads(before)
+    return report
+
+
+def _open(
+    report: Report,
+    network: nn.Module,
+    predictor: Predictor,
+    batch: int,
+    only: Sequence[str],
+    inputs: tuple[Array, Array],
+    on_step: Callable[[str], None] | None,
+) -> Iterator[tuple[str, tuple[str, Call]]]:
+    flags = report.machine["instruction sets"]
+    for name, (precision, opener) in contenders(network, predictor, report.threads, batch).items():
+        if only and not any(name.startswith(wanted) for wanted in only):
+            continue
+        if precision == "bf16" and "bf16" not in flags:
+            report.left_out[name] = "this processor has no bf16 instructions"
+            continue
+        if on_step is not None:
+            on_step(f"batch {batch}: preparing {name}")
+        try:
+            call = opener()
+            call(*inputs)
+        except ImportError as error:
+            package = error.name or name.split()[0]
+            report.left_out[name] = str(MissingExtraError(package, "bench", name))
+            continue
+        except Exception as error:  # a peer that fails is a row of the report, not its end
+            report.left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            continue
+        yield name, (precision, call)
+
+
+def _race(
+    report: Report,
+    opened: dict[str, tuple[str, Call]],
+    batch: int,
+    inputs: tuple[Array, Array],
+    expected: NDArray[np.float64],
+    on_step: Callable[[str], None] | None,
+) -> list[Timing]:
+    if not opened:
+        raise HyperFusionError("no contender is left to time: see which names --only takes")
+    scale = float(np.abs(expected).max())
+    differences = {
+        name: float(np.abs(call(*inputs) - expected).max()) / scale
+        for name, (_, call) in opened.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in opened}
+    for turn in range(report.rounds):
+        if on_step is not None:
+            on_step(f"batch {batch}: round {turn + 1} of {report.rounds}")
+        for name, (_, call) in opened.items():
+            call(*inputs)  # the caches now hold this contender's data, not the last one's
+            start = time.perf_counter()
+            call(*inputs)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    found = []
+    for name, (precision, _) in opened.items():
+        median = statistics.median(times[name])
+        low, _, high = statistics.quantiles(times[name], n=4)
+        found.append(
+            Timing(
+                contender=name,
+                precision=precision,
+                batch=batch,
+                median_ms=median,
+                spread_ms=high - low,
+                ms_per_box=median / batch,
+                gflops=report.gflop_per_box * batch / median * 1e3,
+                difference=differences[name],
+                correct=differences[name] <= TOLERANCE[precision],
+            )
+        )
+    return found
+
+
+def end_to_end(predictor: Predictor, cases: Sequence[Case]) -> dict[str, float]:
+    """Median ms per scan from the file to the prediction, in parts, one scan after the other."""
+    list(predictor.stream(cases[:1]))
+    found = [item for case in cases for item in predictor.stream([case]) if item.status == "ok"]
+    if not found:
+        return {}
+    parts = {
+        "decode": [1e3 * item.seconds.decode for item in found],
+        "preprocess": [1e3 * item.seconds.preprocess for item in found],
+        "infer": [1e3 * item.seconds.infer for item in found],
+        "total": [1e3 * item.seconds.total for item in found],
+    }
+    return {"scans": len(found), **{name: statistics.median(v) for name, v in parts.items()}}
+
+
+def chart(report: Report, path: Path) -> None:
+    """A bar chart of ms per box, one panel per batch size, as PNG."""
+    from matplotlib.figure import Figure
+
+    batches = sorted({timing.batch for timing in report.timings})
+    figure = Figure(figsize=(5.2 * len(batches), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(batches), squeeze=False)[0]
+    floor = 1e3 * report.gflop_per_box / report.limit_gflops
+    for axes, batch in zip(panels, batches, strict=True):
+        rows = [timing for timing in report.timings if timing.batch == batch][::-1]
+        ours = [row.contender.startswith("hfrt") for row in rows]
+        bars = axes.barh(
+            [row.contender for row in rows],
+            [row.ms_per_box for row in rows],
+            xerr=[row.spread_ms / batch / 2 for row in rows],
+            color=["C0" if own else "0.7" for own in ours],
+        )
+        axes.bar_label(bars, [f" {row.ms_per_box:.1f}" for row in rows], fontsize=8, padding=4)
+        axes.axvline(floor, color="C3", lw=1, ls=":")
+        axes.set_title(f"batch {batch}", fontsize=10)
+        axes.set_xlabel("ms per box (dotted: fp32 operations at the machine's limit)", fontsize=8)
+        axes.margins(x=0.15)
+    figure.suptitle(
+        f"{report.network}; {report.threads} threads; {report.machine['processor']}", fontsize=10
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

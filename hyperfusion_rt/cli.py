@@ -1,0 +1,520 @@
+"""The command line. It parses and prints; what it calls is imported inside the commands.
+
+Exit status: 0 all well, 1 an error, 2 wrong usage, 3 some cases of a cohort failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from hyperfusion_rt.training.run import Run
+
+app = typer.Typer(
+    name="hfrt",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train HyperFusion networks (a table generates weights of a 3D CNN), export them, "
+    "and predict brain scans.",
+    epilog="In a folder made by 'hfrt simulate': hfrt train; hfrt export --engine onnx; "
+    "hfrt infer scans/ --tabular data.csv",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads; default: the cores this process may use.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _progress() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=_console(),
+        transient=True,
+    )
+
+
+def _table(title: str, header: list[str], rows: list[list[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, name in enumerate(header):
+        number = bool(rows) and isinstance(rows[0][i], (int, float))
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
+    Console().print(table)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, default=str))
+
+
+def _version(value: bool) -> None:
+    if value:
+        from hyperfusion_rt import __version__
+
+        print(f"hfrt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: hfrt simulate cohort --task ad --subjects 300 --seed 1 --spacing 2")
+def simulate(
+    out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
+    task: Annotated[
+        Literal["ad", "brain-age"], typer.Option(help="What is to be predicted.")
+    ] = "ad",
+    subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same cohort.")] = 1,
+    spacing: Annotated[int, typer.Option(min=1, max=2, help="Voxel size in mm.")] = 2,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate a cohort on the MNI152 anatomy, with a truth that is known."""
+    from hyperfusion_rt.data.simulate import simulate_cohort
+
+    with _progress() as progress:
+        bar = progress.add_task("simulating", total=subjects)
+        summary = simulate_cohort(
+            out,
+            task=task,
+            subjects=subjects,
+            seed=seed,
+            spacing=spacing,
+            jobs=jobs,
+            force=force,
+            on_subject=lambda _: progress.advance(bar),
+        )
+    if as_json:
+        _print_json(summary)
+    else:
+        print(f"{out}: {subjects} subjects. Next: cd {out}; hfrt train")
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    change: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: write it as section.field=value")
+        node = change
+        *parents, last = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(text)
+    return change
+
+
+@app.command(
+    epilog="Examples: hfrt train; hfrt train --set network.fusion=film "
+    "--set training.epochs=10; hfrt train --resume"
+)
+def train(
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("hfrt.yaml"),
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Overrule a field of the configuration."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the latest run.")] = False,
+    run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train the networks that hfrt.yaml describes; writes runs/NAME."""
+    _need_torch("training")
+    import torch
+
+    from hyperfusion_rt.config import load_config
+    from hyperfusion_rt.training.run import Run
+    from hyperfusion_rt.training.train import Callbacks
+    from hyperfusion_rt.training.train import train as start
+
+    if threads:
+        torch.set_num_threads(threads)
+    root = config.parent
+    old = None
+    if resume:
+        old = Run.open(run) if run else Run.latest(root / "runs", finished=False)
+        if change or name:
+            raise ConfigError("--resume keeps the run's configuration: leave out --set and --name")
+        settings = old.config
+    else:
+        settings = load_config(config, _overrides(change or []))
+    console = _console()
+    with _progress() as progress:
+        scans = progress.add_task("decoding", total=None)
+        epochs = progress.add_task("training", total=None, visible=False)
+        total = settings.training.epochs * settings.training.members
+
+        def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
+            done = member * settings.training.epochs + epoch + 1
+            progress.update(scans, visible=False)
+            progress.update(epochs, completed=done, total=total, visible=True)
+            figures = {k: v for k, v in row.items() if k not in ("epoch", "lr")}
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            console.print(f"member {member} epoch {epoch + 1:3d}  {shown}", highlight=False)
+
+        finished = start(
+            settings,
+            root,
+            name=name,
+            resume=old,
+            device=device,
+            callbacks=Callbacks(
+                on_scan=lambda done, count: progress.update(scans, completed=done, total=count),
+                on_epoch=on_epoch,
+            ),
+        )
+    _show_run(finished, as_json)
+
+
+def _need_torch(purpose: str) -> None:
+    from importlib.util import find_spec
+
+    from hyperfusion_rt.errors import MissingExtraError
+
+    for package in ("torch", "safetensors", "sklearn"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "train", purpose)
+
+
+def _show_run(run: Run, as_json: bool) -> None:
+    content = {"run": str(run.folder), **run.metrics}
+    if as_json:
+        _print_json(content)
+        return
+    test = run.metrics.get("test", {})
+    rows = [[k, v if isinstance(v, str) else json.dumps(v)] for k, v in test.items()]
+    _table(f"{run.folder}: test set", ["figure", "value"], rows)
+    left = run.metrics.get("cases", {}).get("left_out")
+    if left:
+        print(f"{left} cases were left out; {run.folder / 'left_out.json'} says why")
+
+
+@app.command(
+    "import-checkpoint",
+    epilog="Example: hfrt import-checkpoint model.safetensors --name published",
+)
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help=".safetensors, or a torch file of tensors.")],
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fit the preset's tabular encoder on this table; default: columns "
+            "x0, x1, ... that are encoded already."
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Make a run from weights with the published networks' layer names."""
+    _need_torch("importing a checkpoint")
+    from hyperfusion_rt.training.imported import import_checkpoint as start
+
+    run = start(checkpoint, runs, name=name, table=table)
+    if as_json:
+        _print_json({"run": str(run.folder), "network": run.config.network.model_dump()})
+    else:
+        print(f"{run.folder}: imported. Next: hfrt export --run {run.folder}")
+
+
+@app.command(epilog="Example: hfrt export --engine onnx")
+def export(
+    engine: Annotated[list[str], typer.Option(help="The engine to write; may be repeated.")] = [
+        "onnx"
+    ],  # noqa: B006
+    run: Annotated[Path | None, typer.Option(help="The run; default: the latest.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The artifact's folder; default: the run's name.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write an artifact from a run, and compare its engine with torch in float64."""
+    from hyperfusion_rt.runtime.engines import check_name
+
+    for name in engine:
+        check_name(name)
+    _need_torch("exporting")
+    from hyperfusion_rt.export import export_run
+    from hyperfusion_rt.training.run import Run
+
+    chosen = Run.open(run) if run else Run.latest(Path("runs"))
+    target = out or Path(f"{chosen.folder.name}.hfrt")
+    with _console().status("exporting and comparing"):
+        artifact = export_run(chosen, target, engines=engine, force=force or out is None)
+    if as_json:
+        _print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
+        return
+    for entry in artifact.manifest.engines:
+        found = entry.comparison
+        kind = "real" if found.real_cases else "random"
+        print(
+            f"{target / entry.file}: {entry.size / 2**20:.1f} MiB; differs from {found.against} by "
+            f"{found.largest_difference:.1e} of the outputs' scale ({found.cases} {kind} cases, "
+            f"batch {', '.join(map(str, found.batches))}; tolerance {found.tolerance:.0e})"
+        )
+
+
+@app.command(epilog="Example: hfrt infer scans/ --tabular data.csv")
+def infer(
+    scans: Annotated[list[Path], typer.Argument(help="Scans, or folders with scans.")],
+    tabular: Annotated[Path, typer.Option(help="The table: CSV or TSV.")],
+    artifact: Annotated[
+        Path | None, typer.Option(help="The artifact; default: the latest *.hfrt here.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
+    report: Annotated[
+        Path | None, typer.Option(help="The report; default: report.html beside the table.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="onnx, or auto.")] = "auto",
+    threads: Threads = None,
+    id_column: Annotated[str | None, typer.Option(help="The column of subjects.")] = None,
+    duplicates: Annotated[
+        Literal["refuse", "first"], typer.Option(help="Several rows of one subject and session.")
+    ] = "refuse",
+    unmatched_scans: Annotated[
+        Literal["list", "ignore", "fail"], typer.Option(help="Scans without a row.")
+    ] = "list",
+    unmatched_rows: Annotated[
+        Literal["list", "ignore", "fail"], typer.Option(help="Rows without a scan.")
+    ] = "list",
+    as_json: Json = False,
+) -> None:
+    """Predict scans with their rows of the table; writes predictions.csv and report.html."""
+    from hyperfusion_rt.runtime.command import infer as start
+
+    page = report or out.with_name("report.html")
+    with _progress() as progress:
+        bar = progress.add_task("predicting", total=None)
+        result = start(
+            scans,
+            tabular,
+            artifact=artifact,
+            out=out,
+            report=page,
+            engine=engine,
+            threads=threads,
+            id_column=id_column,
+            duplicates=duplicates,
+            unmatched_scans=unmatched_scans,
+            unmatched_rows=unmatched_rows,
+            on_case=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        summary = result.summary
+        ms = summary["ms_per_scan"]
+        if summary["ok"]:
+            parts = " + ".join(f"{name} {value:.0f}" for name, value in ms.items())
+            rate = summary["wall_seconds"] / summary["ok"]
+            print(f"{summary['ok']} predicted: {1e3 * rate:.0f} ms per scan ({parts}, in ms)")
+        for item in result.failed[:10]:
+            print(f"{item.subject}: {item.reason}", file=sys.stderr)
+        if len(result.failed) > 10:
+            print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
+        print(f"{summary['error']} failed, {summary['skipped']} rows without a scan")
+        print(f"written: {out}, {page}")
+    if result.summary["error"]:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Examples: hfrt bench; hfrt bench --preset brain-age --batch 1 --only onnx")
+def bench(
+    artifact: Annotated[Path | None, typer.Option(help="Default: the latest here.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Its run; default: by name in runs/.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Time this preset with random weights instead.")
+    ] = None,
+    features: Annotated[int | None, typer.Option(min=1, help="With --preset: f.")] = None,
+    batch: Annotated[list[int], typer.Option(help="Batch sizes; may be repeated.")] = [1, 4],  # noqa: B006
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Timings of each; the median counts.")] = 9,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Contenders whose names begin so; repeatable.")
+    ] = None,
+    scans: Annotated[
+        Path | None, typer.Option(help="Scans for the time per scan from the file.")
+    ] = None,
+    tabular: Annotated[Path | None, typer.Option(help="Their table.")] = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("bench"),
+    as_json: Json = False,
+) -> None:
+    """Time the engine beside its peers, in one run and after a check of correctness."""
+    _need_torch("the benchmark")
+    from hyperfusion_rt.bench_command import bench as start
+
+    with _console().status("measuring") as status:
+        found = start(
+            artifact=artifact,
+            run=run,
+            preset_name=preset,
+            features=features,
+            batches=batch,
+            threads=threads,
+            rounds=rounds,
+            only=only or [],
+            scans=scans,
+            tabular=tabular,
+            out=out,
+            on_step=lambda text: status.update(text),
+        )
+    if as_json:
+        _print_json(found.as_dict())
+        return
+    rows: list[list[Any]] = [
+        [
+            t.contender,
+            t.precision,
+            t.batch,
+            round(t.median_ms, 2),
+            round(t.spread_ms, 2),
+            round(t.ms_per_box, 2),
+            round(t.gflops, 1),
+            f"{t.difference:.1e}{'' if t.correct else ' WRONG'}",
+        ]
+        for t in found.timings
+    ]
+    header = ["contender", "type", "batch", "median ms", "IQR", "ms/box", "GFLOP/s", "difference"]
+    title = f"{found.network}: {found.gflop_per_box:.2f} GFLOP per box, {found.threads} threads"
+    _table(title, header, rows)
+    machine = ", ".join(f"{k} {v}" for k, v in found.machine.items())
+    print(f"limits here: {found.limit_gflops:.0f} GFLOP/s fp32, {found.limit_gbs:.0f} GB/s copy")
+    print(f"machine: {machine}")
+    for name, reason in found.left_out.items():
+        print(f"left out: {name}: {reason}")
+    if found.end_to_end:
+        parts = ", ".join(f"{k} {v:.1f} ms" for k, v in found.end_to_end.items() if k != "scans")
+        print(f"one scan from its file (median of {found.end_to_end['scans']:.0f}): {parts}")
+    print(f"written: {out}.json, {out}.png")
+
+
+@app.command(epilog="Example: hfrt inspect cohort.hfrt")
+def inspect(
+    path: Annotated[
+        Path | None, typer.Argument(help="An artifact or a run; default: the latest artifact.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what an artifact (or a run) says of itself, and check its files."""
+    from hyperfusion_rt.runtime.artifact import latest_artifact
+
+    path = path or latest_artifact(Path())
+    if (path / "config.json").exists():
+        from hyperfusion_rt.training.run import Run
+
+        run = Run.open(path)
+        if as_json:
+            _print_json({"config": run.config.model_dump(mode="json"), "metrics": run.metrics})
+        else:
+            print(run.config.model_dump_json(indent=2))
+            _show_run(run, False)
+        return
+    from hyperfusion_rt.runtime.inspect import describe
+
+    content = describe(path)
+    if as_json:
+        _print_json(content.raw)
+        return
+    for title, rows in content.sections.items():
+        _table(title, ["", ""], [list(row) for row in rows])
+
+
+@app.command(epilog="Example: hfrt demo demo")
+def demo(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
+    subjects: Annotated[int, typer.Option(min=60, help="Subjects to train with.")] = 300,
+    held_out: Annotated[int, typer.Option(min=30, help="New subjects to predict.")] = 150,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate, train, export, predict new subjects, and report: the whole way, in minutes."""
+    _need_torch("the demo")
+    from hyperfusion_rt.demo import demo as start
+
+    console = _console()
+    with _progress() as progress:
+        bar = progress.add_task("", total=None)
+
+        def step(text: str, done: int, total: int) -> None:
+            progress.update(bar, description=text, completed=done, total=total or None)
+
+        content = start(
+            out,
+            subjects=subjects,
+            held_out=held_out,
+            force=force,
+            on_step=step,
+            say=lambda text: console.print(text, highlight=False),
+        )
+    if as_json:
+        _print_json(content)
+        return
+    _table("HyperFusion on subjects that it has not seen", ["figure", "value"], content["rows"])
+    print(f"report: {content['report']}")
+
+
+def main() -> None:
+    """Run the command line; a HyperFusionError is one line and exit status 1."""
+    try:
+        app()
+    except HyperFusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

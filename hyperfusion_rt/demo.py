@@ -1,0 +1,295 @@
+"""`hfrt demo`: simulate, train, export, predict new subjects, measure, report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperfusion_rt.bench import Report, chart
+from hyperfusion_rt.bench import bench as measure
+from hyperfusion_rt.config import Config, load_config
+from hyperfusion_rt.data.simulate import simulate_cohort
+from hyperfusion_rt.data.table import read_table
+from hyperfusion_rt.data.tabular import read_target
+from hyperfusion_rt.data.volumes import read_volume
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.export import export_run
+from hyperfusion_rt.files import replacing
+from hyperfusion_rt.runtime.command import Result, infer
+from hyperfusion_rt.runtime.machine import describe_machine
+from hyperfusion_rt.runtime.report import Page, figures, inference_page
+from hyperfusion_rt.training.metrics import classification
+from hyperfusion_rt.training.train import Callbacks, train
+
+Step = Callable[[str, int, int], None]
+Say = Callable[[str], None]
+
+_SPACING = 2
+_SEED, _NEW_SEED = 1, 2
+# torch.compile is left to `hfrt bench`: it would compile for half a minute.
+_CONTENDERS = ("hfrt", "onnxruntime", "openvino", "torch eager")
+
+
+def demo(
+    out: Path,
+    *,
+    subjects: int,
+    held_out: int,
+    force: bool = False,
+    on_step: Step | None = None,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Run the whole way into the folder `out`.
+
+    Returns `rows` (figure, value), `report` (the page's path), `metrics` and `optimum`.
+
+    Raises:
+        HyperFusionError: the folder exists, or a step failed.
+    """
+    step: Step = on_step or (lambda text, done, total: None)
+    tell: Say = say or (lambda text: None)
+    _prepare(out, force)
+    started = time.perf_counter()
+    train_root, new_root = out / "cohort", out / "new"
+    for folder, count, seed in ((train_root, subjects, _SEED), (new_root, held_out, _NEW_SEED)):
+        _simulate(folder, count, seed, step)
+    tell(f"simulated {subjects} subjects to train with and {held_out} new ones")
+    pictures = out / "subjects.png"
+    contrast(new_root, pictures)
+
+    config = load_config(train_root / "hfrt.yaml")
+    clock = time.perf_counter()
+
+    def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
+        step("training", epoch + 1, config.training.epochs)
+
+    run = train(
+        config,
+        train_root,
+        name="demo",
+        callbacks=Callbacks(
+            on_scan=lambda done, total: step("decoding", done, total), on_epoch=on_epoch
+        ),
+    )
+    trained = time.perf_counter() - clock
+    tell(f"trained in {trained:.0f} s; validation {_short(run.metrics['validation'][0])}")
+
+    step("exporting", 0, 0)
+    artifact = export_run(run, out / "demo.hfrt", force=True)
+    comparison = artifact.manifest.engines[0].comparison
+    tell(f"exported; differs from torch float64 by {comparison.largest_difference:.1e}")
+
+    result = infer(
+        [new_root / "scans"],
+        new_root / "data.csv",
+        artifact=artifact.folder,
+        out=out / "predictions.csv",
+        on_case=lambda done, total: step("predicting", done, total),
+    )
+    metrics = _score(config, new_root, result)
+    optimum = json.loads((new_root / "optimum.json").read_text(encoding="utf-8"))
+    tell(f"predicted {result.summary['ok']} new subjects: {_short(metrics)}")
+
+    cases = result.predictor.gather([new_root / "scans"], new_root / "data.csv").cases[:20]
+    speed = measure(
+        run,
+        artifact,
+        only=_CONTENDERS,
+        cases=cases,
+        on_step=lambda text: step(f"timing, {text}", 0, 0),
+    )
+    chart(speed, out / "bench.png")
+    page = _page(result, metrics, optimum, speed, pictures, run.folder, out)
+    page.write(out / "report.html")
+    seconds = time.perf_counter() - started
+    return {
+        "rows": _rows(metrics, optimum, result, speed, trained, seconds),
+        "report": str(out / "report.html"),
+        "metrics": metrics,
+        "optimum": optimum,
+    }
+
+
+def _prepare(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    ours = (out / "cohort" / "hfrt.yaml").exists() or not any(out.iterdir())
+    if not ours:
+        raise ConfigError(f"{out}: exists and is not a demo's folder; choose another one")
+    if not force and any(out.iterdir()):
+        raise ConfigError(f"{out}: exists; choose another folder, or replace it with --force")
+    try:
+        shutil.rmtree(out)
+    except OSError as error:
+        raise HyperFusionError(f"{out}: cannot be replaced: {error.strerror}") from None
+
+
+def _simulate(folder: Path, count: int, seed: int, step: Step) -> None:
+    done = 0
+
+    def on_subject(_: int) -> None:
+        nonlocal done
+        done += 1
+        step("simulating", done, count)
+
+    simulate_cohort(
+        folder, task="ad", subjects=count, seed=seed, spacing=_SPACING, on_subject=on_subject
+    )
+
+
+def _score(config: Config, root: Path, result: Result) -> dict[str, Any]:
+    """The figures of the predictions against the table's diagnoses, which the engine never saw."""
+    truth = {
+        row.subject: read_target(row, config.tabular) for row in read_table(root / "data.csv").rows
+    }
+    known = [(p, truth[p.subject]) for p in result.predictions if p.status == "ok"]
+    pairs = [(p.values, label) for p, label in known if label is not None]
+    return classification(
+        np.array([label for _, label in pairs], int),
+        np.array([values for values, _ in pairs]),
+        list(config.tabular.classes),
+    )
+
+
+def contrast(root: Path, path: Path) -> None:
+    """Draw the least and the most atrophied subject of a cohort: coronal and axial slices.
+
+    The slices pass through the hippocampi (y = -21 mm) and the lateral ventricles (z = 12 mm).
+    """
+    from matplotlib.figure import Figure
+
+    with open(root / "truth.csv", newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: float(row["atrophy"]))
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    panels = figure.subplots(2, 3)
+    for line, row in zip(panels, (rows[0], rows[-1]), strict=True):
+        volume = read_volume(root / "scans" / f"{row['subject']}.nii.gz")
+        inverse = np.linalg.inv(volume.affine)
+        top = np.percentile(volume.voxels[volume.voxels > 0], 99)
+        views = (
+            (lambda u, v: (u, np.full_like(u, -21.0), v), (-75, 75), (-60, 80), "y = -21 mm"),
+            (lambda u, v: (u, v, np.full_like(u, 12.0)), (-75, 75), (-108, 76), "z = 12 mm"),
+            (lambda u, v: (np.full_like(u, -26.0), u, v), (-69, 27), (-47, 17), "x = -26 mm"),
+        )
+        for axes, (place, width, height, title) in zip(line, views, strict=True):
+            u, v = np.meshgrid(np.arange(*width, 0.5), np.arange(*height, 0.5), indexing="ij")
+            points = np.stack([*place(u, v), np.ones_like(u)]).reshape(4, -1)
+            index = np.rint((inverse @ points)[:3]).astype(int)
+            size = np.array(volume.voxels.shape)[:, None]
+            index = np.clip(index, 0, size - 1)
+            plane = volume.voxels[tuple(index)].reshape(u.shape)
+            axes.imshow(plane.T, origin="lower", cmap="gray", vmin=0, vmax=top)
+            axes.set_title(title, fontsize=8)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        age = f"{float(row['AGE']):.0f} y" if row.get("AGE") else ""
+        line[0].set_ylabel(f"{row['DX']} {age}\natrophy {float(row['atrophy']):+.1f}", fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _short(metrics: dict[str, Any]) -> str:
+    low, high = metrics["balanced_accuracy_95"]
+    return f"balanced accuracy {metrics['balanced_accuracy']:.3f} (95 % {low:.3f} to {high:.3f})"
+
+
+def _optimum_rows(optimum: dict[str, Any]) -> list[tuple[str, float]]:
+    return [
+        ("Bayes optimum, image and table", optimum["both"]),
+        ("Bayes optimum, image only", optimum["image"]),
+        ("Bayes optimum, table only", optimum["table"]),
+    ]
+
+
+def _rows(
+    metrics: dict[str, Any],
+    optimum: dict[str, Any],
+    result: Result,
+    speed: Report,
+    trained: float,
+    seconds: float,
+) -> list[list[str]]:
+    rows = [
+        ["new subjects predicted", f"{result.summary['ok']} of {len(result.predictions)}"],
+        ["balanced accuracy", _short(metrics).removeprefix("balanced accuracy ")],
+        ["chance", f"{metrics['chance']:.3f}"],
+    ]
+    rows += [[name, f"{value:.3f}"] for name, value in _optimum_rows(optimum)]
+    rows += [
+        ["macro F1, AUC", f"{metrics['macro_f1']:.3f}, {metrics['auc']:.3f}"],
+        ["one scan from its file", f"{speed.end_to_end['total']:.1f} ms"],
+        ["training", f"{trained:.0f} s"],
+        ["everything", f"{seconds:.0f} s"],
+    ]
+    return rows
+
+
+def _page(
+    result: Result,
+    metrics: dict[str, Any],
+    optimum: dict[str, Any],
+    speed: Report,
+    pictures: Path,
+    run: Path,
+    out: Path,
+) -> Page:
+    manifest = result.predictor.manifest
+    page = Page("HyperFusion demo: simulated subjects that the network has not seen")
+    page.text(
+        "Anatomy: the MNI152 template, deformed per subject. The diagnosis is simulated: an atrophy "
+        "that also depends on age and sex, and biomarkers with gaps. Not a medical device.",
+        soft=True,
+    )
+    page.cards(figures(metrics))
+    page.heading("How near to the best possible")
+    page.text(
+        "The optimum is known because the cohort is simulated: it belongs to an observer who knows "
+        "the generative model and reads the atrophy from the scan without error."
+    )
+    low, high = metrics["balanced_accuracy_95"]
+    page.table(
+        ["", "balanced accuracy"],
+        [
+            ("this network", f"{metrics['balanced_accuracy']:.3f} (95 % {low:.3f} to {high:.3f})"),
+            *[(name, f"{value:.3f}") for name, value in _optimum_rows(optimum)],
+            ("chance", f"{metrics['chance']:.3f}"),
+        ],
+    )
+    page.heading("Where it errs")
+    names = metrics["classes"]
+    confusion = [(f"is {n}", *line) for n, line in zip(names, metrics["confusion"], strict=True)]
+    page.table(["", *[f"predicted {n}" for n in names]], confusion)
+    page.heading("The least and the most atrophied of the new subjects")
+    page.image(pictures, "slices of two simulated subjects")
+    page.heading("Learning curve")
+    page.image(run / "learning_curve.png", "loss and balanced accuracy over the epochs")
+    page.heading("How fast")
+    page.image(out / "bench.png", "milliseconds per box of every engine")
+    page.table(
+        ["contender", "type", "batch", "median ms", "GFLOP/s", "difference from float64"],
+        [
+            (t.contender, t.precision, t.batch, t.median_ms, t.gflops, f"{t.difference:.1e}")
+            for t in speed.timings
+        ],
+    )
+    parts = ", ".join(f"{k} {v:.1f} ms" for k, v in speed.end_to_end.items() if k != "scans")
+    page.text(
+        f"One scan from its file: {parts}. Limits of this machine: {speed.limit_gflops:.0f} "
+        f"GFLOP/s in float32, {speed.limit_gbs:.0f} GB/s copied."
+    )
+    rest = inference_page(
+        manifest,
+        result.predictions,
+        result.summary,
+        result.predictor.engine,
+        describe_machine(),
+    )
+    page.parts += rest.parts
+    return page

@@ -1,0 +1,13 @@
+"""The published networks, their baselines, and the layers that they are made of."""
+
+from hyperfusion_rt.models.initialisation import initialise_generators, load_embedding
+from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
+from hyperfusion_rt.models.registry import build_network
+
+__all__ = [
+    "HyperConv3d",
+    "HyperLinear",
+    "build_network",
+    "initialise_generators",
+    "load_embedding",
+]

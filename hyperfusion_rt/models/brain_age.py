@@ -1,0 +1,93 @@
+"""The brain-age network: years from the whole brain, conditioned on sex (arXiv 2403.13319).
+
+No padding anywhere; the four linear layers are generated. The attribute names are those of the
+published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.models.layers import ChannelAffine, Conditioned, HyperLinear
+
+
+def flat_features(features: int, shape: tuple[int, int, int]) -> int:
+    """The length of the flattened features for a volume of `shape`.
+
+    Raises:
+        ConfigError: the volume is too small for three stages of two 3x3x3 convolutions.
+    """
+    sizes = list(shape)
+    for _ in range(3):
+        sizes = [(size - 4) // 2 for size in sizes]
+    if min(sizes) < 1:
+        raise ConfigError(
+            f"the brain-age network needs at least 36 voxels along each axis, not {shape}"
+        )
+    return 4 * features * math.prod(sizes)
+
+
+class BrainAgeNetwork(nn.Module):
+    """`forward(image [B, 1, D, H, W], tabular [B, T]) -> [B, outputs]`, in years.
+
+    `fusion`: `hyper` generates the four linear layers, `film` and `daft` scale and shift the last
+    stage's input, `concat` joins the row to the input of the second linear layer, `image` ignores
+    the table.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        shape: tuple[int, int, int],
+        tabular_width: int,
+        outputs: int,
+    ) -> None:
+        super().__init__()
+        f, momentum, fusion = config.features, config.bn_momentum, config.fusion
+        self.fusion = fusion
+        stages = ((1, f), (f, 2 * f), (2 * f, 4 * f))
+        self.conv1_a, self.conv2_a, self.conv3_a = (nn.Conv3d(i, o, 3) for i, o in stages)
+        self.conv1_b, self.conv2_b, self.conv3_b = (nn.Conv3d(o, o, 3) for _, o in stages)
+        self.batchnorm1, self.batchnorm2, self.batchnorm3 = (
+            nn.BatchNorm3d(o, momentum=momentum) for _, o in stages
+        )
+        self.pool = nn.MaxPool3d(2)
+        self.drop = nn.Dropout3d(0.2 * config.dropout)
+        if fusion in ("film", "daft"):
+            self.affine = ChannelAffine(2 * f, tabular_width, with_image=fusion == "daft")
+        flat = flat_features(f, shape)
+        second = 16 + (tabular_width if fusion == "concat" else 0)
+
+        def dense(size: int, out: int) -> Conditioned:
+            if fusion != "hyper":
+                return Conditioned(nn.Linear(size, out))
+            return Conditioned(
+                HyperLinear(size, out, condition_features=tabular_width, embedding_features=1)
+            )
+
+        self.linear1, self.linear2 = dense(flat, 16), dense(second, 32)
+        self.linear3, self.final_layer = dense(32, 64), dense(64, outputs)
+
+    def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
+        """`image [B, 1, D, H, W]`, `tabular [B, T]` → years `[B, outputs]`."""
+        x = self.conv1_b(self.conv1_a(image).relu()).relu()
+        x = self.batchnorm1(self.pool(x))
+        x = self.conv2_b(self.conv2_a(x).relu()).relu()
+        x = self.batchnorm2(self.pool(x))
+        if self.fusion in ("film", "daft"):
+            x = self.affine(x, tabular)
+        x = self.conv3_b(self.conv3_a(x).relu()).relu()
+        x = self.drop(self.batchnorm3(self.pool(x))).flatten(1)
+        x = self.linear1(x, tabular).relu()
+        if self.fusion == "concat":
+            x = torch.cat([x, tabular], 1)
+        x = self.linear2(x, tabular).relu()
+        x = self.linear3(x, tabular).relu()
+        years: Tensor = self.final_layer(x, tabular)
+        return years

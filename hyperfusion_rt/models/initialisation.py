@@ -1,0 +1,76 @@
+"""Initial weights of the generators (Chang et al., Principled Weight Initialization for
+Hypernetworks, ICLR 2020), and the embedding that was trained before.
+
+    Var(weights_gen) = 2^relu / (2^bias · fan_in · K · Var(e)),   Var(bias_gen) = 2^relu / (2 · K · Var(e))
+
+uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows; `bias`: 1 where the layer
+also generates a bias, as all of ours do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.models.ad import ADNetwork
+from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.models.brain_age import BrainAgeNetwork
+from hyperfusion_rt.models.layers import HyperNetwork
+
+_BRAIN_AGE_VARIANCE = 0.25
+
+
+def initialise_generator(net: HyperNetwork, variance: float, *, relu: bool) -> None:
+    """Set one hypernetwork's generators, for an embedding of this variance."""
+    size = net.weights_gen.in_features
+    fan_in = math.prod(net.weight_shape[1:])
+    gain = 2.0 if relu else 1.0
+    weights = gain / (2.0 * fan_in * size * variance)
+    bias = gain / (2.0 * size * variance)
+    # A uniform distribution on [-a, a] has the variance a² / 3.
+    nn.init.uniform_(net.weights_gen.weight, -math.sqrt(3 * weights), math.sqrt(3 * weights))
+    nn.init.uniform_(net.bias_gen.weight, -math.sqrt(3 * bias), math.sqrt(3 * bias))
+    nn.init.zeros_(net.weights_gen.bias)
+    nn.init.zeros_(net.bias_gen.bias)
+
+
+def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
+    """Initialise every generated layer of a published network.
+
+    AD: Var(e) is measured over the training table `tabular [N, T]`. Brain age: Var(e) = 0.25, and
+    the embeddings Linear(T → 1) start at weights 1, bias 0.
+    """
+    if isinstance(network, BrainAgeNetwork):
+        for name, module in network.named_modules():
+            if isinstance(module, HyperNetwork):
+                nn.init.ones_(module.embedding_model.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(module.embedding_model.bias)  # type: ignore[arg-type]
+                relu = not name.startswith("final_layer")
+                initialise_generator(module, _BRAIN_AGE_VARIANCE, relu=relu)
+        return
+    for module in network.modules():
+        if isinstance(module, HyperNetwork):
+            training = module.training
+            module.eval()
+            with torch.no_grad():
+                variance = float(module.embedding_model(tabular).var())
+            module.train(training)
+            # The shortcut's output meets BN and an addition, no ReLU.
+            initialise_generator(module, max(variance, 1e-6), relu=False)
+
+
+def load_embedding(network: nn.Module, tabular_network: nn.Module) -> None:
+    """Copy the embedding of a trained `TabularNetwork` into an AD HyperFusion network.
+
+    Raises:
+        ConfigError: the networks are not of these kinds.
+    """
+    fits = isinstance(network, ADNetwork) and network.fusion == "hyper"
+    if not fits or not isinstance(tabular_network, TabularNetwork):
+        raise ConfigError("only an AD network with fusion 'hyper' takes a tabular embedding")
+    for module in network.modules():
+        if isinstance(module, HyperNetwork):
+            module.embedding_model.load_state_dict(tabular_network.embedding_model.state_dict())

@@ -1,0 +1,164 @@
+"""Layers whose weights are generated per sample from a condition."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
+
+Triple = tuple[int, int, int]
+
+
+def tabular_embedding(width: int, size: int) -> nn.Sequential:
+    """Linear(T → K) · BatchNorm · PReLU: the AD network's embedding of a row `[B, T]`."""
+    return nn.Sequential(nn.Linear(width, size), nn.BatchNorm1d(size), nn.PReLU())
+
+
+class HyperNetwork(nn.Module):
+    """Condition `[B, T]` → embedding `e [B, K]` → weights, by two linear generators.
+
+    `weights_gen` is Linear(K → number of weights), `bias_gen` Linear(K → Cout).
+    """
+
+    def __init__(self, embedding: nn.Module, size: int, weight_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight_shape = weight_shape
+        self.embedding_model = embedding
+        self.weights_gen = nn.Linear(size, math.prod(weight_shape))
+        self.bias_gen = nn.Linear(size, weight_shape[0])
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The op's arguments `(e [B, K], G [K, ...], h [K, Cout], g0 [...], h0 [Cout])`."""
+        shape = self.weight_shape
+        return (
+            self.embedding_model(condition),
+            self.weights_gen.weight.t().reshape(-1, *shape),
+            self.bias_gen.weight.t(),
+            self.weights_gen.bias.view(shape),
+            self.bias_gen.bias,
+        )
+
+
+class HyperConv3d(nn.Module):
+    """A 3D convolution whose weights and bias are generated per sample.
+
+    `layer(x [B, Cin, D, H, W], condition [B, T]) -> [B, Cout, D', H', W']`
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in Conv3d.
+        condition_features: T.
+        embedding_features: K. Without `embedding` a Linear(T → K) is made.
+        embedding: a module `[B, T] -> [B, K]` to use instead.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Triple,
+        *,
+        condition_features: int,
+        embedding_features: int = 8,
+        stride: int | Triple = 1,
+        padding: int | Triple = 0,
+        dilation: int | Triple = 1,
+        groups: int = 1,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{in_channels} and {out_channels} channels cannot be split into {groups} groups"
+            )
+        kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.stride, self.padding = stride, padding
+        self.dilation, self.groups = dilation, groups
+        self.hyper_net = HyperNetwork(
+            embedding or nn.Linear(condition_features, embedding_features),
+            embedding_features,
+            (out_channels, in_channels // groups, *kernel),
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`x [B, Cin, D, H, W]`, `condition [B, T]` → `[B, Cout, D', H', W']`."""
+        return hyper_conv3d(
+            x,
+            *self.hyper_net(condition),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
+class HyperLinear(nn.Module):
+    """A linear layer whose weights and bias are generated per sample.
+
+    `layer(x [B, Cin], condition [B, T]) -> [B, Cout]`; arguments as in `HyperConv3d`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        condition_features: int,
+        embedding_features: int = 8,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.hyper_net = HyperNetwork(
+            embedding or nn.Linear(condition_features, embedding_features),
+            embedding_features,
+            (out_features, in_features),
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`x [B, Cin]`, `condition [B, T]` → `[B, Cout]`."""
+        return hyper_linear(x, *self.hyper_net(condition))
+
+
+class Conditioned(nn.Module):
+    """Holds `layer` and hands the condition on if the layer takes one.
+
+    The published checkpoints have this level in their names (`fc1.layer.weight`).
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.takes_condition = isinstance(layer, (HyperConv3d, HyperLinear))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The layer's output."""
+        y: Tensor = self.layer(x, condition) if self.takes_condition else self.layer(x)
+        return y
+
+
+class ChannelAffine(nn.Module):
+    """FiLM and DAFT: the table scales and shifts the channels of `x [B, C, D, H, W]`.
+
+        (a, b) = W2 relu(W1 t),   y = (1 + a) · x + b,   both linear maps without bias
+
+    FiLM (Perez et al., AAAI 2018): t is the row `[B, T]`. DAFT (Pölsterl et al., MICCAI 2021): t is
+    the row joined with the global average of x. The 1 keeps the layer near the identity at first.
+    """
+
+    def __init__(
+        self, channels: int, condition_features: int, *, with_image: bool, hidden: int = 7
+    ) -> None:
+        super().__init__()
+        self.with_image = with_image
+        width = condition_features + (channels if with_image else 0)
+        self.reduce = nn.Linear(width, hidden, bias=False)
+        self.expand = nn.Linear(hidden, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`x [B, C, D, H, W]`, `condition [B, T]` → `[B, C, D, H, W]`."""
+        if self.with_image:
+            condition = torch.cat([x.mean((2, 3, 4)), condition], 1)
+        scale, shift = self.expand(self.reduce(condition).relu())[..., None, None, None].chunk(2, 1)
+        return (1 + scale) * x + shift

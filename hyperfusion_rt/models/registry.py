@@ -1,0 +1,27 @@
+"""One registry of networks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from hyperfusion_rt.config import NetworkConfig, Shape
+from hyperfusion_rt.models.ad import ADNetwork
+from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.models.brain_age import BrainAgeNetwork
+
+
+def build_network(
+    config: NetworkConfig, *, shape: Shape, tabular_width: int, outputs: int
+) -> nn.Module:
+    """The network that `config` names, with PyTorch's initial weights.
+
+    `forward(image [B, 1, *shape], tabular [B, T]) -> [B, outputs]`.
+
+    Raises:
+        ConfigError: the volume is too small for the network.
+    """
+    if config.fusion == "tabular":
+        return TabularNetwork(tabular_width, outputs, config.embedding)
+    if config.task == "ad":
+        return ADNetwork(config, tabular_width=tabular_width, outputs=outputs)
+    return BrainAgeNetwork(config, shape=shape, tabular_width=tabular_width, outputs=outputs)

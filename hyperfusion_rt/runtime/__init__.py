@@ -1,0 +1,1 @@
+"""Inference: the artifact, the engines, the streaming pipeline, the report. No torch."""

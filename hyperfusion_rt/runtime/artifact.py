@@ -1,0 +1,196 @@
+"""The artifact: a folder `NAME.hfrt/` that inference needs and nothing else.
+
+    manifest.json          what the engines compute, from which inputs, and how that was checked
+    member-0.onnx, ...     one engine file per member and engine
+
+The manifest carries the SHA-256 of every file and of itself. A file that was changed, a manifest
+that was edited, and a format that is newer than this program are refused. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from hyperfusion_rt.config import Frozen, Preprocessing, TableSpec, Task
+from hyperfusion_rt.data.tabular import TabularEncoder
+from hyperfusion_rt.errors import ArtifactError
+from hyperfusion_rt.files import sha256, write_text
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Comparison(Frozen):
+    """What was compared at export. `largest_difference` is relative to the outputs' scale."""
+
+    against: str
+    cases: int
+    real_cases: bool
+    batches: tuple[int, ...]
+    largest_difference: float
+    tolerance: float
+
+
+class EngineFile(Frozen):
+    """One file that one engine executes: one member's network."""
+
+    engine: str
+    member: int
+    file: str
+    sha256: str
+    size: int
+    precision: Literal["fp32"]
+    inputs: dict[str, tuple[int | str, ...]]
+    outputs: dict[str, tuple[int | str, ...]]
+    device: str
+    comparison: Comparison
+
+
+class Provenance(Frozen):
+    """Where the artifact comes from."""
+
+    created: str
+    run: str
+    network: dict[str, Any]
+    parameters: int
+    gflop: float
+    versions: dict[str, str]
+    cases: dict[str, int]
+    metrics: dict[str, Any]
+
+
+class Manifest(Frozen):
+    """The content of `manifest.json`. `members` holds one fitted tabular encoder each."""
+
+    format_version: int
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    unit: Literal["probability", "years"]
+    preprocessing: Preprocessing
+    table: TableSpec
+    members: tuple[TabularEncoder, ...]
+    combine: Literal["mean", "confidence_weighted"]
+    engines: tuple[EngineFile, ...]
+    provenance: Provenance
+    checksum: str = ""
+
+    def digest(self) -> str:
+        """The SHA-256 of everything but the checksum itself."""
+        content = self.model_dump(mode="json", exclude={"checksum"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: its folder and its checked manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Artifact:
+        """Read and check the manifest of `folder`.
+
+        Raises:
+            ArtifactError: not an artifact, damaged, edited, or of a newer format.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{folder}: not an artifact (no {MANIFEST}); make one with 'hfrt export'"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: cannot be read: {error}; export again") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if not isinstance(version, int):
+            raise ArtifactError(f"{path}: has no format_version; export again")
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: format version {version}, but this program reads up to {FORMAT_VERSION}; "
+                "upgrade hyperfusion_rt"
+            )
+        try:
+            manifest = Manifest.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(f"{path}: damaged at {where}: {first['msg']}") from None
+        if manifest.checksum != manifest.digest():
+            raise ArtifactError(
+                f"{path}: changed after it was written (its checksum is wrong); export again"
+            )
+        return cls(folder, manifest)
+
+    def write(self) -> Artifact:
+        """Write the manifest, with its checksum, after the files it names."""
+        signed = self.manifest.model_copy(update={"checksum": self.manifest.digest()})
+        write_text(self.folder / MANIFEST, signed.model_dump_json(indent=2) + "\n")
+        return Artifact(self.folder, signed)
+
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines that have a file here, in order, each once."""
+        return list(dict.fromkeys(file.engine for file in self.manifest.engines))
+
+    def files(self, engine: str) -> list[Path]:
+        """The files of `engine`, one per member in order, each with the right hash.
+
+        Raises:
+            ArtifactError: a file is missing or changed, or the artifact lacks this engine.
+        """
+        entries = sorted(
+            (entry for entry in self.manifest.engines if entry.engine == engine),
+            key=lambda entry: entry.member,
+        )
+        if not entries:
+            raise ArtifactError(
+                f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
+                f"add it with 'hfrt export --engine {engine}'"
+            )
+        if [entry.member for entry in entries] != list(range(len(self.manifest.members))):
+            raise ArtifactError(
+                f"{self.folder}: the '{engine}' engine has not one file per member; export again"
+            )
+        for entry in entries:
+            path = self.folder / entry.file
+            if path.parent != self.folder:
+                raise ArtifactError(f"{self.folder}: file name {entry.file!r} leaves the folder")
+            try:
+                found = sha256(path)
+            except FileNotFoundError:
+                raise ArtifactError(
+                    f"{path}: is missing; copy the whole folder, or export again"
+                ) from None
+            except OSError as error:
+                raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+            if found != entry.sha256:
+                raise ArtifactError(
+                    f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
+                    f"{entry.sha256[:12]}...); copy it again, or export again"
+                )
+        return [self.folder / entry.file for entry in entries]
+
+
+def latest_artifact(folder: Path) -> Path:
+    """The newest `*.hfrt` folder in `folder`.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    found = [path.parent for path in folder.glob(f"*.hfrt/{MANIFEST}")]
+    if not found:
+        raise ArtifactError(
+            f"{folder}: no artifact (*.hfrt) here; make one with 'hfrt export', or name one with "
+            "--artifact"
+        )
+    return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

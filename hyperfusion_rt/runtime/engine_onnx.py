@@ -1,0 +1,42 @@
+"""The ONNX Runtime engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.errors import EngineError, MissingExtraError
+from hyperfusion_rt.runtime.machine import usable_cores
+
+
+class OnnxEngine:
+    """Runs one ONNX file with ONNX Runtime; see `hyperfusion_rt.runtime.engines.Engine`.
+
+    CUDA is used where onnxruntime-gpu offers it, otherwise the CPU.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise MissingExtraError("onnxruntime", "cpu", "the onnx engine") from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or usable_cores()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        available = ort.get_available_providers()
+        wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=wanted)
+        except Exception as error:
+            raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from None
+
+    def __call__(
+        self, image: NDArray[np.float32], tabular: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Run one batch: `image [B, 1, D, H, W]`, `tabular [B, T]` → `[B, C]`."""
+        feed = {"image": image, "tabular": tabular}
+        output: NDArray[np.float32] = self._session.run(["output"], feed)[0]
+        return output

@@ -1,0 +1,70 @@
+"""The engine protocol and the choice of an engine. A backend is imported when it is opened."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.errors import EngineError
+from hyperfusion_rt.runtime.artifact import Artifact
+
+
+class Engine(Protocol):
+    """Executes one member's network.
+
+    `image float32 [B, 1, D, H, W]`, `tabular float32 [B, T]` (encoded) → `float32 [B, C]`: logits,
+    or years. Safe to call from several threads.
+    """
+
+    def __call__(
+        self, image: NDArray[np.float32], tabular: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Run one batch."""
+        ...
+
+
+# name → (module, class); in the order in which `auto` prefers them.
+_ENGINES = {"onnx": ("hyperfusion_rt.runtime.engine_onnx", "OnnxEngine")}
+_LATER = {
+    "native": "the native CPU engine is not part of this version",
+    "trt": "TensorRT engines are not part of this version; they will need an NVIDIA GPU and "
+    "pip install 'hyperfusion_rt[trt]'",
+    "trt-rtx": "TensorRT-RTX engines are not part of this version; they will need "
+    "pip install tensorrt_rtx",
+    "torch": "the torch engine is not part of this version",
+}
+EXPORTABLE = tuple(_ENGINES)
+
+
+def check_name(name: str) -> None:
+    """Raise an EngineError that says why `name` cannot be used, unless it can."""
+    if name in _ENGINES:
+        return
+    if name in _LATER:
+        raise EngineError(f"engine '{name}': {_LATER[name]}. Use: {', '.join(_ENGINES)}")
+    raise EngineError(f"there is no engine '{name}'; choose from {', '.join(_ENGINES)}")
+
+
+def open_engines(
+    artifact: Artifact, name: str = "auto", threads: int | None = None
+) -> tuple[str, list[Engine]]:
+    """Open one engine per member of `artifact`; returns the engine's name and the engines.
+
+    `auto` takes the first engine of the artifact, in order of preference, that is installed.
+    `threads`: None uses every core that the process may use.
+
+    Raises:
+        EngineError, MissingExtraError, ArtifactError: what is wrong and how to repair it.
+    """
+    if name == "auto":
+        name = next((known for known in _ENGINES if known in artifact.engines), "onnx")
+    check_name(name)
+    module, kind = _ENGINES[name]
+    open_one: Any = getattr(importlib.import_module(module), kind)
+    files: Sequence[Path] = artifact.files(name)
+    return name, [open_one(path, threads) for path in files]

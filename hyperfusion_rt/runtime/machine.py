@@ -1,0 +1,46 @@
+"""What this machine is: the description that stands beside every measured figure."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: its affinity, and the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, cores, memory, operating system, Python."""
+    model = platform.processor() or platform.machine()
+    isa = ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+            if line.startswith("flags"):
+                flags = line.split(":", 1)[1].split()
+                known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+                isa = " ".join(flag for flag in known if flag in flags)
+                break
+    memory = "unknown"
+    with contextlib.suppress(OSError, ValueError):
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = f"{size / 2**30:.0f} GiB"
+    return {
+        "processor": model,
+        "instruction sets": isa,
+        "cores": str(usable_cores()),
+        "memory": memory,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,1 @@
+"""Training: splits, metrics, the loop, and the run folder that they write."""

@@ -1,0 +1,99 @@
+"""A run made from somebody else's weights, so that it exports like one that was trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from hyperfusion_rt.config import Config, Feature, NetworkConfig, preset
+from hyperfusion_rt.data.table import read_table
+from hyperfusion_rt.data.tabular import TabularEncoder
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.models import build_network
+from hyperfusion_rt.models.checkpoint import describe_state, read_state
+from hyperfusion_rt.training.loop import outputs_count
+from hyperfusion_rt.training.run import Run
+
+
+def run_from_state(
+    state: dict[str, Tensor],
+    config: Config,
+    encoder: TabularEncoder,
+    parent: Path,
+    *,
+    name: str,
+    source: str,
+) -> Run:
+    """Write the run `parent/name` with these weights, after they have been loaded once.
+
+    Raises:
+        ConfigError: the weights do not fit the network that `config` describes.
+    """
+    network = build_network(
+        config.network,
+        shape=config.preprocessing.shape,
+        tabular_width=encoder.width,
+        outputs=outputs_count(config),
+    )
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"{source}: does not fit preset '{config.preset}': {error}") from None
+    from safetensors.torch import save_file
+
+    run = Run.create(parent, config, name)
+    member = run.member(0)
+    write_text(member.folder / "encoder.json", encoder.model_dump_json(indent=2))
+    with replacing(member.weights) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    run.write_metrics({"imported_from": source})
+    return run
+
+
+def import_checkpoint(
+    path: Path, parent: Path, *, name: str | None = None, table: Path | None = None
+) -> Run:
+    """Make a run from a checkpoint with the published networks' layer names.
+
+    Without `table`, the run's encoder expects columns x0, x1, ... that are encoded already, as the
+    checkpoint's authors did it. With `table`, the preset's encoder is fitted on that table: right
+    only if the checkpoint was trained with the same columns, in the same order.
+
+    Raises:
+        ConfigError: not such a checkpoint, or the table gives another number of inputs.
+        TableError: the table cannot be used.
+    """
+    state = read_state(path)
+    network, width, outputs, _ = describe_state(state)
+    if table is not None:
+        spec = preset(network.task).tabular
+        encoder = TabularEncoder.fit(read_table(table).rows, spec)
+        if encoder.width != width:
+            raise ConfigError(
+                f"{path}: the network reads {width} table inputs, but {table} encodes to "
+                f"{encoder.width} ({', '.join(encoder.names)}); leave the table out to give "
+                "encoded columns yourself"
+            )
+        config = _config(network, outputs, None)
+    else:
+        encoder = TabularEncoder.passthrough(width)
+        config = _config(network, outputs, encoder)
+    return run_from_state(
+        state, config, encoder, parent, name=name or f"imported-{path.stem}", source=path.name
+    )
+
+
+def _config(network: NetworkConfig, outputs: int, encoder: TabularEncoder | None) -> Config:
+    change: dict[str, object] = {"network": network.model_dump(), "training": {"members": 1}}
+    if encoder is not None:
+        features = [Feature(name=name, kind="numeric").model_dump() for name in encoder.names]
+        change["tabular"] = {"features": features, "stratify": ()}
+    config = preset(network.task, change)
+    if config.tabular.classes and outputs != len(config.tabular.classes):
+        names = {f"class{i}": (f"class{i}",) for i in range(outputs)}
+        config = config.model_copy(
+            update={"tabular": config.tabular.model_copy(update={"classes": names})}
+        )
+    return config

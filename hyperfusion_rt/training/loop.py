@@ -1,0 +1,357 @@
+"""The training loop of one member: the epochs, the checkpoint to resume from, the best weights.
+
+Every epoch draws its random numbers from (seed, epoch) alone. So a run that was killed continues
+from its last checkpoint to the same numbers as one that was not (on one device and thread count).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hyperfusion_rt.config import Config
+from hyperfusion_rt.data.tabular import TabularEncoder
+from hyperfusion_rt.ensemble import combine
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.models import build_network, initialise_generators, load_embedding
+from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.metrics import balanced_accuracy
+from hyperfusion_rt.training.run import Member
+from hyperfusion_rt.training.splits import split_names
+
+Progress = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One member's view of the data: case indices and encoded rows `tabular float32 [N, T]`."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+    tabular: NDArray[np.float32]
+    encoder: TabularEncoder
+
+
+def split_of(dataset: Dataset, config: Config, member: int) -> Split:
+    """The split of `member`; its encoder is fitted on its training rows only."""
+    names = np.array(split_names(dataset.parts, config.training.parts, member))
+    train, validation, test = (
+        np.flatnonzero(names == name) for name in ("train", "validation", "test")
+    )
+    rows = dataset.rows
+    encoder = TabularEncoder.fit([rows[i] for i in train], config.tabular)
+    return Split(train, validation, test, encoder.encode(rows), encoder)
+
+
+def outputs_count(config: Config) -> int:
+    """The number of outputs: classes, or one number."""
+    return len(config.tabular.classes) or 1
+
+
+class Loss:
+    """Cross-entropy with class weights, or the mean squared error in years²."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        weights = config.training.class_weights
+        if weights and len(weights) != outputs_count(config):
+            raise ConfigError(
+                f"training.class_weights has {len(weights)} numbers for "
+                f"{outputs_count(config)} classes"
+            )
+        self.classes = bool(config.tabular.classes)
+        self.weight = torch.tensor(weights, device=device) if weights else None
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`outputs [B, C]` against `targets float [B]`."""
+        if self.classes:
+            return nn.functional.cross_entropy(outputs, targets.long(), self.weight)
+        return nn.functional.mse_loss(outputs[:, 0], targets)
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module, dataset: Dataset, split: Split, indices: NDArray[np.int64], batch: int
+) -> NDArray[np.float64]:
+    """Raw outputs `[len(indices), N boxes, C]` in eval mode, float32 arithmetic."""
+    network.eval()
+    device = next(network.parameters()).device
+    found = []
+    for start in range(0, len(indices), batch):
+        chosen = indices[start : start + batch]
+        images = torch.from_numpy(dataset.images(chosen)).to(device)
+        tabular = torch.from_numpy(split.tabular[chosen]).to(device)
+        boxes = images.shape[1]
+        outputs = network(images.flatten(0, 1), tabular.repeat_interleave(boxes, 0))
+        found.append(outputs.unflatten(0, (-1, boxes)).double().cpu().numpy())
+    if not found:
+        return np.empty((0, len(dataset.cache.preprocessing.boxes), 1))
+    return np.concatenate(found)
+
+
+def summarise(config: Config, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities or years `[N, C]` from members' raw `outputs [M, N, boxes, C]`."""
+    how = config.training.combine
+    cases = range(outputs.shape[1])
+    return np.stack([combine(outputs[:, i], config.task, how)[0] for i in cases])
+
+
+class Trainer:
+    """Trains one member and keeps its folder."""
+
+    def __init__(
+        self, config: Config, dataset: Dataset, member: Member, index: int, device: torch.device
+    ) -> None:
+        self.config, self.dataset, self.member, self.device = config, dataset, member, device
+        self.seed = config.training.seed + 1000 * index
+        self.split = split_of(dataset, config, index)
+        self.loss = Loss(config, device)
+        self.history: list[dict[str, Any]] = []
+        self.best: tuple[float, float] = (-math.inf, -math.inf)
+        self.best_epoch = -1
+
+    # ---- before the first epoch
+
+    def build(self) -> nn.Module:
+        """The network with its initial weights, the embedding trained first where it has one."""
+        torch.manual_seed(self.seed)
+        config, width = self.config, self.split.encoder.width
+        network = build_network(
+            config.network,
+            shape=config.preprocessing.shape,
+            tabular_width=width,
+            outputs=outputs_count(config),
+        )
+        if config.network.fusion == "hyper":
+            if config.task == "ad":
+                load_embedding(network, self._pretrain(width))
+            initialise_generators(network, torch.from_numpy(self.split.tabular[self.split.train]))
+        if config.task == "brain-age":
+            _start_at(network, float(self.dataset.targets[self.split.train].mean()))
+        return network.to(self.device)
+
+    def _pretrain(self, width: int) -> nn.Module:
+        """The tabular-only network, whose embedding the hypernetwork starts from."""
+        training = self.config.training
+        mlp = TabularNetwork(width, outputs_count(self.config), self.config.network.embedding)
+        optimiser = torch.optim.Adam(mlp.parameters(), lr=1e-2, weight_decay=training.weight_decay)
+        tabular = torch.from_numpy(self.split.tabular)
+        targets = torch.from_numpy(self.dataset.targets).float()
+        loss = Loss(self.config, torch.device("cpu"))
+        validation = torch.from_numpy(self.split.validation)
+        truth = self.dataset.targets[self.split.validation]
+        image = tabular.new_empty(0)
+        best, kept = -math.inf, mlp.state_dict()
+        for epoch in range(training.embedding_epochs):
+            rng = np.random.default_rng([self.seed, 1, epoch])
+            mlp.train()
+            for batch in _batches(self.split.train, 32, rng):
+                index = torch.from_numpy(batch)
+                optimiser.zero_grad()
+                loss(mlp(image, tabular[index]), targets[index]).backward()
+                optimiser.step()
+            mlp.eval()
+            with torch.inference_mode():
+                predicted = mlp(image, tabular[validation]).argmax(1).numpy()
+            score = balanced_accuracy(truth, predicted, outputs_count(self.config))
+            if score > best:
+                best = score
+                kept = {name: value.clone() for name, value in mlp.state_dict().items()}
+        mlp.load_state_dict(kept)
+        return mlp
+
+    # ---- the epochs
+
+    def train(self, on_epoch: Progress | None = None, *, resume: bool = False) -> None:
+        """Run the epochs that are left; the best weights are in `member.weights` afterwards."""
+        training = self.config.training
+        write_text(
+            self.member.folder / "encoder.json", self.split.encoder.model_dump_json(indent=2)
+        )
+        network = self.build()
+        optimiser = torch.optim.Adam(
+            network.parameters(), lr=training.lr, weight_decay=training.weight_decay
+        )
+        cuda = self.device.type == "cuda"
+        half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
+        amp = torch.autocast(self.device.type, dtype=half, enabled=training.amp and cuda)
+        scaler = torch.amp.GradScaler(enabled=training.amp and cuda and half == torch.float16)
+        start = self._restore(network, optimiser, scaler) if resume else 0
+        board = self._board(start)
+        try:
+            for epoch in range(start, training.epochs):
+                if training.patience and epoch - self.best_epoch > training.patience:
+                    break
+                began = time.perf_counter()
+                for group in optimiser.param_groups:
+                    group["lr"] = self._rate(epoch)
+                train_loss = self._epoch(network, optimiser, scaler, amp, epoch)
+                row = {"epoch": epoch, "lr": self._rate(epoch), "train_loss": train_loss}
+                row |= self._validate(network)
+                self._keep_best(network, row)
+                row["seconds"] = time.perf_counter() - began
+                self.history.append(row)
+                self._save(network, optimiser, scaler)
+                for name, value in row.items():
+                    if name != "epoch":
+                        board.add_scalar(name, value, epoch)
+                if on_epoch is not None:
+                    on_epoch(epoch, row)
+        finally:
+            board.close()
+
+    def _rate(self, epoch: int) -> float:
+        training = self.config.training
+        if training.schedule == "constant":
+            return training.lr
+        return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
+
+    def _epoch(
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        amp: torch.autocast,
+        epoch: int,
+    ) -> float:
+        rng = np.random.default_rng([self.seed, 0, epoch])
+        torch.manual_seed(int(rng.integers(1 << 62)))
+        network.train()
+        total, count = 0.0, 0
+        for batch in _batches(self.split.train, self.config.training.batch_size, rng):
+            images = self.dataset.images(batch)
+            # Augmentation of the protocol: one hippocampus per sample, left or right at random.
+            side = rng.integers(images.shape[1], size=len(batch))
+            image = torch.from_numpy(images[np.arange(len(batch)), side]).to(self.device)
+            tabular = torch.from_numpy(self.split.tabular[batch]).to(self.device)
+            targets = torch.from_numpy(self.dataset.targets[batch]).float().to(self.device)
+            optimiser.zero_grad(set_to_none=True)
+            with amp:
+                outputs = network(image, tabular)
+            loss = self.loss(outputs.float(), targets)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimiser)
+            scaler.update()
+            total += float(loss) * len(batch)
+            count += len(batch)
+        mean = total / count
+        if not math.isfinite(mean):
+            raise HyperFusionError(
+                f"the training loss became {mean} in epoch {epoch}: lower training.lr "
+                f"(now {self._rate(epoch):g}) in hfrt.yaml"
+            )
+        return mean
+
+    def _validate(self, network: nn.Module) -> dict[str, float]:
+        indices = self.split.validation
+        outputs = predict(network, self.dataset, self.split, indices, 16)
+        truth = self.dataset.targets[indices]
+        flat = torch.from_numpy(outputs).flatten(0, 1)
+        repeated = torch.from_numpy(truth).repeat_interleave(outputs.shape[1])
+        weight = None if self.loss.weight is None else self.loss.weight.cpu().double()
+        values = summarise(self.config, outputs[None])
+        if not self.config.tabular.classes:
+            error = values[:, 0] - truth
+            return {
+                "validation_loss": float((flat[:, 0] - repeated).square().mean()),
+                "validation_mae": float(np.abs(error).mean()),
+            }
+        loss = nn.functional.cross_entropy(flat, repeated.long(), weight)
+        return {
+            "validation_loss": float(loss),
+            "validation_balanced_accuracy": balanced_accuracy(
+                truth, values.argmax(1), values.shape[1]
+            ),
+        }
+
+    def _keep_best(self, network: nn.Module, row: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        # Ties of the metric, common on small validation sets, go to the smaller loss.
+        first = row.get("validation_balanced_accuracy", -row.get("validation_mae", 0.0))
+        score = (float(first), -row["validation_loss"])
+        if score <= self.best:
+            return
+        self.best, self.best_epoch = score, row["epoch"]
+        state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+        with replacing(self.member.weights) as temporary:
+            save_file(state, temporary)
+
+    # ---- what survives a kill
+
+    def _save(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, self.history[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.member.folder / "history.csv", stream.getvalue())
+        content = {
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict(),
+            "history": self.history,
+            "best": list(self.best),
+            "best_epoch": self.best_epoch,
+        }
+        with replacing(self.member.folder / "checkpoint.pt") as temporary:
+            torch.save(content, temporary)
+
+    def _restore(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> int:
+        path = self.member.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+            network.load_state_dict(content["network"])
+            optimiser.load_state_dict(content["optimiser"])
+            scaler.load_state_dict(content["scaler"])
+            self.history = content["history"]
+            self.best = (content["best"][0], content["best"][1])
+            self.best_epoch = content["best_epoch"]
+        except Exception as error:
+            raise ConfigError(
+                f"{path}: cannot be resumed from ({error}); delete the file to start this member anew"
+            ) from error
+        return len(self.history)
+
+    def _board(self, start: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(self.member.folder / "tensorboard")
+        return SummaryWriter(folder, purge_step=start)  # type: ignore[no-untyped-call]
+
+
+def _batches(
+    indices: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Shuffled batches; a last batch of one sample is left out (batch norm cannot use it)."""
+    order = rng.permutation(indices)
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    return [batch for batch in batches if len(batch) > 1 or len(order) == 1]
+
+
+def _start_at(network: nn.Module, value: float) -> None:
+    """Start the last layer at the training set's mean age instead of 0."""
+    last = getattr(network, "final_layer", None)
+    if last is None:
+        return
+    with torch.no_grad():
+        for name, parameter in last.named_parameters():
+            if name == "bias" or name.endswith(("layer.bias", "bias_gen.bias")):
+                parameter.fill_(value)

@@ -1,0 +1,96 @@
+"""The figures of a held-out set: classification and brain age."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.errors import MissingExtraError
+
+Array = NDArray[Any]
+
+
+def balanced_accuracy(truth: Array, predicted: Array, classes: int) -> float:
+    """The mean recall over the classes that occur in `truth [N]` (class indices)."""
+    recalls = [np.mean(predicted[truth == c] == c) for c in range(classes) if np.any(truth == c)]
+    return float(np.mean(recalls)) if recalls else float("nan")
+
+
+def bootstrap_interval(
+    statistic: Callable[[Array], float], strata: Array, *, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile interval of `statistic(indices)`, resampled inside each stratum [N]."""
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(strata == value) for value in np.unique(strata)]
+    values = [
+        statistic(np.concatenate([rng.choice(group, len(group)) for group in groups]))
+        for _ in range(samples)
+    ]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def classification(truth: Array, probabilities: Array, classes: Sequence[str]) -> dict[str, Any]:
+    """Figures of `probabilities [N, C]` against class indices `truth [N]`.
+
+    The AUC is one-vs-rest, averaged over the classes that occur. The interval of the balanced
+    accuracy is a bootstrap stratified by class.
+    """
+    try:
+        from sklearn import metrics
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "train", "the table of metrics") from None
+
+    count = len(classes)
+    predicted = probabilities.argmax(1)
+    labels = list(range(count))
+    confusion = metrics.confusion_matrix(truth, predicted, labels=labels)
+    present = [c for c in labels if 0 < np.sum(truth == c) < len(truth)]
+    areas = [metrics.roc_auc_score(truth == c, probabilities[:, c]) for c in present]
+    low, high = bootstrap_interval(
+        lambda index: balanced_accuracy(truth[index], predicted[index], count), truth
+    )
+    totals = confusion.sum(1)
+    return {
+        "cases": len(truth),
+        "balanced_accuracy": balanced_accuracy(truth, predicted, count),
+        "balanced_accuracy_95": [low, high],
+        "chance": 1 / count,
+        "macro_f1": float(
+            metrics.f1_score(truth, predicted, labels=labels, average="macro", zero_division=0)
+        ),
+        "auc": float(np.mean(areas)) if areas else None,
+        "recall": {
+            name: float(confusion[c, c] / totals[c]) if totals[c] else None
+            for c, name in enumerate(classes)
+        },
+        "confusion": confusion.tolist(),
+        "classes": list(classes),
+    }
+
+
+def regression(truth: Array, predicted: Array) -> dict[str, Any]:
+    """Figures of predicted years [N] against true years [N].
+
+    `bias_slope` is the slope of (predicted - true) against the true age: 0 is unbiased, a negative
+    value means that the young are aged and the old made younger (regression to the mean).
+    """
+    error = np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)
+    spread = len(truth) > 1 and np.std(truth) > 0
+    low, high = bootstrap_interval(
+        lambda index: float(np.abs(error[index]).mean()), np.zeros(len(truth))
+    )
+    return {
+        "cases": len(truth),
+        "mae": float(np.abs(error).mean()),
+        "mae_95": [low, high],
+        "chance": float(np.abs(truth - np.median(truth)).mean()),
+        "r": float(np.corrcoef(truth, predicted)[0, 1])
+        if spread and np.std(predicted) > 0
+        else None,
+        "bias": float(error.mean()),
+        "bias_slope": float(np.polyfit(truth, error, 1)[0]) if spread else None,
+    }

@@ -1,0 +1,166 @@
+"""The public ops. The form of the computation, and so the backend, is chosen here and only here.
+
+The generator is linear, so with ẽ = [1, e] and G̃ = [g0, G] two forms give the same result:
+
+    per sample:  W[b] = Σ_k ẽ[b, k] G̃_k,  y[b] = W[b] ∗ x[b]    one convolution per sample
+    shared:      y[b] = Σ_k ẽ[b, k] (G̃_k ∗ x[b])                K + 1 convolutions, shared weights
+
+A matrix product (`hyper_linear`) costs the same either way, and the shared form never writes W[b].
+A 1x1x1 convolution is a batched matrix product with W[b]. Other convolutions use W[b] in one
+grouped convolution (groups = B) in eager mode; a graph that is being exported or compiled has a
+symbolic B, which no grouped convolution takes: there the shared form stands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv3d, linear
+
+Triple = tuple[int, int, int]
+
+
+def _triple(value: int | Triple, name: str) -> Triple:
+    found = (value, value, value) if isinstance(value, int) else tuple(value)
+    if len(found) != 3:
+        raise ValueError(f"{name} takes one number or three, not {value!r}")
+    return found
+
+
+def _check(
+    op: str, x: Tensor, condition: Tensor, G: Tensor, h: Tensor, g0: Tensor | None, h0: Tensor | None
+) -> None:
+    dims = {"hyper_conv3d": (5, 6), "hyper_linear": (2, 3)}[op]
+    for name, tensor, expected in (
+        ("x", x, dims[0]),
+        ("condition", condition, 2),
+        ("G", G, dims[1]),
+        ("h", h, 2),
+    ):
+        if tensor.dim() != expected:
+            raise ValueError(
+                f"{op}: {name} has shape {tuple(tensor.shape)}, but {expected} dimensions are needed"
+            )
+    if G.shape[0] != condition.shape[1] or h.shape[0] != condition.shape[1]:
+        raise ValueError(
+            f"{op}: condition has K = {condition.shape[1]}, but G has {G.shape[0]} and h has "
+            f"{h.shape[0]} generators"
+        )
+    if h.shape[1] != G.shape[1]:
+        raise ValueError(f"{op}: G makes {G.shape[1]} channels, but h makes {h.shape[1]}")
+    if g0 is not None and g0.shape != G.shape[1:]:
+        raise ValueError(
+            f"{op}: g0 has shape {tuple(g0.shape)}, but G needs {tuple(G.shape[1:])}"
+        )
+    if h0 is not None and h0.shape != h.shape[1:]:
+        raise ValueError(f"{op}: h0 has shape {tuple(h0.shape)}, but h needs {tuple(h.shape[1:])}")
+    if x.shape[0] != condition.shape[0]:
+        raise ValueError(f"{op}: {x.shape[0]} samples in x, but {condition.shape[0]} in condition")
+
+
+def _affine(condition: Tensor, generator: Tensor, constant: Tensor | None) -> Tensor:
+    """`constant + Σ_k condition[b, k] generator[k]`, for all b: `[B, ...]`."""
+    flat = generator.flatten(1)
+    if constant is None:
+        made = condition @ flat
+    else:
+        made = torch.addmm(constant.flatten(), condition, flat)
+    return made.view(-1, *generator.shape[1:])
+
+
+def hyper_conv3d(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None = None,
+    h0: Tensor | None = None,
+    stride: int | Triple = 1,
+    padding: int | Triple = 0,
+    dilation: int | Triple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve every sample with its own, generated weights; no loop over samples.
+
+        W[b] = g0 + Σ_k e[b, k] · G[k],   beta[b] = h0 + Σ_k e[b, k] · h[k]
+        y[b] = conv3d(x[b], W[b], stride, padding, dilation, groups) + beta[b]
+
+    `x [B, Cin, D, H, W]`, `condition e [B, K]`, `G [K, Cout, Cin/groups, kD, kH, kW]`,
+    `h [K, Cout]`, `g0 [Cout, Cin/groups, kD, kH, kW]` and `h0 [Cout]`, one floating dtype
+    → `[B, Cout, D', H', W']`. Differentiable in all six tensors.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    _check("hyper_conv3d", x, condition, G, h, g0, h0)
+    stride, padding = _triple(stride, "stride"), _triple(padding, "padding")
+    dilation = _triple(dilation, "dilation")
+    if x.shape[1] != G.shape[2] * groups:
+        raise ValueError(
+            f"hyper_conv3d: x has {x.shape[1]} channels, but G reads {G.shape[2]} in each of "
+            f"{groups} groups"
+        )
+    beta = _affine(condition, h, h0)
+    if tuple(G.shape[3:]) == (1, 1, 1) and padding == (0, 0, 0) and groups == 1:
+        picked = x[:, :, :: stride[0], :: stride[1], :: stride[2]]
+        weight = _affine(condition, G, g0).flatten(2)
+        return torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2)).unflatten(
+            2, picked.shape[2:]
+        )
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return _shared(x, condition, G, g0, stride, padding, dilation, groups) + beta[
+            :, :, None, None, None
+        ]
+    batch, cout = x.shape[0], G.shape[1]
+    weight = _affine(condition, G, g0).flatten(0, 1)
+    one = x.reshape(1, -1, *x.shape[2:])
+    y = conv3d(one, weight, beta.flatten(), stride, padding, dilation, groups * batch)
+    return y.view(batch, cout, *y.shape[2:])
+
+
+def _shared(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    g0: Tensor | None,
+    stride: Triple,
+    padding: Triple,
+    dilation: Triple,
+    groups: int,
+) -> Tensor:
+    """`Σ_k ẽ[b, k] (G̃_k ∗ x[b])`: one convolution with (K + 1) · Cout channels, then a sum."""
+    stacked, weights = G, condition
+    if g0 is not None:
+        stacked = torch.cat([g0[None], G])
+        weights = torch.cat([torch.ones_like(condition[:, :1]), condition], 1)
+    count, cout = stacked.shape[:2]
+    # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
+    kernel = stacked.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+    y = conv3d(x, kernel, None, stride, padding, dilation, groups)
+    parts = y.unflatten(1, (groups, count, cout // groups))
+    return torch.einsum("bgkcdhw,bk->bgcdhw", parts, weights).flatten(1, 2)
+
+
+def hyper_linear(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None = None,
+    h0: Tensor | None = None,
+) -> Tensor:
+    """`y[b] = W[b] · x[b] + beta[b]`, with W and beta as in `hyper_conv3d`; no loop over samples.
+
+    `x [B, Cin]`, `condition [B, K]`, `G [K, Cout, Cin]`, `h [K, Cout]`, `g0 [Cout, Cin]`,
+    `h0 [Cout]`, one floating dtype → `[B, Cout]`. Differentiable in all six tensors.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    _check("hyper_linear", x, condition, G, h, g0, h0)
+    if x.shape[1] != G.shape[2]:
+        raise ValueError(f"hyper_linear: x has {x.shape[1]} features, but G reads {G.shape[2]}")
+    count, cout = G.shape[:2]
+    y = torch.einsum("bko,bk->bo", linear(x, G.flatten(0, 1)).view(-1, count, cout), condition)
+    y = y + _affine(condition, h, h0)
+    return y if g0 is None else y + linear(x, g0)

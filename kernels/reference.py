@@ -1,0 +1,66 @@
+"""What each op means, in plain PyTorch, sample by sample. Never made fast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv3d, linear
+
+Triple = tuple[int, int, int]
+
+
+def generate(condition: Tensor, generator: Tensor, constant: Tensor | None) -> Tensor:
+    """`constant + Σ_k condition[k] · generator[k]` for one sample: `condition [K]`."""
+    total = torch.zeros_like(generator[0]) if constant is None else constant
+    for k in range(len(condition)):
+        total = total + condition[k] * generator[k]
+    return total
+
+
+def hyper_conv3d(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None = None,
+    h0: Tensor | None = None,
+    stride: Triple = (1, 1, 1),
+    padding: Triple = (0, 0, 0),
+    dilation: Triple = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolve every sample with its own weights.
+
+        W[b] = g0 + Σ_k e[b, k] · G[k],   beta[b] = h0 + Σ_k e[b, k] · h[k]
+        y[b] = conv3d(x[b], W[b], stride, padding, dilation, groups) + beta[b]
+
+    `x [B, Cin, D, H, W]`, `condition e [B, K]`, `G [K, Cout, Cin/groups, kD, kH, kW]`,
+    `h [K, Cout]`, `g0 [Cout, Cin/groups, kD, kH, kW]`, `h0 [Cout]` → `[B, Cout, D', H', W']`.
+    """
+    samples = []
+    for b in range(len(x)):
+        weight = generate(condition[b], G, g0)
+        bias = generate(condition[b], h, h0)
+        samples.append(conv3d(x[b : b + 1], weight, bias, stride, padding, dilation, groups))
+    return torch.cat(samples)
+
+
+def hyper_linear(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None = None,
+    h0: Tensor | None = None,
+) -> Tensor:
+    """`y[b] = W[b] · x[b] + beta[b]`, with W and beta as in `hyper_conv3d`.
+
+    `x [B, Cin]`, `condition [B, K]`, `G [K, Cout, Cin]`, `h [K, Cout]`, `g0 [Cout, Cin]`,
+    `h0 [Cout]` → `[B, Cout]`.
+    """
+    samples = []
+    for b in range(len(x)):
+        weight = generate(condition[b], G, g0)
+        bias = generate(condition[b], h, h0)
+        samples.append(linear(x[b : b + 1], weight, bias))
+    return torch.cat(samples)
