@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hyperfusion_rt.data.table import Problem as LeftOut
 from hyperfusion_rt.data.table import Row, Table, normalise_id
 from hyperfusion_rt.errors import CohortError
 
@@ -60,6 +61,10 @@ class Case:
     row: Row
 
 
+# `passed-over`: nothing is wrong, another file was used instead. `defect`: everything else.
+ProblemKind = Literal["scan-without-row", "row-without-scan", "passed-over", "defect"]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A scan or a row that is in no case, and why; `where` is its file (and line).
@@ -72,6 +77,7 @@ class Problem:
     source: Literal["scan", "row", "list"]
     where: str
     reason: str
+    kind: ProblemKind = "defect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +144,16 @@ def join(scans: Sequence[Scan], table: Table) -> Cohort:
     for scan in scans:
         for other in scan.others:
             reason = f"another run of the same scan: {scan.path.name} is used"
-            problems.append(Problem(scan.subject, scan.session, "scan", str(other), reason))
+            where = str(other)
+            problems.append(
+                Problem(scan.subject, scan.session, "scan", where, reason, "passed-over")
+            )
         subject, rest = index.split(scan)
         match = scan.defect or index.row_of(scan, subject, rest)
         if isinstance(match, str):
-            problems.append(Problem(subject, scan.session, "scan", str(scan.path), match))
+            kind: ProblemKind = "defect" if scan.defect else "scan-without-row"
+            where = str(scan.path)
+            problems.append(Problem(subject, scan.session, "scan", where, match, kind))
             continue
         used.add(match.line)
         case = Case(subject, scan.session or match.session, scan.path, match)
@@ -357,11 +368,12 @@ def _session_borne(
 
 
 def _row_problems(table: Table, used: set[int]) -> list[Problem]:
-    reasons = [(p.line, p.subject, p.session, p.reason) for p in table.problems]
-    for row in table.rows:
-        if row.line not in used:
-            reasons.append((row.line, row.subject, row.session, "no scan was found for this row"))
+    found: list[tuple[Row | LeftOut, str, ProblemKind]] = [
+        (problem, problem.reason, "defect") for problem in table.problems
+    ]
+    unused = [row for row in table.rows if row.line not in used]
+    found += [(r, "no scan was found for this row", "row-without-scan") for r in unused]
     return [
-        Problem(subject, session, "row", f"{table.path}, line {line}", reason)
-        for line, subject, session, reason in sorted(reasons, key=lambda item: item[0])
+        Problem(item.subject, item.session, "row", f"{table.path}, line {item.line}", reason, kind)
+        for item, reason, kind in sorted(found, key=lambda entry: entry[0].line)
     ]

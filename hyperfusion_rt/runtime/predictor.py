@@ -202,13 +202,14 @@ def cohort_problems(
     unmatched_scans: Literal["list", "ignore"] = "list",
     unmatched_rows: Literal["list", "ignore"] = "list",
 ) -> list[Prediction]:
-    """What could not be joined: scans and rows at fault are errors, rows without scan skipped."""
+    """What could not be joined. Rows without a scan and further runs are skipped, not errors."""
     found = []
     for problem in cohort.problems:
         no_scan, no_row = problem.kind == "row-without-scan", problem.kind == "scan-without-row"
         if (no_scan and unmatched_rows == "ignore") or (no_row and unmatched_scans == "ignore"):
             continue
-        status: Status = "skipped" if no_scan else "error"
+        harmless = no_scan or problem.kind == "passed-over"
+        status: Status = "skipped" if harmless else "error"
         reason = f"{problem.where}: {problem.reason}"
         found.append(Prediction(problem.subject, problem.session, status, reason))
     return found

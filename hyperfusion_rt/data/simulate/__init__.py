@@ -1,0 +1,9 @@
+"""A simulated cohort: real anatomy, known truth.
+
+Nothing else in `hyperfusion_rt.data` imports this package; it needs the `simulate` extra and torch.
+"""
+
+from hyperfusion_rt.data.simulate.cohort import simulate_cohort
+from hyperfusion_rt.data.simulate.optimum import bayes_optimum
+
+__all__ = ["bayes_optimum", "simulate_cohort"]

@@ -1,0 +1,151 @@
+"""Writing a simulated cohort: scans, table, truth, configuration."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperfusion_rt.config import Task
+from hyperfusion_rt.data.simulate import population
+from hyperfusion_rt.data.simulate.optimum import bayes_optimum
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.files import replacing, write_text
+
+_TASKS: tuple[Task, ...] = ("ad", "brain-age")
+# How scanners and converters store volumes: most of them RAS or LAS, some sagittal.
+_ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
+
+_template: Any = None
+
+
+def subject_id(seed: int, index: int) -> str:
+    """The id of subject `index` (from 0): ids of different seeds differ."""
+    return f"S{seed}-{index + 1:04d}"
+
+
+def _start(template: Any) -> None:
+    """In each worker: take the template, which was prepared once, and one thread."""
+    import torch
+
+    global _template
+    torch.set_num_threads(1)
+    _template = template
+
+
+def _make(index: int, *, scans: Path, task: Task, seed: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """Draw and write subject `index`; returns its row and its truth."""
+    from hyperfusion_rt.data.simulate.anatomy import make_brain
+
+    rng = np.random.default_rng([seed, _TASKS.index(task), index])
+    subject = population.draw_subject(task, rng)
+    brain = make_brain(_template, subject.atrophy, rng)
+    name = subject_id(seed, index)
+    orientation = str(rng.choice(_ORIENTATIONS, p=[0.45, 0.35, 0.1, 0.1]))
+    _write_scan(scans / f"{name}.nii.gz", brain.voxels, brain.affine, orientation)
+    truth = {
+        "subject": name,
+        "atrophy": f"{subject.atrophy:.5f}",
+        "hippocampi_ml": f"{brain.hippocampi_ml:.4f}",
+        "ventricles_ml": f"{brain.ventricles_ml:.4f}",
+        "smallest_jacobian": f"{brain.smallest_jacobian:.4f}",
+        "orientation": orientation,
+        **{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in subject.truth.items()},
+    }
+    return {"subject": name, **subject.row}, truth
+
+
+def _write_scan(path: Path, voxels: Any, affine: Any, orientation: str) -> None:
+    import nibabel as nib
+    from isal import igzip
+
+    image = nib.Nifti1Image(voxels, affine)
+    ras, stored = nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(orientation)
+    image = image.as_reoriented(nib.orientations.ornt_transform(ras, stored))
+    image.header.set_xyzt_units("mm")
+    for kind in ("qform", "sform"):
+        getattr(image, f"set_{kind}")(image.affine, code=4)  # 4: MNI space
+    with replacing(path) as temporary:
+        temporary.write_bytes(igzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def simulate_cohort(
+    out: Path,
+    *,
+    task: Task,
+    subjects: int,
+    seed: int,
+    spacing: float = 2,
+    jobs: int | None = None,
+    force: bool = False,
+    on_subject: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write a cohort into the folder `out`.
+
+    `scans/*.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the table,
+    with gaps. `truth.csv`: atrophy, the volumes that the deformation achieved (ml), the values
+    behind the gaps. `hfrt.yaml`: the configuration to train with. `optimum.json`: how well anybody
+    can do (`bayes_optimum`). Subject i depends on `task`, `seed`, `spacing` and i alone.
+
+    Raises:
+        ConfigError: `out` is not empty (and `force` is off), or an argument is out of range.
+        MissingExtraError: the simulate extra is not installed.
+    """
+    from hyperfusion_rt.data.simulate.anatomy import load_template
+    from hyperfusion_rt.runtime.machine import usable_cores
+
+    if spacing not in (1, 2):
+        raise ConfigError(f"spacing {spacing}: a cohort is simulated at 1 or 2 mm")
+    if task not in _TASKS:
+        raise ConfigError(f"task {task!r}: choose from {', '.join(_TASKS)}")
+    template = load_template(spacing)
+    _prepare(out, force)
+    make = partial(_make, scans=out / "scans", task=task, seed=seed)
+    rows, truths = [], []
+    workers = max(1, min(jobs or usable_cores(), subjects))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (template,)) as pool:
+        for index, (row, truth) in enumerate(pool.map(make, range(subjects), chunksize=2)):
+            rows.append(row)
+            truths.append(truth)
+            if on_subject is not None:
+                on_subject(index)
+    write_text(out / "data.csv", _csv(rows))
+    write_text(out / "truth.csv", _csv(truths))
+    optimum = bayes_optimum(task)
+    write_text(out / "optimum.json", json.dumps(optimum, indent=2) + "\n")
+    preset = f"{task}-small" if spacing == 2 else task
+    write_text(out / "hfrt.yaml", f"preset: {preset}\n")
+    return {"folder": str(out), "task": task, "subjects": subjects, "seed": seed, "optimum": optimum}
+
+
+def _prepare(out: Path, force: bool) -> None:
+    try:
+        if out.exists() and any(out.iterdir()):
+            ours = (out / "truth.csv").exists() and (out / "scans").is_dir()
+            if not force or not ours:
+                hint = "replace it with --force" if ours else "it holds something else"
+                raise ConfigError(f"{out}: is not empty; choose another folder ({hint})")
+            for name in ("data.csv", "truth.csv", "optimum.json", "hfrt.yaml"):
+                (out / name).unlink(missing_ok=True)
+            shutil.rmtree(out / "scans")
+        (out / "scans").mkdir(parents=True)
+    except OSError as error:
+        raise HyperFusionError(f"{out}: cannot be written: {error.strerror or error}") from None

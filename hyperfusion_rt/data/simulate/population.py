@@ -1,0 +1,143 @@
+"""The generative model: who the subjects are, and how much their brains have shrunk.
+
+AD.  DX ~ (CN .30, MCI .47, AD .23);  AGE ~ N(73, 7) on 55..92 years and sex, both independent of
+     DX, so that neither says anything alone;
+
+         atrophy = 0.9 (AGE - 73) / 7 + 0.5 ([male] - 1/2) + γ(DX) + 0.6 ε,   γ = -1.2, 0, 1.2
+
+     The same hippocampus so means one thing at 60 and another at 85. The biomarkers are normal
+     given DX, independent of each other and of the atrophy, with ADNI's scales, bounds of
+     measurement and missing rates.
+
+Brain age.  AGE ~ U(45, 90), sex ~ 1/2;
+
+         atrophy = 0.09 (AGE - 67.5) + 1.2 ([male] - 1/2) + 0.42 ε
+
+     A man of 60 has the brain of a woman of 73.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.config import Task
+
+Float = NDArray[np.float64]
+
+CLASSES = ("CN", "MCI", "AD")
+PRIOR = np.array([0.30, 0.47, 0.23])
+
+AGE_MEAN, AGE_SD, AGE_LOW, AGE_HIGH = 73.0, 7.0, 55.0, 92.0
+AGE_EFFECT, SEX_EFFECT, NOISE = 0.9, 0.5, 0.6
+DX_EFFECT = np.array([-1.2, 0.0, 1.2])
+APOE4 = np.array([[0.70, 0.27, 0.03], [0.50, 0.39, 0.11], [0.33, 0.47, 0.20]])
+
+YOUNG, OLD = 45.0, 90.0
+AGE_SLOPE, AGE_SEX_EFFECT, AGE_NOISE = 0.09, 1.2, 0.42
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A biomarker: normal given DX; values beyond the bounds read `<low`, `>high`."""
+
+    name: str
+    means: tuple[float, float, float]
+    sd: float
+    digits: int
+    low: float = -np.inf
+    high: float = np.inf
+    group: str = ""
+    missing: float = 0.0
+
+
+# The three CSF values come from one sample: all there, or none.
+MARKERS = (
+    Marker("ABETA", (1350.0, 1000.0, 720.0), 420.0, 0, 200.0, 1700.0, "CSF", 0.51),
+    Marker("TAU", (235.0, 285.0, 360.0), 90.0, 0, 80.0, 1300.0, "CSF", 0.51),
+    Marker("PTAU", (21.5, 27.5, 36.0), 10.5, 1, 8.0, 120.0, "CSF", 0.51),
+    Marker("FDG", (1.29, 1.22, 1.08), 0.13, 3, group="FDG", missing=0.38),
+    Marker("AV45", (1.11, 1.21, 1.38), 0.20, 3, group="AV45", missing=0.53),
+)
+MISSING_APOE4, MISSING_AGE = 0.09, 0.002
+
+AD_COLUMNS = ("AGE", "PTGENDER", "PTEDUCAT", "APOE4", *(m.name for m in MARKERS), "DX")
+BRAIN_AGE_COLUMNS = ("PTGENDER", "AGE")
+SEXES = ("Female", "Male")
+# How a class may read in the table, as in ADNIMERGE.
+LABELS = {"CN": ("CN",), "MCI": ("EMCI", "LMCI", "MCI"), "AD": ("AD", "Dementia")}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject: `row` is what the table says, `truth` what is so."""
+
+    atrophy: float
+    row: dict[str, str]
+    truth: dict[str, Any]
+
+
+def draw_age(rng: np.random.Generator) -> float:
+    """An age in years from the truncated normal distribution."""
+    while True:
+        age = float(rng.normal(AGE_MEAN, AGE_SD))
+        if AGE_LOW <= age <= AGE_HIGH:
+            return age
+
+
+def mean_atrophy(age: Float | float, male: Float | float, dx: int) -> Float:
+    """E[atrophy | age, sex, DX] of the AD model."""
+    years = (np.asarray(age) - AGE_MEAN) / AGE_SD
+    result: Float = AGE_EFFECT * years + SEX_EFFECT * (np.asarray(male) - 0.5) + DX_EFFECT[dx]
+    return result
+
+
+def mean_atrophy_at_age(age: Float | float, male: Float | float) -> Float:
+    """E[atrophy | age, sex] of the brain-age model."""
+    middle = (YOUNG + OLD) / 2
+    result: Float = AGE_SLOPE * (np.asarray(age) - middle) + AGE_SEX_EFFECT * (
+        np.asarray(male) - 0.5
+    )
+    return result
+
+
+def _reading(marker: Marker, value: float) -> str:
+    if value > marker.high:
+        return f">{marker.high:g}"
+    if value < marker.low:
+        return f"<{marker.low:g}"
+    return f"{value:.{marker.digits}f}"
+
+
+def draw_subject(task: Task, rng: np.random.Generator) -> Subject:
+    """Draw one subject of the model."""
+    male = int(rng.random() < 0.5)
+    sex = SEXES[male]
+    if task == "brain-age":
+        age = float(rng.uniform(YOUNG, OLD))
+        atrophy = float(mean_atrophy_at_age(age, male) + AGE_NOISE * rng.standard_normal())
+        row = {"PTGENDER": sex, "AGE": f"{age:.2f}"}
+        return Subject(atrophy, row, {"AGE": age, "PTGENDER": sex})
+
+    dx = int(rng.choice(3, p=PRIOR))
+    age = draw_age(rng)
+    atrophy = float(mean_atrophy(age, male, dx) + NOISE * rng.standard_normal())
+    education = int(np.clip(np.rint(rng.normal(16, 2.6)), 6, 20))
+    apoe4 = int(rng.choice(3, p=APOE4[dx]))
+    values = {m.name: float(rng.normal(m.means[dx], m.sd)) for m in MARKERS}
+    groups = {m.group: m.missing for m in MARKERS}
+    known = {group: rng.random() >= rate for group, rate in groups.items()}
+    labels = LABELS[CLASSES[dx]]
+    row = {
+        "AGE": f"{age:.1f}" if rng.random() >= MISSING_AGE else "",
+        "PTGENDER": sex,
+        "PTEDUCAT": str(education),
+        "APOE4": str(apoe4) if rng.random() >= MISSING_APOE4 else "",
+        **{m.name: _reading(m, values[m.name]) if known[m.group] else "" for m in MARKERS},
+        "DX": labels[int(rng.integers(len(labels)))],
+    }
+    truth = {"DX": CLASSES[dx], "AGE": age, "PTGENDER": sex, "APOE4": apoe4, **values}
+    return Subject(atrophy, row, truth)
