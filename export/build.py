@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,9 +38,10 @@ Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
 
 def gflop(network: nn.Module, shape: Sequence[int], width: int) -> float:
     """10⁹ floating-point operations (multiply and add are two) of one forward pass of one box."""
+    counted = copy.deepcopy(network).eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network.eval()(torch.zeros(1, 1, *shape), torch.zeros(1, width))
+    with counter:
+        counted(torch.zeros(1, 1, *shape), torch.zeros(1, width))
     return float(counter.get_total_flops()) / 1e9
 
 

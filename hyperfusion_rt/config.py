@@ -239,8 +239,10 @@ def preset(name: str, change: dict[str, Any] | None = None) -> Config:
         raise ConfigError(f"preset {name!r}: {_explain(error)}") from None
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
     """Read `hfrt.yaml`: a preset's name under `preset`, and what differs from it.
+
+    `overrule` is merged over both.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is wrong.
@@ -258,6 +260,6 @@ def load_config(path: Path) -> Config:
     if not isinstance(change, dict) or not isinstance(change.get("preset"), str):
         raise ConfigError(f"{path}: needs a line 'preset: NAME'; presets: {', '.join(PRESETS)}")
     try:
-        return preset(change["preset"], change)
+        return preset(change["preset"], _merge(change, overrule or {}))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
