@@ -55,6 +55,7 @@ def _progress() -> Progress:
         TimeRemainingColumn,
     )
 
+    console = _console()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -62,8 +63,9 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=_console(),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Config
+from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.data.cache import VolumeCache
 from hyperfusion_rt.data.cohort import Case, find_scans, join
-from hyperfusion_rt.data.table import Row, read_table
+from hyperfusion_rt.data.table import Row, read_category, read_number, read_table
 from hyperfusion_rt.data.tabular import read_target
 from hyperfusion_rt.errors import CohortError, ScanError, TableError
 from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
@@ -71,8 +71,9 @@ def gather(
     for case in cohort.cases:
         try:
             target = read_target(case.row, spec)
+            _check_features(case.row, spec)
         except TableError as error:
-            left.append(Left(case.subject, case.session, str(error)))
+            left.append(Left(case.subject, case.session, f"{table.path}: {error}"))
             continue
         if target is None:
             left.append(Left(case.subject, case.session, f"no value of {spec.target}"))
@@ -131,6 +132,16 @@ def _parts(config: Config, cases: list[Case], targets: NDArray[np.float64]) -> N
         config.training.parts,
         config.training.seed,
     )
+
+
+def _check_features(row: Row, spec: TableSpec) -> None:
+    """Raise a TableError if a cell cannot be read."""
+    for feature in spec.features:
+        if feature.kind == "categorical":
+            if feature.categories:
+                read_category(row, feature.name, feature.categories)
+        else:
+            read_number(row, feature.name, censored=feature.kind == "censored")
 
 
 def _number(text: str) -> float:

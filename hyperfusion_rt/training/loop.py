@@ -244,7 +244,7 @@ class Trainer:
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimiser)
             scaler.update()
-            total += float(loss) * len(batch)
+            total += float(loss.detach()) * len(batch)
             count += len(batch)
         mean = total / count
         if not math.isfinite(mean):

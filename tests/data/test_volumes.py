@@ -1,0 +1,305 @@
+"""From a file to the network's input, against a plain NumPy and nibabel reference."""
+
+import gzip
+import itertools
+import struct
+import subprocess
+import sys
+import textwrap
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from hyperfusion_rt import _native
+from hyperfusion_rt.config import Box, Preprocessing, preset
+from hyperfusion_rt.data.volumes import load_boxes, read_volume
+from hyperfusion_rt.errors import ScanError
+
+SMALL = Preprocessing(
+    boxes=(
+        Box(name="left", center=(-6.5, -1.5, 0.5)),
+        Box(name="right", center=(6.5, -1.5, 0.5), mirror=True),
+    ),
+    shape=(10, 12, 8),
+    spacing=1.0,
+)
+AFFINE = np.array([[1.0, 0, 0, -16], [0, 1, 0, -14], [0, 0, 1, -12], [0, 0, 0, 1]])
+
+
+def phantom(shape=(33, 29, 25), seed=0, dtype=np.int16):
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 2000, shape)
+    data[rng.random(shape) < 0.2] = 0
+    return data.astype(dtype)
+
+
+def save(path, data, affine=AFFINE, slope=None, inter=None, code=1, kind=nib.Nifti1Image):
+    image = kind(data, affine)
+    if kind is not nib.MGHImage:
+        image.header.set_slope_inter(slope, inter)
+        image.set_sform(affine, code)
+        image.set_qform(None if code == 0 else affine, code)
+    nib.save(image, path)
+    return path
+
+
+def reference(path, preprocessing):
+    """Trilinear sampling with `get_fdata` in float64, voxel by voxel in vectorised NumPy."""
+    image = nib.load(path)
+    data, inverse = image.get_fdata(), np.linalg.inv(image.affine)
+    found = []
+    for box in preprocessing.boxes:
+        axes = [
+            c + preprocessing.spacing * (np.arange(n) - (n - 1) / 2)
+            for c, n in zip(box.center, preprocessing.shape, strict=True)
+        ]
+        if box.mirror:
+            axes[0] = axes[0][::-1]
+        mm = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones(preprocessing.shape)], -1)
+        at = mm @ inverse.T[:, :3]
+        size = np.array(data.shape)
+        inside = ((at >= -0.5) & (at <= size - 0.5)).all(-1)
+        at = np.clip(at, 0, size - 1)
+        low = np.minimum(at.astype(int), size - 2)
+        w = at - low
+        value = np.zeros(preprocessing.shape)
+        for corner in itertools.product((0, 1), repeat=3):
+            weight = np.prod([w[..., a] if c else 1 - w[..., a] for a, c in enumerate(corner)], 0)
+            value += weight * data[tuple(low[..., a] + c for a, c in enumerate(corner))]
+        value = np.where(inside, value, 0)
+        mask = value != 0
+        found.append(np.where(mask, (value - value[mask].mean()) / value[mask].std(), 0))
+    return np.stack(found)[:, None]
+
+
+ORIENTATIONS = ["".join(axes) for axes in itertools.product("RL", "AP", "SI")] + [
+    "PIR", "ASL", "SRA", "IPL",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_every_orientation_gives_the_same_box(tmp_path, codes):
+    data = phantom()
+    first = load_boxes(save(tmp_path / "a.nii.gz", data), SMALL).images
+    image = nib.Nifti1Image(data, AFFINE)
+    change = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    turned = image.as_reoriented(change)
+    assert "".join(nib.aff2axcodes(turned.affine)) == codes
+    nib.save(turned, tmp_path / "b.nii.gz")
+    assert np.array_equal(load_boxes(tmp_path / "b.nii.gz", SMALL).images, first)
+    np.testing.assert_allclose(first, reference(tmp_path / "b.nii.gz", SMALL), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">i2", ">f4", ">f8"],
+)
+@pytest.mark.parametrize(("slope", "inter"), [(None, None), (0.5, -3.0), (2.25, 0.0)])
+def test_every_type_and_scaling(tmp_path, dtype, slope, inter):
+    limit = 100 if dtype in ("u1", "i1") else 2000
+    data = (phantom() % limit).astype(dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+    header.set_data_dtype(dtype)
+    image = nib.Nifti1Image(data, AFFINE, header)
+    image.header.set_slope_inter(slope, inter)
+    # Written by hand: nibabel would choose another slope for these data.
+    raw = image.header
+    raw["magic"], raw["vox_offset"] = b"n+1\0", 352
+    body = raw.binaryblock + b"\0" * 4 + np.asarray(data, raw.get_data_dtype()).tobytes("F")
+    path = tmp_path / "a.nii"
+    path.write_bytes(body)
+    packed = tmp_path / "a.nii.gz"
+    packed.write_bytes(gzip.compress(body))
+    expected = reference(path, SMALL)
+    for file in (path, packed):
+        np.testing.assert_allclose(load_boxes(file, SMALL).images, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [0.7, 1.3, (0.9, 1.1, 2.0)])
+def test_resampling(tmp_path, spacing):
+    affine = AFFINE @ np.diag([*np.broadcast_to(spacing, 3), 1])
+    path = save(tmp_path / "a.nii.gz", phantom((60, 50, 44)), affine)
+    np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
+
+
+def test_oblique(tmp_path):
+    angle = np.deg2rad(12)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    path = save(tmp_path / "a.nii.gz", phantom(), turn @ AFFINE)
+    np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
+
+
+# nibabel's reader of uncompressed MGH files leaves the file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.mgz", nib.MGHImage), ("a.mgh", nib.MGHImage), ("a.nii", nib.Nifti2Image)]
+)
+def test_other_formats(tmp_path, name, kind):
+    path = save(tmp_path / name, phantom(), kind=kind)
+    np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
+
+
+def test_a_trailing_axis_of_one_is_a_volume(tmp_path):
+    path = save(tmp_path / "a.nii.gz", phantom()[..., None])
+    assert read_volume(path).voxels.shape == (33, 29, 25)
+
+
+def test_mirrored_sides_of_a_symmetric_brain_are_equal(tmp_path):
+    data = phantom()
+    data = np.maximum(data, data[::-1])
+    images = load_boxes(save(tmp_path / "a.nii.gz", data), SMALL).images
+    assert np.array_equal(images[0], images[1])
+
+
+def test_half_a_voxel_off_is_not_interpolated(tmp_path):
+    affine = AFFINE.copy()
+    affine[:3, 3] += [0.3, -0.4, 0.49]
+    data = phantom()
+    moved = load_boxes(save(tmp_path / "a.nii.gz", data, affine), SMALL).images
+    assert np.array_equal(moved, load_boxes(save(tmp_path / "b.nii.gz", data), SMALL).images)
+
+
+def test_every_output_voxel_is_written():
+    out = np.full((4, 5, 6), np.nan, np.float32)
+    matrix = np.hstack([np.eye(3), np.full((3, 1), -50.0)])
+    inside, nonfinite, nonzero, _, _ = _native.crop_normalise(phantom(), 1.0, 0.0, matrix, out)
+    assert (inside, nonfinite, nonzero) == (0, 0, 0)
+    assert np.array_equal(out, np.zeros_like(out))
+
+
+def test_the_kernel_refuses_what_it_cannot_read():
+    out, matrix = np.empty((2, 2, 2), np.float32), np.zeros((3, 4))
+    for voxels in (np.zeros((2, 2, 2), complex), np.zeros((2, 2)), np.zeros((2, 2, 2), "f2")):
+        with pytest.raises(TypeError):
+            _native.crop_normalise(voxels, 1.0, 0.0, matrix, out)
+    with pytest.raises(TypeError):
+        _native.crop_normalise(phantom(), 1.0, 0.0, matrix, out.astype(np.float64))
+    with pytest.raises(ValueError, match="no voxel"):
+        _native.crop_normalise(np.zeros((2, 0, 2), np.uint8), 1.0, 0.0, matrix, out)
+
+
+def header_bytes(shape, dtype=4, bits=16, offset=352.0):
+    block = bytearray(352)
+    struct.pack_into("<i", block, 0, 348)
+    struct.pack_into("<8h", block, 40, len(shape), *shape, *[1] * (7 - len(shape)))
+    struct.pack_into("<2h", block, 70, dtype, bits)
+    struct.pack_into("<8f", block, 76, 1, 1, 1, 1, 1, 1, 1, 1)
+    struct.pack_into("<f", block, 108, offset)
+    struct.pack_into("<2h", block, 252, 1, 1)
+    struct.pack_into("<12f", block, 280, 1, 0, 0, -16, 0, 1, 0, -14, 0, 0, 1, -12)
+    block[344:348] = b"n+1\0"
+    return bytes(block)
+
+
+def bad_files(folder):
+    """Name → (path, what the message says)."""
+    data = phantom()
+    good = save(folder / "good.nii.gz", data).read_bytes()
+
+    def write(name, content):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 0x10
+    tail = bytearray(good)
+    tail[-6] ^= 0x01
+    holes, infinite = data.astype(np.float32), data.astype(np.float32)
+    holes[9, 13, 12], infinite[9, 13, 12] = np.nan, np.inf
+    singular, far, nans, tiny = (AFFINE.copy() for _ in range(4))
+    singular[:3, 1] = singular[:3, 0]
+    far[:3, 3] += 5000
+    nans[0, 0] = np.nan
+    tiny[:3, :3] *= 1e-3
+    plain = header_bytes((33, 29, 25)) + data.tobytes("F")
+
+    def with_affine(name, affine):
+        block = bytearray(plain)
+        struct.pack_into("<12f", block, 280, *affine[:3].ravel())
+        return write(name, bytes(block))
+
+    return {
+        "truncated": (write("t.nii.gz", good[: len(good) // 2]), "truncated"),
+        "bit flipped": (write("f.nii.gz", bytes(flipped)), "damaged|truncated"),
+        "wrong checksum": (write("c.nii.gz", bytes(tail)), "damaged"),
+        "plain truncated": (write("p.nii", plain[:-100]), "truncated"),
+        "header only": (write("h.nii", plain[:200]), "truncated"),
+        "empty": (write("e.nii.gz", b""), "empty"),
+        "text": (write("x.nii.gz", b"this is not an image at all"), "neither a NIfTI"),
+        "huge claim": (write("b.nii.gz", gzip.compress(header_bytes((32767,) * 3))), "claims"),
+        "huge plain": (write("b.nii", header_bytes((32767,) * 3) + b"\0" * 700), "claims"),
+        "4D": (save(folder / "4d.nii.gz", np.stack([data, data], -1)), "4 dimensions"),
+        "2D": (write("2d.nii", header_bytes((33, 29)) + b"\0" * 5000), "2 dimensions"),
+        "zero size": (write("z.nii", header_bytes((0, 4, 4)) + b"\0" * 64), "empty volume"),
+        "complex": (save(folder / "cx.nii.gz", data.astype(np.complex64)), "not supported"),
+        "unknown type": (write("u.nii", header_bytes((3, 3, 3), 9999) + b"\0" * 99), "header"),
+        "NaN voxel": (save(folder / "n.nii.gz", holes), "NaN or infinite"),
+        "Inf voxel": (save(folder / "i.nii.gz", infinite), "NaN or infinite"),
+        "all zero": (save(folder / "0.nii.gz", data * 0), "every voxel is 0"),
+        "constant": (save(folder / "1.nii.gz", data * 0 + 7), "same value"),
+        "singular affine": (with_affine("s.nii", singular), "singular"),
+        "NaN affine": (with_affine("na.nii", nans), "NaN or infinity"),
+        "far away": (save(folder / "far.nii.gz", data, far), "lies inside the scan"),
+        "micrometres": (with_affine("um.nii", tiny), "not a brain scan"),
+        "no orientation": (save(folder / "no.nii.gz", data, code=0), "nothing of orientation"),
+        "folder": (folder, "is a folder"),
+        "missing": (folder / "none.nii.gz", "No such file"),
+        "offset in header": (
+            write("o.nii", header_bytes((3, 3, 3), offset=16.0) + b"\0" * 99),
+            "header",
+        ),
+    }
+
+
+def test_bad_files_are_refused_with_a_reason(tmp_path):
+    for name, (path, message) in bad_files(tmp_path).items():
+        with pytest.raises(ScanError, match=message) as caught:
+            load_boxes(path, SMALL)
+        assert str(path) in str(caught.value), name
+        assert "\n" not in str(caught.value), name
+
+
+def test_partial_cover_is_a_warning(tmp_path):
+    affine = AFFINE.copy()
+    affine[2, 3] = -1
+    boxes = load_boxes(save(tmp_path / "a.nii.gz", phantom(), affine), SMALL)
+    assert boxes.coverage[0] == pytest.approx(6 / 8)
+    assert "75% inside" in boxes.warnings[0]
+
+
+def test_template_brain_fits_the_brain_age_box():
+    from hyperfusion_rt.data.simulate.anatomy import template_files
+
+    box = preset("brain-age").preprocessing
+    volume = read_volume(template_files()["t1"])
+    voxels = np.argwhere(volume.voxels > 0) + volume.affine[:3, 3]
+    half = np.array(box.shape) * box.spacing / 2
+    low, high = box.boxes[0].center - half, box.boxes[0].center + half
+    margin = np.minimum(voxels.min(0) - low, high - voxels.max(0))
+    assert (margin >= 2).all(), margin
+    assert (margin <= 25).all(), margin
+
+
+def test_peak_memory_of_one_scan(tmp_path):
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 1500, (182, 218, 182)).astype(np.int16)
+    affine = np.array([[1.0, 0, 0, -90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])
+    path = save(tmp_path / "a.nii.gz", data, affine)
+    code = f"""
+        import resource, sys
+        import numpy, nibabel
+        from hyperfusion_rt.config import preset
+        from hyperfusion_rt.data.volumes import load_boxes
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = peak()
+        load_boxes({str(path)!r}, preset("ad").preprocessing)
+        print(peak() - before)
+    """
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert float(out.stdout) < 150

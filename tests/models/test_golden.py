@@ -1,0 +1,105 @@
+"""Parity with the published networks: their weights in, their outputs out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.models import build_network
+from hyperfusion_rt.models.checkpoint import describe_state, read_state
+
+HERE = Path(__file__).parents[1] / "golden"
+SHARED = Path(__file__).parents[2].parent / "shared" / "golden"
+NAMES = ["ad_golden_f4", "ad_golden", "brain_age_golden"]
+
+
+def golden(name):
+    folder = HERE if (HERE / f"{name}.cases.safetensors").exists() else SHARED
+    if not (folder / f"{name}.cases.safetensors").exists():
+        pytest.skip(f"golden case {name} is not in {HERE} nor in {SHARED}: parity NOT checked")
+    state = read_state(folder / f"{name}.state_dict.safetensors")
+    config, width, outputs, _ = describe_state(state)
+    cases = load_file(folder / f"{name}.cases.safetensors")
+    image = cases["image"].float()
+    network = build_network(
+        config, shape=tuple(image.shape[2:]), tabular_width=width, outputs=outputs
+    )
+    network.load_state_dict(state)
+    return network.eval(), image, cases["tabular"], cases["output"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_outputs_equal_the_golden_ones_alone_and_in_a_batch(name):
+    network, image, tabular, expected = golden(name)
+    scale = expected.abs().max()
+    alone = torch.cat([network(i[None], t[None]) for i, t in zip(image, tabular, strict=True)])
+    assert (alone - expected).abs().max() <= 1e-5 * scale
+    assert (network(image, tabular) - expected).abs().max() <= 1e-5 * scale
+
+
+@torch.inference_mode()
+def test_the_pairing_defect_is_not_reproduced():
+    network, image, tabular, expected = golden("ad_golden_f4")
+    # Two distinct cases; the defect would give the second image the first row's weights.
+    shifted = network(image, tabular.roll(1, 0))
+    scale = expected.abs().max()
+    assert (shifted - expected).abs().amax(1).min() > 1e-3 * scale
+    order = [1, 0]
+    permuted = network(image[order], tabular[order])
+    assert (permuted - expected[order]).abs().max() <= 1e-5 * scale
+
+
+def test_float64_agrees():
+    network, image, tabular, expected = golden("ad_golden_f4")
+    with torch.inference_mode():
+        exact = network.double()(image.double(), tabular.double())
+    assert (exact - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def small_state():
+    network = build_network(
+        NetworkConfig(task="ad", features=2), shape=(32, 32, 32), tabular_width=5, outputs=3
+    )
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
+def test_torch_files_wrappers_and_module_prefix(tmp_path, wrapper):
+    state = {f"module.{k}": v for k, v in small_state().items()}
+    torch.save({wrapper: state} if wrapper else state, tmp_path / "a.pt")
+    config, width, outputs, flat = describe_state(read_state(tmp_path / "a.pt"))
+    assert (config.task, config.features, config.embedding) == ("ad", 2, 8)
+    assert (width, outputs, flat) == (5, 3, None)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("must-not-exist"),))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Evil()}, "evil.pt")
+    with pytest.raises(ConfigError, match="only tensors are accepted"):
+        read_state(Path("evil.pt"))
+    assert not Path("must-not-exist").exists()
+
+
+def test_other_bad_checkpoints(tmp_path):
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        read_state(tmp_path / "none.pt")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(ConfigError, match="cannot be read as weights"):
+        read_state(tmp_path / "text.safetensors")
+    save_file({"a": torch.tensor([float("nan")])}, tmp_path / "nan.safetensors")
+    with pytest.raises(ConfigError, match="a holds NaN"):
+        read_state(tmp_path / "nan.safetensors")
+    torch.save({"a": 3}, tmp_path / "number.pt")
+    with pytest.raises(ConfigError, match="no tensor"):
+        read_state(tmp_path / "number.pt")
+    with pytest.raises(ConfigError, match="neither of the published"):
+        describe_state({"conv.weight": torch.zeros(1)})

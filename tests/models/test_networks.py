@@ -1,0 +1,133 @@
+"""Every network builds, runs, learns from what its name says, and exports its shape."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.models import (
+    HyperConv3d,
+    HyperLinear,
+    build_network,
+    initialise_generators,
+    load_embedding,
+)
+from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.models.layers import HyperNetwork
+
+TASKS = {"ad": ((32, 32, 32), 9, 3), "brain-age": ((40, 38, 36), 2, 1)}
+FUSIONS = ["hyper", "image", "tabular", "concat", "film", "daft"]
+PAIRS = list(itertools.product(TASKS, FUSIONS))
+
+
+def network_for(task, fusion, features=2):
+    shape, width, outputs = TASKS[task]
+    torch.manual_seed(0)
+    network = build_network(
+        NetworkConfig(task=task, fusion=fusion, features=features),
+        shape=shape,
+        tabular_width=width,
+        outputs=outputs,
+    )
+    return network, torch.randn(3, 1, *shape), torch.randn(3, width), outputs
+
+
+@pytest.mark.parametrize(("task", "fusion"), PAIRS)
+def test_uses_what_its_name_says(task, fusion):
+    network, image, tabular, outputs = network_for(task, fusion)
+    image.requires_grad_()
+    tabular.requires_grad_()
+    y = network(image, tabular)
+    assert y.shape == (3, outputs)
+    y.backward(torch.randn_like(y))
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    used = image.grad is not None and bool(image.grad.abs().max() > 0)
+    assert used == (fusion != "tabular")
+    used = tabular.grad is not None and bool(tabular.grad.abs().max() > 0)
+    assert used == (fusion != "image")
+
+
+@pytest.mark.parametrize(("task", "fusion"), PAIRS)
+def test_a_sample_does_not_depend_on_its_batch(task, fusion):
+    network, image, tabular, _ = network_for(task, fusion)
+    network.eval()
+    with torch.inference_mode():
+        whole = network(image, tabular)
+        alone = torch.cat([network(i[None], t[None]) for i, t in zip(image, tabular, strict=True)])
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "width", "gflop"),
+    [("ad", (64, 96, 64), 15, 8.1), ("brain-age", (90, 120, 99), 2, 24.0)],
+)
+def test_operations_of_the_published_networks(task, shape, width, gflop):
+    with torch.device("meta"):
+        network = build_network(
+            NetworkConfig(task=task), shape=shape, tabular_width=width, outputs=1
+        )
+        counter = FlopCounterMode(display=False)
+        with counter:
+            network.eval().requires_grad_(False)(torch.zeros(1, 1, *shape), torch.zeros(1, width))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_generator_variances_follow_chang():
+    network, _, tabular, _ = network_for("ad", "hyper", features=8)
+    torch.manual_seed(1)
+    tabular = torch.randn(500, 9)
+    initialise_generators(network, tabular)
+    (net,) = [m for m in network.modules() if isinstance(m, HyperNetwork)]
+    net.eval()
+    variance = net.embedding_model(tabular).var().item()
+    fan_in = 64
+    expected = 1 / (2 * fan_in * 8 * variance)
+    assert net.weights_gen.weight.var().item() == pytest.approx(expected, rel=0.05)
+    limit = math.sqrt(3 * expected)
+    assert net.weights_gen.weight.abs().max().item() <= limit
+    assert net.bias_gen.weight.var().item() == pytest.approx(1 / (2 * 8 * variance), rel=0.2)
+    assert net.weights_gen.bias.abs().max() == 0
+
+    network, _, _, _ = network_for("brain-age", "hyper", features=4)
+    initialise_generators(network, torch.zeros(1, 2))
+    net = network.linear1.layer.hyper_net
+    assert torch.equal(net.embedding_model.weight, torch.ones(1, 2))
+    fan_in = net.weight_shape[1]
+    expected = 2 / (2 * fan_in * 1 * 0.25)
+    assert net.weights_gen.weight.var().item() == pytest.approx(expected, rel=0.15)
+
+
+def test_the_embedding_is_taken_over():
+    network, _, tabular, _ = network_for("ad", "hyper")
+    trained = TabularNetwork(9, 3)
+    load_embedding(network, trained)
+    (net,) = [m for m in network.modules() if isinstance(m, HyperNetwork)]
+    torch.testing.assert_close(
+        net.embedding_model.eval()(tabular), trained.embedding_model.eval()(tabular)
+    )
+    with pytest.raises(ConfigError, match="fusion 'hyper'"):
+        load_embedding(network_for("ad", "film")[0], trained)
+
+
+def test_too_small_a_volume_is_refused():
+    with pytest.raises(ConfigError, match="at least 36 voxels"):
+        build_network(
+            NetworkConfig(task="brain-age"), shape=(35, 90, 90), tabular_width=2, outputs=1
+        )
+
+
+def test_the_layers_stand_alone():
+    conv = HyperConv3d(4, 6, 3, condition_features=5, stride=2, padding=1, groups=2)
+    assert conv(torch.randn(2, 4, 7, 8, 9), torch.randn(2, 5)).shape == (2, 6, 4, 4, 5)
+    assert HyperLinear(4, 6, condition_features=5)(torch.randn(2, 4), torch.randn(2, 5)).shape == (
+        2,
+        6,
+    )
+    with pytest.raises(ValueError, match="groups"):
+        HyperConv3d(3, 6, 3, condition_features=5, groups=2)

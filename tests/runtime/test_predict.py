@@ -1,0 +1,228 @@
+"""Prediction: equal to training, sound with bad cases, free of torch."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import hyperfusion_rt
+from hyperfusion_rt.errors import CohortError, TableError
+from hyperfusion_rt.runtime.command import infer
+from hyperfusion_rt.training.dataset import gather
+from hyperfusion_rt.training.loop import predict, split_of, summarise
+from hyperfusion_rt.training.train import load_member
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return {row["subject"]: row for row in csv.DictReader(file)}
+
+
+def test_equals_training(session_run, session_artifact, session_cohort):
+    config = session_run.config
+    dataset = gather(config, session_cohort)
+    everyone = np.arange(len(dataset.cases))
+    outputs = []
+    for index, member in enumerate(session_run.members):
+        split = split_of(dataset, config, index)
+        assert np.array_equal(split.tabular, member.encoder.encode(dataset.rows))
+        outputs.append(predict(load_member(session_run, member), dataset, split, everyone, 7))
+    expected = summarise(config, np.stack(outputs))
+    found = hyperfusion_rt.load(session_artifact).predict(
+        session_cohort / "scans", session_cohort / "data.csv"
+    )
+    assert [p.subject for p in found] == [case.subject for case in dataset.cases]
+    np.testing.assert_allclose([p.values for p in found], expected, atol=1e-5)
+    assert all(p.spread is not None and p.status == "ok" for p in found)
+
+
+def test_a_list_of_files_predicts_the_same(cohort):
+    predictor = hyperfusion_rt.load(cohort / "base.hfrt", threads=1)
+    files = sorted((cohort / "scans").iterdir())[:2]
+    some = [p for p in predictor.predict(files, cohort / "data.csv") if p.status == "ok"]
+    every = [p for p in predictor.predict(cohort / "scans", cohort / "data.csv")]
+    for one in some:
+        (other,) = [p for p in every if p.subject == one.subject]
+        np.testing.assert_allclose(one.values, other.values, atol=1e-6)
+
+
+def spoil(cohort):
+    """Break scans and rows of the cohort; returns subject → what the reason says."""
+    scans = cohort / "scans"
+    good = (scans / "S5-0002.nii.gz").read_bytes()
+    for name, content in {"S5-0002": good[:5000], "S5-0003": b"", "S5-9999": good}.items():
+        path = scans / f"{name}.nii.gz"
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+    lines = (cohort / "data.csv").read_text().splitlines()
+    header = lines[0].split(",")
+
+    def put(line, column, value):
+        fields = lines[line].split(",")
+        fields[header.index(column)] = value
+        lines[line] = ",".join(fields)
+
+    put(4, "PTGENDER", "Other")
+    put(5, "AGE", "seventy")
+    lines.append(lines[6])
+    (cohort / "data.csv").write_text("\n".join(lines[:7] + lines[8:]) + "\n")
+    return {
+        "S5-0002": "truncated",
+        "S5-0003": "empty",
+        "S5-0004": "Other",
+        "S5-0005": "seventy",
+        "S5-0006": "line",
+        "S5-0007": "no row",
+        "S5-9999": "no row",
+    }
+
+
+def test_bad_cases_are_rows_and_the_others_stand(cohort, hfrt):
+    status, _, err = hfrt(
+        cohort, "infer", "scans", "--tabular", "data.csv", "--unmatched-rows", "ignore"
+    )
+    assert (status, err) == (0, "")
+    before = rows_of(cohort / "predictions.csv")
+    assert len(before) == 8
+    expected = spoil(cohort)
+    status, out, err = hfrt(
+        cohort, "infer", "scans/", "--tabular", "data.csv", "--unmatched-rows", "ignore"
+    )
+    assert status == 3
+    assert "Traceback" not in out + err
+    after = rows_of(cohort / "predictions.csv")
+    for subject, reason in expected.items():
+        assert after[subject]["status"] == "error"
+        assert reason in after[subject]["reason"], after[subject]["reason"]
+        assert after[subject]["p_AD"] == ""
+        assert subject in err
+    for subject in ("S5-0001", "S5-0008"):
+        same = {k: v for k, v in after[subject].items() if k != "seconds"}
+        assert same == {k: v for k, v in before[subject].items() if k != "seconds"}
+    page = (cohort / "report.html").read_text()
+    assert "truncated" in page
+    assert "<script" not in page
+
+
+def test_rows_without_a_scan_are_listed_ignored_or_refused(cohort):
+    os.chdir(cohort)
+    args = [cohort / "scans"], cohort / "data.csv"
+    found = infer(*args, artifact=cohort / "base.hfrt", out=cohort / "a.csv")
+    assert (found.summary["ok"], found.summary["skipped"], found.summary["error"]) == (8, 32, 0)
+    with pytest.raises(CohortError, match="32 rows have no scan and --unmatched-rows is fail"):
+        infer(*args, artifact=cohort / "base.hfrt", unmatched_rows="fail")
+
+
+def test_unusual_rows_are_predicted_with_a_remark(cohort):
+    lines = (cohort / "data.csv").read_text().splitlines()
+    fields = lines[1].split(",")
+    fields[1], fields[3] = "104.5", ""
+    lines[1] = ",".join(fields)
+    (cohort / "data.csv").write_text("\n".join(lines))
+    predictor = hyperfusion_rt.load(cohort / "base.hfrt")
+    first = predictor.predict(cohort / "scans", cohort / "data.csv")[0]
+    assert first.status == "ok"
+    assert "AGE 104.5 is outside the training range" in first.reason
+    assert "PTEDUCAT is missing" in first.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("name,AGE\na,70\n", "subject"),
+        ("subject,PTGENDER\nS5-0001,Male\n", "missing columns: 'AGE'"),
+    ],
+)
+def test_a_table_that_cannot_be_used(cohort, hfrt, text, message):
+    (cohort / "data.csv").write_text(text)
+    status, out, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv")
+    assert status == 1
+    assert err.startswith("error: data.csv")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (cohort / "predictions.csv").exists()
+    with pytest.raises(TableError):
+        hyperfusion_rt.load(cohort / "base.hfrt").predict(cohort / "scans", cohort / "data.csv")
+
+
+@pytest.mark.parametrize("change", ["bom", "semicolon", "quoted", "tsv"])
+def test_other_ways_to_write_the_same_table(cohort, hfrt, change):
+    text = (cohort / "data.csv").read_text()
+    name = "data.tsv" if change == "tsv" else "data.csv"
+    text = {
+        "bom": "\ufeff" + text,
+        "semicolon": text.replace(",", ";").replace(".", ","),
+        "quoted": text.replace("subject,", 'note,subject,', 1).replace("\nS5", '\n"a, b",S5'),
+        "tsv": text.replace(",", "\t").replace("subject", "participant_id").replace("\nS5", "\nsub-S5"),
+    }[change]  # fmt: skip
+    hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--out", "expected.csv")
+    (cohort / name).write_text(text)
+    assert hfrt(cohort, "infer", "scans", "--tabular", name)[0] == 0
+    found, expected = rows_of(cohort / "predictions.csv"), rows_of(cohort / "expected.csv")
+    assert found.keys() == expected.keys()
+    assert all(found[s]["p_CN"] == expected[s]["p_CN"] for s in expected)
+
+
+def test_a_full_disk_keeps_the_old_output(cohort, monkeypatch, hfrt):
+    (cohort / "predictions.csv").write_text("old")
+    from hyperfusion_rt import files
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    status, _, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv")
+    assert status == 1
+    assert "No space left on device" in err
+    assert "unchanged" in err
+    assert (cohort / "predictions.csv").read_text() == "old"
+    assert not [p for p in cohort.iterdir() if p.name.startswith(".predictions")]
+
+
+def test_no_write_permission(cohort, hfrt, monkeypatch):
+    import tempfile
+
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    # Patched: the suite may run as root, who is never denied.
+    monkeypatch.setattr(tempfile, "mkstemp", denied)
+    status, _, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv")
+    assert status == 1
+    assert "predictions.csv: cannot be written: Permission denied" in err
+
+
+def test_inference_does_not_import_torch(cohort):
+    code = """
+        import sys
+
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("torch", "onnx", "nilearn", "sklearn", "scipy"):
+                    raise ImportError(f"{name} must not be imported")
+
+        sys.meta_path.insert(0, Refuse())
+        sys.argv = ["hfrt", "infer", "scans/", "--tabular", "data.csv"]
+        from hyperfusion_rt.cli import main
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=cohort, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 predicted" in done.stdout
+
+
+def test_json_output(cohort, hfrt):
+    status, out, _ = hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--json")
+    content = json.loads(out)
+    assert status == 0
+    assert content["engine"] == "onnx"
+    first = content["predictions"][0]
+    assert first["p_CN"] + first["p_MCI"] + first["p_AD"] == pytest.approx(1)

@@ -1,0 +1,145 @@
+"""Training end to end on a small simulated cohort."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from hyperfusion_rt.config import load_config
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.training.train import Callbacks, choose_device, train
+
+TINY = {
+    "network": {"features": 2},
+    "training": {"epochs": 3, "embedding_epochs": 2, "batch_size": 8},
+}
+
+
+def numbers(run):
+    """The history without the times."""
+    with open(run.member(0).folder / "history.csv") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_run_holds_everything(session_run):
+    folder = session_run.folder
+    for name in ("config.json", "splits.csv", "metrics.json", "learning_curve.png"):
+        assert (folder / name).stat().st_size > 0
+    assert len(session_run.members) == 2
+    for member in session_run.members:
+        assert member.weights.exists()
+        assert list((member.folder / "tensorboard").iterdir())
+        assert len(numbers(session_run)) == 2
+    test = session_run.metrics["test"]
+    assert test["cases"] == 8
+    assert sum(map(sum, test["confusion"])) == 8
+    assert 0 <= test["balanced_accuracy"] <= 1
+
+
+def test_the_encoder_saw_training_rows_only(session_run):
+    with open(session_run.folder / "splits.csv") as file:
+        rows = list(csv.DictReader(file))
+    for index, member in enumerate(session_run.members):
+        count = sum(row[f"member_{index}"] == "train" for row in rows)
+        assert member.encoder.training_rows == count == 24
+    first, second = (m.encoder.columns[0] for m in session_run.members)
+    assert (first.mean, first.std) != (second.mean, second.std)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(session_cohort):
+    config = load_config(session_cohort / "hfrt.yaml", TINY)
+    whole = train(config, session_cohort, name="whole")
+
+    def kill(member, epoch, row):
+        if epoch == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, session_cohort, name="killed", callbacks=Callbacks(on_epoch=kill))
+    killed = Run.latest(session_cohort / "runs", finished=False)
+    assert killed.folder.name == "killed"
+    assert len(numbers(killed)) == 1
+    resumed = train(killed.config, session_cohort, resume=killed)
+    assert numbers(resumed) == numbers(whole)
+    assert resumed.metrics == whole.metrics
+    a, b = (load_file(run.member(0).weights) for run in (whole, resumed))
+    assert all(np.array_equal(a[k].numpy(), b[k].numpy()) for k in a)
+
+
+def test_another_seed_gives_other_numbers(session_cohort, session_run):
+    change = {**TINY, "training": {**TINY["training"], "epochs": 1, "seed": 9}}
+    run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name="seed9")
+    assert numbers(run)[0] != numbers(session_run)[0]
+
+
+@pytest.mark.parametrize("fusion", ["image", "tabular", "concat", "film", "daft"])
+def test_the_baselines_train(session_cohort, fusion):
+    change = {"network": {"features": 2, "fusion": fusion}, "training": {"epochs": 1}}
+    run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name=fusion)
+    assert run.metrics["test"]["cases"] == 8
+
+
+def test_early_stop(session_cohort):
+    change = {**TINY, "training": {"epochs": 50, "patience": 1, "lr": 1e-9, "embedding_epochs": 0}}
+    run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name="stop")
+    assert len(numbers(run)) < 20
+
+
+def test_bad_cases_are_left_out_and_listed(cohort, session_cohort):
+    for scan in sorted((session_cohort / "scans").iterdir())[8:]:
+        (cohort / "scans" / scan.name).symlink_to(scan)
+    broken = cohort / "scans" / "S5-0001.nii.gz"
+    content = broken.read_bytes()
+    broken.unlink()
+    broken.write_bytes(content[: len(content) // 2])
+    lines = (cohort / "data.csv").read_text().splitlines()
+    fields = lines[2].split(",")
+    fields[1] = "seventy"
+    lines[2] = ",".join(fields)
+    fields = lines[3].split(",")
+    fields[-1] = "Unknown disease"
+    lines[3] = ",".join(fields)
+    (cohort / "data.csv").write_text("\n".join(lines[:-1]))
+    change = {**TINY, "training": {"epochs": 1, "embedding_epochs": 0}}
+    run = train(load_config(cohort / "hfrt.yaml", change), cohort)
+    left = {item[0]: item[2] for item in json.loads((run.folder / "left_out.json").read_text())}
+    assert "truncated" in left["S5-0001"]
+    assert "seventy" in left["S5-0002"]
+    assert "Unknown disease" in left["S5-0003"]
+    assert "no row" in left["S5-0040"]
+    assert run.metrics["cases"]["left_out"] == 4
+
+
+def test_errors_say_what_to_do(session_cohort, tmp_path):
+    config = load_config(session_cohort / "hfrt.yaml", TINY)
+    with pytest.raises(ConfigError, match="exists; choose another name"):
+        train(config, session_cohort, name="base")
+    with pytest.raises(ConfigError, match="no finished run here; train one"):
+        Run.latest(tmp_path)
+    with pytest.raises(ConfigError, match="not a run folder"):
+        Run.open(tmp_path)
+    with pytest.raises(ConfigError, match=r"device 'nonsense'"):
+        choose_device("nonsense")
+    wrong = load_config(session_cohort / "hfrt.yaml", {"training": {"class_weights": [1.0]}})
+    with pytest.raises(ConfigError, match="1 numbers for 3 classes"):
+        train(wrong, session_cohort, name="weights")
+    wild = load_config(session_cohort / "hfrt.yaml", {**TINY, "training": {"lr": 1e30}})
+    with pytest.raises(HyperFusionError, match=r"lower training\.lr"):
+        train(wild, session_cohort, name="wild")
+
+
+def test_brain_age_trains(tmp_path):
+    from hyperfusion_rt.data.simulate import simulate_cohort
+
+    simulate_cohort(tmp_path, task="brain-age", subjects=20, seed=1, spacing=2)
+    change = {"network": {"features": 2}, "training": {"epochs": 1}}
+    run = train(load_config(tmp_path / "hfrt.yaml", change), tmp_path)
+    assert run.metrics["test"]["mae"] < 40
+    assert run.metrics["cases"] == {"train": 16, "validation": 2, "test": 2, "left_out": 0}
