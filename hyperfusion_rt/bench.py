@@ -39,7 +39,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender at one batch size. Times in ms per batch; `spread` is the interquartile range."""
+    """One contender at one batch size: ms per batch, `spread_ms` the interquartile range."""
 
     contender: str
     precision: str

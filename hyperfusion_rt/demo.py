@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hyperfusion_rt.bench import Report, chart
 from hyperfusion_rt.bench import bench as measure
@@ -18,7 +19,7 @@ from hyperfusion_rt.config import Config, load_config
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.tabular import read_target
-from hyperfusion_rt.data.volumes import read_volume
+from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import replacing
@@ -169,30 +170,33 @@ def contrast(root: Path, path: Path) -> None:
         rows = sorted(csv.DictReader(file), key=lambda row: float(row["atrophy"]))
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     panels = figure.subplots(2, 3)
+    # In mm: the range of each axis; a range of one is the slice.
+    views = {
+        "y = -21 mm": ((-75, 75), (-21, -20), (-60, 80)),
+        "z = 12 mm": ((-75, 75), (-108, 76), (12, 13)),
+        "x = -26 mm, hippocampus": ((-26, -25), (-69, 27), (-47, 17)),
+    }
     for line, row in zip(panels, (rows[0], rows[-1]), strict=True):
         volume = read_volume(root / "scans" / f"{row['subject']}.nii.gz")
-        inverse = np.linalg.inv(volume.affine)
         top = np.percentile(volume.voxels[volume.voxels > 0], 99)
-        views = (
-            (lambda u, v: (u, np.full_like(u, -21.0), v), (-75, 75), (-60, 80), "y = -21 mm"),
-            (lambda u, v: (u, v, np.full_like(u, 12.0)), (-75, 75), (-108, 76), "z = 12 mm"),
-            (lambda u, v: (np.full_like(u, -26.0), u, v), (-69, 27), (-47, 17), "x = -26 mm"),
+        for axes, (title, ranges) in zip(line, views.items(), strict=True):
+            axes.imshow(_slice(volume, ranges).T, origin="lower", cmap="gray", vmin=0, vmax=top)
+            axes.set(title=title, xticks=[], yticks=[])
+        line[0].set_ylabel(
+            f"{row['DX']}, {float(row['AGE']):.0f} years\natrophy {float(row['atrophy']):+.1f}"
         )
-        for axes, (place, width, height, title) in zip(line, views, strict=True):
-            u, v = np.meshgrid(np.arange(*width, 0.5), np.arange(*height, 0.5), indexing="ij")
-            points = np.stack([*place(u, v), np.ones_like(u)]).reshape(4, -1)
-            index = np.rint((inverse @ points)[:3]).astype(int)
-            size = np.array(volume.voxels.shape)[:, None]
-            index = np.clip(index, 0, size - 1)
-            plane = volume.voxels[tuple(index)].reshape(u.shape)
-            axes.imshow(plane.T, origin="lower", cmap="gray", vmin=0, vmax=top)
-            axes.set_title(title, fontsize=8)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        age = f"{float(row['AGE']):.0f} y" if row.get("AGE") else ""
-        line[0].set_ylabel(f"{row['DX']} {age}\natrophy {float(row['atrophy']):+.1f}", fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _slice(volume: Volume, ranges: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+    """The nearest voxels on a grid of half a millimetre over `ranges` in mm, singletons dropped."""
+    axes = [np.arange(low, high, 0.5 if high - low > 1 else 1.0) for low, high in ranges]
+    mm = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones([len(a) for a in axes])])
+    index = np.rint(np.tensordot(np.linalg.inv(volume.affine)[:3], mm, 1)).astype(int)
+    limits = np.reshape(volume.voxels.shape, (3, 1, 1, 1)) - 1
+    plane: NDArray[Any] = volume.voxels[tuple(np.clip(index, 0, limits))].squeeze()
+    return plane
 
 
 def _short(metrics: dict[str, Any]) -> str:
@@ -243,8 +247,8 @@ def _page(
     manifest = result.predictor.manifest
     page = Page("HyperFusion demo: simulated subjects that the network has not seen")
     page.text(
-        "Anatomy: the MNI152 template, deformed per subject. The diagnosis is simulated: an atrophy "
-        "that also depends on age and sex, and biomarkers with gaps. Not a medical device.",
+        "Anatomy: the MNI152 template, deformed per subject. The diagnosis is simulated: an "
+        "atrophy that also depends on age and sex, and biomarkers with gaps. Not a medical device.",
         soft=True,
     )
     page.cards(figures(metrics))

@@ -28,7 +28,13 @@ def _triple(value: int | Triple, name: str) -> Triple:
 
 
 def _check(
-    op: str, x: Tensor, condition: Tensor, G: Tensor, h: Tensor, g0: Tensor | None, h0: Tensor | None
+    op: str,
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
 ) -> None:
     dims = {"hyper_conv3d": (5, 6), "hyper_linear": (2, 3)}[op]
     for name, tensor, expected in (
@@ -39,7 +45,7 @@ def _check(
     ):
         if tensor.dim() != expected:
             raise ValueError(
-                f"{op}: {name} has shape {tuple(tensor.shape)}, but {expected} dimensions are needed"
+                f"{op}: {name} has shape {tuple(tensor.shape)}, but needs {expected} dimensions"
             )
     if G.shape[0] != condition.shape[1] or h.shape[0] != condition.shape[1]:
         raise ValueError(
@@ -49,9 +55,7 @@ def _check(
     if h.shape[1] != G.shape[1]:
         raise ValueError(f"{op}: G makes {G.shape[1]} channels, but h makes {h.shape[1]}")
     if g0 is not None and g0.shape != G.shape[1:]:
-        raise ValueError(
-            f"{op}: g0 has shape {tuple(g0.shape)}, but G needs {tuple(G.shape[1:])}"
-        )
+        raise ValueError(f"{op}: g0 has shape {tuple(g0.shape)}, but G needs {tuple(G.shape[1:])}")
     if h0 is not None and h0.shape != h.shape[1:]:
         raise ValueError(f"{op}: h0 has shape {tuple(h0.shape)}, but h needs {tuple(h.shape[1:])}")
     if x.shape[0] != condition.shape[0]:
@@ -104,13 +108,13 @@ def hyper_conv3d(
     if tuple(G.shape[3:]) == (1, 1, 1) and padding == (0, 0, 0) and groups == 1:
         picked = x[:, :, :: stride[0], :: stride[1], :: stride[2]]
         weight = _affine(condition, G, g0).flatten(2)
-        return torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2)).unflatten(
-            2, picked.shape[2:]
-        )
+        y: Tensor = torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2))
+        return y.view(-1, *weight.shape[1:2], *picked.shape[2:])
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return _shared(x, condition, G, g0, stride, padding, dilation, groups) + beta[
-            :, :, None, None, None
-        ]
+        return (
+            _shared(x, condition, G, g0, stride, padding, dilation, groups)
+            + beta[:, :, None, None, None]
+        )
     batch, cout = x.shape[0], G.shape[1]
     weight = _affine(condition, G, g0).flatten(0, 1)
     one = x.reshape(1, -1, *x.shape[2:])

@@ -1,7 +1,11 @@
 """One small cohort, run and artifact for the whole session."""
 
+import os
 import shutil
 from pathlib import Path
+
+# Before torch is imported: on a shared machine spinning threads make training many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 

@@ -16,7 +16,9 @@ def test_help_is_quick():
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        code = "import sys; sys.argv = ['hfrt', '--help']; from hyperfusion_rt.cli import main; main()"
+        code = (
+            "import sys; sys.argv = ['hfrt', '--help']; from hyperfusion_rt.cli import main; main()"
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         times.append(time.perf_counter() - start)
         assert done.returncode == 0

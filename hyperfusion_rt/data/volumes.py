@@ -11,6 +11,7 @@ background, stays zero.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import zlib
@@ -91,9 +92,9 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
                 while stream.read(1 << 16):
                     pass
                 return volume
-    except (EOFError, zlib.error, isal_zlib.error) as error:
+    except (EOFError, zlib.error, isal_zlib.IsalError) as error:
         raise ScanError(f"{path}: the file is truncated or damaged ({error})") from None
-    except igzip.BadGzipFile as error:
+    except gzip.BadGzipFile as error:
         raise ScanError(f"{path}: the file is damaged ({error})") from None
     except IsADirectoryError:
         raise ScanError(f"{path}: is a folder, not a scan") from None
@@ -125,7 +126,7 @@ def _read(path: Path, stream: BinaryIO, limit: int) -> Volume:
             f"{need:,} bytes, and the file cannot hold more than {limit:,}"
         )
     buffer = np.empty(count * header.dtype.itemsize, np.uint8)
-    view = memoryview(buffer)
+    view = memoryview(buffer.data)
     filled = 0
     while filled < len(view):
         got = stream.readinto(view[filled : filled + (1 << 20)])  # type: ignore[attr-defined]
@@ -141,6 +142,7 @@ def _read(path: Path, stream: BinaryIO, limit: int) -> Volume:
 
 def _read_header(path: Path, stream: BinaryIO) -> _Header:
     import nibabel as nib
+    from nibabel.spatialimages import HeaderDataError
 
     # nibabel logs what it repairs in a header; what matters here is checked and said below.
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -157,7 +159,7 @@ def _read_header(path: Path, stream: BinaryIO) -> _Header:
             return _mgh(nib.freesurfer.mghformat.MGHHeader, start, stream)
     except ScanError:
         raise
-    except (nib.spatialimages.HeaderDataError, ValueError, TypeError, KeyError) as error:
+    except (HeaderDataError, ValueError, TypeError, KeyError) as error:
         raise ScanError(f"{path}: its header is damaged: {error}") from None
     raise ScanError(f"{path}: neither a NIfTI nor an MGH file")
 

@@ -39,8 +39,8 @@ class Block(nn.Module):
         """`[B, Cin, D, H, W]` → `[B, Cout, D/stride, H/stride, W/stride]`."""
         y = self.conv1(self.drop(self.bn1(x).relu()))
         y = self.conv2(self.drop(self.bn2(y).relu()))
-        shortcut: Tensor = self.downsample(x)
-        return y + shortcut
+        result: Tensor = y + self.downsample(x)
+        return result
 
 
 class LastBlock(nn.Module):
@@ -64,8 +64,8 @@ class LastBlock(nn.Module):
         y = self.conv1(self.drop(self.bn1(x).relu()), condition)
         y = self.conv2(self.drop(self.bn2(y).relu()), condition)
         conv, norm = self.downsample
-        shortcut: Tensor = norm(conv(x, condition))
-        return y + shortcut
+        result: Tensor = y + norm(conv(x, condition))
+        return result
 
 
 class ADNetwork(nn.Module):

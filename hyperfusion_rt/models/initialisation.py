@@ -1,7 +1,8 @@
 """Initial weights of the generators (Chang et al., Principled Weight Initialization for
 Hypernetworks, ICLR 2020), and the embedding that was trained before.
 
-    Var(weights_gen) = 2^relu / (2^bias · fan_in · K · Var(e)),   Var(bias_gen) = 2^relu / (2 · K · Var(e))
+    Var(weights_gen) = 2^relu / (2^bias · fan_in · K · Var(e))
+    Var(bias_gen) = 2^relu / (2 · K · Var(e))
 
 uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows; `bias`: 1 where the layer
 also generates a bias, as all of ours do.

@@ -84,9 +84,14 @@ class HyperConv3d(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x [B, Cin, D, H, W]`, `condition [B, T]` → `[B, Cout, D', H', W']`."""
+        e, G, h, g0, h0 = self.hyper_net(condition)
         return hyper_conv3d(
             x,
-            *self.hyper_net(condition),
+            e,
+            G,
+            h,
+            g0,
+            h0,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -161,4 +166,5 @@ class ChannelAffine(nn.Module):
         if self.with_image:
             condition = torch.cat([x.mean((2, 3, 4)), condition], 1)
         scale, shift = self.expand(self.reduce(condition).relu())[..., None, None, None].chunk(2, 1)
-        return (1 + scale) * x + shift
+        y: Tensor = (1 + scale) * x + shift
+        return y

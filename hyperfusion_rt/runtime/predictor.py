@@ -110,8 +110,7 @@ class Predictor:
             HyperFusionError: no scan, or the table as a whole cannot be used.
         """
         spec = self.manifest.table
-        single = isinstance(paths, (str, os.PathLike))
-        given = [paths] if single else list(paths)  # type: ignore[list-item, arg-type]
+        given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         scans = [scan for path in given for scan in find_scans(Path(path))]
         rows = read_table(
             Path(table),

@@ -31,7 +31,8 @@ table { border-collapse:collapse; width:100%; font-size:.88rem; font-variant-num
 th,td { text-align:left; padding:.25rem .6rem; border-bottom:1px solid var(--line);
         vertical-align:top } th { color:var(--soft); font-weight:600 }
 td.n { text-align:right } tr.error td { color:var(--bad) } tr.skipped td { color:var(--soft) }
-.bar { display:flex; height:.8rem; width:9rem; border-radius:3px; overflow:hidden; margin-top:.3rem }
+.bar { display:flex; height:.8rem; width:9rem; border-radius:3px; overflow:hidden;
+       margin-top:.3rem }
 .bar i:nth-child(3n+1) { background:var(--a) } .bar i:nth-child(3n+2) { background:var(--b) }
 .bar i:nth-child(3n) { background:var(--c) }
 img { max-width:100%; background:#fff; border-radius:8px; border:1px solid var(--line) }

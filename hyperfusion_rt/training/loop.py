@@ -140,7 +140,9 @@ class Trainer:
             initialise_generators(network, torch.from_numpy(self.split.tabular[self.split.train]))
         if config.task == "brain-age":
             _start_at(network, float(self.dataset.targets[self.split.train].mean()))
-        return network.to(self.device)
+        # Faster for 3D convolutions on CPUs and on tensor cores alike.
+        placed: nn.Module = network.to(self.device).to(memory_format=torch.channels_last_3d)
+        return placed
 
     def _pretrain(self, width: int) -> nn.Module:
         """The tabular-only network, whose embedding the hypernetwork starts from."""
@@ -241,7 +243,7 @@ class Trainer:
             with amp:
                 outputs = network(image, tabular)
             loss = self.loss(outputs.float(), targets)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()
             scaler.step(optimiser)
             scaler.update()
             total += float(loss.detach()) * len(batch)
@@ -326,7 +328,7 @@ class Trainer:
             self.best_epoch = content["best_epoch"]
         except Exception as error:
             raise ConfigError(
-                f"{path}: cannot be resumed from ({error}); delete the file to start this member anew"
+                f"{path}: cannot be resumed from ({error}); delete it to start this member anew"
             ) from error
         return len(self.history)
 
@@ -334,7 +336,7 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = str(self.member.folder / "tensorboard")
-        return SummaryWriter(folder, purge_step=start)  # type: ignore[no-untyped-call]
+        return SummaryWriter(folder, purge_step=start)
 
 
 def _batches(

@@ -61,7 +61,9 @@ def test_conv_forward_and_gradients(case, constants, dtype):
     upstream = torch.randn(found.shape, dtype=torch.float64)
     gradients = torch.autograd.grad(found, args, upstream.to(dtype))
     exact_gradients = torch.autograd.grad(expected, exact, upstream.to(dtype).double())
-    for name, a, b in zip("x e G h g0 h0".split(), gradients, exact_gradients, strict=False):
+    for name, a, b in zip(
+        ["x", "e", "G", "h", "g0", "h0"], gradients, exact_gradients, strict=False
+    ):
         limit = bound(dtype, upstream.numel() * (k + 1), b.abs().max().item() + 1e-30)
         assert (a - b).abs().max().item() <= limit, name
 

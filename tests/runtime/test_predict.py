@@ -45,7 +45,7 @@ def test_a_list_of_files_predicts_the_same(cohort):
     predictor = hyperfusion_rt.load(cohort / "base.hfrt", threads=1)
     files = sorted((cohort / "scans").iterdir())[:2]
     some = [p for p in predictor.predict(files, cohort / "data.csv") if p.status == "ok"]
-    every = [p for p in predictor.predict(cohort / "scans", cohort / "data.csv")]
+    every = predictor.predict(cohort / "scans", cohort / "data.csv")
     for one in some:
         (other,) = [p for p in every if p.subject == one.subject]
         np.testing.assert_allclose(one.values, other.values, atol=1e-6)
@@ -141,7 +141,7 @@ def test_unusual_rows_are_predicted_with_a_remark(cohort):
 )
 def test_a_table_that_cannot_be_used(cohort, hfrt, text, message):
     (cohort / "data.csv").write_text(text)
-    status, out, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv")
+    status, _, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv")
     assert status == 1
     assert err.startswith("error: data.csv")
     assert message in err
@@ -159,7 +159,7 @@ def test_other_ways_to_write_the_same_table(cohort, hfrt, change):
         "bom": "\ufeff" + text,
         "semicolon": text.replace(",", ";").replace(".", ","),
         "quoted": text.replace("subject,", 'note,subject,', 1).replace("\nS5", '\n"a, b",S5'),
-        "tsv": text.replace(",", "\t").replace("subject", "participant_id").replace("\nS5", "\nsub-S5"),
+        "tsv": text.replace(",", "\t").replace("subject", "participant_id"),
     }[change]  # fmt: skip
     hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--out", "expected.csv")
     (cohort / name).write_text(text)

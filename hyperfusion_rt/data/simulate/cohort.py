@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import importlib.util
 import io
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hyperfusion_rt.config import Task
 from hyperfusion_rt.data.simulate import population
 from hyperfusion_rt.data.simulate.optimum import bayes_optimum
-from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import replacing, write_text
 
 _TASKS: tuple[Task, ...] = ("ad", "brain-age")
 # How scanners and converters store volumes: most of them RAS or LAS, some sagittal.
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 
-_template: Any = None
+if TYPE_CHECKING:
+    from hyperfusion_rt.data.simulate.anatomy import Template
+
+_template: Template | None = None
 
 
 def subject_id(seed: int, index: int) -> str:
@@ -33,19 +38,43 @@ def subject_id(seed: int, index: int) -> str:
     return f"S{seed}-{index + 1:04d}"
 
 
-def _start(template: Any) -> None:
-    """In each worker: take the template, which was prepared once, and one thread."""
+def _start(spacing: float) -> None:
+    """In each worker: one thread, and a template of its own.
+
+    Preparing it takes about as long as importing torch; sending it would need 200 MB of shared
+    memory at 1 mm, more than a container has by default.
+    """
     import torch
+
+    from hyperfusion_rt.data.simulate.anatomy import load_template
 
     global _template
     torch.set_num_threads(1)
-    _template = template
+    _template = load_template(spacing)
 
 
-def _make(index: int, *, scans: Path, task: Task, seed: int) -> tuple[dict[str, str], dict[str, Any]]:
+@contextlib.contextmanager
+def _here(spacing: float) -> Iterator[None]:
+    """`_start` in this process, undone afterwards."""
+    import torch
+
+    global _template
+    threads = torch.get_num_threads()
+    try:
+        _start(spacing)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _template = None
+
+
+def _make(
+    index: int, *, scans: Path, task: Task, seed: int
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Draw and write subject `index`; returns its row and its truth."""
     from hyperfusion_rt.data.simulate.anatomy import make_brain
 
+    assert _template is not None, "the worker was not started"
     rng = np.random.default_rng([seed, _TASKS.index(task), index])
     subject = population.draw_subject(task, rng)
     brain = make_brain(_template, subject.atrophy, rng)
@@ -102,27 +131,43 @@ def simulate_cohort(
     `scans/*.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the table,
     with gaps. `truth.csv`: atrophy, the volumes that the deformation achieved (ml), the values
     behind the gaps. `hfrt.yaml`: the configuration to train with. `optimum.json`: how well anybody
-    can do (`bayes_optimum`). Subject i depends on `task`, `seed`, `spacing` and i alone.
+    can do (`bayes_optimum`). Subject i depends on `task`, `seed`, `spacing` and i alone, not on
+    `subjects` or on `jobs`, the worker processes (as many as there are cores).
+
+    `force` replaces an earlier cohort in `out`, and nothing else. `on_subject(i)` is called in this
+    process after subject i is written. Workers are spawned: a script that calls this needs
+    `if __name__ == "__main__":`.
 
     Raises:
-        ConfigError: `out` is not empty (and `force` is off), or an argument is out of range.
+        ConfigError: `out` is not empty (and `force` is off, or it holds something else than a
+            cohort), or an argument is out of range.
         MissingExtraError: the simulate extra is not installed.
     """
-    from hyperfusion_rt.data.simulate.anatomy import load_template
     from hyperfusion_rt.runtime.machine import usable_cores
 
+    if subjects < 1 or seed < 0:
+        raise ConfigError(f"{subjects} subjects, seed {seed}: use at least 1, and a seed from 0")
     if spacing not in (1, 2):
         raise ConfigError(f"spacing {spacing}: a cohort is simulated at 1 or 2 mm")
     if task not in _TASKS:
         raise ConfigError(f"task {task!r}: choose from {', '.join(_TASKS)}")
-    template = load_template(spacing)
+    _require_extras()
     _prepare(out, force)
     make = partial(_make, scans=out / "scans", task=task, seed=seed)
     rows, truths = [], []
     workers = max(1, min(jobs or usable_cores(), subjects))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, (template,)) as pool:
-        for index, (row, truth) in enumerate(pool.map(make, range(subjects), chunksize=2)):
+    with contextlib.ExitStack() as stack:
+        made: Iterator[tuple[dict[str, str], dict[str, Any]]]
+        if workers == 1:
+            stack.enter_context(_here(spacing))
+            made = map(make, range(subjects))
+        else:
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, spawn, _start, (spacing,))
+            # After an error or Ctrl-C, what has not begun is dropped.
+            stack.callback(pool.shutdown, cancel_futures=True)
+            made = pool.map(make, range(subjects))
+        for index, (row, truth) in enumerate(made):
             rows.append(row)
             truths.append(truth)
             if on_subject is not None:
@@ -133,7 +178,27 @@ def simulate_cohort(
     write_text(out / "optimum.json", json.dumps(optimum, indent=2) + "\n")
     preset = f"{task}-small" if spacing == 2 else task
     write_text(out / "hfrt.yaml", f"preset: {preset}\n")
-    return {"folder": str(out), "task": task, "subjects": subjects, "seed": seed, "optimum": optimum}
+    return {
+        "folder": str(out),
+        "task": task,
+        "subjects": subjects,
+        "seed": seed,
+        "optimum": optimum,
+    }
+
+
+def _require_extras() -> None:
+    """Say what is missing before anything is written, and in this process.
+
+    Raises:
+        MissingExtraError: torch, scipy or nilearn is not installed.
+    """
+    for package, extra in (("torch", "train"), ("scipy", "simulate")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra, "the simulated cohort")
+    from hyperfusion_rt.data.simulate.anatomy import template_files
+
+    template_files()
 
 
 def _prepare(out: Path, force: bool) -> None:

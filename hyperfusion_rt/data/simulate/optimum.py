@@ -19,6 +19,8 @@ from hyperfusion_rt.data.simulate import population as p
 
 Float = NDArray[np.float64]
 
+_OBSERVER = "image: the atrophy is read from the scan without error, an upper bound"
+
 
 def _log_normal(x: Float, mean: Float | float, sd: float) -> Float:
     z = (x - mean) / sd
@@ -31,22 +33,28 @@ def _log_tail(z: float) -> float:
     return math.log(0.5 * math.erfc(-z / math.sqrt(2)))
 
 
-def _age_weights() -> tuple[Float, Float]:
-    grid = np.linspace(p.AGE_LOW, p.AGE_HIGH, 401)
-    weights = np.exp(-0.5 * ((grid - p.AGE_MEAN) / p.AGE_SD) ** 2)
-    return grid, weights / weights.sum()
+def _log_remainder(x: Float) -> Float:
+    """log p(x [N]) of `x = AGE_EFFECT (AGE - mean) / sd + NOISE ε`: the ages, integrated out.
+
+    A quadrature over 801 ages, at 1601 points that linear interpolation joins (error below 1e-4).
+    """
+    ages = np.linspace(p.AGE_LOW, p.AGE_HIGH, 801)
+    years = (ages - p.AGE_MEAN) / p.AGE_SD
+    weights = np.exp(-0.5 * years * years)
+    grid = np.linspace(-8, 8, 1601)
+    joint = _log_normal(grid[:, None], p.AGE_EFFECT * years, p.NOISE)
+    density = np.exp(joint) @ (weights / weights.sum())
+    result: Float = np.interp(x, grid, np.log(density))
+    return result
 
 
 def _log_image(atrophy: Float, dx: int, male: Float | None = None) -> Float:
     """log p(atrophy [N] | dx), the age integrated out; the sex too when it is not given."""
-    ages, weights = _age_weights()
-    sexes = [np.zeros_like(atrophy), np.ones_like(atrophy)] if male is None else [male]
-    density = np.zeros_like(atrophy)
-    for sex in sexes:
-        centre = p.mean_atrophy(ages[:, None], sex[None], dx)
-        z = (atrophy[None] - centre) / p.NOISE
-        density += weights @ np.exp(-0.5 * z * z) / len(sexes)
-    result: Float = np.log(density) - math.log(p.NOISE * math.sqrt(2 * math.pi))
+    centred = atrophy - p.DX_EFFECT[dx]
+    if male is not None:
+        return _log_remainder(centred - p.SEX_EFFECT * (male - 0.5))
+    woman, man = (_log_remainder(centred - p.SEX_EFFECT * half) for half in (-0.5, 0.5))
+    result: Float = np.logaddexp(woman, man) - math.log(2)
     return result
 
 
@@ -112,7 +120,10 @@ def _ad(samples: int) -> dict[str, Any]:
         name: math.sqrt(sum(x * (1 - x) for x in r) / samples) / 3 for name, r in recalls.items()
     }
     found["figure"] = "balanced accuracy"
-    found["method"] = f"exact likelihoods, {samples} observations per class"
+    found["method"] = (
+        "argmax of the exact likelihoods (gaps and bounds included; age and sex integrated out by "
+        f"quadrature where unobserved), mean over {samples} observations per class; {_OBSERVER}"
+    )
     return found
 
 
@@ -138,7 +149,9 @@ def _brain_age(points: int) -> dict[str, Any]:
         "both": (mae(density[0]) + mae(density[1])) / 2,
         "standard_error": {"image": 0.0, "table": 0.0, "both": 0.0},
         "figure": "mean absolute error (years)",
-        "method": f"quadrature, {points} ages",
+        "method": (
+            f"posterior median, quadrature over {points} ages x {2 * points} atrophies; {_OBSERVER}"
+        ),
     }
 
 

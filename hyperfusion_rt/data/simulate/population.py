@@ -3,17 +3,17 @@
 AD.  DX ~ (CN .30, MCI .47, AD .23);  AGE ~ N(73, 7) on 55..92 years and sex, both independent of
      DX, so that neither says anything alone;
 
-         atrophy = 0.9 (AGE - 73) / 7 + 0.5 ([male] - 1/2) + γ(DX) + 0.6 ε,   γ = -1.2, 0, 1.2
+         atrophy = 0.8 (AGE - 73) / 7 + 0.5 ([male] - 1/2) + γ(DX) + 0.6 ε,   γ = -1.2, 0, 1.2
 
      The same hippocampus so means one thing at 60 and another at 85. The biomarkers are normal
      given DX, independent of each other and of the atrophy, with ADNI's scales, bounds of
-     measurement and missing rates.
+     measurement and missing rates. Education says nothing: a network has to ignore it.
 
 Brain age.  AGE ~ U(45, 90), sex ~ 1/2;
 
-         atrophy = 0.09 (AGE - 67.5) + 1.2 ([male] - 1/2) + 0.42 ε
+         atrophy = 0.09 (AGE - 67.5) + 1.35 ([male] - 1/2) + 0.48 ε
 
-     A man of 60 has the brain of a woman of 73.
+     A man of 60 has the brain of a woman of 75.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ CLASSES = ("CN", "MCI", "AD")
 PRIOR = np.array([0.30, 0.47, 0.23])
 
 AGE_MEAN, AGE_SD, AGE_LOW, AGE_HIGH = 73.0, 7.0, 55.0, 92.0
-AGE_EFFECT, SEX_EFFECT, NOISE = 0.9, 0.5, 0.6
+AGE_EFFECT, SEX_EFFECT, NOISE = 0.8, 0.5, 0.6
 DX_EFFECT = np.array([-1.2, 0.0, 1.2])
 APOE4 = np.array([[0.70, 0.27, 0.03], [0.50, 0.39, 0.11], [0.33, 0.47, 0.20]])
 
 YOUNG, OLD = 45.0, 90.0
-AGE_SLOPE, AGE_SEX_EFFECT, AGE_NOISE = 0.09, 1.2, 0.42
+AGE_SLOPE, AGE_SEX_EFFECT, AGE_NOISE = 0.09, 1.35, 0.48
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ LABELS = {"CN": ("CN",), "MCI": ("EMCI", "LMCI", "MCI"), "AD": ("AD", "Dementia"
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject: `row` is what the table says, `truth` what is so."""
+    """One subject: `row` is what the table says, `truth` what is so.
+
+    `atrophy` is the sum of the `atrophy_...` parts in `truth`.
+    """
 
     atrophy: float
     row: dict[str, str]
@@ -118,13 +121,22 @@ def draw_subject(task: Task, rng: np.random.Generator) -> Subject:
     sex = SEXES[male]
     if task == "brain-age":
         age = float(rng.uniform(YOUNG, OLD))
-        atrophy = float(mean_atrophy_at_age(age, male) + AGE_NOISE * rng.standard_normal())
+        parts = {
+            "atrophy_age": AGE_SLOPE * (age - (YOUNG + OLD) / 2),
+            "atrophy_sex": AGE_SEX_EFFECT * (male - 0.5),
+            "atrophy_noise": AGE_NOISE * float(rng.standard_normal()),
+        }
         row = {"PTGENDER": sex, "AGE": f"{age:.2f}"}
-        return Subject(atrophy, row, {"AGE": age, "PTGENDER": sex})
+        return Subject(sum(parts.values()), row, {**parts, "AGE": age, "PTGENDER": sex})
 
     dx = int(rng.choice(3, p=PRIOR))
     age = draw_age(rng)
-    atrophy = float(mean_atrophy(age, male, dx) + NOISE * rng.standard_normal())
+    parts = {
+        "atrophy_age": AGE_EFFECT * (age - AGE_MEAN) / AGE_SD,
+        "atrophy_sex": SEX_EFFECT * (male - 0.5),
+        "atrophy_dx": float(DX_EFFECT[dx]),
+        "atrophy_noise": NOISE * float(rng.standard_normal()),
+    }
     education = int(np.clip(np.rint(rng.normal(16, 2.6)), 6, 20))
     apoe4 = int(rng.choice(3, p=APOE4[dx]))
     values = {m.name: float(rng.normal(m.means[dx], m.sd)) for m in MARKERS}
@@ -139,5 +151,13 @@ def draw_subject(task: Task, rng: np.random.Generator) -> Subject:
         **{m.name: _reading(m, values[m.name]) if known[m.group] else "" for m in MARKERS},
         "DX": labels[int(rng.integers(len(labels)))],
     }
-    truth = {"DX": CLASSES[dx], "AGE": age, "PTGENDER": sex, "APOE4": apoe4, **values}
-    return Subject(atrophy, row, truth)
+    truth = {
+        **parts,
+        "DX": CLASSES[dx],
+        "AGE": age,
+        "PTGENDER": sex,
+        "PTEDUCAT": education,
+        "APOE4": apoe4,
+        **values,
+    }
+    return Subject(sum(parts.values()), row, truth)
