@@ -76,7 +76,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     Raises:
         ScanError: missing, truncated, damaged, not one 3D volume, or without a usable affine.
     """
-    from isal import igzip, isal_zlib
+    from isal import igzip
+    from isal.igzip_lib import IsalError
 
     path = Path(path)
     try:
@@ -92,7 +93,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
                 while stream.read(1 << 16):
                     pass
                 return volume
-    except (EOFError, zlib.error, isal_zlib.IsalError) as error:
+    except (EOFError, zlib.error, IsalError) as error:  # type: ignore[misc]  # isal's stubs err
         raise ScanError(f"{path}: the file is truncated or damaged ({error})") from None
     except gzip.BadGzipFile as error:
         raise ScanError(f"{path}: the file is damaged ({error})") from None

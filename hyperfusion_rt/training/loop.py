@@ -141,8 +141,8 @@ class Trainer:
         if config.task == "brain-age":
             _start_at(network, float(self.dataset.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
-        placed: nn.Module = network.to(self.device).to(memory_format=torch.channels_last_3d)
-        return placed
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return network.to(self.device)
 
     def _pretrain(self, width: int) -> nn.Module:
         """The tabular-only network, whose embedding the hypernetwork starts from."""
