@@ -24,8 +24,8 @@ from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import load_cases
 from hyperfusion_rt.export.compare import reference_outputs
 from hyperfusion_rt.files import replacing
+from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact
-from hyperfusion_rt.runtime.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import load_member

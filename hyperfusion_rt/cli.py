@@ -109,7 +109,7 @@ def simulate(
     task: Annotated[
         Literal["ad", "brain-age"], typer.Option(help="What is to be predicted.")
     ] = "ad",
-    subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 300,
+    subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same cohort.")] = 1,
     spacing: Annotated[int, typer.Option(min=1, max=2, help="Voxel size in mm.")] = 2,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
@@ -487,7 +487,7 @@ def inspect(
 @app.command(epilog="Example: hfrt demo demo")
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
-    subjects: Annotated[int, typer.Option(min=60, help="Subjects to train with.")] = 300,
+    subjects: Annotated[int, typer.Option(min=60, help="Subjects to train with.")] = 560,
     held_out: Annotated[int, typer.Option(min=30, help="New subjects to predict.")] = 150,
     force: Force = False,
     as_json: Json = False,

@@ -201,8 +201,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         {
             "preset": "ad-small",
             "preprocessing": {"shape": (32, 48, 32), "spacing": 2.0},
-            "network": {"features": 8, "dropout": 0.5},
-            "training": {"lr": 2e-3, "batch_size": 16, "epochs": 24, "schedule": "cosine"},
+            "network": {"features": 8, "dropout": 0.25},
+            "training": {
+                "lr": 5e-4,
+                "weight_decay": 1e-3,
+                "batch_size": 16,
+                "epochs": 18,
+                "schedule": "cosine",
+            },
         },
     ),
     "brain-age": _BRAIN_AGE,
@@ -212,7 +218,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "preset": "brain-age-small",
             "preprocessing": {"shape": (48, 64, 53), "spacing": 3.2},
             "network": {"features": 8},
-            "training": {"lr": 1e-3, "batch_size": 16, "epochs": 20, "schedule": "cosine"},
+            "training": {"lr": 5e-4, "batch_size": 16, "epochs": 20, "schedule": "cosine"},
         },
     ),
 }

@@ -23,8 +23,8 @@ from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import replacing
+from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.command import Result, infer
-from hyperfusion_rt.runtime.machine import describe_machine
 from hyperfusion_rt.runtime.report import Page, figures, inference_page
 from hyperfusion_rt.training.metrics import classification
 from hyperfusion_rt.training.train import Callbacks, train

@@ -242,8 +242,10 @@ def sampling_matrix(
     whole = np.rint(matrix[:, :3])
     if np.abs(matrix[:, :3] - whole).max() < _SNAP and abs(np.linalg.det(whole)) == 1:
         matrix[:, :3] = whole
-        # A tie (half a voxel) always falls to the same side, whatever the last bits say.
-        matrix[:, 3] = np.floor(matrix[:, 3] + 0.5 + 1e-4)
+        # A tie (half a voxel) falls to the same side of the box, whatever the last bits say and
+        # whichever way the axis is stored.
+        way = whole.sum(1)
+        matrix[:, 3] = way * np.floor(way * matrix[:, 3] + 0.5 + 1e-4)
     return np.ascontiguousarray(matrix)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.errors import CohortError
+from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.artifact import latest_artifact
-from hyperfusion_rt.runtime.machine import describe_machine
 from hyperfusion_rt.runtime.output import record, summarise, write_predictions
 from hyperfusion_rt.runtime.predictor import Prediction, Predictor, cohort_problems, load
 from hyperfusion_rt.runtime.report import inference_page

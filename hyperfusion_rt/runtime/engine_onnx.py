@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import EngineError, MissingExtraError
-from hyperfusion_rt.runtime.machine import usable_cores
+from hyperfusion_rt.machine import usable_cores
 
 
 class OnnxEngine:

@@ -19,9 +19,9 @@ from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, read_volume
 from hyperfusion_rt.ensemble import combine
 from hyperfusion_rt.errors import EngineError, HyperFusionError
+from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest
 from hyperfusion_rt.runtime.engines import open_engines
-from hyperfusion_rt.runtime.machine import usable_cores
 
 PathLike = str | os.PathLike[str]
 Status = Literal["ok", "error", "skipped"]

@@ -143,7 +143,7 @@ def simulate_cohort(
             cohort), or an argument is out of range.
         MissingExtraError: the simulate extra is not installed.
     """
-    from hyperfusion_rt.runtime.machine import usable_cores
+    from hyperfusion_rt.machine import usable_cores
 
     if subjects < 1 or seed < 0:
         raise ConfigError(f"{subjects} subjects, seed {seed}: use at least 1, and a seed from 0")
