@@ -92,6 +92,7 @@ class TrainingConfig(Frozen):
     patience: int = Field(0, ge=0)
     class_weights: tuple[float, ...] = ()
     schedule: Literal["constant", "cosine"] = "constant"
+    shift: int = Field(0, ge=0, description="random translation of training samples, voxels")
     embedding_epochs: int = Field(100, ge=0, description="of the tabular network trained before")
     parts: int = Field(5, ge=3)
     members: int = Field(1, ge=1)

@@ -30,7 +30,8 @@ p { margin:.4rem 0 } .soft { color:var(--soft) }
 table { border-collapse:collapse; width:100%; font-size:.88rem; font-variant-numeric:tabular-nums }
 th,td { text-align:left; padding:.25rem .6rem; border-bottom:1px solid var(--line);
         vertical-align:top } th { color:var(--soft); font-weight:600 }
-td.n { text-align:right } tr.error td { color:var(--bad) } tr.skipped td { color:var(--soft) }
+td.n, th.n { text-align:right } td:first-child { white-space:nowrap }
+tr.error td { color:var(--bad) } tr.skipped td { color:var(--soft) }
 .bar { display:flex; height:.8rem; width:9rem; border-radius:3px; overflow:hidden;
        margin-top:.3rem }
 .bar i:nth-child(3n+1) { background:var(--a) } .bar i:nth-child(3n+2) { background:var(--b) }
@@ -70,7 +71,11 @@ class Page:
         self._table(header, [("", [_cell(value) for value in row]) for row in rows])
 
     def _table(self, header: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
-        head = "".join(f"<th>{escape(name)}</th>" for name in header)
+        first = rows[0][1] if rows else [""] * len(header)
+        head = "".join(
+            f"<th{' class=n' if cell.startswith('<td class=n>') else ''}>{escape(name)}</th>"
+            for name, cell in zip(header, first, strict=True)
+        )
         body = "".join(f"<tr class='{kind}'>{''.join(cells)}</tr>" for kind, cells in rows)
         self.parts.append(
             f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
