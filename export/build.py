@@ -110,9 +110,11 @@ def export_run(
     try:
         artifact = _build(run, folder, out.stem, on_member)
         folder.chmod(0o755)
+        old = folder.with_name(f"{folder.name}.old")
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
         return Artifact(out, artifact.manifest)
     except OSError as error:
         raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from error

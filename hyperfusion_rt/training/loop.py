@@ -356,7 +356,7 @@ def shifted(
             (slice(max(s, 0), n + min(s, 0)), slice(max(-s, 0), n + min(-s, 0))) for s, n in steps
         ]
         place, source = zip(*spans, strict=True)
-        target[(0, *place)] = image[(0, *source)]
+        target[0][place] = image[0][source]
     return moved
 
 
