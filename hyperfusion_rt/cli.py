@@ -487,8 +487,8 @@ def inspect(
 @app.command(epilog="Example: hfrt demo demo")
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
-    subjects: Annotated[int, typer.Option(min=60, help="Subjects to train with.")] = 560,
-    held_out: Annotated[int, typer.Option(min=30, help="New subjects to predict.")] = 150,
+    subjects: Annotated[int, typer.Option(min=60, help="Subjects to train with.")] = 600,
+    held_out: Annotated[int, typer.Option(min=30, help="New subjects to predict.")] = 200,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -92,7 +92,6 @@ class TrainingConfig(Frozen):
     patience: int = Field(0, ge=0)
     class_weights: tuple[float, ...] = ()
     schedule: Literal["constant", "cosine"] = "constant"
-    shift: int = Field(0, ge=0, description="random translation of training samples, voxels")
     embedding_epochs: int = Field(100, ge=0, description="of the tabular network trained before")
     parts: int = Field(5, ge=3)
     members: int = Field(1, ge=1)
@@ -202,7 +201,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         {
             "preset": "ad-small",
             "preprocessing": {"shape": (32, 48, 32), "spacing": 2.0},
-            "network": {"features": 8, "dropout": 0.25},
+            "network": {"features": 8, "dropout": 0.5},
             "training": {
                 "lr": 5e-4,
                 "weight_decay": 1e-3,

@@ -236,8 +236,7 @@ class Trainer:
             images = self.dataset.images(batch)
             # Augmentation of the protocol: one hippocampus per sample, left or right at random.
             side = rng.integers(images.shape[1], size=len(batch))
-            chosen = shifted(images[np.arange(len(batch)), side], self.config.training.shift, rng)
-            image = torch.from_numpy(chosen).to(self.device)
+            image = torch.from_numpy(images[np.arange(len(batch)), side]).to(self.device)
             tabular = torch.from_numpy(self.split.tabular[batch]).to(self.device)
             targets = torch.from_numpy(self.dataset.targets[batch]).float().to(self.device)
             optimiser.zero_grad(set_to_none=True)
@@ -338,26 +337,6 @@ class Trainer:
 
         folder = str(self.member.folder / "tensorboard")
         return SummaryWriter(folder, purge_step=start)
-
-
-def shifted(
-    images: NDArray[np.float32], limit: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Translate each of `images [B, 1, D, H, W]` by up to `limit` voxels along each axis.
-
-    What comes in from outside is 0, the background.
-    """
-    if limit == 0:
-        return images
-    moved = np.zeros_like(images)
-    for image, target in zip(images, moved, strict=True):
-        steps = zip(rng.integers(-limit, limit + 1, 3), image.shape[1:], strict=True)
-        spans = [
-            (slice(max(s, 0), n + min(s, 0)), slice(max(-s, 0), n + min(-s, 0))) for s, n in steps
-        ]
-        place, source = zip(*spans, strict=True)
-        target[0][place] = image[0][source]
-    return moved
 
 
 def _batches(

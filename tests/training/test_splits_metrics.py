@@ -100,17 +100,3 @@ def test_combining_members():
     assert (years[0], spread) == (65, 5)
     assert combine(outputs[:1], "ad", "mean")[1] is None
     assert softmax(np.array([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])
-
-
-def test_shifting_moves_and_fills_with_background():
-    from hyperfusion_rt.training.loop import shifted
-
-    images = np.arange(1, 4 * 5 * 6 * 7 + 1, dtype=np.float32).reshape(4, 1, 5, 6, 7)
-    assert shifted(images, 0, np.random.default_rng(0)) is images
-    moved = shifted(images, 2, np.random.default_rng(0))
-    steps = np.random.default_rng(0)
-    for before, after in zip(images[:, 0], moved[:, 0], strict=True):
-        s = steps.integers(-2, 3, 3)
-        padded = np.pad(before, 2)
-        window = tuple(slice(2 - a, 2 - a + n) for a, n in zip(s, before.shape, strict=True))
-        assert np.array_equal(after, padded[window])
