@@ -63,8 +63,8 @@ def table(report: Report) -> str:
             f"{report.end_to_end['scans']:.0f}): {parts}."
         )
     lines.append(
-        f"\nLimits in this run: {report.limit_gflops:.0f} GFLOP/s (float32 matrix product), "
-        f"{report.limit_gbs:.0f} GB/s (copy, read and write)."
+        f"\nLimits in this run: {report.limit_gflops:.0f} GFLOP/s (float32 multiply-adds in "
+        f"registers), {report.limit_gbs:.0f} GB/s (copy, read and write)."
     )
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hyperfusion_rt import _native
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import load_cases
@@ -33,6 +34,8 @@ from hyperfusion_rt.training.train import load_member
 Array = NDArray[np.float32]
 Call = Callable[[Array, Array], NDArray[np.floating]]
 
+# Long enough for the last contender's threads to stop spinning.
+_PAUSE = 0.1
 # Largest difference from float64, relative to the outputs' scale, that still counts as right.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 
@@ -171,21 +174,17 @@ def contenders(
     }
 
 
-def machine_limits(repeat: int = 5) -> tuple[float, float]:
-    """GFLOP/s of a large float32 matrix product, and GB/s of a large copy (read and write)."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+def machine_limits(threads: int, repeat: int = 5) -> tuple[float, float]:
+    """Float32 multiply-adds in registers (GFLOP/s) and a large copy (GB/s, read and write)."""
+    peak = max(_native.peak_gflops(threads) for _ in range(repeat))
     source = torch.randn(1 << 26)
     target = torch.empty_like(source)
-    product, copy = [], []
+    copy = []
     for _ in range(repeat):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        product.append(time.perf_counter() - start)
         start = time.perf_counter()
         target.copy_(source)
         copy.append(time.perf_counter() - start)
-    size = source.numel() * 4
-    return 2 * 2048**3 / min(product) / 1e9, 2 * size / min(copy) / 1e9
+    return peak, 2 * source.numel() * 4 / min(copy) / 1e9
 
 
 def bench(
@@ -215,7 +214,7 @@ def bench(
         predictor = Predictor(artifact, engine, threads)
         network = load_member(run, run.members[0])
         image, rows, _ = load_cases(run)
-        limit, copy = machine_limits()
+        limit, copy = machine_limits(threads)
         info = artifact.manifest.provenance.network
         report = Report(
             network=f"{info['task']}, {info['fusion']}, f = {info['features']}, "
@@ -227,12 +226,14 @@ def bench(
             limit_gbs=copy,
             machine=describe_machine(),
         )
+        everything = reference_outputs(network, image, rows[0])
+        scale = float(np.abs(everything).max())
         for batch in batches:
             index = np.arange(batch) % len(image)
             inputs = image[index], rows[0][index]
-            expected = reference_outputs(network, *inputs)
+            expected = everything[index]
             opened = dict(_open(report, network, predictor, batch, only, inputs, on_step))
-            report.timings += _race(report, opened, batch, inputs, expected, on_step)
+            report.timings += _race(report, opened, batch, inputs, expected, scale, on_step)
         if cases:
             report.end_to_end = end_to_end(predictor, cases)
     finally:
@@ -277,11 +278,11 @@ def _race(
     batch: int,
     inputs: tuple[Array, Array],
     expected: NDArray[np.float64],
+    scale: float,
     on_step: Callable[[str], None] | None,
 ) -> list[Timing]:
     if not opened:
         raise HyperFusionError("no contender is left to time: see which names --only takes")
-    scale = float(np.abs(expected).max())
     differences = {
         name: float(np.abs(call(*inputs) - expected).max()) / scale
         for name, (_, call) in opened.items()
@@ -291,6 +292,7 @@ def _race(
         if on_step is not None:
             on_step(f"batch {batch}: round {turn + 1} of {report.rounds}")
         for name, (_, call) in opened.items():
+            time.sleep(_PAUSE)
             call(*inputs)  # the caches now hold this contender's data, not the last one's
             start = time.perf_counter()
             call(*inputs)

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "crop_normalise.hpp"
+#include "peak.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -49,6 +50,12 @@ std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(
   return {s.inside, s.nonfinite, s.nonzero, s.mean, s.deviation};
 }
 
+double peak_gflops(int threads, double seconds) {
+  if (threads < 1 || threads > 4096) throw nb::value_error("peak_gflops: threads must be 1 to 4096");
+  nb::gil_scoped_release release;
+  return hfrt::peak_gflops(threads, seconds);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -57,4 +64,6 @@ NB_MODULE(_native, m) {
         "matrix"_a.noconvert(), "out"_a.noconvert(),
         "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
         "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, deviation).");
+  m.def("peak_gflops", &peak_gflops, "threads"_a, "seconds"_a = 0.2,
+        "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's limit.");
 }

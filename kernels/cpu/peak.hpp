@@ -1,0 +1,10 @@
+// The machine's limit of float32 multiply-adds, measured: the floor under every kernel's time.
+#pragma once
+
+namespace hfrt {
+
+// GFLOP/s (a multiply-add is two) of `threads` threads that multiply and add in registers for about
+// `seconds`, with the widest vectors that the processor has (AVX-512, AVX2 with FMA, or the default).
+double peak_gflops(int threads, double seconds);
+
+}  // namespace hfrt
