@@ -249,7 +249,7 @@ def _show_run(run: Run, as_json: bool) -> None:
     _table(f"{run.folder}: test set", ["figure", "value"], rows)
     left = run.metrics.get("cases", {}).get("left_out")
     if left:
-        print(f"{left} cases were left out; {run.folder / 'left_out.json'} says why")
+        print(f"left out: {left}; {run.folder / 'left_out.json'} says why")
 
 
 @app.command(
