@@ -5,20 +5,14 @@ Exit status: 0 all well, 1 an error, 2 wrong usage, 3 some cases of a cohort fai
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from hyperfusion_rt import terminal
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from hyperfusion_rt.training.run import Run
 
 app = typer.Typer(
     name="hfrt",
@@ -37,53 +31,6 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads; default: the cores this process may use.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def _progress() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = _console()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def _table(title: str, header: list[str], rows: list[list[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, name in enumerate(header):
-        number = bool(rows) and isinstance(rows[0][i], (int, float))
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
-    Console().print(table)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, default=str))
 
 
 def _version(value: bool) -> None:
@@ -119,7 +66,7 @@ def simulate(
     """Simulate a cohort on the MNI152 anatomy, with a truth that is known."""
     from hyperfusion_rt.data.simulate import simulate_cohort
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         bar = progress.add_task("simulating", total=subjects)
         summary = simulate_cohort(
             out,
@@ -132,7 +79,7 @@ def simulate(
             on_subject=lambda _: progress.advance(bar),
         )
     if as_json:
-        _print_json(summary)
+        terminal.print_json(summary)
     else:
         print(f"{out}: {subjects} subjects. Next: cd {out}; hfrt train")
 
@@ -191,8 +138,8 @@ def train(
         settings = old.config
     else:
         settings = load_config(config, _overrides(change or []))
-    console = _console()
-    with _progress() as progress:
+    console = terminal.console()
+    with terminal.progress() as progress:
         scans = progress.add_task("decoding", total=None)
         epochs = progress.add_task("training", total=None, visible=False)
         total = settings.training.epochs * settings.training.members
@@ -203,7 +150,9 @@ def train(
             progress.update(epochs, completed=done, total=total, visible=True)
             figures = {k: v for k, v in row.items() if k not in ("epoch", "lr")}
             shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            console.print(f"member {member} epoch {epoch + 1:3d}  {shown}", highlight=False)
+            console.print(
+                f"member {member} epoch {epoch + 1:3d}  {shown}", highlight=False, soft_wrap=True
+            )
 
         finished = start(
             settings,
@@ -216,7 +165,7 @@ def train(
                 on_epoch=on_epoch,
             ),
         )
-    _show_run(finished, as_json)
+    terminal.show_run(finished, as_json)
 
 
 def _share_the_cores() -> None:
@@ -237,19 +186,6 @@ def _need_torch(purpose: str) -> None:
     for package in ("torch", "safetensors", "sklearn"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "train", purpose)
-
-
-def _show_run(run: Run, as_json: bool) -> None:
-    content = {"run": str(run.folder), **run.metrics}
-    if as_json:
-        _print_json(content)
-        return
-    test = run.metrics.get("test", {})
-    rows = [[k, v if isinstance(v, str) else json.dumps(v)] for k, v in test.items()]
-    _table(f"{run.folder}: test set", ["figure", "value"], rows)
-    left = run.metrics.get("cases", {}).get("left_out")
-    if left:
-        print(f"left out: {left}; {run.folder / 'left_out.json'} says why")
 
 
 @app.command(
@@ -275,7 +211,7 @@ def import_checkpoint(
 
     run = start(checkpoint, runs, name=name, table=table)
     if as_json:
-        _print_json({"run": str(run.folder), "network": run.config.network.model_dump()})
+        terminal.print_json({"run": str(run.folder), "network": run.config.network.model_dump()})
     else:
         print(f"{run.folder}: imported. Next: hfrt export --run {run.folder}")
 
@@ -304,10 +240,10 @@ def export(
 
     chosen = Run.open(run) if run else Run.latest(Path("runs"))
     target = out or Path(f"{chosen.folder.name}.hfrt")
-    with _console().status("exporting and comparing"):
+    with terminal.console().status("exporting and comparing"):
         artifact = export_run(chosen, target, engines=engines, force=force or out is None)
     if as_json:
-        _print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
+        terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
         return
     for entry in artifact.manifest.engines:
         found = entry.comparison
@@ -348,7 +284,7 @@ def infer(
     from hyperfusion_rt.runtime.command import infer as start
 
     page = report or out.with_name("report.html")
-    with _progress() as progress:
+    with terminal.progress() as progress:
         bar = progress.add_task("predicting", total=None)
         result = start(
             scans,
@@ -365,7 +301,7 @@ def infer(
             on_case=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if as_json:
-        _print_json(result.as_dict())
+        terminal.print_json(result.as_dict())
     else:
         summary = result.summary
         ms = summary["ms_per_scan"]
@@ -408,7 +344,7 @@ def bench(
     _need_torch("the benchmark")
     from hyperfusion_rt.bench_command import bench as start
 
-    with _console().status("measuring") as status:
+    with terminal.console().status("measuring") as status:
         found = start(
             artifact=artifact,
             run=run,
@@ -424,7 +360,7 @@ def bench(
             on_step=lambda text: status.update(text),
         )
     if as_json:
-        _print_json(found.as_dict())
+        terminal.print_json(found.as_dict())
         return
     rows: list[list[Any]] = [
         [
@@ -439,9 +375,9 @@ def bench(
         ]
         for t in found.timings
     ]
-    header = ["contender", "type", "batch", "median ms", "IQR", "ms/box", "GFLOP/s", "difference"]
+    header = ["contender", "type", "batch", "ms", "IQR", "ms/box", "GFLOP/s", "off float64"]
     title = f"{found.network}: {found.gflop_per_box:.2f} GFLOP per box, {found.threads} threads"
-    _table(title, header, rows)
+    terminal.table(title, header, rows)
     machine = ", ".join(f"{k} {v}" for k, v in found.machine.items())
     print(f"limits here: {found.limit_gflops:.0f} GFLOP/s fp32, {found.limit_gbs:.0f} GB/s copy")
     print(f"machine: {machine}")
@@ -469,19 +405,21 @@ def inspect(
 
         run = Run.open(path)
         if as_json:
-            _print_json({"config": run.config.model_dump(mode="json"), "metrics": run.metrics})
+            terminal.print_json(
+                {"config": run.config.model_dump(mode="json"), "metrics": run.metrics}
+            )
         else:
             print(run.config.model_dump_json(indent=2))
-            _show_run(run, False)
+            terminal.show_run(run, False)
         return
     from hyperfusion_rt.runtime.inspect import describe
 
     content = describe(path)
     if as_json:
-        _print_json(content.raw)
+        terminal.print_json(content.raw)
         return
     for title, rows in content.sections.items():
-        _table(title, ["", ""], [list(row) for row in rows])
+        terminal.table(title, ["", ""], [list(row) for row in rows])
 
 
 @app.command(epilog="Example: hfrt demo demo")
@@ -497,8 +435,8 @@ def demo(
     _share_the_cores()
     from hyperfusion_rt.demo import demo as start
 
-    console = _console()
-    with _progress() as progress:
+    console = terminal.console()
+    with terminal.progress() as progress:
         bar = progress.add_task("", total=None)
 
         def step(text: str, done: int, total: int) -> None:
@@ -513,9 +451,11 @@ def demo(
             say=lambda text: console.print(text, highlight=False),
         )
     if as_json:
-        _print_json(content)
+        terminal.print_json(content)
         return
-    _table("HyperFusion on subjects that it has not seen", ["figure", "value"], content["rows"])
+    terminal.table(
+        "HyperFusion on subjects that it has not seen", ["figure", "value"], content["rows"]
+    )
     print(f"report: {content['report']}")
 
 
