@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 
 from hyperfusion_rt.config import Task, load_config
-from hyperfusion_rt.data.simulate import bayes_optimum, optimum, population, simulate_cohort
+from hyperfusion_rt.data.simulate import (
+    anatomy,
+    bayes_optimum,
+    optimum,
+    population,
+    simulate_cohort,
+)
 from hyperfusion_rt.data.volumes import load_boxes, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
-
-anatomy = pytest.importorskip("hyperfusion_rt.data.simulate.anatomy")
 
 SUBJECTS = 4
 
