@@ -33,7 +33,8 @@ Step = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 _SPACING = 2
-_SEED, _NEW_SEED = 1, 2
+# The second was never looked at while the preset was chosen.
+_SEED, _NEW_SEED = 1, 101
 # torch.compile is left to `hfrt bench`: it would compile for half a minute.
 _CONTENDERS = ("hfrt", "onnxruntime", "openvino", "torch eager")
 
