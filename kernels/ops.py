@@ -7,8 +7,9 @@ The generator is linear, so with ẽ = [1, e] and G̃ = [g0, G] two forms give t
 
 A matrix product (`hyper_linear`) costs the same either way, and the shared form never writes W[b].
 A 1x1x1 convolution is a batched matrix product with W[b]. Other convolutions use W[b] in one
-grouped convolution (groups = B) in eager mode; a graph that is being exported or compiled has a
-symbolic B, which no grouped convolution takes: there the shared form stands.
+grouped convolution (groups = B), eager or compiled: it does 1 / (K + 1) of the shared form's
+multiplications. An exported graph keeps B symbolic, and ONNX's Conv takes no symbolic number of
+groups: there, and only there, the shared form stands.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch.nn.functional import conv3d, linear
 Triple = tuple[int, int, int]
 
 
-def _triple(value: int | Triple, name: str) -> Triple:
+def _triple(value: int | Triple, name: str, minimum: int) -> Triple:
     found = (value, value, value) if isinstance(value, int) else tuple(value)
     if len(found) != 3:
         raise ValueError(f"{name} takes one number or three, not {value!r}")
+    if min(found) < minimum:
+        raise ValueError(f"{name} must be {minimum} or more along each axis, not {value!r}")
     return found
 
 
@@ -97,12 +100,16 @@ def hyper_conv3d(
         ValueError: shapes that do not fit together.
     """
     _check("hyper_conv3d", x, condition, G, h, g0, h0)
-    stride, padding = _triple(stride, "stride"), _triple(padding, "padding")
-    dilation = _triple(dilation, "dilation")
+    stride, padding = _triple(stride, "stride", 1), _triple(padding, "padding", 0)
+    dilation = _triple(dilation, "dilation", 1)
     if x.shape[1] != G.shape[2] * groups:
         raise ValueError(
             f"hyper_conv3d: x has {x.shape[1]} channels, but G reads {G.shape[2]} in each of "
             f"{groups} groups"
+        )
+    if G.shape[1] % groups:
+        raise ValueError(
+            f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
     beta = _affine(condition, h, h0)
     if tuple(G.shape[3:]) == (1, 1, 1) and padding == (0, 0, 0) and groups == 1:
@@ -110,7 +117,7 @@ def hyper_conv3d(
         weight = _affine(condition, G, g0).flatten(2)
         y: Tensor = torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2))
         return y.view(-1, *weight.shape[1:2], *picked.shape[2:])
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if torch.compiler.is_exporting():
         return (
             _shared(x, condition, G, g0, stride, padding, dilation, groups)
             + beta[:, :, None, None, None]

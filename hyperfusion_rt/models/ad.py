@@ -9,13 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyperfusion_rt.config import Fusion, NetworkConfig
+from hyperfusion_rt.config import Fusion, NetworkConfig, Shape
+from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.layers import (
     ChannelAffine,
     Conditioned,
     HyperConv3d,
     tabular_embedding,
 )
+
+
+def check_shape(shape: Shape) -> None:
+    """Refuse a volume that the first pooling would leave empty; all else pads.
+
+    Raises:
+        ConfigError: fewer than 2 voxels along an axis.
+    """
+    if min(shape) < 2:
+        raise ConfigError(f"the AD network needs at least 2 voxels along each axis, not {shape}")
 
 
 class Block(nn.Module):

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.config import NetworkConfig, Shape
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
+from hyperfusion_rt.models.registry import build_network
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_AGE_FIRST = "linear1.layer.hyper_net."
 _AD_EMBEDDING = "block4.downsample.0.layer.hyper_net.embedding_model.0.weight"
 
 
@@ -62,25 +64,73 @@ def describe_state(
     """What network these weights belong to: (config, table inputs T, outputs, flat features).
 
     The last is the input of the brain-age network's first linear layer, None for the AD network.
+    Every name and shape is compared with the network's own.
 
     Raises:
-        ConfigError: neither of the published HyperFusion networks.
+        ConfigError: neither of the published HyperFusion networks, or not a whole one.
     """
-    if _AD_EMBEDDING in state and "conv_bn_relu.0.weight" in state and "fc2.layer.bias" in state:
-        size, width = state[_AD_EMBEDDING].shape
-        config = NetworkConfig(
-            task="ad", features=state["conv_bn_relu.0.weight"].shape[0], embedding=size
-        )
-        return config, width, state["fc2.layer.bias"].shape[0], None
-    first = "linear1.layer.hyper_net."
-    final = "final_layer.layer.hyper_net.bias_gen.bias"
-    if f"{first}weights_gen.bias" in state and "conv1_a.weight" in state and final in state:
-        config = NetworkConfig(task="brain-age", features=state["conv1_a.weight"].shape[0])
-        flat = state[f"{first}weights_gen.bias"].shape[0] // state[f"{first}bias_gen.bias"].shape[0]
-        width = state[f"{first}embedding_model.weight"].shape[1]
-        return config, width, state[final].shape[0], flat
-    names = ", ".join(list(state)[:3])
+    if "conv_bn_relu.0.weight" in state:
+        f = _size(state, "conv_bn_relu.0.weight", 5)
+        k, width = _size(state, _AD_EMBEDDING, 2), _size(state, _AD_EMBEDDING, 2, axis=1)
+        outputs = _size(state, "fc2.layer.bias", 1)
+        config = NetworkConfig(task="ad", features=f, embedding=k)
+        _compare(state, config, (2, 2, 2), width, outputs)
+        return config, width, outputs, None
+    if "conv1_a.weight" in state:
+        f = _size(state, "conv1_a.weight", 5)
+        width = _size(state, f"{_AGE_FIRST}embedding_model.weight", 2, axis=1)
+        outputs = _size(state, "final_layer.layer.hyper_net.bias_gen.bias", 1)
+        made = _size(state, f"{_AGE_FIRST}bias_gen.bias", 1)
+        flat = _size(state, f"{_AGE_FIRST}weights_gen.bias", 1) // made
+        config = NetworkConfig(task="brain-age", features=f)
+        # Any volume with this many features will do: 36 voxels leave one along an axis, 8 n + 28
+        # leave n. A number that no volume gives shows as a wrong shape.
+        _compare(state, config, (36, 36, 8 * max(flat // (4 * f), 1) + 28), width, outputs)
+        return config, width, outputs, flat
     raise ConfigError(
         "these weights belong to neither of the published HyperFusion networks: expected "
-        f"'{_AD_EMBEDDING}' (AD) or '{first}weights_gen.bias' (brain age), found {names}, ..."
+        f"'conv_bn_relu.0.weight' (AD) or 'conv1_a.weight' (brain age), found {_some(list(state))}"
     )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _size(state: dict[str, Tensor], name: str, dims: int, *, axis: int = 0) -> int:
+    """The length of `state[name]` along `axis`."""
+    if name not in state:
+        raise ConfigError(
+            f"{name} is missing: the layers look like a published network's, but only the "
+            "HyperFusion variant with generated weights can be read"
+        )
+    shape = tuple(state[name].shape)
+    if len(shape) != dims or 0 in shape:
+        raise ConfigError(f"{name} has shape {shape}, but needs {dims} dimensions, none empty")
+    return shape[axis]
+
+
+def _compare(
+    state: dict[str, Tensor], config: NetworkConfig, shape: Shape, width: int, outputs: int
+) -> None:
+    """Refuse a state whose names or shapes are not those of the network that it suggests."""
+    with torch.device("meta"):
+        network = build_network(config, shape=shape, tabular_width=width, outputs=outputs)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [
+        f"{name} {found[name]}, not {size}"
+        for name, size in expected.items()
+        if name in found and found[name] != size
+    ]
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": wrong,
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
+        raise ConfigError(
+            f"these weights are not a whole {config.task} HyperFusion network with "
+            f"f = {config.features} and T = {width}: {listed}"
+        )

@@ -43,6 +43,9 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
 
     AD: Var(e) is measured over the training table `tabular [N, T]`. Brain age: Var(e) = 0.25, and
     the embeddings Linear(T → 1) start at weights 1, bias 0.
+
+    Raises:
+        ConfigError: the embedding of `tabular` is not finite, so it has no variance.
     """
     if isinstance(network, BrainAgeNetwork):
         for name, module in network.named_modules():
@@ -59,6 +62,11 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
             with torch.no_grad():
                 variance = float(module.embedding_model(tabular).var())
             module.train(training)
+            if not math.isfinite(variance):
+                raise ConfigError(
+                    f"the embedding of the training table {tuple(tabular.shape)} has no finite "
+                    "variance: encode the table without gaps first"
+                )
             # The shortcut's output meets BN and an addition, no ReLU.
             initialise_generator(module, max(variance, 1e-6), relu=False)
 
@@ -67,11 +75,14 @@ def load_embedding(network: nn.Module, tabular_network: nn.Module) -> None:
     """Copy the embedding of a trained `TabularNetwork` into an AD HyperFusion network.
 
     Raises:
-        ConfigError: the networks are not of these kinds.
+        ConfigError: the networks are not of these kinds, or their embeddings differ in size.
     """
     fits = isinstance(network, ADNetwork) and network.fusion == "hyper"
     if not fits or not isinstance(tabular_network, TabularNetwork):
         raise ConfigError("only an AD network with fusion 'hyper' takes a tabular embedding")
     for module in network.modules():
         if isinstance(module, HyperNetwork):
-            module.embedding_model.load_state_dict(tabular_network.embedding_model.state_dict())
+            try:
+                module.embedding_model.load_state_dict(tabular_network.embedding_model.state_dict())
+            except RuntimeError as error:
+                raise ConfigError(f"the tabular embedding does not fit: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from hyperfusion_rt.config import NetworkConfig, Shape
-from hyperfusion_rt.models.ad import ADNetwork
+from hyperfusion_rt.models.ad import ADNetwork, check_shape
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
 
@@ -23,5 +23,6 @@ def build_network(
     if config.fusion == "tabular":
         return TabularNetwork(tabular_width, outputs, config.embedding)
     if config.task == "ad":
+        check_shape(shape)
         return ADNetwork(config, tabular_width=tabular_width, outputs=outputs)
     return BrainAgeNetwork(config, shape=shape, tabular_width=tabular_width, outputs=outputs)

@@ -1,6 +1,11 @@
 """The public ops against the reference, in float64 and float32, forward and every gradient."""
 
+import io
 import itertools
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -37,11 +42,30 @@ def make(kernel, groups, batch, k, cin, cout, dtype, *, constants=True, size=(5,
     return args
 
 
-def bound(dtype, terms, magnitude):
-    """Rounding of a sum of `terms` products in any order: eps · √terms · magnitude, times 8."""
-    return 8 * torch.finfo(dtype).eps * terms**0.5 * magnitude
+def assert_within_rounding(found, expected, magnitude, terms, name="y"):
+    """A sum of `terms` products, in any order: |error| <= 8 · eps · √terms · Σ|products|."""
+    limit = 8 * torch.finfo(found.dtype).eps * terms**0.5 * magnitude
+    excess = ((found.double() - expected).abs() - limit).max().item()
+    assert excess <= 0, f"{name}: {excess:.2e} beyond the rounding that {terms} terms allow"
 
 
+def magnitudes(op, args, upstream, *geometry):
+    """Σ|products| of the output and of each gradient: the reference on absolute values."""
+    positive = [a.detach().double().abs().requires_grad_() for a in args]
+    gap = (None,) * (6 - len(args))
+    y = op(*positive, *gap, *geometry)
+    return y.detach(), torch.autograd.grad(y, positive, upstream.double().abs())
+
+
+@pytest.fixture(params=["eager", "exported"])
+def form(request, monkeypatch):
+    """Both forms of the general convolution; export takes the one with shared weights."""
+    if request.param == "exported":
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    return request.param
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("constants", [True, False])
 @pytest.mark.parametrize("case", CASES)
@@ -54,18 +78,16 @@ def test_conv_forward_and_gradients(case, constants, dtype):
     found = hyper_conv3d(*args, *gap, *geometry)
     expected = reference.hyper_conv3d(*exact, *gap, *geometry)
     assert found.shape == expected.shape
+    g = torch.Generator().manual_seed(8)
+    upstream = torch.randn(found.shape, generator=g, dtype=torch.float64).to(dtype)
+    size, sizes = magnitudes(reference.hyper_conv3d, args, upstream, *geometry)
     terms = (k + 1) * cin * kernel[0] * kernel[1] * kernel[2]
-    scale = expected.abs().max().item()
-    assert (found - expected).abs().max().item() <= bound(dtype, terms, scale)
-
-    upstream = torch.randn(found.shape, dtype=torch.float64)
-    gradients = torch.autograd.grad(found, args, upstream.to(dtype))
-    exact_gradients = torch.autograd.grad(expected, exact, upstream.to(dtype).double())
-    for name, a, b in zip(
-        ["x", "e", "G", "h", "g0", "h0"], gradients, exact_gradients, strict=False
-    ):
-        limit = bound(dtype, upstream.numel() * (k + 1), b.abs().max().item() + 1e-30)
-        assert (a - b).abs().max().item() <= limit, name
+    assert_within_rounding(found, expected, size, terms)
+    names = ["x", "e", "G", "h", "g0", "h0"][: len(args)]
+    gradients = torch.autograd.grad(found, args, upstream)
+    exact_gradients = torch.autograd.grad(expected, exact, upstream.double())
+    for name, a, b, size in zip(names, gradients, exact_gradients, sizes, strict=True):
+        assert_within_rounding(a, b, size, upstream.numel() * (k + 1), name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -81,17 +103,16 @@ def test_linear_forward_and_gradients(batch, k, cin, cout, constants, dtype):
     args = [a.requires_grad_() for a in args]
     exact = [a.detach().double().requires_grad_() for a in args]
     found, expected = hyper_linear(*args), reference.hyper_linear(*exact)
-    assert (found - expected).abs().max() <= bound(dtype, (k + 1) * cin, expected.abs().max())
-    upstream = torch.randn(found.shape, dtype=dtype)
-    pairs = zip(
-        torch.autograd.grad(found, args, upstream),
-        torch.autograd.grad(expected, exact, upstream.double()),
-        strict=True,
-    )
-    for a, b in pairs:
-        assert (a - b).abs().max() <= bound(dtype, batch * (k + 1) * cout, b.abs().max() + 1e-30)
+    upstream = torch.randn(found.shape, generator=g, dtype=torch.float64).to(dtype)
+    size, sizes = magnitudes(reference.hyper_linear, args, upstream)
+    assert_within_rounding(found, expected, size, (k + 1) * cin)
+    gradients = torch.autograd.grad(found, args, upstream)
+    exact_gradients = torch.autograd.grad(expected, exact, upstream.double())
+    for a, b, size in zip(gradients, exact_gradients, sizes, strict=True):
+        assert_within_rounding(a, b, size, batch * (k + 1) * cout * cin)
 
 
+@pytest.mark.usefixtures("form")
 def test_gradcheck():
     args = make((1, 2, 2), 1, 2, 2, 1, 2, torch.float64, size=(2, 3, 3))
     assert torch.autograd.gradcheck(hyper_conv3d, args)
@@ -100,6 +121,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(hyper_linear, flat)
 
 
+@pytest.mark.usefixtures("form")
 def test_a_batch_equals_its_samples_and_pairs_sample_with_sample():
     args = make((3, 3, 3), 1, 4, 3, 2, 3, torch.float64)
     x, e, *rest = args
@@ -110,6 +132,17 @@ def test_a_batch_equals_its_samples_and_pairs_sample_with_sample():
     # Weights of sample i on the image of sample i - 1 would give something else entirely.
     shifted = hyper_conv3d(x, e.roll(1, 0), *rest, padding=1)
     assert (whole - shifted).abs().amax((1, 2, 3, 4)).min() > 0.1
+
+
+def test_a_linear_batch_equals_its_samples():
+    g = torch.Generator().manual_seed(2)
+    shapes = [(4, 9), (4, 3), (3, 5, 9), (3, 5), (5, 9), (5,)]
+    x, e, *rest = [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes]
+    whole = hyper_linear(x, e, *rest)
+    alone = torch.cat([hyper_linear(x[b : b + 1], e[b : b + 1], *rest) for b in range(4)])
+    torch.testing.assert_close(whole, alone, rtol=1e-12, atol=1e-12)
+    shifted = hyper_linear(x, e.roll(1, 0), *rest)
+    assert (whole - shifted).abs().amax(1).min() > 0.1
 
 
 class Conv(torch.nn.Module):
@@ -139,6 +172,75 @@ def test_exports_with_a_dynamic_batch(case):
         torch.testing.assert_close(program.module()(*inputs), expected, rtol=1e-10, atol=1e-10)
 
 
+class Chain(torch.nn.Module):
+    """A 3x3x3 and a strided 1x1x1 convolution and a linear layer, all generated, K = 2."""
+
+    def __init__(self):
+        super().__init__()
+        g = torch.Generator().manual_seed(3)
+        shapes = [(4, 2, 3, 3, 3), (4,), (6, 4, 1, 1, 1), (6,), (3, 6), (3,)]
+        # For each shape the generator, then the constant.
+        drawn = [torch.randn(n, *s, generator=g).squeeze(0) for s in shapes for n in (2, 1)]
+        self.args = torch.nn.ParameterList(drawn)
+
+    def forward(self, x, e):
+        G3, g3, h3, c3, G1, g1, h1, c1, G, g0, h, h0 = self.args
+        x = hyper_conv3d(x, e, G3, h3, g3, c3, padding=1).relu()
+        x = hyper_conv3d(x, e, G1, h1, g1, c1, stride=2).mean((2, 3, 4))
+        return hyper_linear(x, e, G, h, g0, h0)
+
+
+def chain_inputs(batch):
+    g = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, 2, 5, 6, 4, generator=g), torch.randn(batch, 2, generator=g)
+
+
+def test_the_onnx_exporter_takes_every_op_with_a_dynamic_batch():
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX export of the ops NOT checked")
+    batch = torch.export.Dim("batch", min=1, max=64)
+    chain = Chain().eval()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # The exporter's own deprecations.
+        program = torch.onnx.export(
+            chain,
+            chain_inputs(2),
+            dynamo=True,
+            opset_version=20,
+            input_names=["x", "e"],
+            dynamic_shapes=({0: batch}, {0: batch}),
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for size in (1, 2, 7):
+        x, e = chain_inputs(size)
+        (found,) = session.run(None, {"x": x.numpy(), "e": e.numpy()})
+        expected = chain(x, e).detach()
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_the_compiler_takes_every_op_with_a_dynamic_batch():
+    chain = Chain()
+    compiled = torch.compile(chain, dynamic=True, backend="aot_eager", fullgraph=True)
+    for size in (2, 3, 7):
+        inputs = chain_inputs(size)
+        found, expected = compiled(*inputs), chain(*inputs)
+        torch.testing.assert_close(found, expected)
+        upstream = torch.randn_like(found)
+        pairs = [torch.autograd.grad(y, list(chain.args), upstream) for y in (found, expected)]
+        torch.testing.assert_close(*pairs, rtol=1e-4, atol=1e-4)
+
+
+def test_importing_the_kernels_does_not_import_torch():
+    code = (
+        "import sys, hyperfusion_rt.kernels as k; assert 'torch' not in sys.modules; "
+        "k.hyper_linear; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_bad_shapes_are_named():
     good = dict(zip(["x", "condition", "G", "h"], make((1, 1, 1), 1, 2, 3, 2, 4, torch.float32,
                                                        constants=False), strict=True))  # fmt: skip
@@ -155,6 +257,12 @@ def test_bad_shapes_are_named():
         hyper_conv3d(**{**good, "condition": torch.zeros(3, 3)})
     with pytest.raises(ValueError, match="one number or three"):
         hyper_conv3d(**good, stride=(1, 2))
+    with pytest.raises(ValueError, match="stride must be 1 or more"):
+        hyper_conv3d(**good, stride=0)
+    with pytest.raises(ValueError, match="padding must be 0 or more"):
+        hyper_conv3d(**good, padding=-1)
+    with pytest.raises(ValueError, match="4 channels, which 3 groups cannot share"):
+        hyper_conv3d(**{**good, "x": torch.zeros(2, 6, 5, 6, 7)}, groups=3)
     with pytest.raises(ValueError, match="g0"):
         hyper_conv3d(**good, g0=torch.zeros(1))
     with pytest.raises(ValueError, match="h0"):

@@ -60,11 +60,13 @@ def test_float64_agrees():
     assert (exact - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def small_state():
-    network = build_network(
-        NetworkConfig(task="ad", features=2), shape=(32, 32, 32), tabular_width=5, outputs=3
-    )
-    return network.state_dict()
+EMBEDDING = "block4.downsample.0.layer.hyper_net.embedding_model.0.weight"
+FIRST = "linear1.layer.hyper_net.weights_gen"
+
+
+def small_state(task="ad", fusion="hyper"):
+    config = NetworkConfig(task=task, fusion=fusion, features=2)
+    return build_network(config, shape=(37, 54, 44), tabular_width=5, outputs=3).state_dict()
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
@@ -103,3 +105,33 @@ def test_other_bad_checkpoints(tmp_path):
         read_state(tmp_path / "number.pt")
     with pytest.raises(ConfigError, match="neither of the published"):
         describe_state({"conv.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("task", "fusion", "name", "change", "message"),
+    [
+        ("ad", "hyper", "block2.conv1.weight", None, "missing: block2.conv1.weight"),
+        ("ad", "hyper", "extra", torch.zeros(1), "unexpected: extra"),
+        ("ad", "hyper", "fc1.layer.weight", torch.zeros(4), r"another shape: fc1.layer.weight \(4"),
+        ("ad", "hyper", EMBEDDING, torch.zeros(4), "needs 2 dimensions"),
+        ("ad", "film", "fc2.layer.bias", torch.zeros(3), f"{EMBEDDING} is missing"),
+        ("brain-age", "hyper", "batchnorm1.bias", None, "missing: batchnorm1.bias"),
+        ("brain-age", "concat", "linear1.layer.bias", None, "only the HyperFusion variant"),
+        ("brain-age", "hyper", f"{FIRST}.bias", torch.zeros(16 * 9), f"{FIRST}.weight"),
+    ],
+)
+def test_a_state_that_is_not_whole_says_what_is_wrong(task, fusion, name, change, message):
+    state = small_state(task, fusion)
+    if change is None:
+        del state[name]
+    else:
+        state[name] = change
+    with pytest.raises(ConfigError, match=message):
+        describe_state(state)
+
+
+def test_a_brain_age_state_is_described_for_any_volume():
+    config, width, outputs, flat = describe_state(small_state("brain-age", "hyper"))
+    assert (config.task, config.fusion, config.features) == ("brain-age", "hyper", 2)
+    # 37 x 54 x 44 voxels leave 1 x 3 x 2.
+    assert (width, outputs, flat) == (5, 3, 8 * 6)

@@ -113,9 +113,43 @@ def test_the_embedding_is_taken_over():
     )
     with pytest.raises(ConfigError, match="fusion 'hyper'"):
         load_embedding(network_for("ad", "film")[0], trained)
+    with pytest.raises(ConfigError, match="does not fit"):
+        load_embedding(network, TabularNetwork(4, 3))
+
+
+def test_a_table_with_gaps_cannot_initialise():
+    network, _, tabular, _ = network_for("ad", "hyper")
+    tabular[0, 0] = math.nan
+    with pytest.raises(ConfigError, match="no finite variance"):
+        initialise_generators(network, tabular)
+
+
+def test_dropout_and_momentum_follow_the_configuration():
+    def rates(task, dropout):
+        config = NetworkConfig(task=task, features=2, dropout=dropout, bn_momentum=0.3)
+        network = build_network(config, shape=TASKS[task][0], tabular_width=4, outputs=1)
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+        assert {m.momentum for m in norms} == {0.3}
+        kinds = (torch.nn.Dropout, torch.nn.Dropout3d)
+        return [m.p for m in network.modules() if isinstance(m, kinds)]
+
+    assert sorted(rates("ad", 1)) == [0.1, 0.2, 0.2, 0.3, 0.5, 0.6]
+    assert rates("brain-age", 1) == [0.2]
+    for task in TASKS:
+        assert rates(task, 0.5) == pytest.approx([p / 2 for p in rates(task, 1)])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_ad_network_takes_any_volume_of_two_voxels_or_more(fusion):
+    config = NetworkConfig(task="ad", fusion=fusion, features=2)
+    for shape in [(2, 2, 2), (9, 7, 5)]:
+        network = build_network(config, shape=shape, tabular_width=4, outputs=3).eval()
+        assert network(torch.randn(2, 1, *shape), torch.randn(2, 4)).shape == (2, 3)
 
 
 def test_too_small_a_volume_is_refused():
+    with pytest.raises(ConfigError, match="at least 2 voxels"):
+        build_network(NetworkConfig(task="ad"), shape=(1, 90, 90), tabular_width=2, outputs=1)
     with pytest.raises(ConfigError, match="at least 36 voxels"):
         build_network(
             NetworkConfig(task="brain-age"), shape=(35, 90, 90), tabular_width=2, outputs=1
