@@ -1,11 +1,20 @@
 // The only C++ file that knows Python. The argument types are the checks; the rest is in the kernels.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
+#include <array>
+#include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "crop_normalise.hpp"
+#include "engine/dispatch.hpp"
+#include "engine/engine.hpp"
 #include "peak.hpp"
 
 namespace nb = nanobind;
@@ -56,6 +65,225 @@ double peak_gflops(int threads, double seconds) {
   return hfrt::peak_gflops(threads, seconds);
 }
 
+using Weights = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using MaybeWeights = std::optional<Weights>;
+using Triple = std::array<int64_t, 3>;
+// (name, alpha, prelu's slope or None)
+using Act = std::tuple<std::string, float, MaybeWeights>;
+
+hfrt::Array array_of(const Weights& a) { return {a.data(), static_cast<int64_t>(a.size())}; }
+hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Array{}; }
+
+hfrt::ActivationSpec act_of(const std::optional<Act>& act) {
+  static const char* names[] = {"none",      "relu", "relu6",   "leaky_relu", "prelu",
+                                "elu",       "silu", "gelu",    "gelu_tanh",  "sigmoid",
+                                "tanh",      "hardswish", "hardsigmoid", "softplus"};
+  if (!act) return {};
+  const auto& [name, alpha, slope] = *act;
+  int kind = 0;
+  for (const char* known : names) {
+    if (name == known) return {static_cast<hfrt::Act>(kind), alpha, array_of(slope)};
+    ++kind;
+  }
+  throw nb::value_error(("there is no activation '" + name + "'").c_str());
+}
+
+Triple triple_of(const std::vector<int64_t>& v) {
+  if (v.size() != 3) throw nb::value_error("three numbers are needed, one per axis");
+  return {v[0], v[1], v[2]};
+}
+using Ints = std::vector<int64_t>;
+
+hfrt::Window window_of(const Ints& kernel, const Ints& stride, const Ints& padding,
+                       const Ints& dilation) {
+  hfrt::Window w;
+  const Triple k = triple_of(kernel), s = triple_of(stride), p = triple_of(padding),
+               d = triple_of(dilation);
+  for (size_t i = 0; i < 3; ++i)
+    w.kernel[i] = k[i], w.stride[i] = s[i], w.padding[i] = p[i], w.dilation[i] = d[i];
+  return w;
+}
+
+// (scale, shift, activation)
+using AffineArgs = std::tuple<Weights, Weights, std::optional<Act>>;
+
+int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
+             const Ints& stride, const Ints& padding, const Ints& dilation, const Weights& weight,
+             const Weights& bias, bool depthwise, std::optional<int> condition,
+             const std::optional<AffineArgs>& prologue, std::optional<int> residual,
+             const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
+             const std::optional<Ints>& tile) {
+  hfrt::ConvSpec s;
+  s.in = in;
+  s.out_channels = out_channels;
+  s.window = window_of(kernel, stride, padding, dilation);
+  s.weight = array_of(weight);
+  s.bias = array_of(bias);
+  s.depthwise = depthwise;
+  s.condition = condition.value_or(-1);
+  if (prologue) {
+    s.prologue_scale = array_of(std::get<0>(*prologue));
+    s.prologue_shift = array_of(std::get<1>(*prologue));
+    s.prologue_act = act_of(std::get<2>(*prologue));
+  }
+  s.residual = residual.value_or(-1);
+  s.act = act_of(act);
+  s.pool = pool;
+  if (second) {
+    s.second = true;
+    s.second_scale = array_of(std::get<0>(*second));
+    s.second_shift = array_of(std::get<1>(*second));
+    s.second_act = act_of(std::get<2>(*second));
+  }
+  if (tile) {
+    const Triple t = triple_of(*tile);
+    for (size_t i = 0; i < 3; ++i) s.tile[i] = t[i];
+  }
+  return engine.conv(s);
+}
+
+using Batch = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+
+void run_engine(hfrt::Engine& engine, const std::vector<Batch>& inputs,
+                const std::vector<Result>& outputs) {
+  if (inputs.size() != engine.inputs() || outputs.size() != engine.outputs())
+    throw nb::value_error("a list with one array per input and one per output is needed");
+  int64_t batch = -1;
+  const auto check = [&](const char* what, size_t i, size_t ndim, size_t size, size_t leading,
+                         int64_t floats) {
+    if (ndim < 1) throw nb::value_error("arrays need a leading batch axis");
+    const int64_t b = static_cast<int64_t>(leading);
+    if (batch < 0) batch = b;
+    if (b != batch || static_cast<int64_t>(size) != b * floats)
+      throw nb::value_error((std::string(what) + " " + std::to_string(i) + " has " +
+                             std::to_string(size) + " numbers in a batch of " + std::to_string(b) +
+                             ", but needs " + std::to_string(floats) + " for each of " +
+                             std::to_string(batch) + " samples")
+                                .c_str());
+  };
+  std::vector<hfrt::Array> in;
+  std::vector<float*> out;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const auto& a = inputs[i];
+    check("input", i, a.ndim(), a.size(), a.ndim() ? a.shape(0) : 0, engine.input_floats(i));
+    in.push_back(array_of(a));
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const auto& a = outputs[i];
+    check("output", i, a.ndim(), a.size(), a.ndim() ? a.shape(0) : 0, engine.output_floats(i));
+    out.push_back(a.data());
+  }
+  nb::gil_scoped_release release;
+  engine.run(in, out, std::max<int64_t>(batch, 0));
+}
+
+void define_engine(nb::module_& m) {
+  using hfrt::Engine;
+  m.def("available_isas", &hfrt::available_isas,
+        "The instruction sets that this machine and the native engine share, fastest first.");
+  nb::class_<Engine>(m, "Engine",
+                     "Fused operations on one sample at a time; see kernels/cpu/engine/engine.hpp.")
+      .def(
+          "__init__",
+          [](Engine* self, int threads, const std::string& isa) {
+            if (threads < 1 || threads > 4096)
+              throw nb::value_error("threads must be 1 to 4096");
+            new (self) Engine(hfrt::kernels_for(isa), threads);
+          },
+          "threads"_a, "isa"_a = "")
+      .def("input", &Engine::input, "channels"_a, "depth"_a = 1, "height"_a = 1, "width"_a = 1)
+      .def("conv", &add_conv, "x"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a,
+           "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false,
+           "condition"_a = nb::none(), "prologue"_a = nb::none(), "residual"_a = nb::none(),
+           "act"_a = nb::none(), "pool"_a = false, "second"_a = nb::none(),
+           "tile"_a = nb::none())
+      .def(
+          "pool",
+          [](Engine& e, int x, const Ints& k, const Ints& s, const Ints& p, const Ints& d,
+             bool average, bool count_include_pad, bool ceil) {
+            return e.pool(x, window_of(k, s, p, d), average, count_include_pad, ceil);
+          },
+          "x"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a, "average"_a,
+          "count_include_pad"_a = true, "ceil_mode"_a = false)
+      .def(
+          "adaptive_pool",
+          [](Engine& e, int x, const Ints& size, bool average) {
+            return e.adaptive_pool(x, triple_of(size).data(), average);
+          },
+          "x"_a, "size"_a, "average"_a)
+      .def(
+          "global_pool",
+          [](Engine& e, int x, const Ints& stride, bool average) {
+            return e.global_pool(x, triple_of(stride).data(), average);
+          },
+          "x"_a, "stride"_a, "average"_a)
+      .def(
+          "affine",
+          [](Engine& e, int x, const MaybeWeights& scale, const MaybeWeights& shift,
+             const std::optional<Act>& act) {
+            return e.affine(x, array_of(scale), array_of(shift), act_of(act));
+          },
+          "x"_a, "scale"_a = nb::none(), "shift"_a = nb::none(), "act"_a = nb::none())
+      .def(
+          "binary",
+          [](Engine& e, int a, int b, bool multiply, const std::optional<Act>& act) {
+            return e.binary(a, b, multiply, act_of(act));
+          },
+          "a"_a, "b"_a, "multiply"_a, "act"_a = nb::none())
+      .def("concat", &Engine::concat, "values"_a)
+      .def("slice", &Engine::slice, "x"_a, "start"_a, "stop"_a)
+      .def("flatten", &Engine::flatten, "x"_a)
+      .def(
+          "pad",
+          [](Engine& e, int x, const Ints& before, const Ints& after) {
+            return e.pad(x, triple_of(before).data(), triple_of(after).data());
+          },
+          "x"_a, "before"_a, "after"_a)
+      .def(
+          "linear",
+          [](Engine& e, int x, int64_t outputs, const Weights& weight, const Weights& bias,
+             const std::optional<Act>& act) {
+            return e.linear(x, outputs, array_of(weight), array_of(bias), act_of(act));
+          },
+          "x"_a, "outputs"_a, "weight"_a, "bias"_a, "act"_a = nb::none())
+      .def(
+          "hyper_linear",
+          [](Engine& e, int x, int condition, int64_t outputs, const Weights& weight,
+             const Weights& bias, const std::optional<Act>& act) {
+            return e.hyper_linear(x, condition, outputs, array_of(weight), array_of(bias),
+                                  act_of(act));
+          },
+          "x"_a, "condition"_a, "outputs"_a, "weight"_a, "bias"_a, "act"_a = nb::none())
+      .def("one_and", &Engine::one_and, "x"_a)
+      .def(
+          "combine",
+          [](Engine& e, int x, int condition, const std::optional<Act>& act) {
+            return e.combine(x, condition, act_of(act));
+          },
+          "x"_a, "condition"_a, "act"_a = nb::none())
+      .def("softmax", &Engine::softmax, "x"_a)
+      .def(
+          "instance_norm",
+          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,
+             const std::optional<Act>& act) {
+            return e.instance_norm(x, array_of(scale), array_of(shift), eps, act_of(act));
+          },
+          "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none())
+      .def("output", &Engine::output, "value"_a)
+      .def("finish", &Engine::finish)
+      .def("run", &run_engine, "inputs"_a, "outputs"_a,
+           "inputs and outputs: float32 [batch, ...], one array per input and output. The GIL is "
+           "released; calls from several threads take turns.")
+      .def("shape", &Engine::shape, "value"_a)
+      .def("profile", &Engine::profile, "on"_a)
+      .def_prop_ro("steps", [](const Engine& e) { return e.steps(); })
+      .def_prop_ro("seconds", [](const Engine& e) { return e.seconds(); })
+      .def_prop_ro("threads", &Engine::threads)
+      .def_prop_ro("arena_bytes", &Engine::arena_bytes)
+      .def_prop_ro("weight_bytes", &Engine::weight_bytes);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -66,4 +294,5 @@ NB_MODULE(_native, m) {
         "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, deviation).");
   m.def("peak_gflops", &peak_gflops, "threads"_a, "seconds"_a = 0.2,
         "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's limit.");
+  define_engine(m);
 }

@@ -1,0 +1,44 @@
+#include "dispatch.hpp"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace hfrt {
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    found.emplace_back("avx512");
+  if (avx2) found.emplace_back("avx2");
+#elif defined(__aarch64__)
+  found.emplace_back("neon");
+#endif
+  return found;
+}
+
+const Kernels& kernels_for(const std::string& isa) {
+  const auto available = available_isas();
+  std::string wanted = isa;
+  if (wanted.empty())
+    if (const char* forced = std::getenv("HFRT_ISA")) wanted = forced;
+  if (wanted.empty() && !available.empty()) wanted = available.front();
+  std::string list;
+  for (const auto& name : available) {
+    list += (list.empty() ? "" : ", ") + name;
+    if (name != wanted) continue;
+#if defined(__x86_64__)
+    return name == "avx512" ? kernels_avx512() : kernels_avx2();
+#elif defined(__aarch64__)
+    return kernels_neon();
+#endif
+  }
+  throw std::invalid_argument(
+      "instruction set '" + wanted + "' (HFRT_ISA): this machine has " +
+      (list.empty() ? "none that the native engine knows (AVX2 with FMA, AVX-512, NEON)" : list));
+}
+
+}  // namespace hfrt

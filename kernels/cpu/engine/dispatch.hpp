@@ -1,0 +1,18 @@
+// The choice of an instruction set, made once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace hfrt {
+
+// What this machine has, the fastest first.
+std::vector<std::string> available_isas();
+
+// The kernels of `isa`; "" takes the environment's HFRT_ISA or else the fastest. Throws
+// std::invalid_argument, naming what the machine has, for any other.
+const Kernels& kernels_for(const std::string& isa);
+
+}  // namespace hfrt

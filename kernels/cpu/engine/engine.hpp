@@ -1,0 +1,155 @@
+// Runs a list of fused operations, one sample at a time. Built once: weights are packed, every
+// value gets its place in one arena, and a call allocates nothing.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+#include "thread_pool.hpp"
+
+namespace hfrt {
+
+struct AlignedDelete {
+  void operator()(float* p) const;
+};
+using Floats = std::unique_ptr<float[], AlignedDelete>;
+// `count` floats on a cache line's boundary. Throws std::invalid_argument if they cannot be had.
+Floats allocate(int64_t count);
+
+// A view of the caller's array, with its size for the checks.
+struct Array {
+  const float* data = nullptr;
+  int64_t size = 0;
+};
+
+struct ActivationSpec {
+  Act kind = Act::none;
+  float alpha = 0;
+  Array slope;  // prelu: [C]
+};
+
+struct ConvSpec {
+  int in = -1, out_channels = 0;
+  Window window;
+  Array weight;  // [taps][Cin][Cout]; depthwise [taps][C]; generated: K of these
+  Array bias;    // [Cout]; generated: [K][Cout]
+  bool depthwise = false;
+  int condition = -1;  // a vector [K]: weight and bias are generated per sample
+  Array prologue_scale, prologue_shift;  // [Cin] or none
+  ActivationSpec prologue_act;
+  int residual = -1;
+  ActivationSpec act;
+  bool pool = false;
+  bool second = false;  // a second output: act(y * scale + shift)
+  Array second_scale, second_shift;
+  ActivationSpec second_act;
+  int64_t tile[3] = {0, 0, 0};  // 0: not Winograd
+};
+
+// Every builder method returns the number of the value that it makes. They throw
+// std::invalid_argument, with what is wrong, on anything that does not fit together.
+class Engine {
+ public:
+  Engine(const Kernels& kernels, int threads);
+
+  // An input [c][d][h][w] of the caller; a vector is [c][1][1][1].
+  int input(int64_t c, int64_t d, int64_t h, int64_t w);
+  // Returns the value; with `second`, the second output is the next number.
+  int conv(const ConvSpec& spec);
+  int pool(int in, const Window& window, bool average, bool count_include_pad, bool ceil);
+  int adaptive_pool(int in, const int64_t size[3], bool average);
+  int global_pool(int in, const int64_t stride[3], bool average);
+  int affine(int in, Array scale, Array shift, const ActivationSpec& act);
+  int binary(int a, int b, bool multiply, const ActivationSpec& act);
+  int concat(const std::vector<int>& in);
+  int slice(int in, int64_t start, int64_t stop);
+  int flatten(int in);
+  int pad(int in, const int64_t before[3], const int64_t after[3]);
+  int linear(int in, int64_t outputs, Array weight, Array bias, const ActivationSpec& act);
+  // weight [K][inputs][outputs], bias [K][outputs]
+  int hyper_linear(int in, int condition, int64_t outputs, Array weight, Array bias,
+                   const ActivationSpec& act);
+  int one_and(int in);
+  int combine(int in, int condition, const ActivationSpec& act);
+  int softmax(int in);
+  int instance_norm(int in, Array scale, Array shift, float eps, const ActivationSpec& act);
+  void output(int value);
+  // Plans the arena. After it nothing can be added.
+  void finish();
+
+  // inputs[i]: batch * input floats; outputs likewise; channels-first, plain.
+  void run(const std::vector<Array>& inputs, const std::vector<float*>& outputs, int64_t batch);
+
+  int64_t input_floats(size_t i) const { return plain_floats(inputs_.at(i)); }
+  int64_t output_floats(size_t i) const { return plain_floats(outputs_.at(i)); }
+  size_t inputs() const { return inputs_.size(); }
+  size_t outputs() const { return outputs_.size(); }
+  int64_t arena_bytes() const { return arena_floats_ * 4; }
+  int64_t weight_bytes() const { return weight_floats_ * 4; }
+  std::vector<int64_t> shape(int value) const;
+  int threads() const { return pool_.threads(); }
+  // Seconds that each step took, summed over the samples since the last call of `profile(true)`.
+  void profile(bool on);
+  const std::vector<double>& seconds() const { return seconds_; }
+  const std::vector<std::string>& steps() const { return names_; }
+
+ private:
+  struct Value {
+    Extent extent;
+    int root = -1;         // the value whose memory this one is part of; itself if its own
+    int64_t offset = 0;    // floats from the root's start
+    int64_t floats = 0;    // of a root
+    int first = -1, last = -1;  // steps that write it first and read it last
+    int64_t place = -1;    // floats from the arena's start
+  };
+  using Step = std::function<void()>;
+
+  int add(const Extent& extent);
+  const Extent& extent(int value) const;
+  Array checked(const Array& array, int64_t size, const char* what) const;
+  const float* keep(const Array& array, int64_t filled, const char* what, int64_t size);
+  Activation keep(const ActivationSpec& spec, int64_t channels);
+  float* reserve(int64_t floats);
+  void step(const std::string& name, std::vector<int> reads, std::vector<int> writes, Step work);
+  float* at(int value) const;
+  void parallel(int64_t count, int64_t grain, const ThreadPool::Work& work);
+  void scratch(int64_t floats);
+  int64_t plain_floats(int value) const;
+  void place_values();
+  void fuse_rings();
+  void load_input(size_t i, const float* from);
+  void store_output(size_t i, float* to);
+
+  struct Conv;  // one convolution step with its arguments
+  void build_conv(const std::shared_ptr<Conv>& conv, const ConvSpec& spec);
+  void run_conv(Conv& conv);
+  void generate(Conv& conv);
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::mutex mutex_;
+  std::vector<Value> values_;
+  std::vector<int> inputs_, outputs_;
+  std::vector<bool> plain_input_;  // read in place by a one-channel convolution
+  std::vector<const float*> input_data_;
+  struct StepRecord {
+    Step work;
+    std::vector<int> reads, writes;
+    std::shared_ptr<Conv> conv;
+  };
+  std::vector<StepRecord> steps_;
+  std::vector<std::string> names_;
+  std::vector<double> seconds_;
+  bool profiling_ = false, finished_ = false;
+  std::vector<Floats> weights_;
+  int64_t weight_floats_ = 0, arena_floats_ = 0, scratch_floats_ = 0;
+  Floats arena_, scratch_memory_;
+  std::vector<float> condition_;
+};
+
+}  // namespace hfrt

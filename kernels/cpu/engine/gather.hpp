@@ -1,0 +1,111 @@
+// Every other dense convolution (1x1x1, strided, dilated, any kernel): the inputs of a block of
+// outputs are gathered into rows, then multiplied with the packed weights.
+#pragma once
+
+#include "activation.hpp"
+#include "gemm.hpp"
+
+namespace {
+
+// A row: (tap, channel) in this order, without the gaps of a last block that is not full. Vectors
+// are stored in rising order, so that each one overwrites what the one before spilt; the last
+// spills into the row's own 16 spare floats.
+HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, int64_t voxel, float* to) {
+  const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
+  const hfrt::Window& k = a.window;
+  const int64_t at[3] = {voxel / (o.h * o.w) * k.stride[0] - k.padding[0],
+                         voxel / o.w % o.h * k.stride[1] - k.padding[1],
+                         voxel % o.w * k.stride[2] - k.padding[2]};
+  const int64_t blocks = blocks_of(e.c), block_step = e.voxels() * kLanes;
+  for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
+    const int64_t d = at[0] + kd * k.dilation[0];
+    for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
+      const int64_t h = at[1] + kh * k.dilation[1];
+      const bool row_inside = d >= 0 && d < e.d && h >= 0 && h < e.h;
+      for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
+        const int64_t w = at[2] + kw * k.dilation[2];
+        if (!(row_inside && w >= 0 && w < e.w)) {
+          for (int64_t b = 0; b < blocks; ++b) store(to + b * kLanes, zero());
+        } else {
+          const float* from = a.in + ((d * e.h + h) * e.w + w) * kLanes;
+          if (!a.prologue.scale) {
+            for (int64_t b = 0; b < blocks; ++b)
+              store(to + b * kLanes, load(from + b * block_step));
+          } else {
+            for (int64_t b = 0; b < blocks; ++b) {
+              const V x = fma(load(from + b * block_step), load(a.prologue.scale + b * kLanes),
+                              load(a.prologue.shift + b * kLanes));
+              store(to + b * kLanes, activate(x, a.prologue.act, b));
+            }
+          }
+        }
+        to += e.c;
+      }
+    }
+  }
+}
+
+// scratch: rows * (K filled up + 16) and rows * Cout filled up
+void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
+  const hfrt::Window& k = a.window;
+  const int64_t depth = a.in_extent.c * k.kernel[0] * k.kernel[1] * k.kernel[2];
+  const int64_t lda = blocks_of(depth) * kLanes + kLanes;
+  const int64_t blocks = blocks_of(a.conv_extent.c), voxels = a.conv_extent.voxels();
+  const int64_t panels = (blocks + kVectorsPerPanel - 1) / kVectorsPerPanel;
+  float* c = scratch + a.rows * lda;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / a.splits, split = task % a.splits;
+    const int64_t first_panel = panels * split / a.splits;
+    const int64_t last_panel = panels * (split + 1) / a.splits;
+    const int64_t ldc = (last_panel - first_panel) * kPanel;
+    const int64_t from = a.first + block * a.rows;
+    const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
+    for (int64_t r = 0; r < rows; ++r) gather_row(a, from + r, scratch + r * lda);
+    gemm(scratch, lda, rows, depth, a.weight, a.conv_extent.c, first_panel, last_panel, c, ldc);
+    const int64_t first_block = first_panel * kVectorsPerPanel;
+    for (int64_t b = first_block; b < last_panel * kVectorsPerPanel && b < blocks; ++b)
+      for (int64_t r = 0; r < rows; ++r)
+        finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, a.out,
+               (b * voxels + from + r) * kLanes, b);
+  }
+}
+
+// groups = Cin = Cout; weight [tap][C filled up]. A task is one row of outputs of one block.
+void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
+  const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
+  const hfrt::Window& k = a.window;
+  const int64_t filled = blocks_of(e.c) * kLanes;
+  constexpr int kWide = 8;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
+    const float* in = a.in + block * e.voxels() * kLanes;
+    for (int64_t start = 0; start < o.w; start += kWide) {
+      const int n = static_cast<int>(o.w - start < kWide ? o.w - start : kWide);
+      V acc[kWide];
+      for (auto& v : acc) v = zero();
+      for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
+        const int64_t d = od * k.stride[0] - k.padding[0] + kd * k.dilation[0];
+        if (d < 0 || d >= e.d) continue;
+        for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
+          const int64_t h = oh * k.stride[1] - k.padding[1] + kh * k.dilation[1];
+          if (h < 0 || h >= e.h) continue;
+          const float* row = in + (d * e.h + h) * e.w * kLanes;
+          for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
+            const int64_t tap = (kd * k.kernel[1] + kh) * k.kernel[2] + kw;
+            const V weight = load(a.weight + tap * filled + block * kLanes);
+            const int64_t w = start * k.stride[2] - k.padding[2] + kw * k.dilation[2];
+            for (int i = 0; i < n; ++i) {
+              const int64_t at = w + i * k.stride[2];
+              if (at >= 0 && at < e.w) acc[i] = fma(load(row + at * kLanes), weight, acc[i]);
+            }
+          }
+        }
+      }
+      for (int i = 0; i < n; ++i)
+        finish(acc[i], a.epilogue, a.out,
+               ((block * o.d + od) * o.h + oh) * o.w * kLanes + (start + i) * kLanes, block);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,134 @@
+// The kernels' arguments, and the table of one instruction set's kernels. Plain data and function
+// pointers only: nothing here is compiled differently per set.
+//
+// A volume is [Cb][D][H][W][16] float32: channels in blocks of 16, the last block filled up. A
+// vector is [C]. Every kernel does a range of independent tasks, so that the caller may spread
+// them over threads; a task computes the same numbers whatever the range that it is part of.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hfrt {
+
+constexpr int kBlock = 16;
+constexpr int kMaxTile = 6;
+
+// Inlined everywhere: no definition that was compiled for one set can be linked for another.
+__attribute__((always_inline)) inline int64_t blocks_of(int64_t channels) {
+  return (channels + kBlock - 1) / kBlock;
+}
+
+enum class Act : int32_t {
+  none, relu, relu6, leaky_relu, prelu, elu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish,
+  hardsigmoid, softplus,
+};
+
+struct Activation {
+  Act kind = Act::none;
+  float alpha = 0;               // leaky_relu, elu
+  const float* slope = nullptr;  // prelu: [C], filled up to whole blocks
+};
+
+struct Extent {
+  int64_t c = 0, d = 1, h = 1, w = 1;
+  __attribute__((always_inline)) int64_t voxels() const { return d * h * w; }
+  __attribute__((always_inline)) int64_t floats() const {
+    return blocks_of(c) * voxels() * kBlock;
+  }
+};
+
+// Before a convolution reads x: activation(x * scale + shift); zero padding comes after it.
+struct Prologue {
+  const float* scale = nullptr;  // [C], filled up; null: no prologue
+  const float* shift = nullptr;
+  Activation act;
+};
+
+// y = activation(conv + bias + residual), then max over 2x2x2 if `pool`; if `second`, also
+// second = second_act(y * second_scale + second_shift).
+struct Epilogue {
+  const float* bias = nullptr;      // [Cout], filled up
+  const float* residual = nullptr;  // the output's layout, or null
+  Activation act;
+  bool pool = false;
+  float* second = nullptr;
+  const float* second_scale = nullptr;
+  const float* second_shift = nullptr;
+  Activation second_act;
+};
+
+struct Window {
+  int64_t kernel[3] = {1, 1, 1}, stride[3] = {1, 1, 1}, padding[3] = {0, 0, 0},
+          dilation[3] = {1, 1, 1};
+};
+
+struct ConvArgs {
+  const float* in = nullptr;
+  Extent in_extent;
+  int64_t ring = 0;  // planes in `in`'s buffer, if it holds a window of the volume; 0: all
+  float* out = nullptr;
+  Extent conv_extent;  // of the convolution, before pooling
+  Extent out_extent;   // after pooling
+  Window window;
+  const float* weight = nullptr;  // as `pack` left it
+  Prologue prologue;
+  Epilogue epilogue;
+  // The partition into tasks, `tasks = splits * blocks`.
+  int64_t tile[3] = {0, 0, 0};    // Winograd: outputs per tile along each axis
+  int64_t rows = 0;               // tiles (Winograd) or voxels (gather) in one block
+  int64_t splits = 1;             // of the output channels' panels
+  int64_t first = 0, count = 0;   // tiles or voxels to do: a part of the volume
+};
+
+struct PoolArgs {
+  const float* in;
+  Extent in_extent;
+  float* out;
+  Extent out_extent;
+  Window window;
+  bool average, count_include_pad;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t vectors_per_panel, rows_one, rows_two;
+
+  // Weights [K][Cout] -> panels [panel][K][vectors * 16], panels begin..end.
+  void (*pack)(const float* weight, int64_t cout, int64_t k, float* out, int64_t begin,
+               int64_t end);
+  // Weights [27][Cin][Cout] -> [point][panel][Cin][vectors * 16] for a Winograd tile; a task is one
+  // (vector of 16 output channels, input channel), input channel fastest.
+  void (*winograd_weights)(const float* weight, int64_t cin, int64_t cout, const int64_t tile[3],
+                           float* out, int64_t begin, int64_t end);
+  // y = sum_k e[k] x[k * n + i], i in begin..end
+  void (*mix)(const float* x, const float* e, int64_t k, int64_t n, float* y, int64_t begin,
+              int64_t end);
+
+  void (*winograd)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*gather)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*one_channel)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*depthwise)(const ConvArgs&, int64_t begin, int64_t end);
+
+  void (*pool)(const PoolArgs&, int64_t begin, int64_t end);
+  // y = act(x * scale + shift) on blocks begin..end of `voxels` voxels; null scale: act alone.
+  void (*affine)(const float* x, float* y, int64_t voxels, const float* scale, const float* shift,
+                 const Activation& act, int64_t begin, int64_t end);
+  // y = act(a + b) or a * b over n vectors of 16; b_step 16 for equal shapes, 0 for one per block.
+  void (*binary)(const float* a, const float* b, float* y, int64_t voxels, bool b_per_channel,
+                 bool multiply, const Activation& act, int64_t begin, int64_t end);
+  // Sum, sum of squared deviations from `mean`, or maximum over a block's voxels.
+  void (*reduce)(const float* x, Extent extent, const int64_t stride[3], float* sum, bool maximum,
+                 int64_t begin, int64_t end);
+  void (*deviation)(const float* x, int64_t voxels, const float* mean, float* sum, int64_t begin,
+                    int64_t end);
+  // Vectors: y[o] = act(bias[o] + sum_i W[i][o] x[i]) for o-panels of 16, W [I][O filled up].
+  void (*linear)(const float* x, int64_t inputs, const float* weight, int64_t ld,
+                 const float* bias, const Activation& act, float* y, int64_t begin, int64_t end);
+};
+
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+const Kernels& kernels_neon();
+
+}  // namespace hfrt
