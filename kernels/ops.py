@@ -8,11 +8,12 @@ The generator is linear, so with ẽ = [1, e] and G̃ = [g0, G] two forms give t
 A matrix product (`hyper_linear`) costs the same either way, and the shared form never writes W[b].
 A 1x1x1 convolution is a batched matrix product with W[b]. Other convolutions use W[b] in one
 grouped convolution (groups = B), eager or compiled: it does 1 / (K + 1) of the shared form's
-multiplications. An exported graph keeps B symbolic, and ONNX's Conv takes no symbolic number of
-groups: there, and only there, the shared form stands.
+multiplications. In a graph that torch.export makes, each op is one node.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -111,45 +112,36 @@ def hyper_conv3d(
         raise ValueError(
             f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
+    if torch.compiler.is_exporting():
+        return _exported_conv3d(
+            x, condition, G, h, g0, h0, list(stride), list(padding), list(dilation), groups
+        )
+    return _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
+
+
+def _conv3d(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
     beta = _affine(condition, h, h0)
-    if tuple(G.shape[3:]) == (1, 1, 1) and padding == (0, 0, 0) and groups == 1:
+    if tuple(G.shape[3:]) == (1, 1, 1) and not any(padding) and groups == 1:
         picked = x[:, :, :: stride[0], :: stride[1], :: stride[2]]
         weight = _affine(condition, G, g0).flatten(2)
         y: Tensor = torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2))
         return y.view(-1, *weight.shape[1:2], *picked.shape[2:])
-    if torch.compiler.is_exporting():
-        return (
-            _shared(x, condition, G, g0, stride, padding, dilation, groups)
-            + beta[:, :, None, None, None]
-        )
     batch, cout = x.shape[0], G.shape[1]
     weight = _affine(condition, G, g0).flatten(0, 1)
     one = x.reshape(1, -1, *x.shape[2:])
     y = conv3d(one, weight, beta.flatten(), stride, padding, dilation, groups * batch)
     return y.view(batch, cout, *y.shape[2:])
-
-
-def _shared(
-    x: Tensor,
-    condition: Tensor,
-    G: Tensor,
-    g0: Tensor | None,
-    stride: Triple,
-    padding: Triple,
-    dilation: Triple,
-    groups: int,
-) -> Tensor:
-    """`Σ_k ẽ[b, k] (G̃_k ∗ x[b])`: one convolution with (K + 1) · Cout channels, then a sum."""
-    stacked, weights = G, condition
-    if g0 is not None:
-        stacked = torch.cat([g0[None], G])
-        weights = torch.cat([torch.ones_like(condition[:, :1]), condition], 1)
-    count, cout = stacked.shape[:2]
-    # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
-    kernel = stacked.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-    y = conv3d(x, kernel, None, stride, padding, dilation, groups)
-    parts = y.unflatten(1, (groups, count, cout // groups))
-    return torch.einsum("bgkcdhw,bk->bgcdhw", parts, weights).flatten(1, 2)
 
 
 def hyper_linear(
@@ -171,7 +163,83 @@ def hyper_linear(
     _check("hyper_linear", x, condition, G, h, g0, h0)
     if x.shape[1] != G.shape[2]:
         raise ValueError(f"hyper_linear: x has {x.shape[1]} features, but G reads {G.shape[2]}")
+    if torch.compiler.is_exporting():
+        return _exported_linear(x, condition, G, h, g0, h0)
+    return _linear(x, condition, G, h, g0, h0)
+
+
+def _linear(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+) -> Tensor:
     count, cout = G.shape[:2]
     y = torch.einsum("bko,bk->bo", linear(x, G.flatten(0, 1)).view(-1, count, cout), condition)
     y = y + _affine(condition, h, h0)
     return y if g0 is None else y + linear(x, g0)
+
+
+# In an exported graph each op is one node, which the folding reads.
+
+
+@torch.library.custom_op("hfrt::hyper_conv3d", mutates_args=())
+def _exported_conv3d(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups).clone()
+
+
+@_exported_conv3d.register_fake
+def _(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], G.shape[3:], stride, padding, dilation, strict=True)
+    ]
+    return x.new_empty((x.shape[0], G.shape[1], *size))
+
+
+@torch.library.custom_op("hfrt::hyper_linear", mutates_args=())
+def _exported_linear(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+) -> Tensor:
+    return _linear(x, condition, G, h, g0, h0).clone()
+
+
+@_exported_linear.register_fake
+def _(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+) -> Tensor:
+    return x.new_empty((x.shape[0], G.shape[1]))

@@ -331,11 +331,14 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     a.rows = std::min(a.rows, std::max<int64_t>((a.count + threads - 1) / threads, 1));
     scratch(a.rows * lda + a.rows * (lanes + per * kBlock));
   } else if (c->kind == Conv::Kind::one_channel) {
+    // The lines that a task reads; see one_channel.hpp.
     const int64_t many = spec.pool ? 2 : 1;
-    const int64_t phase = (many * a.out_extent.w + 15) / 16 * 16 + 64 +
-                          (k.kernel[2] - 1) * k.dilation[2] / k.stride[2];
-    scratch(product({many * many * k.kernel[0] * k.kernel[1] * k.stride[2], phase}) +
-            2 * kBlock * kBlock + 4 * k.kernel[0] * k.kernel[1] + 64);
+    int64_t lines = k.stride[2];
+    for (int i = 0; i < 2; ++i)
+      lines = product({lines, (many - 1) * k.stride[i] + (k.kernel[i] - 1) * k.dilation[i] + 1});
+    const int64_t phase = filled(many * a.out_extent.w) +
+                          (k.kernel[2] - 1) * k.dilation[2] / k.stride[2] + 2 * kBlock;
+    scratch(product({lines, phase}) + 3 * kBlock * kBlock + 2 * taps + 2 * kBlock);
   }
   if (c->kind == Conv::Kind::winograd || c->kind == Conv::Kind::gather) {
     const int64_t blocks = (a.count + a.rows - 1) / a.rows;

@@ -75,13 +75,13 @@ void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
   const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
   const hfrt::Window& k = a.window;
   const int64_t filled = blocks_of(e.c) * kLanes;
-  constexpr int kWide = 8;
+  constexpr int kRun = 8;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
     const float* in = a.in + block * e.voxels() * kLanes;
-    for (int64_t start = 0; start < o.w; start += kWide) {
-      const int n = static_cast<int>(o.w - start < kWide ? o.w - start : kWide);
-      V acc[kWide];
+    for (int64_t start = 0; start < o.w; start += kRun) {
+      const int n = static_cast<int>(o.w - start < kRun ? o.w - start : kRun);
+      V acc[kRun];
       for (auto& v : acc) v = zero();
       for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
         const int64_t d = od * k.stride[0] - k.padding[0] + kd * k.dilation[0];

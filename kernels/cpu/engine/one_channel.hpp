@@ -6,10 +6,12 @@
 
 namespace {
 
+// Accumulators: channels times vectors of outputs. A vector of inputs serves all the channels and a
+// weight all the vectors, so that loads do not bound the multiply-adds.
 #if defined(__AVX512F__)
-constexpr int kChannelsAtOnce = 16;
+constexpr int kPoolChannels = 4, kWideChannels = 8, kWide = 2, kNarrowChannels = 16;
 #else
-constexpr int kChannelsAtOnce = 4;
+constexpr int kPoolChannels = 1, kWideChannels = 2, kWide = 2, kNarrowChannels = 4;
 #endif
 
 // 16 vectors [channel][16 voxels] -> [voxel][16 channels]
@@ -46,114 +48,141 @@ HFRT_INLINE void transpose(const float* from, float* to) {
 #endif
 }
 
-// acc[c] = sum over taps of w[tap][first + c] * x: channels first.. of 16 outputs along W.
-template <int N>
-HFRT_INLINE void correlate(const float* const* rows, const hfrt::Window& k, int64_t phase_step,
-                           int64_t at, const float* weight, float* to) {
-  V acc[N];
+// acc[c][j] = sum over taps of weight[tap][c] * x: channels 0..C of the vectors that start at
+// `at[j]` in their lines. shift[tap]: floats from there.
+template <int C, int N>
+HFRT_INLINE void correlate(const float* const* at, const int64_t* shift, int64_t taps,
+                           const float* weight, V (&acc)[C][N]) {
 #pragma GCC unroll 16
-  for (int c = 0; c < N; ++c) acc[c] = zero();
-  const int64_t lines = k.kernel[0] * k.kernel[1];
-  for (int64_t line = 0; line < lines; ++line) {
-    const float* row = rows[line] + at;
-    for (int64_t kw = 0; kw < k.kernel[2]; ++kw, weight += kLanes) {
-      const int64_t shift = kw * k.dilation[2];
-      const V x = load(row + shift % k.stride[2] * phase_step + shift / k.stride[2]);
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) acc[c][j] = zero();
+  for (int64_t t = 0; t < taps; ++t, weight += kLanes) {
+    V x[N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) x[j] = load(at[j] + shift[t]);
 #pragma GCC unroll 16
-      for (int c = 0; c < N; ++c) acc[c] = fma(x, broadcast(weight[c]), acc[c]);
+    for (int c = 0; c < C; ++c) {
+      const V w = broadcast(weight[c]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) acc[c][j] = fma(x[j], w, acc[c][j]);
     }
   }
-#pragma GCC unroll 16
-  for (int c = 0; c < N; ++c) store(to + c * kLanes, acc[c]);
 }
 
-HFRT_INLINE void correlate_block(const float* const* rows, const hfrt::Window& k,
-                                 int64_t phase_step, int64_t at, const float* weight,
-                                 int64_t channels, float* to) {
-  for (int64_t c = 0; c < kLanes; c += kChannelsAtOnce) {
-    const int64_t left = channels - c;
-    float* part = to + c * kLanes;
-    if (left <= 0) {
-      for (int i = 0; i < kChannelsAtOnce; ++i) store(part + i * kLanes, zero());
-    } else if (kChannelsAtOnce > 4 && left <= 4) {
-      correlate<4>(rows, k, phase_step, at, weight + c, part);
-      for (int i = 4; i < kChannelsAtOnce; ++i) store(part + i * kLanes, zero());
-    } else if (kChannelsAtOnce > 8 && left <= 8) {
-      correlate<8>(rows, k, phase_step, at, weight + c, part);
-      for (int i = 8; i < kChannelsAtOnce; ++i) store(part + i * kLanes, zero());
+// Groups of C channels of one block; `put(channel, vectors)` takes the results.
+template <int C, int N, typename Put>
+HFRT_INLINE void correlate_block(const float* const* at, const int64_t* shift, int64_t taps,
+                                 const float* weight, int64_t channels, const Put& put) {
+  V acc[C][N];
+  for (int c = 0; c < kLanes; c += C) {
+    if (c < channels) {
+      correlate<C, N>(at, shift, taps, weight + c, acc);
     } else {
-      correlate<kChannelsAtOnce>(rows, k, phase_step, at, weight + c, part);
+      for (auto& row : acc)
+        for (auto& v : row) v = zero();
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < C; ++i) put(c + i, acc[i]);
   }
 }
+
+// What a task of `one_channel` reads: lines of the input, one stride phase after the other.
+struct Lines {
+  int64_t deep, high, phase, length;  // lines along d and h; floats of a phase and of a line
+  HFRT_INLINE Lines(const hfrt::Window& k, int64_t many, int64_t vectors) {
+    deep = (many - 1) * k.stride[0] + (k.kernel[0] - 1) * k.dilation[0] + 1;
+    high = (many - 1) * k.stride[1] + (k.kernel[1] - 1) * k.dilation[1] + 1;
+    phase = (vectors * kLanes + (k.kernel[2] - 1) * k.dilation[2] / k.stride[2] + kLanes) /
+            kLanes * kLanes;
+    length = phase * k.stride[2];
+  }
+};
 
 // A task is one row (d, h) of the output after pooling; weight [block][tap][16].
-// scratch: 2 * 16 * 16, then the input rows that the task reads.
+// scratch: 3 * 256 floats, the taps' shifts, and the lines.
 void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
   const hfrt::Extent &e = a.in_extent, &o = a.conv_extent, &out = a.out_extent;
   const hfrt::Window& k = a.window;
-  const int64_t s = k.stride[2], many = a.epilogue.pool ? 2 : 1;
+  const int64_t many = a.epilogue.pool ? 2 : 1, s = k.stride[2];
   const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2];
   const int64_t vectors = (many * out.w + kLanes - 1) / kLanes;
-  // One stride phase of a row: what 16 * vectors outputs read.
-  const int64_t phase_step =
-      (vectors * kLanes + (k.kernel[2] - 1) * k.dilation[2] / s + 1 + kLanes) / kLanes * kLanes;
-  float *tile = scratch, *turned = scratch + kLanes * kLanes, *lines = turned + kLanes * kLanes;
-  const int64_t plane = out.h * out.w * kLanes;
-  const int64_t d_lines = k.kernel[0] * (many == 2 ? 2 : 1), h_lines = k.kernel[1] * many;
-  const float** rows = reinterpret_cast<const float**>(lines);
-  lines += (k.kernel[0] * k.kernel[1] * 2 + kLanes) / kLanes * kLanes;
-  (void)d_lines, (void)h_lines;
-  const auto line_at = [&](int64_t od, int64_t oh, int64_t kd, int64_t kh) {
-    return lines + (((od * many + oh) * k.kernel[0] + kd) * k.kernel[1] + kh) * s * phase_step;
-  };
-  const int64_t planes = a.ring ? a.ring : out.d;
+  const Lines size(k, many, vectors);
+  float *tile = scratch, *turned = scratch + 2 * kLanes * kLanes;
+  auto* shift = reinterpret_cast<int64_t*>(turned + kLanes * kLanes);
+  float* lines = turned + kLanes * kLanes + (2 * taps + kLanes) / kLanes * kLanes;
+  for (int64_t t = 0; t < taps; ++t) {
+    const int64_t kd = t / (k.kernel[1] * k.kernel[2]), kh = t / k.kernel[2] % k.kernel[1];
+    const int64_t w = t % k.kernel[2] * k.dilation[2];
+    shift[t] = (kd * k.dilation[0] * size.high + kh * k.dilation[1]) * size.length +
+               w % s * size.phase + w / s;
+  }
+  const int64_t plane = out.h * out.w * kLanes, planes = a.ring ? a.ring : out.d;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t od = task / out.h, oh = task % out.h;
-    for (int64_t sub = 0; sub < many * many; ++sub)
-      for (int64_t kd = 0; kd < k.kernel[0]; ++kd)
-        for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
-          float* line = line_at(sub / many, sub % many, kd, kh);
-          const int64_t d = (od * many + sub / many) * k.stride[0] - k.padding[0] + kd * k.dilation[0];
-          const int64_t h = (oh * many + sub % many) * k.stride[1] - k.padding[1] + kh * k.dilation[1];
-          const int64_t p = k.padding[2], length = phase_step * s;
-          if (d < 0 || d >= e.d || h < 0 || h >= e.h) {
-            for (int64_t i = 0; i < length; ++i) line[i] = 0;
-            continue;
-          }
-          const float* from = a.in + (d * e.h + h) * e.w - p;
-          if (s == 1) {
-            const int64_t last = e.w + p < length ? e.w + p : length;
-            int64_t i = 0;
-            for (; i < p && i < length; ++i) line[i] = 0;
-            for (; i < last; ++i) line[i] = from[i];
-            for (; i < length; ++i) line[i] = 0;
-          } else {
-            for (int64_t i = 0; i < length; ++i)
-              line[i % s * phase_step + i / s] = i < p || i >= e.w + p ? 0 : from[i];
-          }
-        }
+    for (int64_t i = 0; i < size.deep * size.high; ++i) {
+      const int64_t d = od * many * k.stride[0] - k.padding[0] + i / size.high;
+      const int64_t h = oh * many * k.stride[1] - k.padding[1] + i % size.high;
+      float* line = lines + i * size.length;
+      if (d < 0 || d >= e.d || h < 0 || h >= e.h) {
+        for (int64_t x = 0; x < size.length; ++x) line[x] = 0;
+        continue;
+      }
+      const int64_t p = k.padding[2];
+      const float* from = a.in + (d * e.h + h) * e.w;
+      if (s == 1) {
+        const int64_t last = e.w + p < size.length ? e.w + p : size.length;
+        int64_t x = 0;
+        for (; x < p && x < size.length; ++x) line[x] = 0;
+        for (; x < last; ++x) line[x] = from[x - p];
+        for (; x < size.length; ++x) line[x] = 0;
+      } else {
+        for (int64_t x = 0; x < size.length; ++x)
+          line[x % s * size.phase + x / s] = x < p || x >= e.w + p ? 0 : from[x - p];
+      }
+    }
     for (int64_t b = 0; b < blocks_of(o.c); ++b) {
       const float* weight = a.weight + b * taps * kLanes;
+      const int64_t channels = o.c - b * kLanes;
       const int64_t base = b * planes * plane + od % planes * plane + oh * out.w * kLanes;
-      for (int64_t v = 0; v < vectors; ++v) {
-        for (int64_t sub = 0; sub < many * many; ++sub) {
-          for (int64_t i = 0; i < k.kernel[0] * k.kernel[1]; ++i)
-            rows[i] = line_at(sub / many, sub % many, i / k.kernel[1], i % k.kernel[1]);
-          float* to = sub == 0 ? tile : turned;
-          correlate_block(rows, k, phase_step, v * kLanes, weight, o.c - b * kLanes, to);
-          if (sub > 0)
-            for (int64_t c = 0; c < kLanes; ++c)
-              store(tile + c * kLanes,
-                    larger_or_nan(load(tile + c * kLanes), load(turned + c * kLanes)));
+      if (many == 2) {
+        for (int64_t v = 0; v < vectors; ++v) {
+          const float* at[4];
+          for (int64_t j = 0; j < 4; ++j)
+            at[j] = lines + v * kLanes +
+                    (j / 2 * k.stride[0] * size.high + j % 2 * k.stride[1]) * size.length;
+          correlate_block<kPoolChannels, 4>(
+              at, shift, taps, weight, channels, [&](int c, const V(&y)[4]) {
+                store(tile + c * kLanes,
+                      larger_or_nan(larger_or_nan(y[0], y[1]), larger_or_nan(y[2], y[3])));
+              });
+          transpose(tile, turned);
+          const int64_t first = v * kLanes / 2, left = out.w - first;
+          for (int64_t w = 0; w < kLanes / 2 && w < left; ++w)
+            finish(larger_or_nan(load(turned + 2 * w * kLanes),
+                                 load(turned + (2 * w + 1) * kLanes)),
+                   a.epilogue, a.out, base + (first + w) * kLanes, b);
         }
-        transpose(tile, turned);
-        const int64_t first = v * kLanes / many, left = out.w - first;
-        const int64_t n = left < kLanes / many ? left : kLanes / many;
-        for (int64_t w = 0; w < n; ++w) {
-          V x = load(turned + w * many * kLanes);
-          if (many == 2) x = larger_or_nan(x, load(turned + (2 * w + 1) * kLanes));
-          finish(x, a.epilogue, a.out, base + (first + w) * kLanes, b);
+        continue;
+      }
+      for (int64_t v = 0; v < vectors; v += kWide) {
+        const float* at[kWide] = {lines + v * kLanes, lines + (v + 1) * kLanes};
+        const bool both = v + 1 < vectors;
+        if (both)
+          correlate_block<kWideChannels, kWide>(
+              at, shift, taps, weight, channels, [&](int c, const V(&y)[kWide]) {
+                store(tile + c * kLanes, y[0]);
+                store(tile + (kLanes + c) * kLanes, y[1]);
+              });
+        else
+          correlate_block<kNarrowChannels, 1>(
+              at, shift, taps, weight, channels,
+              [&](int c, const V(&y)[1]) { store(tile + c * kLanes, y[0]); });
+        for (int64_t j = 0; j < (both ? 2 : 1); ++j) {
+          transpose(tile + j * kLanes * kLanes, turned);
+          const int64_t first = (v + j) * kLanes, left = out.w - first;
+          for (int64_t w = 0; w < kLanes && w < left; ++w)
+            finish(load(turned + w * kLanes), a.epilogue, a.out, base + (first + w) * kLanes, b);
         }
       }
     }

@@ -1,0 +1,342 @@
+"""The folded graph as a short list of fused operations, cut into trunk and head.
+
+    trunk(image) → features,   head(features, tabular) → output
+
+Fused into a convolution: an affine map with its activation before it (prologue), and after it a
+residual, an activation, 2x2x2 max-pooling, and a second, affinely mapped and activated output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.export.fold import cut, fold
+from hyperfusion_rt.export.graph import Graph, Node
+from hyperfusion_rt.runtime.plan import Op, Plan, Program
+
+Arrays = dict[str, NDArray[np.float64]]
+_CONVS = ("conv", "hyper_conv")
+_WITH_ACTIVATION = (*_CONVS, "linear", "hyper_linear", "combine", "add", "mul", "affine",
+                    "instance_norm")
+
+
+@dataclass
+class _Draft:
+    """An operation that still grows: `node` and what was fused around it."""
+
+    node: Node
+    output: str
+    prologue: tuple[Node | None, Node | None] | None = None  # affine, activation
+    prologue_input: str | None = None
+    residual: str | None = None
+    act: Node | None = None
+    pool: bool = False
+    second: tuple[Node | None, Node | None, str] | None = None  # affine, activation, value
+    late: list[Node] = field(default_factory=list)  # fused nodes, in their order
+
+
+def plan(graph: Graph, *, folded: bool = False) -> Plan:
+    """Fold `graph` (unless `folded`), cut it and fuse both parts.
+
+    Args:
+        graph: inputs `image [C, D, H, W]` and, where the network takes a table, `tabular [T]`.
+    """
+    if not folded:
+        graph = fold(graph)
+    trunk, head = cut(graph)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    return Plan(
+        trunk=_Fuser(trunk, "trunk", tensors).program(),
+        head=_Fuser(head, "head", tensors).program(),
+        tensors=tensors,
+    )
+
+
+class _Fuser:
+    def __init__(self, graph: Graph, part: str, tensors: dict[str, NDArray[np.float32]]) -> None:
+        self.graph, self.part, self.tensors = graph, part, tensors
+        self.users: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for value in node.inputs:
+                self.users.setdefault(value, []).append(node)
+        self.producer = {node.output: node for node in graph.nodes}
+        self.gone: set[str] = set()  # outputs of nodes that stand inside another operation
+
+    def program(self) -> Program:
+        """The operations of this part, in an order in which they can run."""
+        order = {node.output: i for i, node in enumerate(self.graph.nodes)}
+        drafts: list[_Draft] = []
+        for node in self.graph.nodes:
+            if node.op in _WITH_ACTIVATION and node.output not in self.gone:
+                drafts.append(self._grow(node))
+            elif node.output not in self.gone:
+                drafts.append(_Draft(node, node.output))
+        drafts = [d for d in drafts if d.node.output not in self.gone]
+        self._second_outputs(drafts)
+        self._prologues(drafts)
+        drafts = [d for d in drafts if d.node.output not in self.gone]
+        drafts.sort(key=lambda d: max(order[n.output] for n in [d.node, *d.late]))
+        ops = [op for d in drafts for op in self._lower(d)]
+        return Program(
+            inputs={name: tuple(shape) for name, shape in self.graph.inputs.items()},
+            ops=ops,
+            outputs=list(self.graph.outputs),
+        )
+
+    def _only_user(self, value: str) -> Node | None:
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 and value not in self.graph.outputs else None
+
+    def _absorb(self, draft: _Draft, node: Node) -> None:
+        self.gone.add(node.output)
+        draft.late.append(node)
+        draft.output = node.output
+
+    def _grow(self, node: Node) -> _Draft:
+        """`node` with the residual, activation and pooling that follow it."""
+        draft = _Draft(node, node.output)
+        user = self._only_user(draft.output)
+        if node.op in _CONVS and user is not None and user.op == "add":
+            other = next((v for v in user.inputs if v != draft.output), None)
+            shape = self.graph.shapes
+            if other is not None and shape[other] == shape[draft.output]:
+                draft.residual = other
+                self._absorb(draft, user)
+                user = self._only_user(draft.output)
+        if user is not None and user.op == "activation":
+            draft.act = user
+            self._absorb(draft, user)
+            user = self._only_user(draft.output)
+        if (
+            node.op == "conv"
+            and user is not None
+            and user.op == "max_pool"
+            and draft.residual is None
+            and (draft.act is None or draft.act.attrs["kind"] == "relu")
+            and _halves(user, self.graph.shapes[draft.output])
+            and (_winograd(node) or self._one_channel(node))
+        ):
+            draft.pool = True
+            self._absorb(draft, user)
+        return draft
+
+    def _one_channel(self, node: Node) -> bool:
+        x = node.inputs[0]
+        return x in self.graph.inputs and self.graph.shapes[x][0] == 1 and _dense(node)
+
+    def _chains(self, value: str) -> Iterator[tuple[Node | None, Node | None, str]]:
+        """(affine, activation, result) of each map that follows `value`."""
+        for user in self.users.get(value, []):
+            if user.op == "affine" and user.output not in self.gone:
+                nxt = self._only_user(user.output)
+                if nxt is not None and nxt.op == "activation":
+                    yield user, nxt, nxt.output
+                else:
+                    yield user, None, user.output
+            elif user.op == "activation" and user.output not in self.gone:
+                yield None, user, user.output
+
+    def _second_outputs(self, drafts: list[_Draft]) -> None:
+        """A convolution writes x and act(affine(x)) at once, where both are needed."""
+        made = {d.node.output: d for d in drafts}
+        for draft in drafts:
+            if draft.node.op not in _CONVS:
+                continue
+            for affine, act, result in self._chains(draft.output):
+                first = affine or act
+                assert first is not None
+                # An affine node with its activation is a draft of its own, under the affine's name.
+                if made.get(first.output) is None:
+                    continue
+                draft.second = (affine, act, result)
+                draft.late.extend(n for n in (affine, act) if n is not None)
+                self.gone.update(n.output for n in (affine, act) if n is not None)
+                break
+
+    def _prologues(self, drafts: list[_Draft]) -> None:
+        """An affine map (and activation) that only convolutions read is made while they read."""
+        for draft in drafts:
+            if draft.node.op != "affine" or draft.output in self.graph.outputs:
+                continue
+            if draft.node.output in self.gone or len(self.graph.shapes[draft.output]) != 4:
+                continue
+            users = [d for d in drafts if draft.output in (d.node.inputs[0], d.residual)
+                     or draft.output in d.node.inputs]
+            if users and all(
+                d.node.op in _CONVS
+                and d.node.inputs[0] == draft.output
+                and d.residual != draft.output
+                and _pointwise(d.node)
+                for d in users
+            ):
+                for user in users:
+                    user.prologue = (draft.node, draft.act)
+                    user.prologue_input = draft.node.inputs[0]
+                self.gone.add(draft.node.output)
+
+    # --- to plain operations -----------------------------------------------------------------
+
+    def _tensor(self, draft: _Draft, role: str, array: NDArray[np.float64]) -> str:
+        name = f"{self.part}.{draft.node.output}.{role}"
+        self.tensors[name] = np.ascontiguousarray(array, dtype=np.float32)
+        return name
+
+    def _act(self, draft: _Draft, role: str, node: Node | None) -> dict[str, Any] | None:
+        if node is None:
+            return None
+        found: dict[str, Any] = {"kind": node.attrs["kind"]}
+        if "alpha" in node.attrs:
+            found["alpha"] = float(node.attrs["alpha"])
+        if "slope" in node.arrays:
+            found["slope"] = self._tensor(draft, f"{role}.slope", node.arrays["slope"])
+        return found
+
+    def _map(
+        self, draft: _Draft, role: str, affine: Node | None, act: Node | None, channels: int
+    ) -> dict[str, Any]:
+        scale = affine.arrays["scale"] if affine else np.ones(channels)
+        shift = affine.arrays["shift"] if affine else np.zeros(channels)
+        return {
+            "scale": self._tensor(draft, f"{role}.scale", scale),
+            "shift": self._tensor(draft, f"{role}.shift", shift),
+            "act": self._act(draft, role, act),
+        }
+
+    def _lower(self, draft: _Draft) -> Iterator[Op]:
+        node, shapes = draft.node, self.graph.shapes
+        inputs, attrs = list(node.inputs), dict(node.attrs)
+        tensors: dict[str, str] = {}
+        if draft.prologue is not None and draft.prologue_input is not None:
+            inputs[0] = draft.prologue_input
+            channels = shapes[inputs[0]][0]
+            attrs["prologue"] = self._map(draft, "prologue", *draft.prologue, channels)
+        if draft.residual is not None:
+            attrs["residual"] = draft.residual
+        if node.op == "activation":
+            attrs = {"act": self._act(draft, "act", node)}
+            name = "affine"
+        else:
+            name = node.op
+            attrs["act"] = self._act(draft, "act", draft.act)
+        if draft.pool:
+            attrs["pool"] = True
+        if draft.second is not None:
+            affine, act, result = draft.second
+            channels = shapes[result][0]
+            attrs["second"] = {"output": result, **self._map(draft, "second", affine, act, channels)}
+        if name in _CONVS:
+            yield from self._convolution(draft, name, inputs, attrs)
+            return
+        layouts = {"linear": (1, 0), "hyper_linear": (0, 2, 1)}
+        for role, array in node.arrays.items():
+            if role == "slope":
+                continue
+            if role == "weight" and name in layouts:
+                array = array.transpose(layouts[name])
+            tensors[role] = self._tensor(draft, role, array)
+        work = 0.0
+        if name in ("linear", "hyper_linear"):
+            work = 2e-9 * node.arrays["weight"].size
+        yield Op(name, inputs, draft.output, shapes[draft.output], attrs, tensors,
+                 node.layer, work, self._megabytes(inputs, draft.output, tensors))
+
+    def _convolution(
+        self, draft: _Draft, name: str, inputs: list[str], attrs: dict[str, Any]
+    ) -> Iterator[Op]:
+        node, shapes = draft.node, self.graph.shapes
+        weight, groups = node.arrays["weight"], attrs.pop("groups")
+        kernel = tuple(int(k) for k in weight.shape[-3:])
+        attrs["kernel"] = list(kernel)
+        channels = shapes[inputs[0]][0]
+        cout = int(weight.shape[-4])
+        conv_voxels = math.prod(shapes[node.output][1:])
+        work = 2e-9 * weight[..., :, :, :, :, :].size * conv_voxels
+        if node.op == "hyper_conv":
+            work /= weight.shape[0]
+        depthwise = node.op == "conv" and groups == channels == cout > 1
+        attrs["depthwise"] = depthwise
+        if groups > 1 and not depthwise:
+            weight = _ungrouped(weight, groups)
+        flat = weight.reshape(*weight.shape[:-3], -1)
+        if depthwise:
+            flat = flat[:, 0].T  # [taps, C]
+        else:
+            flat = np.moveaxis(flat, (-1, -2, -3), (-3, -2, -1))  # [..., taps, Cin, Cout]
+        tensors = {
+            "weight": self._tensor(draft, "weight", flat),
+            "bias": self._tensor(draft, "bias", node.arrays["bias"]),
+        }
+        algorithm = "depthwise" if depthwise else "gather"
+        if not depthwise and _winograd(node):
+            algorithm = "winograd"
+            attrs["tile"] = list(default_tile(shapes[node.output][1:]))
+        elif name == "conv" and self._one_channel(node) and "prologue" not in attrs:
+            algorithm = "one-channel"
+        attrs["algorithm"] = algorithm
+        yield Op(name, inputs, draft.output, shapes[draft.output], attrs, tensors, node.layer,
+                 work, self._megabytes(inputs, draft.output, tensors))
+
+    def _megabytes(self, inputs: list[str], output: str, tensors: dict[str, str]) -> float:
+        values = sum(math.prod(self.graph.shapes[v]) for v in [*inputs, output])
+        return 4e-6 * (values + sum(self.tensors[name].size for name in tensors.values()))
+
+
+def _dense(node: Node) -> bool:
+    return bool(node.attrs["groups"] == 1)
+
+
+def _halves(node: Node, shape: tuple[int, ...]) -> bool:
+    """Max-pooling of 2x2x2 blocks, without padding."""
+    a = node.attrs
+    even = all(s % 2 == 0 for s in shape[1:])
+    return (
+        tuple(a["kernel"]) == tuple(a["stride"]) == (2, 2, 2)
+        and tuple(a["padding"]) == (0, 0, 0)
+        and tuple(a["dilation"]) == (1, 1, 1)
+        and (even or not a["ceil_mode"])
+        and min(shape[1:]) >= 2
+    )
+
+
+def _pointwise(node: Node) -> bool:
+    return (
+        tuple(node.arrays["weight"].shape[-3:]) == (1, 1, 1)
+        and tuple(node.attrs["padding"]) == (0, 0, 0)
+        and _dense(node)
+    )
+
+
+def _winograd(node: Node) -> bool:
+    """Whether F(m, 3) in three dimensions can do it."""
+    a = node.attrs
+    return (
+        tuple(node.arrays["weight"].shape[-3:]) == (3, 3, 3)
+        and tuple(a["stride"]) == tuple(a["dilation"]) == (1, 1, 1)
+        and node.arrays["weight"].shape[-4] > 1
+        and (node.arrays["weight"].shape[-4] > 0)
+        and _dense(node)
+        and node.arrays["weight"].shape[-4 + 1] >= 4
+    )
+
+
+def _ungrouped(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """`[..., Cout, Cin / groups, k, k, k]` → `[..., Cout, Cin, k, k, k]` with zeros."""
+    *lead, cout, cin, kd, kh, kw = weight.shape
+    full = np.zeros((*lead, cout, cin * groups, kd, kh, kw))
+    step = cout // groups
+    for g in range(groups):
+        rows = slice(g * step, (g + 1) * step)
+        full[..., rows, g * cin : (g + 1) * cin, :, :, :] = weight[..., rows, :, :, :, :]
+    return full
+
+
+def default_tile(extent: tuple[int, ...]) -> tuple[int, int, int]:
+    """4 outputs along an axis, or 2 where that wastes fewer: for a plan that was not measured."""
+    tiles = [4 if math.ceil(n / 4) * 6 <= math.ceil(n / 2) * 4 else 2 for n in extent]
+    return tiles[0], tiles[1], tiles[2]

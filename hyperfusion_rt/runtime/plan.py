@@ -1,0 +1,133 @@
+"""The plan: what an engine does, as data. Written at export, read by the native engine."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.errors import EngineError
+from hyperfusion_rt.files import replacing
+
+FORMAT = "hfrt-plan-1"
+
+
+@dataclass
+class Op:
+    """One fused operation. Shapes are per sample: `[C, D, H, W]` or `[F]`."""
+
+    op: str
+    inputs: list[str]
+    output: str
+    shape: tuple[int, ...]
+    attrs: dict[str, Any]
+    tensors: dict[str, str]  # role → name in the file
+    layer: str
+    gflop: float
+    megabytes: float
+
+
+@dataclass
+class Program:
+    """Operations in the order in which they run."""
+
+    inputs: dict[str, tuple[int, ...]]
+    ops: list[Op]
+    outputs: list[str]
+
+
+@dataclass
+class Plan:
+    """`trunk(image) → features`, `head(features, tabular) → output`."""
+
+    trunk: Program
+    head: Program
+    tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write a safetensors file: float32 tensors, and the plan as JSON in the metadata."""
+    body = {part: asdict(getattr(plan, part)) for part in ("trunk", "head")}
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "plan": json.dumps(body)}}
+    offset = 0
+    for name, array in plan.tensors.items():
+        size = array.size * 4
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # tensors start on a cache line
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for array in plan.tensors.values():
+            file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan; its tensors are views of the memory-mapped file.
+
+    Raises:
+        EngineError: the file is no plan, or a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size < 8:
+                raise EngineError(f"{path}: not an engine file: it has fewer than 8 bytes")
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return _parse(content)
+    except EngineError as error:
+        raise EngineError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EngineError(f"{path}: not a native engine file, or a damaged one: {error}") from None
+
+
+def _parse(content: mmap.mmap) -> Plan:
+    (length,) = struct.unpack_from("<Q", content, 0)
+    start = 8 + length
+    if start > len(content):
+        raise EngineError(f"a header of {length} bytes in a file of {len(content)}: truncated")
+    header = json.loads(content[8:start].decode())
+    metadata = header.pop("__metadata__")
+    if metadata.get("format") != FORMAT:
+        raise EngineError(
+            f"format {metadata.get('format')!r}, but this version reads {FORMAT!r}; export it again"
+        )
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, entry in header.items():
+        begin, end = (int(x) for x in entry["data_offsets"])
+        shape = tuple(int(n) for n in entry["shape"])
+        count = 1
+        for n in shape:
+            count *= n
+        if entry["dtype"] != "F32" or min(shape, default=1) < 0 or begin < 0:
+            raise EngineError(f"tensor {name}: dtype {entry['dtype']}, shape {shape}")
+        if end - begin != 4 * count or start + end > len(content):
+            raise EngineError(
+                f"tensor {name}: {shape} float32 at bytes {begin} to {end} of "
+                f"{len(content) - start}: truncated or damaged"
+            )
+        tensors[name] = np.frombuffer(content, "<f4", count, start + begin).reshape(shape)
+    body = json.loads(metadata["plan"])
+    return Plan(_program(body["trunk"]), _program(body["head"]), tensors)
+
+
+def _program(body: dict[str, Any]) -> Program:
+    ops = [Op(**{**op, "shape": tuple(op["shape"])}) for op in body["ops"]]
+    for op in ops:
+        if not isinstance(op.attrs, dict) or not isinstance(op.tensors, dict):
+            raise EngineError(f"operation {op.output}: attributes and tensors must be objects")
+    inputs = {str(name): tuple(int(n) for n in shape) for name, shape in body["inputs"].items()}
+    return Program(inputs, ops, [str(name) for name in body["outputs"]])
