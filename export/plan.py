@@ -102,7 +102,9 @@ class _Fuser:
         """`node` with the residual, activation and pooling that follow it."""
         draft = _Draft(node, node.output)
         user = self._only_user(draft.output)
-        if node.op in _CONVS and user is not None and user.op == "add":
+        if node.op in _CONVS and user is not None and user.op == "add" and (
+            user.output not in self.gone
+        ):
             other = next((v for v in user.inputs if v != draft.output), None)
             shape = self.graph.shapes
             if other is not None and shape[other] == shape[draft.output]:
@@ -155,7 +157,6 @@ class _Fuser:
                 if made.get(first.output) is None:
                     continue
                 draft.second = (affine, act, result)
-                draft.late.extend(n for n in (affine, act) if n is not None)
                 self.gone.update(n.output for n in (affine, act) if n is not None)
                 break
 
@@ -254,9 +255,9 @@ class _Fuser:
         kernel = tuple(int(k) for k in weight.shape[-3:])
         attrs["kernel"] = list(kernel)
         channels = shapes[inputs[0]][0]
-        cout = int(weight.shape[-4])
+        cout = int(weight.shape[-5])
         conv_voxels = math.prod(shapes[node.output][1:])
-        work = 2e-9 * weight[..., :, :, :, :, :].size * conv_voxels
+        work = 2e-9 * weight.size * conv_voxels
         if node.op == "hyper_conv":
             work /= weight.shape[0]
         depthwise = node.op == "conv" and groups == channels == cout > 1
@@ -319,9 +320,7 @@ def _winograd(node: Node) -> bool:
         tuple(node.arrays["weight"].shape[-3:]) == (3, 3, 3)
         and tuple(a["stride"]) == tuple(a["dilation"]) == (1, 1, 1)
         and node.arrays["weight"].shape[-4] > 1
-        and (node.arrays["weight"].shape[-4] > 0)
         and _dense(node)
-        and node.arrays["weight"].shape[-4 + 1] >= 4
     )
 
 

@@ -29,6 +29,8 @@ class Part:
     ) -> None:
         self.program = program
         self.engine = _native.Engine(threads, isa)
+        if not program.ops:
+            return
         self._tensors = tensors
         self._values: dict[str, int] = {}
         for name, shape in program.inputs.items():
@@ -232,9 +234,11 @@ class NativeEngine:
     def __init__(self, source: Path | Plan, threads: int | None = None) -> None:
         plan = source if isinstance(source, Plan) else read_plan(source)
         try:
-            self.trunk = Part(plan.trunk, plan.tensors, threads or usable_cores())
-            # Microseconds of work: a second thread would cost more than it does.
-            self.head = Part(plan.head, plan.tensors, 1)
+            threads = threads or usable_cores()
+            self.trunk = Part(plan.trunk, plan.tensors, threads)
+            # A head on vectors takes microseconds: a second thread would cost more than it does.
+            volumes = any(len(op.shape) == 4 for op in plan.head.ops)
+            self.head = Part(plan.head, plan.tensors, threads if volumes else 1)
         except (EngineError, ValueError, TypeError, KeyError, AttributeError) as error:
             where = f"{source}: " if isinstance(source, Path) else ""
             raise EngineError(f"{where}{error}") from None
@@ -242,14 +246,11 @@ class NativeEngine:
     def __call__(self, image: Floats, tabular: Floats) -> Floats:
         """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
         feed = {"image": image, "tabular": tabular}
-        for name in self.trunk.program.inputs:
-            feed[name] = np.ascontiguousarray(feed[name], dtype=np.float32)
-        made = self.trunk([feed[name] for name in self.trunk.program.inputs])
-        feed.update(zip(self.trunk.program.outputs, made, strict=True))
-        if self.head.program.outputs == self.trunk.program.outputs:
-            return made[0]
-        inputs = [
-            np.ascontiguousarray(feed[name], dtype=np.float32)
-            for name in self.head.program.inputs
-        ]
-        return self.head(inputs)[0]
+        for part in (self.trunk, self.head):
+            if part.program.ops:
+                inputs = [
+                    np.ascontiguousarray(feed[name], dtype=np.float32)
+                    for name in part.program.inputs
+                ]
+                feed.update(zip(part.program.outputs, part(inputs), strict=True))
+        return feed[self.head.program.outputs[0]]
