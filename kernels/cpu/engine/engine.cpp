@@ -7,6 +7,10 @@
 #include <cstring>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace hfrt {
 namespace {
 
@@ -58,14 +62,38 @@ void check(const Window& k) {
 
 }  // namespace
 
-void AlignedDelete::operator()(float* p) const { std::free(p); }
+void Release::operator()(float* p) const {
+#if defined(__linux__)
+  if (base != nullptr) {
+    munmap(base, bytes);
+    return;
+  }
+#endif
+  std::free(p);
+}
 
 Floats allocate(int64_t count) {
   if (count < 0 || count > kMostFloats) refuse("a tensor of more than 2^33 numbers");
   const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 64 + 63) / 64 * 64;
+#if defined(__linux__)
+  // Winograd writes to hundreds of places at once, each on a page of its own: with small pages the
+  // address translation bounds it. Fresh pages from the kernel can be huge, the heap's cannot.
+  constexpr size_t kHugePage = size_t{1} << 21;
+  if (bytes >= kHugePage / 2) {
+    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage;
+    void* base = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base != MAP_FAILED) {
+      const auto address = (reinterpret_cast<uintptr_t>(base) + kHugePage - 1) / kHugePage;
+      auto* aligned = reinterpret_cast<float*>(address * kHugePage);
+      madvise(aligned, whole - kHugePage, MADV_HUGEPAGE);
+      return Floats(aligned, Release{base, whole});
+    }
+    refuse("no memory for " + std::to_string(bytes >> 20) + " MiB");
+  }
+#endif
   auto* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
   if (memory == nullptr) refuse("no memory for " + std::to_string(bytes >> 20) + " MiB");
-  return Floats(memory);
+  return Floats(memory, Release{});
 }
 
 struct Engine::Conv {

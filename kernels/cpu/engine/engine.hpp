@@ -14,10 +14,13 @@
 
 namespace hfrt {
 
-struct AlignedDelete {
+// Frees what `allocate` gave: a mapping of its own, or a part of the heap.
+struct Release {
+  void* base = nullptr;
+  size_t bytes = 0;
   void operator()(float* p) const;
 };
-using Floats = std::unique_ptr<float[], AlignedDelete>;
+using Floats = std::unique_ptr<float[], Release>;
 // `count` floats on a cache line's boundary. Throws std::invalid_argument if they cannot be had.
 Floats allocate(int64_t count);
 

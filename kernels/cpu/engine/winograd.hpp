@@ -269,6 +269,11 @@ struct Winograd {
                        : local + (d * NH + h) * NW * kLanes;
         for (int64_t cb = 0; cb < cin_blocks; ++cb) {
           if (!inside) copy(a, s, cb, at, local);
+          // The rows are too many streams for the processor to foresee the next tile's part of them.
+          if (inside)
+            for (int i = 0; i < ND * NH; ++i)
+              for (int w = 0; w < MW; ++w)
+                __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
           input(rows_at, u + t * lda + cb * kLanes, step_u);
           if (inside)
             for (auto& row : rows_at) row += s.block;
