@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +17,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hyperfusion_rt
+from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.export.compare import compare
-from hyperfusion_rt.export.to_onnx import to_onnx
+from hyperfusion_rt.export.compare import compare, reference_outputs
+from hyperfusion_rt.export.fold import cut, fold
+from hyperfusion_rt.export.graph import Graph
+from hyperfusion_rt.export.lower import lower
+from hyperfusion_rt.export.plan import plan
+from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import sha256
 from hyperfusion_rt.runtime.artifact import (
     FORMAT_VERSION,
@@ -28,8 +33,8 @@ from hyperfusion_rt.runtime.artifact import (
     Manifest,
     Provenance,
 )
-from hyperfusion_rt.runtime.engine_onnx import OnnxEngine
-from hyperfusion_rt.runtime.engines import check_name
+from hyperfusion_rt.runtime.engines import EXPORTABLE, check_name, open_file
+from hyperfusion_rt.runtime.plan import write_plan
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
@@ -66,7 +71,7 @@ def load_cases(run: Run) -> Cases:
 
 def _versions() -> dict[str, str]:
     found = {"hyperfusion_rt": hyperfusion_rt.__version__}
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nibabel"):
+    for package in ("torch", "onnx", "onnxruntime", "numpy", "nibabel"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -78,9 +83,8 @@ def export_run(
     run: Run,
     out: Path,
     *,
-    engines: Sequence[str] = ("onnx",),
+    engines: Sequence[str] = EXPORTABLE,
     force: bool = False,
-    on_member: Callable[[int, int], None] | None = None,
 ) -> Artifact:
     """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
 
@@ -108,7 +112,7 @@ def export_run(
     except OSError as error:
         raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from None
     try:
-        artifact = _build(run, folder, out.stem, on_member)
+        artifact = _build(run, folder, out.stem, engines)
         folder.chmod(0o755)
         old = folder.with_name(f"{folder.name}.old")
         if out.exists():
@@ -122,9 +126,30 @@ def export_run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _build(
-    run: Run, folder: Path, name: str, on_member: Callable[[int, int], None] | None
-) -> Artifact:
+def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) -> Graph:
+    """`network` as a folded graph; a table that is one category alone folds to its states."""
+    graph = lower(network, {"image": (1, *shape), "tabular": (encoder.width,)})
+    only = encoder.columns[0] if len(encoder.columns) == 1 else None
+    categorical = isinstance(only, CategoricalColumn) and only.missing_rate == 0
+    return fold(graph, np.eye(encoder.width) if categorical else None)
+
+
+def _write_engine(engine: str, graph: Graph, folder: Path, stem: str) -> Iterator[tuple[str, Path]]:
+    """Write one member's files of `engine`; yields (part, path), the whole network first."""
+    if engine == "native":
+        path = folder / f"{stem}.native"
+        write_plan(plan(graph), path)
+        yield "whole", path
+        return
+    trunk, head = cut(graph)
+    for part, content in (("whole", graph), ("trunk", trunk), ("head", head)):
+        if content.nodes:
+            path = folder / f"{stem}{'' if part == 'whole' else f'.{part}'}.onnx"
+            write_onnx(content, path)
+            yield part, path
+
+
+def _build(run: Run, folder: Path, name: str, engines: Sequence[str]) -> Artifact:
     config, members = run.config, run.members
     image, rows, real = load_cases(run)
     shape = config.preprocessing.shape
@@ -134,28 +159,32 @@ def _build(
         if index == 0:
             cost = gflop(network, shape, encoder.width)
             parameters = sum(p.numel() for p in network.parameters())
-        path = folder / f"member-{index}.onnx"
-        to_onnx(network, path, shape=shape, width=encoder.width)
-        comparison = compare(
-            OnnxEngine(path), network, image, rows[index], real_cases=real, name=path.name
-        )
-        outputs = len(config.tabular.classes) or 1
-        files.append(
-            EngineFile(
-                engine="onnx",
-                member=index,
-                file=path.name,
-                sha256=sha256(path),
-                size=path.stat().st_size,
-                precision="fp32",
-                inputs={"image": ("batch", 1, *shape), "tabular": ("batch", encoder.width)},
-                outputs={"output": ("batch", outputs)},
-                device="any",
-                comparison=comparison,
+        graph = folded(network, shape, encoder)
+        expected = reference_outputs(network, image, rows[index])
+        for engine in dict.fromkeys(engines):
+            written = list(_write_engine(engine, graph, folder, f"member-{index}"))
+            comparison = compare(
+                open_file(engine, written[0][1]),
+                expected,
+                image,
+                rows[index],
+                real_cases=real,
+                name=written[0][1].name,
             )
-        )
-        if on_member is not None:
-            on_member(index + 1, len(members))
+            files += [
+                EngineFile(
+                    engine=engine,
+                    member=index,
+                    part=part,
+                    file=path.name,
+                    sha256=sha256(path),
+                    size=path.stat().st_size,
+                    precision="fp32",
+                    device="any",
+                    comparison=comparison,
+                )
+                for part, path in written
+            ]
     metrics = run.metrics
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -28,9 +28,7 @@ def fold(graph: Graph, states: Array | None = None) -> Graph:
     """
     graph = graph.copy()
     graph.remove_dead()
-    while any(rule(graph) for rule in RULES) or (
-        states is not None and fold_states(graph, states)
-    ):
+    while any(rule(graph) for rule in RULES) or (states is not None and fold_states(graph, states)):
         graph.remove_dead()
     graph.remove_dead()
     graph.sort()
@@ -76,8 +74,10 @@ def compose_affine(graph: Graph) -> bool:
         second = graph.only_user(first.output)
         if first.op == "affine" and second is not None and second.op == "affine":
             s, t = second.arrays["scale"], second.arrays["shift"]
-            second.arrays = {"scale": first.arrays["scale"] * s,
-                             "shift": first.arrays["shift"] * s + t}
+            second.arrays = {
+                "scale": first.arrays["scale"] * s,
+                "shift": first.arrays["shift"] * s + t,
+            }
             second.inputs = list(first.inputs)
             return True
     return False
@@ -102,10 +102,17 @@ def absorb_affine_back(graph: Graph) -> bool:
         else:
             bias = bias + t
         first.arrays["bias"] = bias
-        graph.replace(second.output, first.output)
         graph.nodes.remove(second)
+        first.output = _keep_name(graph, first.output, second.output)
         return True
     return False
+
+
+def _keep_name(graph: Graph, made: str, name: str) -> str:
+    """Let the value `made` take the place and the name of `name`, whose node is gone."""
+    graph.shapes[name] = graph.shapes.pop(made)
+    graph.replace(made, name)
+    return name
 
 
 def _takes_affine(graph: Graph, node: Node, value: str) -> bool:
@@ -168,12 +175,18 @@ def affine_after_reshape(graph: Graph) -> bool:
             continue
         grown = graph.shapes[reshape.output][0] // len(affine.arrays["scale"])
         arrays = {key: np.repeat(a, grown) for key, a in affine.arrays.items()}
-        x = graph.add("reshape", list(affine.inputs), graph.shapes[reshape.output],
-                      before=affine, like=reshape, attrs=reshape.attrs)
+        x = graph.add(
+            "reshape",
+            list(affine.inputs),
+            graph.shapes[reshape.output],
+            before=affine,
+            like=reshape,
+            attrs=reshape.attrs,
+        )
         affine.inputs, affine.arrays = [x], arrays
-        graph.replace(reshape.output, affine.output)
         graph.nodes.remove(reshape)
         graph.shapes[affine.output] = graph.shapes[x]
+        affine.output = _keep_name(graph, affine.output, reshape.output)
         return True
     return False
 
@@ -254,8 +267,14 @@ def pool_before_add(graph: Graph) -> bool:
         if shapes[0] != shapes[1] or not _leads_to_hyper(graph, add):
             continue
         parts = [
-            graph.add("global_avg_pool", [v], graph.shapes[pool.output], before=pool, like=pool,
-                      attrs=dict(pool.attrs))
+            graph.add(
+                "global_avg_pool",
+                [v],
+                graph.shapes[pool.output],
+                before=pool,
+                like=pool,
+                attrs=dict(pool.attrs),
+            )
             for v in add.inputs
         ]
         pool.op, pool.inputs, pool.attrs = "add", parts, {}
@@ -291,14 +310,23 @@ def pool_before_hyper(graph: Graph) -> bool:
         if pool.op != "global_avg_pool" or any(s != 1 for s in pool.attrs.get("stride", (1,))):
             continue
         hyper = graph.producer(pool.inputs[0])
-        if hyper is None or not _pointwise_hyper(hyper) or graph.only_user(hyper.output) is not pool:
+        if (
+            hyper is None
+            or not _pointwise_hyper(hyper)
+            or graph.only_user(hyper.output) is not pool
+        ):
             continue
         x, e = hyper.inputs
-        mean = graph.add("global_avg_pool", [x], graph.shapes[x][:1], before=pool, like=pool,
-                         attrs={"stride": hyper.attrs["stride"]})
+        mean = graph.add(
+            "global_avg_pool",
+            [x],
+            graph.shapes[x][:1],
+            before=pool,
+            like=pool,
+            attrs={"stride": hyper.attrs["stride"]},
+        )
         pool.op, pool.inputs, pool.attrs = "hyper_linear", [mean, e], {}
-        pool.arrays = {"weight": hyper.arrays["weight"][..., 0, 0, 0],
-                       "bias": hyper.arrays["bias"]}
+        pool.arrays = {"weight": hyper.arrays["weight"][..., 0, 0, 0], "bias": hyper.arrays["bias"]}
         pool.layer = hyper.layer
         graph.nodes.remove(hyper)
         return True
@@ -316,9 +344,15 @@ def trunk_emits_products(graph: Graph) -> bool:
         k, cout, cin = node.arrays["weight"].shape
         x, e = node.inputs
         products = graph.add(
-            "linear", [x], (k * cout,), before=node, like=node,
-            arrays={"weight": node.arrays["weight"].reshape(k * cout, cin),
-                    "bias": node.arrays["bias"].reshape(-1)},
+            "linear",
+            [x],
+            (k * cout,),
+            before=node,
+            like=node,
+            arrays={
+                "weight": node.arrays["weight"].reshape(k * cout, cin),
+                "bias": node.arrays["bias"].reshape(-1),
+            },
         )
         node.op, node.inputs, node.arrays = "combine", [products, e], {}
         return True
@@ -339,7 +373,9 @@ def linear_into_combine(graph: Graph) -> bool:
         combine, other = add, None
         if add.op == "add":
             sides = [graph.producer(v) for v in add.inputs]
-            which = next((i for i, n in enumerate(sides) if n is not None and n.op == "combine"), -1)
+            which = next(
+                (i for i, n in enumerate(sides) if n is not None and n.op == "combine"), -1
+            )
             if which < 0 or add.inputs[1 - which] in late:
                 continue
             found = sides[which]
@@ -370,8 +406,14 @@ def linear_into_combine(graph: Graph) -> bool:
             linear.op, linear.inputs = "affine", [combine.output]
             linear.arrays = {"scale": np.ones(weight.shape[0]), "shift": linear.arrays["bias"]}
         else:
-            m = graph.add("linear", [other], (weight.shape[0],), before=linear, like=linear,
-                          arrays=linear.arrays)
+            m = graph.add(
+                "linear",
+                [other],
+                (weight.shape[0],),
+                before=linear,
+                like=linear,
+                arrays=linear.arrays,
+            )
             linear.op, linear.inputs, linear.arrays = "add", [combine.output, m], {}
             graph.nodes.remove(add)
         return True

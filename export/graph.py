@@ -164,8 +164,9 @@ def run(graph: Graph, feeds: dict[str, Tensor]) -> list[Tensor]:
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
         like = inputs[0]
-        arrays = {k: torch.from_numpy(np.ascontiguousarray(v)).to(like)
-                  for k, v in node.arrays.items()}
+        arrays = {
+            k: torch.from_numpy(np.ascontiguousarray(v)).to(like) for k, v in node.arrays.items()
+        }
         values[node.output] = _OPS[node.op](inputs, arrays, node)
         expected = (len(like), *graph.shapes[node.output])
         if tuple(values[node.output].shape) != expected:
@@ -182,16 +183,20 @@ def _channels(array: Tensor, x: Tensor) -> Tensor:
 
 def _conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
     t = n.attrs
-    return F.conv3d(x[0], a["weight"], a["bias"], t["stride"], t["padding"], t["dilation"],
-                    t["groups"])
+    return F.conv3d(
+        x[0], a["weight"], a["bias"], t["stride"], t["padding"], t["dilation"], t["groups"]
+    )
 
 
 def _hyper_conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
     t, samples = n.attrs, []
     for image, e in zip(x[0], x[1], strict=True):
         weight, bias = torch.tensordot(e, a["weight"], 1), torch.tensordot(e, a["bias"], 1)
-        samples.append(F.conv3d(image[None], weight, bias, t["stride"], t["padding"],
-                                t["dilation"], t["groups"]))
+        samples.append(
+            F.conv3d(
+                image[None], weight, bias, t["stride"], t["padding"], t["dilation"], t["groups"]
+            )
+        )
     return torch.cat(samples)
 
 
@@ -226,11 +231,19 @@ _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
     "affine": lambda x, a, n: x[0] * _channels(a["scale"], x[0]) + _channels(a["shift"], x[0]),
     "activation": lambda x, a, n: activate(x[0], n),
     "max_pool": lambda x, a, n: F.max_pool3d(
-        x[0], n.attrs["kernel"], n.attrs["stride"], n.attrs["padding"], n.attrs["dilation"],
+        x[0],
+        n.attrs["kernel"],
+        n.attrs["stride"],
+        n.attrs["padding"],
+        n.attrs["dilation"],
         n.attrs["ceil_mode"],
     ),
     "avg_pool": lambda x, a, n: F.avg_pool3d(
-        x[0], n.attrs["kernel"], n.attrs["stride"], n.attrs["padding"], n.attrs["ceil_mode"],
+        x[0],
+        n.attrs["kernel"],
+        n.attrs["stride"],
+        n.attrs["padding"],
+        n.attrs["ceil_mode"],
         n.attrs["count_include_pad"],
     ),
     "adaptive_avg_pool": lambda x, a, n: F.adaptive_avg_pool3d(x[0], n.attrs["size"]),

@@ -7,6 +7,7 @@ on parameters alone is computed at once.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 import warnings
@@ -19,10 +20,9 @@ from torch import Tensor, fx, nn
 
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.graph import Array, Graph, Node, Shape
-from hyperfusion_rt.kernels import ops as _ops  # registers hfrt::hyper_conv3d and hyper_linear
+from hyperfusion_rt.kernels.ops import whole_ops
 
 __all__ = ["lower"]
-assert _ops is not None
 _BATCH = 2
 
 
@@ -39,6 +39,8 @@ def lower(module: nn.Module, inputs: dict[str, Shape]) -> Graph:
     Args:
         inputs: the names and the shapes without the batch axis: `{"image": (1, 64, 96, 64)}`.
 
+    One output is called `output`.
+
     Raises:
         HyperFusionError: torch.export cannot trace the module, or it does something that engines
             cannot do; the message names the operation and the layer.
@@ -46,7 +48,7 @@ def lower(module: nn.Module, inputs: dict[str, Shape]) -> Graph:
     module = copy.deepcopy(module).double().eval()
     examples = tuple(torch.zeros(_BATCH, *shape, dtype=torch.float64) for shape in inputs.values())
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), whole_ops():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, examples)
     except Exception as error:
@@ -98,6 +100,14 @@ class _Lowering:
             if not isinstance(value, Value):
                 raise HyperFusionError("the network's output does not depend on its input")
             self.graph.outputs.append(value.name)
+        if len(self.graph.outputs) == 1 and self.graph.outputs[0] not in self.graph.inputs:
+            self._rename(self.graph.outputs[0], "output")
+
+    def _rename(self, old: str, new: str) -> None:
+        self.graph.shapes[new] = self.graph.shapes.pop(old)
+        self.graph.replace(old, new)
+        for node in self.graph.nodes:
+            node.output = new if node.output == old else node.output
 
     def _refuse(self, node: fx.Node, what: str) -> None:
         raise HyperFusionError(
@@ -109,10 +119,7 @@ class _Lowering:
         args = fx.node.map_arg(node.args, lambda n: values[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
         self.layer, self.target = _layer(node), _name(node.target)
-        depends = any(
-            isinstance(x, Value)
-            for x in torch.utils._pytree.tree_leaves((args, kwargs))
-        )
+        depends = any(isinstance(x, Value) for x in torch.utils._pytree.tree_leaves((args, kwargs)))
         if not depends:
             assert callable(node.target)
             return node.target(*args, **kwargs)
@@ -146,16 +153,19 @@ class _Lowering:
 
     def affine(self, x: Value, scale: Any, shift: Any) -> Value:
         """`x * scale + shift`, each a number or one per channel."""
+
         def per_channel(v: Any) -> Array:
             flat = np.asarray(v, dtype=np.float64).reshape(-1)
             if flat.size not in (1, x.shape[1]):
                 raise _UnsupportedError(f"with a constant of shape {np.shape(v)}")
-            return np.broadcast_to(flat, (x.shape[1],)).copy()
+            spread: Array = np.broadcast_to(flat, (x.shape[1],)).copy()
+            return spread
 
         if len(x.shape) not in (2, 5):
             raise _UnsupportedError(f"on a tensor of shape {x.shape}")
-        return self.emit("affine", [x], x.shape[1:], scale=per_channel(scale),
-                         shift=per_channel(shift))
+        return self.emit(
+            "affine", [x], x.shape[1:], scale=per_channel(scale), shift=per_channel(shift)
+        )
 
 
 class _UnsupportedError(Exception):
@@ -169,8 +179,11 @@ def _layer(node: fx.Node) -> str:
 
 
 def _name(target: Any) -> str:
-    return str(target).removeprefix("aten.").rsplit(".", 1)[0] if not callable(target) or hasattr(
-        target, "overloadpacket") or hasattr(target, "_schema") else target.__name__
+    return (
+        str(target).removeprefix("aten.").rsplit(".", 1)[0]
+        if not callable(target) or hasattr(target, "overloadpacket") or hasattr(target, "_schema")
+        else target.__name__
+    )
 
 
 def supported() -> set[str]:
@@ -193,9 +206,7 @@ def _is(x: Value, dims: int) -> None:
         raise _UnsupportedError(f"on a tensor of shape {x.shape}")
 
 
-def _window(
-    size: int, k: int, s: int, p: int, d: int, ceil: bool = False
-) -> int:
+def _window(size: int, k: int, s: int, p: int, d: int, ceil: bool = False) -> int:
     room = size + 2 * p - d * (k - 1) - 1
     n = -(-room // s) + 1 if ceil else room // s + 1
     return n - 1 if ceil and (n - 1) * s >= size + p else n
@@ -206,8 +217,14 @@ def _windows(x: Value, k: Any, s: Any, p: Any, d: Any, ceil: bool = False) -> Sh
 
 
 def _conv3d(
-    c: _Lowering, x: Value, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
+    c: _Lowering,
+    x: Value,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Value:
     if not isinstance(x, Value) or not isinstance(weight, Tensor):
         raise _UnsupportedError("with a computed weight: use hyperfusion_rt.kernels.hyper_conv3d")
@@ -215,8 +232,11 @@ def _conv3d(
     stride, dilation = _triple(stride), _triple(dilation)
     kernel = tuple(weight.shape[2:])
     if isinstance(padding, str):
-        padding = [0] * 3 if padding == "valid" else [
-            d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        padding = (
+            [0] * 3
+            if padding == "valid"
+            else [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        )
         if any((k - 1) * d % 2 for k, d in zip(kernel, dilation, strict=True)):
             raise _UnsupportedError("with padding='same' and an even kernel")
     padding = _triple(padding)
@@ -240,8 +260,17 @@ def _condition(c: _Lowering, e: Value, *arrays: tuple[Any, Any]) -> tuple[Value,
 
 
 def _hyper_conv(
-    c: _Lowering, x: Value, e: Value, G: Any, h: Any, g0: Any, h0: Any, stride: Any,
-    padding: Any, dilation: Any, groups: int,
+    c: _Lowering,
+    x: Value,
+    e: Value,
+    G: Any,
+    h: Any,
+    g0: Any,
+    h0: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> Value:
     full, (weight, bias) = _condition(c, e, (G, g0), (h, h0))
     stride, padding, dilation = _triple(stride), _triple(padding), _triple(dilation)
@@ -261,8 +290,13 @@ def _linear(c: _Lowering, x: Value, weight: Any, bias: Any = None) -> Value:
     if not isinstance(weight, Tensor):
         raise _UnsupportedError("with a computed weight")
     _is(x, 2)
-    return c.emit("linear", [x], (weight.shape[0],), weight=weight,
-                  bias=torch.zeros(weight.shape[0]) if bias is None else bias)
+    return c.emit(
+        "linear",
+        [x],
+        (weight.shape[0],),
+        weight=weight,
+        bias=torch.zeros(weight.shape[0]) if bias is None else bias,
+    )
 
 
 def _addmm(c: _Lowering, bias: Any, x: Value, weight: Any) -> Value:
@@ -270,8 +304,16 @@ def _addmm(c: _Lowering, bias: Any, x: Value, weight: Any) -> Value:
 
 
 def _batch_norm(
-    c: _Lowering, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool,
-    momentum: float, eps: float, cudnn: bool = True,
+    c: _Lowering,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
 ) -> Value:
     if training or mean is None:
         raise _UnsupportedError("without running statistics")
@@ -282,16 +324,29 @@ def _batch_norm(
 
 
 def _instance_norm(
-    c: _Lowering, x: Value, weight: Any, bias: Any, mean: Any, var: Any, use_input: bool,
-    momentum: float, eps: float, cudnn: bool = True,
+    c: _Lowering,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    use_input: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
 ) -> Value:
     if not use_input and mean is not None:
         return _batch_norm(c, x, weight, bias, mean, var, False, momentum, eps)
     _is(x, 5)
     n = x.shape[1]
-    return c.emit("instance_norm", [x], x.shape[1:], {"eps": float(eps)},
-                  scale=torch.ones(n) if weight is None else weight,
-                  shift=torch.zeros(n) if bias is None else bias)
+    return c.emit(
+        "instance_norm",
+        [x],
+        x.shape[1:],
+        {"eps": float(eps)},
+        scale=torch.ones(n) if weight is None else weight,
+        shift=torch.zeros(n) if bias is None else bias,
+    )
 
 
 def _activation(kind: str, **defaults: Any) -> Callable[..., Value]:
@@ -330,7 +385,12 @@ def _clamp(c: _Lowering, x: Value, low: Any = None, high: Any = None) -> Value:
 
 
 def _max_pool(
-    c: _Lowering, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
+    c: _Lowering,
+    x: Value,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Value:
     _is(x, 5)
@@ -341,18 +401,28 @@ def _max_pool(
 
 
 def _avg_pool(
-    c: _Lowering, x: Value, kernel: Any, stride: Any = (), padding: Any = 0,
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor: Any = None,
+    c: _Lowering,
+    x: Value,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: Any = None,
 ) -> Value:
     _is(x, 5)
     if divisor is not None:
         raise _UnsupportedError("with a divisor of its own")
     k, p = _triple(kernel), _triple(padding)
     s = _triple(stride) if stride else k
-    attrs = {"kernel": k, "stride": s, "padding": p, "ceil_mode": ceil_mode,
-             "count_include_pad": count_include_pad}
-    return c.emit("avg_pool", [x], (x.shape[1], *_windows(x, k, s, p, (1, 1, 1), ceil_mode)),
-                  attrs)
+    attrs = {
+        "kernel": k,
+        "stride": s,
+        "padding": p,
+        "ceil_mode": ceil_mode,
+        "count_include_pad": count_include_pad,
+    }
+    return c.emit("avg_pool", [x], (x.shape[1], *_windows(x, k, s, p, (1, 1, 1), ceil_mode)), attrs)
 
 
 def _adaptive(kind: str) -> Callable[..., Any]:
@@ -361,12 +431,12 @@ def _adaptive(kind: str) -> Callable[..., Any]:
         wanted = [n if n is not None else f for n, f in zip(_sizes(size), x.shape[2:], strict=True)]
         if wanted == [1, 1, 1]:
             pooled = c.emit(f"global_{kind}_pool", [x], x.shape[1:2])
-            return c.emit("reshape", [pooled], (x.shape[1], 1, 1, 1),
-                          {"shape": (x.shape[1], 1, 1, 1)})
+            return c.emit(
+                "reshape", [pooled], (x.shape[1], 1, 1, 1), {"shape": (x.shape[1], 1, 1, 1)}
+            )
         if any(f % n for f, n in zip(x.shape[2:], wanted, strict=True)):
             raise _UnsupportedError(f"from {x.shape[2:]} to {wanted}: not a whole multiple")
-        return c.emit(f"adaptive_{kind}_pool", [x], (x.shape[1], *wanted),
-                      {"size": tuple(wanted)})
+        return c.emit(f"adaptive_{kind}_pool", [x], (x.shape[1], *wanted), {"size": tuple(wanted)})
 
     return handler
 
@@ -381,7 +451,9 @@ def _adaptive_max(c: _Lowering, x: Value, size: Any) -> Any:
     return _adaptive("max")(c, x, size), None
 
 
-def _mean(c: _Lowering, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+def _mean(
+    c: _Lowering, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Value:
     axes = sorted(d % len(x.shape) for d in dim or ())
     if len(x.shape) != 5 or axes != [2, 3, 4]:
         raise _UnsupportedError(f"over the axes {axes} of {x.shape}: only over all of D, H, W")
@@ -465,10 +537,13 @@ def _slice(
 
 def _split(c: _Lowering, x: Value, size: Any, dim: int = 0) -> list[Value]:
     total = x.shape[dim % len(x.shape)]
-    sizes = [size] * (total // size) + [total % size] * (total % size > 0) if isinstance(
-        size, int) else list(size)
+    sizes = (
+        [size] * (total // size) + [total % size] * (total % size > 0)
+        if isinstance(size, int)
+        else list(size)
+    )
     starts = np.cumsum([0, *sizes]).tolist()
-    return [_slice(c, x, dim, a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [_slice(c, x, dim, a, b) for a, b in itertools.pairwise(starts)]
 
 
 def _chunk(c: _Lowering, x: Value, chunks: int, dim: int = 0) -> list[Value]:
@@ -492,8 +567,9 @@ def _to_shape(c: _Lowering, x: Value, shape: Sequence[int]) -> Value:
 def _flatten(c: _Lowering, x: Value, start: int = 0, end: int = -1) -> Value:
     n = len(x.shape)
     start, end = start % n, end % n
-    return _to_shape(c, x, [*x.shape[:start], math.prod(x.shape[start : end + 1]),
-                            *x.shape[end + 1 :]])
+    return _to_shape(
+        c, x, [*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]]
+    )
 
 
 def _unsqueeze(c: _Lowering, x: Value, dim: int) -> Value:
@@ -567,33 +643,65 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "addmm": _addmm,
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm,
-    "relu": _relu, "relu_": _relu,
-    "silu": _silu, "silu_": _silu,
-    "sigmoid": _sigmoid, "sigmoid_": _sigmoid,
+    "relu": _relu,
+    "relu_": _relu,
+    "silu": _silu,
+    "silu_": _silu,
+    "sigmoid": _sigmoid,
+    "sigmoid_": _sigmoid,
     "tanh": _activation("tanh"),
     "leaky_relu": _activation("leaky_relu", alpha=0.01),
     "leaky_relu_": _activation("leaky_relu", alpha=0.01),
-    "elu": _activation("elu", alpha=1.0), "elu_": _activation("elu", alpha=1.0),
-    "hardswish": _activation("hardswish"), "hardswish_": _activation("hardswish"),
+    "elu": _activation("elu", alpha=1.0),
+    "elu_": _activation("elu", alpha=1.0),
+    "hardswish": _activation("hardswish"),
+    "hardswish_": _activation("hardswish"),
     "hardsigmoid": _activation("hardsigmoid"),
     "softplus": _activation("softplus"),
-    "relu6": _activation("relu6"), "hardtanh": _hardtanh, "hardtanh_": _hardtanh,
-    "clamp": _clamp, "clamp_min": _clamp,
-    "gelu": _gelu, "prelu": _prelu,
-    "max_pool3d": _max_pool, "avg_pool3d": _avg_pool,
-    "adaptive_avg_pool3d": _adaptive("avg"), "adaptive_max_pool3d": _adaptive_max,
+    "relu6": _activation("relu6"),
+    "hardtanh": _hardtanh,
+    "hardtanh_": _hardtanh,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "gelu": _gelu,
+    "prelu": _prelu,
+    "max_pool3d": _max_pool,
+    "avg_pool3d": _avg_pool,
+    "adaptive_avg_pool3d": _adaptive("avg"),
+    "adaptive_max_pool3d": _adaptive_max,
     "mean": _mean,
-    "add": _add, "add_": _add, "sub": _sub, "rsub": lambda c, a, b: _sub(c, b, a),
-    "mul": _mul, "mul_": _mul, "div": _div,
-    "cat": _cat, "concat": _cat, "slice": _slice,
-    "split": _split, "split_with_sizes": _split, "chunk": _chunk, "getitem": _getitem,
-    "flatten": _flatten, "view": _to_shape, "reshape": _to_shape, "_unsafe_view": _to_shape,
-    "unsqueeze": _unsqueeze, "squeeze": _squeeze,
-    "pad": _pad, "constant_pad_nd": _pad,
+    "add": _add,
+    "add_": _add,
+    "sub": _sub,
+    "rsub": lambda c, a, b: _sub(c, b, a),
+    "mul": _mul,
+    "mul_": _mul,
+    "div": _div,
+    "cat": _cat,
+    "concat": _cat,
+    "slice": _slice,
+    "split": _split,
+    "split_with_sizes": _split,
+    "chunk": _chunk,
+    "getitem": _getitem,
+    "flatten": _flatten,
+    "view": _to_shape,
+    "reshape": _to_shape,
+    "_unsafe_view": _to_shape,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
     "softmax": _softmax,
-    "dropout": _dropout, "dropout_": _dropout, "feature_dropout": _dropout,
+    "dropout": _dropout,
+    "dropout_": _dropout,
+    "feature_dropout": _dropout,
     "alpha_dropout": _dropout,
-    "contiguous": _same, "clone": _same, "detach": _same, "alias": _same, "to": _same,
+    "contiguous": _same,
+    "clone": _same,
+    "detach": _same,
+    "alias": _same,
+    "to": _same,
     "_assert_tensor_metadata": lambda c, *a, **k: None,
 }
 assert operator.getitem.__name__ in _HANDLERS

@@ -8,6 +8,7 @@ residual, an activation, 2x2x2 max-pooling, and a second, affinely mapped and ac
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,16 @@ from hyperfusion_rt.runtime.plan import Op, Plan, Program
 
 Arrays = dict[str, NDArray[np.float64]]
 _CONVS = ("conv", "hyper_conv")
-_WITH_ACTIVATION = (*_CONVS, "linear", "hyper_linear", "combine", "add", "mul", "affine",
-                    "instance_norm")
+_WITH_ACTIVATION = (
+    *_CONVS,
+    "linear",
+    "hyper_linear",
+    "combine",
+    "add",
+    "mul",
+    "affine",
+    "instance_norm",
+)
 
 
 @dataclass
@@ -102,8 +111,11 @@ class _Fuser:
         """`node` with the residual, activation and pooling that follow it."""
         draft = _Draft(node, node.output)
         user = self._only_user(draft.output)
-        if node.op in _CONVS and user is not None and user.op == "add" and (
-            user.output not in self.gone
+        if (
+            node.op in _CONVS
+            and user is not None
+            and user.op == "add"
+            and (user.output not in self.gone)
         ):
             other = next((v for v in user.inputs if v != draft.output), None)
             shape = self.graph.shapes
@@ -167,8 +179,11 @@ class _Fuser:
                 continue
             if draft.node.output in self.gone or len(self.graph.shapes[draft.output]) != 4:
                 continue
-            users = [d for d in drafts if draft.output in (d.node.inputs[0], d.residual)
-                     or draft.output in d.node.inputs]
+            users = [
+                d
+                for d in drafts
+                if draft.output in (d.node.inputs[0], d.residual) or draft.output in d.node.inputs
+            ]
             if users and all(
                 d.node.op in _CONVS
                 and d.node.inputs[0] == draft.output
@@ -230,7 +245,10 @@ class _Fuser:
         if draft.second is not None:
             affine, act, result = draft.second
             channels = shapes[result][0]
-            attrs["second"] = {"output": result, **self._map(draft, "second", affine, act, channels)}
+            attrs["second"] = {
+                "output": result,
+                **self._map(draft, "second", affine, act, channels),
+            }
         if name in _CONVS:
             yield from self._convolution(draft, name, inputs, attrs)
             return
@@ -244,8 +262,17 @@ class _Fuser:
         work = 0.0
         if name in ("linear", "hyper_linear"):
             work = 2e-9 * node.arrays["weight"].size
-        yield Op(name, inputs, draft.output, shapes[draft.output], attrs, tensors,
-                 node.layer, work, self._megabytes(inputs, draft.output, tensors))
+        yield Op(
+            name,
+            inputs,
+            draft.output,
+            shapes[draft.output],
+            attrs,
+            tensors,
+            node.layer,
+            work,
+            self._megabytes(inputs, draft.output, tensors),
+        )
 
     def _convolution(
         self, draft: _Draft, name: str, inputs: list[str], attrs: dict[str, Any]
@@ -265,23 +292,35 @@ class _Fuser:
         if groups > 1 and not depthwise:
             weight = _ungrouped(weight, groups)
         flat = weight.reshape(*weight.shape[:-3], -1)
-        if depthwise:
-            flat = flat[:, 0].T  # [taps, C]
-        else:
-            flat = np.moveaxis(flat, (-1, -2, -3), (-3, -2, -1))  # [..., taps, Cin, Cout]
+        # [taps, C], or [..., taps, Cin, Cout]
+        flat = flat[:, 0].T if depthwise else np.moveaxis(flat, (-1, -2, -3), (-3, -2, -1))
         tensors = {
             "weight": self._tensor(draft, "weight", flat),
             "bias": self._tensor(draft, "bias", node.arrays["bias"]),
         }
         algorithm = "depthwise" if depthwise else "gather"
+        tile = None
         if not depthwise and _winograd(node):
+            tile = choose_tile(channels, cout, shapes[node.output][1:])
+            if tile is None and draft.pool:
+                tile = (2, 2, 2)  # gathering does not pool
+        if tile is not None:
             algorithm = "winograd"
-            attrs["tile"] = list(default_tile(shapes[node.output][1:]))
+            attrs["tile"] = list(tile)
         elif name == "conv" and self._one_channel(node) and "prologue" not in attrs:
             algorithm = "one-channel"
         attrs["algorithm"] = algorithm
-        yield Op(name, inputs, draft.output, shapes[draft.output], attrs, tensors, node.layer,
-                 work, self._megabytes(inputs, draft.output, tensors))
+        yield Op(
+            name,
+            inputs,
+            draft.output,
+            shapes[draft.output],
+            attrs,
+            tensors,
+            node.layer,
+            work,
+            self._megabytes(inputs, draft.output, tensors),
+        )
 
     def _megabytes(self, inputs: list[str], output: str, tensors: dict[str, str]) -> float:
         values = sum(math.prod(self.graph.shapes[v]) for v in [*inputs, output])
@@ -335,7 +374,29 @@ def _ungrouped(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
     return full
 
 
-def default_tile(extent: tuple[int, ...]) -> tuple[int, int, int]:
-    """4 outputs along an axis, or 2 where that wastes fewer: for a plan that was not measured."""
-    tiles = [4 if math.ceil(n / 4) * 6 <= math.ceil(n / 2) * 4 else 2 for n in extent]
-    return tiles[0], tiles[1], tiles[2]
+def choose_tile(channels: int, cout: int, extent: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """The Winograd tile with the lowest modelled cost, or None where gathering is cheaper.
+
+    `extent [D, H, W]` of the output. A tile costs its transforms (per point and block of 16
+    channels) and its multiplications; the transformed weights come from memory once. The constants
+    were measured with AVX-512 on two cores; their ratios matter, and these vary little.
+    """
+    blocks_in, blocks_out = -(-channels // 16), -(-cout // 16)
+    fma = 1 / 6.7  # ns per multiply-add of 16 lanes, per core
+    byte, cores = 1 / 30, 2
+
+    def memory(points: int) -> float:
+        return points * channels * blocks_out * 64 * byte
+
+    best: tuple[float, tuple[int, int, int] | None] = (
+        27 * math.prod(extent) * channels * blocks_out * fma / cores + memory(27),
+        None,
+    )
+    for tile in itertools.product((2, 4), repeat=3):
+        points = math.prod(t + 2 for t in tile)
+        tiles = math.prod(-(-n // t) for n, t in zip(extent, tile, strict=True))
+        each = 1.35 * blocks_in + 0.9 * blocks_out + channels * blocks_out * fma
+        cost = tiles * points * each / cores + memory(points)
+        if cost < best[0]:
+            best = (cost, (tile[0], tile[1], tile[2]))
+    return best[1]

@@ -1,61 +1,319 @@
-"""One network to one ONNX file with a dynamic batch axis."""
+"""A graph as ONNX with a dynamic batch axis.
+
+A generated layer is written in the shared form, `Σ_k ẽ_k (G̃_k ∗ x)`: ONNX's Conv takes no weights
+per sample.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.export.graph import Graph, Node
 from hyperfusion_rt.files import replacing
 
 OPSET = 20
+IR_VERSION = 9  # what ONNX Runtime 1.18 reads
 
 
-def to_onnx(network: nn.Module, path: Path, *, shape: tuple[int, int, int], width: int) -> None:
-    """Write `network` in eval mode, float32, to `path`.
-
-    Inputs `image [batch, 1, D, H, W]` and `tabular [batch, T]`, output `output [batch, C]`.
+def write_onnx(graph: Graph, path: Path) -> None:
+    """Write `graph` in float32. Inputs and outputs keep their names; the batch axis is `batch`.
 
     Raises:
-        MissingExtraError: onnx or onnxscript is not installed.
-        HyperFusionError: the exporter cannot express the network.
+        MissingExtraError: onnx is not installed.
+        HyperFusionError: the model is beyond ONNX's limit of 2 GB.
     """
     try:
         import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "train", "the export to ONNX") from None
-    # Two samples: with one, torch.export would take the batch axis for a constant.
-    image, tabular = torch.zeros(2, 1, *shape), torch.zeros(2, width)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    except ImportError:
+        raise MissingExtraError("onnx", "train", "the export to ONNX") from None
+    model = _Writer(graph).model()
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            torch.no_grad(),
-        ):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                network.eval().float(),
-                (image, tabular),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["image", "tabular"],
-                output_names=["output"],
-                dynamic_shapes=({0: batch}, {0: batch}),
-                verbose=False,
-            )
-    except Exception as error:
-        raise HyperFusionError(f"{path.name}: the network cannot be exported: {error}") from error
-    assert program is not None
-    model = program.model_proto
-    onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)
+        content = model.SerializeToString()
+    except ValueError as error:
+        raise HyperFusionError(f"{path.name}: cannot be written as ONNX: {error}") from None
     with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(content)
+
+
+class _Writer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def model(self) -> Any:
+        from onnx import TensorProto, helper
+
+        graph = self.graph
+        for node in graph.nodes:
+            _WRITERS[node.op](self, node)
+        outputs = []
+        for name in graph.outputs:
+            # An output may be an input or be named twice; ONNX wants a node for each.
+            target = f"{name}_out" if name in graph.inputs else name
+            if name in graph.inputs:
+                self.op("Identity", [name], target)
+            outputs.append((target, graph.shapes[name]))
+
+        def info(name: str, shape: Sequence[int]) -> Any:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+
+        body = helper.make_graph(
+            self.nodes,
+            "hyperfusion",
+            [info(name, shape) for name, shape in graph.inputs.items()],
+            [info(name, shape) for name, shape in outputs],
+            self.constants,
+        )
+        return helper.make_model(
+            body,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="hyperfusion_rt",
+        )
+
+    def op(self, kind: str, inputs: Sequence[str], output: str, **attrs: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attrs))
+        return output
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        wanted = np.int64 if array.dtype.kind == "i" else np.float32
+        self.constants.append(
+            numpy_helper.from_array(np.ascontiguousarray(array, dtype=wanted), name)
+        )
+        return name
+
+    def weight(self, node: Node, role: str, array: NDArray[Any] | None = None) -> str:
+        return self.constant(f"{node.output}.{role}", node.arrays[role] if array is None else array)
+
+    def per_channel(self, node: Node, role: str) -> str:
+        """An array `[C]`, shaped to meet the node's input."""
+        dims = len(self.graph.shapes[node.inputs[0]]) - 1
+        array = node.arrays[role]
+        return self.weight(node, role, array.reshape(len(array), *(1,) * dims))
+
+    def reshape(self, x: str, shape: Sequence[int], output: str) -> str:
+        """`shape` without the batch, of which ONNX copies the size (0)."""
+        target = self.constant(f"{output}.shape", np.array([0, *shape], np.int64))
+        return self.op("Reshape", [x, target], output)
+
+    def mix(self, parts: str, e: str, k: int, rest: Sequence[int], output: str) -> None:
+        """`Σ_k e[b, k] parts[b, k, ...]`, parts `[B, K, *rest]`."""
+        factor = self.reshape(e, [k, *(1,) * len(rest)], f"{output}.e")
+        weighted = self.op("Mul", [parts, factor], f"{output}.weighted")
+        axis = self.constant(f"{output}.axis", np.array([1], np.int64))
+        self.op("ReduceSum", [weighted, axis], output, keepdims=0)
+
+
+def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
+    padding = [int(p) for p in node.attrs["padding"]]
+    found = {
+        "kernel_shape": [int(k) for k in kernel],
+        "pads": [*padding, *padding],
+        "strides": [int(s) for s in node.attrs["stride"]],
+    }
+    if "dilation" in node.attrs:
+        found["dilations"] = [int(d) for d in node.attrs["dilation"]]
+    return found
+
+
+def _conv(w: _Writer, node: Node) -> None:
+    attrs = _window(node, node.arrays["weight"].shape[-3:])
+    inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
+    w.op("Conv", inputs, node.output, group=int(node.attrs["groups"]), **attrs)
+
+
+def _hyper_conv(w: _Writer, node: Node) -> None:
+    weight, bias, groups = node.arrays["weight"], node.arrays["bias"], int(node.attrs["groups"])
+    k, cout = weight.shape[:2]
+    each, volume = cout // groups, w.graph.shapes[node.output][1:]
+
+    def grouped(array: NDArray[Any]) -> NDArray[Any]:
+        # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
+        split = array.reshape(k, groups, each, *array.shape[2:])
+        ordered: NDArray[Any] = np.moveaxis(split, 0, 1).reshape(k * cout, *array.shape[2:])
+        return ordered
+
+    inputs = [
+        node.inputs[0],
+        w.weight(node, "weight", grouped(weight)),
+        w.weight(node, "bias", grouped(bias)),
+    ]
+    made = w.op(
+        "Conv", inputs, f"{node.output}.all", group=groups, **_window(node, weight.shape[-3:])
+    )
+    made = w.reshape(made, [groups, k, each, *volume], f"{node.output}.split")
+    order = [0, 2, 1, 3, *range(4, 4 + len(volume))]
+    made = w.op("Transpose", [made], f"{node.output}.turned", perm=order)
+    made = w.reshape(made, [k, cout, *volume], f"{node.output}.parts")
+    w.mix(made, node.inputs[1], k, [cout, *volume], node.output)
+
+
+def _linear(w: _Writer, node: Node) -> None:
+    inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
+    w.op("Gemm", inputs, node.output, transB=1)
+
+
+def _hyper_linear(w: _Writer, node: Node) -> None:
+    k, cout, cin = node.arrays["weight"].shape
+    inputs = [
+        node.inputs[0],
+        w.weight(node, "weight", node.arrays["weight"].reshape(k * cout, cin)),
+        w.weight(node, "bias", node.arrays["bias"].reshape(-1)),
+    ]
+    made = w.op("Gemm", inputs, f"{node.output}.all", transB=1)
+    made = w.reshape(made, [k, cout], f"{node.output}.parts")
+    w.mix(made, node.inputs[1], k, [cout], node.output)
+
+
+def _combine(w: _Writer, node: Node) -> None:
+    k, (cout,) = w.graph.shapes[node.inputs[1]][0], w.graph.shapes[node.output]
+    made = w.reshape(node.inputs[0], [k, cout], f"{node.output}.parts")
+    w.mix(made, node.inputs[1], k, [cout], node.output)
+
+
+def _one_and(w: _Writer, node: Node) -> None:
+    pads = w.constant(f"{node.output}.pads", np.array([0, 1, 0, 0], np.int64))
+    one = w.constant(f"{node.output}.one", np.array(1.0))
+    w.op("Pad", [node.inputs[0], pads, one], node.output)
+
+
+def _affine(w: _Writer, node: Node) -> None:
+    scaled = node.inputs[0]
+    if np.any(node.arrays["scale"] != 1):
+        scaled = w.op("Mul", [scaled, w.per_channel(node, "scale")], f"{node.output}.scaled")
+    w.op("Add", [scaled, w.per_channel(node, "shift")], node.output)
+
+
+def _activation(w: _Writer, node: Node) -> None:
+    kind, x = node.attrs["kind"], list(node.inputs)
+    alpha = {"alpha": float(node.attrs["alpha"])} if "alpha" in node.attrs else {}
+    simple = {
+        "relu": "Relu",
+        "leaky_relu": "LeakyRelu",
+        "elu": "Elu",
+        "sigmoid": "Sigmoid",
+        "tanh": "Tanh",
+        "hardswish": "HardSwish",
+        "softplus": "Softplus",
+    }
+    if kind in simple:
+        w.op(simple[kind], x, node.output, **alpha)
+    elif kind == "prelu":
+        w.op("PRelu", [*x, w.per_channel(node, "slope")], node.output)
+    elif kind in ("gelu", "gelu_tanh"):
+        w.op("Gelu", x, node.output, approximate="none" if kind == "gelu" else "tanh")
+    elif kind == "silu":
+        w.op("Mul", [x[0], w.op("Sigmoid", x, f"{node.output}.gate")], node.output)
+    elif kind == "hardsigmoid":
+        w.op("HardSigmoid", x, node.output, alpha=1 / 6, beta=0.5)
+    else:
+        assert kind == "relu6", kind
+        bounds = [w.constant(f"{node.output}.{n}", np.array(n)) for n in (0.0, 6.0)]
+        w.op("Clip", [*x, *bounds], node.output)
+
+
+def _max_pool(w: _Writer, node: Node) -> None:
+    w.op(
+        "MaxPool",
+        node.inputs,
+        node.output,
+        ceil_mode=int(node.attrs["ceil_mode"]),
+        **_window(node, node.attrs["kernel"]),
+    )
+
+
+def _avg_pool(w: _Writer, node: Node) -> None:
+    w.op(
+        "AveragePool",
+        node.inputs,
+        node.output,
+        ceil_mode=int(node.attrs["ceil_mode"]),
+        count_include_pad=int(node.attrs["count_include_pad"]),
+        **_window(node, node.attrs["kernel"]),
+    )
+
+
+def _adaptive(kind: str) -> Callable[[_Writer, Node], None]:
+    def write(w: _Writer, node: Node) -> None:
+        sizes = zip(w.graph.shapes[node.inputs[0]][1:], node.attrs["size"], strict=True)
+        kernel = [int(n // m) for n, m in sizes]
+        w.op(kind, node.inputs, node.output, kernel_shape=kernel, strides=kernel)
+
+    return write
+
+
+def _slice(
+    w: _Writer,
+    x: str,
+    output: str,
+    axes: list[int],
+    starts: list[int],
+    ends: list[int],
+    steps: list[int],
+) -> str:
+    parts = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
+    constants = [w.constant(f"{output}.{key}", np.array(v, np.int64)) for key, v in parts.items()]
+    return w.op("Slice", [x, *constants], output)
+
+
+def _global(kind: str) -> Callable[[_Writer, Node], None]:
+    def write(w: _Writer, node: Node) -> None:
+        x, stride = node.inputs[0], [int(s) for s in node.attrs.get("stride", (1, 1, 1))]
+        if stride != [1, 1, 1]:
+            shape = w.graph.shapes[x]
+            x = _slice(w, x, f"{node.output}.every", [2, 3, 4], [0, 0, 0], list(shape[1:]), stride)
+        pooled = w.op(kind, [x], f"{node.output}.pooled")
+        w.reshape(pooled, w.graph.shapes[node.output], node.output)
+
+    return write
+
+
+def _pad(w: _Writer, node: Node) -> None:
+    widths = [0, 0, *node.attrs["before"], 0, 0, *node.attrs["after"]]
+    pads = w.constant(f"{node.output}.pads", np.array(widths, np.int64))
+    w.op("Pad", [node.inputs[0], pads], node.output)
+
+
+def _instance_norm(w: _Writer, node: Node) -> None:
+    inputs = [node.inputs[0], w.weight(node, "scale"), w.weight(node, "shift")]
+    w.op("InstanceNormalization", inputs, node.output, epsilon=float(node.attrs["eps"]))
+
+
+_WRITERS: dict[str, Callable[[_Writer, Node], Any]] = {
+    "conv": _conv,
+    "hyper_conv": _hyper_conv,
+    "linear": _linear,
+    "hyper_linear": _hyper_linear,
+    "one_and": _one_and,
+    "combine": _combine,
+    "affine": _affine,
+    "activation": _activation,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "adaptive_avg_pool": _adaptive("AveragePool"),
+    "adaptive_max_pool": _adaptive("MaxPool"),
+    "global_avg_pool": _global("GlobalAveragePool"),
+    "global_max_pool": _global("GlobalMaxPool"),
+    "add": lambda w, n: w.op("Add", n.inputs, n.output),
+    "mul": lambda w, n: w.op("Mul", n.inputs, n.output),
+    "concat": lambda w, n: w.op("Concat", n.inputs, n.output, axis=1),
+    "slice": lambda w, n: _slice(
+        w, n.inputs[0], n.output, [1], [int(n.attrs["start"])], [int(n.attrs["stop"])], [1]
+    ),
+    "pad": _pad,
+    "reshape": lambda w, n: w.reshape(n.inputs[0], n.attrs["shape"], n.output),
+    "softmax": lambda w, n: w.op("Softmax", n.inputs, n.output, axis=1),
+    "instance_norm": _instance_norm,
+}

@@ -27,6 +27,7 @@ from hyperfusion_rt.export.compare import reference_outputs
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact
+from hyperfusion_rt.runtime.engines import open_file
 from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import load_member
@@ -163,9 +164,13 @@ def contenders(
 ) -> dict[str, tuple[str, Callable[[], Call]]]:
     """Name → (precision, how to open it), for one batch size."""
     path = predictor.artifact.files("onnx")[0]
-    engine = predictor.engines[0]
+    ours = {name: predictor.artifact.files(name)[0] for name in predictor.artifact.engines}
+
+    def open_ours(name: str) -> Callable[[], Call]:
+        return lambda: open_file(name, ours[name], threads)
+
     return {
-        f"hfrt {predictor.engine}": ("fp32", lambda: engine),
+        **{f"hfrt {name}": ("fp32", open_ours(name)) for name in ours},
         "onnxruntime": ("fp32", lambda: _onnxruntime(path, threads)),
         "openvino f32": ("fp32", lambda: _openvino(path, threads, batch, "f32")),
         "openvino bf16": ("bf16", lambda: _openvino(path, threads, batch, "bf16")),

@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train HyperFusion networks (a table generates weights of a 3D CNN), export them, "
     "and predict brain scans.",
-    epilog="In a folder made by 'hfrt simulate': hfrt train; hfrt export --engine onnx; "
+    epilog="In a folder made by 'hfrt simulate': hfrt train; hfrt export; "
     "hfrt infer scans/ --tabular data.csv",
 )
 
@@ -216,10 +216,10 @@ def import_checkpoint(
         print(f"{run.folder}: imported. Next: hfrt export --run {run.folder}")
 
 
-@app.command(epilog="Example: hfrt export --engine onnx")
+@app.command(epilog="Example: hfrt export --engine native")
 def export(
     engine: Annotated[
-        list[str] | None, typer.Option(help="The engine to write; repeatable; default: onnx.")
+        list[str] | None, typer.Option(help="native or onnx; repeatable; default: both.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The run; default: the latest.")] = None,
     out: Annotated[
@@ -229,9 +229,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an artifact from a run, and compare its engine with torch in float64."""
-    from hyperfusion_rt.runtime.engines import check_name
+    from hyperfusion_rt.runtime.engines import EXPORTABLE, check_name
 
-    engines = engine or ["onnx"]
+    engines = engine or EXPORTABLE
     for name in engines:
         check_name(name)
     _need_torch("exporting")
@@ -266,7 +266,7 @@ def infer(
     report: Annotated[
         Path | None, typer.Option(help="The report; default: report.html beside the table.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="onnx, or auto.")] = "auto",
+    engine: Annotated[str, typer.Option(help="native, onnx, or auto.")] = "auto",
     threads: Threads = None,
     id_column: Annotated[str | None, typer.Option(help="The column of subjects.")] = None,
     duplicates: Annotated[

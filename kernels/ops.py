@@ -8,18 +8,36 @@ The generator is linear, so with ẽ = [1, e] and G̃ = [g0, G] two forms give t
 A matrix product (`hyper_linear`) costs the same either way, and the shared form never writes W[b].
 A 1x1x1 convolution is a batched matrix product with W[b]. Other convolutions use W[b] in one
 grouped convolution (groups = B), eager or compiled: it does 1 / (K + 1) of the shared form's
-multiplications. In a graph that torch.export makes, each op is one node.
+multiplications. An exported graph keeps B symbolic, and ONNX's Conv takes no symbolic number of
+groups: there the shared form stands. Our own export reads each op as one node (`whole_ops`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv3d, linear
 
 Triple = tuple[int, int, int]
+_whole = False
+
+
+@contextmanager
+def whole_ops() -> Iterator[None]:
+    """While it is on, each op is traced as one node: `hfrt::hyper_conv3d`, `hfrt::hyper_linear`.
+
+    For graphs that will be folded, without gradients. It holds for the whole process: the compiler
+    cannot trace a context variable.
+    """
+    global _whole
+    _whole = True
+    try:
+        yield
+    finally:
+        _whole = False
 
 
 def _triple(value: int | Triple, name: str, minimum: int) -> Triple:
@@ -112,10 +130,10 @@ def hyper_conv3d(
         raise ValueError(
             f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
-    if torch.compiler.is_exporting():
-        return _exported_conv3d(
-            x, condition, G, h, g0, h0, list(stride), list(padding), list(dilation), groups
-        )
+    if _whole:
+        geometry = list(stride), list(padding), list(dilation), groups
+        y: Tensor = _whole_conv3d(x, condition, G, h, g0, h0, *geometry)
+        return y
     return _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
 
 
@@ -137,11 +155,39 @@ def _conv3d(
         weight = _affine(condition, G, g0).flatten(2)
         y: Tensor = torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2))
         return y.view(-1, *weight.shape[1:2], *picked.shape[2:])
+    if torch.compiler.is_exporting():
+        return (
+            _shared(x, condition, G, g0, stride, padding, dilation, groups)
+            + beta[:, :, None, None, None]
+        )
     batch, cout = x.shape[0], G.shape[1]
     weight = _affine(condition, G, g0).flatten(0, 1)
     one = x.reshape(1, -1, *x.shape[2:])
     y = conv3d(one, weight, beta.flatten(), stride, padding, dilation, groups * batch)
     return y.view(batch, cout, *y.shape[2:])
+
+
+def _shared(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    g0: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`Σ_k ẽ[b, k] (G̃_k ∗ x[b])`: one convolution with (K + 1) · Cout channels, then a sum."""
+    stacked, weights = G, condition
+    if g0 is not None:
+        stacked = torch.cat([g0[None], G])
+        weights = torch.cat([torch.ones_like(condition[:, :1]), condition], 1)
+    count, cout = stacked.shape[:2]
+    # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
+    kernel = stacked.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+    y = conv3d(x, kernel, None, stride, padding, dilation, groups)
+    parts = y.unflatten(1, (groups, count, cout // groups))
+    return torch.einsum("bgkcdhw,bk->bgcdhw", parts, weights).flatten(1, 2)
 
 
 def hyper_linear(
@@ -163,8 +209,9 @@ def hyper_linear(
     _check("hyper_linear", x, condition, G, h, g0, h0)
     if x.shape[1] != G.shape[2]:
         raise ValueError(f"hyper_linear: x has {x.shape[1]} features, but G reads {G.shape[2]}")
-    if torch.compiler.is_exporting():
-        return _exported_linear(x, condition, G, h, g0, h0)
+    if _whole:
+        y: Tensor = _whole_linear(x, condition, G, h, g0, h0)
+        return y
     return _linear(x, condition, G, h, g0, h0)
 
 
@@ -182,11 +229,11 @@ def _linear(
     return y if g0 is None else y + linear(x, g0)
 
 
-# In an exported graph each op is one node, which the folding reads.
+# Each op as one node.
 
 
 @torch.library.custom_op("hfrt::hyper_conv3d", mutates_args=())
-def _exported_conv3d(
+def _whole_conv3d(
     x: Tensor,
     condition: Tensor,
     G: Tensor,
@@ -201,7 +248,7 @@ def _exported_conv3d(
     return _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups).clone()
 
 
-@_exported_conv3d.register_fake
+@_whole_conv3d.register_fake
 def _(
     x: Tensor,
     condition: Tensor,
@@ -222,7 +269,7 @@ def _(
 
 
 @torch.library.custom_op("hfrt::hyper_linear", mutates_args=())
-def _exported_linear(
+def _whole_linear(
     x: Tensor,
     condition: Tensor,
     G: Tensor,
@@ -233,7 +280,7 @@ def _exported_linear(
     return _linear(x, condition, G, h, g0, h0).clone()
 
 
-@_exported_linear.register_fake
+@_whole_linear.register_fake
 def _(
     x: Tensor,
     condition: Tensor,

@@ -1,7 +1,8 @@
 """The artifact: a folder `NAME.hfrt/` that inference needs and nothing else.
 
     manifest.json          what the engines compute, from which inputs, and how that was checked
-    member-0.onnx, ...     one engine file per member and engine
+    member-0.onnx, ...     one engine file per member and engine; the network in two parts
+                           (trunk and head) where an engine keeps these apart
 
 The manifest carries the SHA-256 of every file and of itself. A file that was changed, a manifest
 that was edited, and a format that is newer than this program are refused. Nothing is unpickled.
@@ -22,7 +23,7 @@ from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -38,16 +39,19 @@ class Comparison(Frozen):
 
 
 class EngineFile(Frozen):
-    """One file that one engine executes: one member's network."""
+    """One file that one engine executes: one member's network, or a part of it.
+
+    `whole`: image, tabular → output. `trunk`: image → features; `head`: features, tabular →
+    output.
+    """
 
     engine: str
     member: int
+    part: Literal["whole", "trunk", "head"]
     file: str
     sha256: str
     size: int
     precision: Literal["fp32"]
-    inputs: dict[str, tuple[int | str, ...]]
-    outputs: dict[str, tuple[int | str, ...]]
     device: str
     comparison: Comparison
 
@@ -114,6 +118,11 @@ class Artifact:
         version = content.get("format_version") if isinstance(content, dict) else None
         if not isinstance(version, int):
             raise ArtifactError(f"{path}: has no format_version; export again")
+        if version < FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: format version {version}, but this program reads {FORMAT_VERSION}; "
+                "export again"
+            )
         if version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{path}: format version {version}, but this program reads up to {FORMAT_VERSION}; "
@@ -143,7 +152,8 @@ class Artifact:
         return list(dict.fromkeys(file.engine for file in self.manifest.engines))
 
     def files(self, engine: str) -> list[Path]:
-        """The files of `engine`, one per member in order, each with the right hash.
+        """The whole networks' files of `engine`, one per member in order, each with the right
+        hash; the hashes of its other files are checked too.
 
         Raises:
             ArtifactError: a file is missing or changed, or the artifact lacks this engine.
@@ -157,7 +167,8 @@ class Artifact:
                 f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
                 f"add it with 'hfrt export --engine {engine}'"
             )
-        if [entry.member for entry in entries] != list(range(len(self.manifest.members))):
+        whole = [entry for entry in entries if entry.part == "whole"]
+        if [entry.member for entry in whole] != list(range(len(self.manifest.members))):
             raise ArtifactError(
                 f"{self.folder}: the '{engine}' engine has not one file per member; export again"
             )
@@ -178,7 +189,7 @@ class Artifact:
                     f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
                     f"{entry.sha256[:12]}...); copy it again, or export again"
                 )
-        return [self.folder / entry.file for entry in entries]
+        return [self.folder / entry.file for entry in whole]
 
 
 def latest_artifact(folder: Path) -> Path:

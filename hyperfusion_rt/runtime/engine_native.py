@@ -145,9 +145,11 @@ def _pool(part: Part, op: Op) -> int:
 
 def _linear(part: Part, op: Op) -> int:
     weight, bias = part._tensor(op.tensors["weight"]), part._tensor(op.tensors["bias"])
-    values = [part._value(name) for name in op.inputs]
-    make = part.engine.linear if op.op == "linear" else part.engine.hyper_linear
-    return int(make(*values, weight.shape[-1], weight, bias, act=part._act(op.attrs["act"])))
+    act, outputs = part._act(op.attrs["act"]), weight.shape[-1]
+    x, *condition = (part._value(name) for name in op.inputs)
+    if not condition:
+        return part.engine.linear(x, outputs, weight, bias, act)
+    return part.engine.hyper_linear(x, condition[0], outputs, weight, bias, act)
 
 
 def _affine(part: Part, op: Op) -> int:
@@ -207,9 +209,7 @@ _HANDLERS: dict[str, Callable[[Part, Op], int]] = {
     "global_avg_pool": lambda p, o: p.engine.global_pool(
         p._value(o.inputs[0]), list(o.attrs.get("stride", (1, 1, 1))), True
     ),
-    "global_max_pool": lambda p, o: p.engine.global_pool(
-        p._value(o.inputs[0]), [1, 1, 1], False
-    ),
+    "global_max_pool": lambda p, o: p.engine.global_pool(p._value(o.inputs[0]), [1, 1, 1], False),
     "adaptive_avg_pool": lambda p, o: p.engine.adaptive_pool(
         p._value(o.inputs[0]), list(o.attrs["size"]), True
     ),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +28,11 @@ class Engine(Protocol):
 
 
 # name → (module, class); in the order in which `auto` prefers them.
-_ENGINES = {"onnx": ("hyperfusion_rt.runtime.engine_onnx", "OnnxEngine")}
+_ENGINES = {
+    "native": ("hyperfusion_rt.runtime.engine_native", "NativeEngine"),
+    "onnx": ("hyperfusion_rt.runtime.engine_onnx", "OnnxEngine"),
+}
 _LATER = {
-    "native": "the native CPU engine is not part of this version",
     "trt": "TensorRT engines are not part of this version; they will need an NVIDIA GPU and "
     "pip install 'hyperfusion_rt[trt]'",
     "trt-rtx": "TensorRT-RTX engines are not part of this version; they will need "
@@ -50,12 +51,24 @@ def check_name(name: str) -> None:
     raise EngineError(f"there is no engine '{name}'; choose from {', '.join(_ENGINES)}")
 
 
+def open_file(name: str, path: Path, threads: int | None = None) -> Engine:
+    """Open one engine file.
+
+    Raises:
+        EngineError, MissingExtraError: it cannot be used, and why.
+    """
+    check_name(name)
+    module, kind = _ENGINES[name]
+    found: Engine = getattr(importlib.import_module(module), kind)(path, threads)
+    return found
+
+
 def open_engines(
     artifact: Artifact, name: str = "auto", threads: int | None = None
 ) -> tuple[str, list[Engine]]:
     """Open one engine per member of `artifact`; returns the engine's name and the engines.
 
-    `auto` takes the first engine of the artifact, in order of preference, that is installed.
+    `auto` takes the artifact's first engine in the order of preference: native, onnx.
     `threads`: None uses every core that the process may use.
 
     Raises:
@@ -64,7 +77,4 @@ def open_engines(
     if name == "auto":
         name = next((known for known in _ENGINES if known in artifact.engines), "onnx")
     check_name(name)
-    module, kind = _ENGINES[name]
-    open_one: Any = getattr(importlib.import_module(module), kind)
-    files: Sequence[Path] = artifact.files(name)
-    return name, [open_one(path, threads) for path in files]
+    return name, [open_file(name, path, threads) for path in artifact.files(name)]

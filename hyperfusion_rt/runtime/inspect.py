@@ -64,7 +64,7 @@ def describe(folder: Path) -> Description:
     sections["table"] = columns
     sections["engines (every file's SHA-256 is right)"] = [
         (
-            f"{e.engine} {e.precision}",
+            f"{e.engine} {e.precision} {e.part}",
             f"{e.file}, {e.size / 2**20:.1f} MiB, device {e.device}; differs from "
             f"{e.comparison.against} by {e.comparison.largest_difference:.1e} "
             f"({e.comparison.cases} {'real' if e.comparison.real_cases else 'random'} cases, "

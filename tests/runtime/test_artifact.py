@@ -9,7 +9,7 @@ import pytest
 import hyperfusion_rt
 from hyperfusion_rt.errors import ArtifactError, ConfigError, EngineError, HyperFusionError
 from hyperfusion_rt.export import build, export_run
-from hyperfusion_rt.export.compare import compare
+from hyperfusion_rt.export.compare import compare, reference_outputs
 from hyperfusion_rt.runtime.artifact import Artifact, latest_artifact
 from hyperfusion_rt.runtime.engines import open_engines
 from hyperfusion_rt.training.train import load_member
@@ -31,7 +31,11 @@ def test_the_manifest_round_trips(session_artifact):
     manifest = Artifact.open(session_artifact).manifest
     assert manifest.checksum == manifest.digest()
     assert manifest.classes == ("CN", "MCI", "AD")
-    assert len(manifest.members) == len(manifest.engines) == 2
+    assert len(manifest.members) == 2
+    parts = [(e.engine, e.member, e.part) for e in manifest.engines]
+    whole = [("native", i, "whole") for i in range(2)]
+    onnx = [("onnx", i, part) for i in range(2) for part in ("whole", "trunk", "head")]
+    assert sorted(parts) == sorted(whole + onnx)
     assert manifest.provenance.cases["train"] == 24
     for entry in manifest.engines:
         assert entry.comparison.real_cases
@@ -41,17 +45,17 @@ def test_the_manifest_round_trips(session_artifact):
 
 
 def test_a_changed_byte_is_refused(artifact):
-    path = artifact / "member-1.onnx"
+    path = artifact / "member-1.native"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"member-1\.onnx: is damaged"):
+    with pytest.raises(ArtifactError, match=r"member-1\.native: is damaged"):
         hyperfusion_rt.load(artifact)
 
 
 def test_a_missing_file_is_named(artifact):
-    (artifact / "member-0.onnx").unlink()
-    with pytest.raises(ArtifactError, match=r"member-0\.onnx: is missing"):
+    (artifact / "member-0.native").unlink()
+    with pytest.raises(ArtifactError, match=r"member-0\.native: is missing"):
         hyperfusion_rt.load(artifact)
 
 
@@ -72,7 +76,8 @@ def test_a_newer_format_is_refused(artifact):
     [
         ("", "cannot be read"),
         ("[]", "no format_version"),
-        ('{"format_version": 1}', "damaged at name"),
+        ('{"format_version": 2}', "damaged at name"),
+        ('{"format_version": 1}', "format version 1, but this program reads 2; export again"),
         ("\udcff", "cannot be read"),
     ],
 )
@@ -84,16 +89,17 @@ def test_a_broken_manifest(artifact, text, message):
 
 def test_a_file_name_cannot_leave_the_folder(artifact):
     opened = Artifact.open(artifact)
-    first, second = opened.manifest.engines
-    moved = first.model_copy(update={"file": "../outside.onnx"})
-    manifest = opened.manifest.model_copy(update={"engines": (moved, second)})
+    first, *others = opened.manifest.engines
+    moved = first.model_copy(update={"file": "../outside.native"})
+    manifest = opened.manifest.model_copy(update={"engines": (moved, *others)})
     with pytest.raises(ArtifactError, match="leaves the folder"):
-        Artifact(artifact, manifest).files("onnx")
+        Artifact(artifact, manifest).files(first.engine)
 
 
 def test_engines_are_chosen_and_refused_by_name(session_artifact):
     artifact = Artifact.open(session_artifact)
-    assert open_engines(artifact)[0] == "onnx"
+    assert open_engines(artifact)[0] == "native"
+    assert open_engines(artifact, "onnx")[0] == "onnx"
     with pytest.raises(EngineError, match="will need an NVIDIA GPU"):
         open_engines(artifact, "trt")
     with pytest.raises(EngineError, match="there is no engine 'turbo'"):
@@ -123,11 +129,12 @@ class Wrong:
 def test_the_comparison_catches_a_wrong_engine(session_run, session_artifact):
     image, rows, real = build.load_cases(session_run)
     network = load_member(session_run, session_run.members[0])
+    expected = reference_outputs(network, image, rows[0])
     _, engines = open_engines(Artifact.open(session_artifact))
     for error in (np.float32(np.abs(engines[0](image, rows[0])).max() * 2e-4), np.nan):
         with pytest.raises(HyperFusionError, match="more than the tolerance"):
             compare(
-                Wrong(engines[0], error), network, image, rows[0], real_cases=real, name="wrong"
+                Wrong(engines[0], error), expected, image, rows[0], real_cases=real, name="wrong"
             )
 
 

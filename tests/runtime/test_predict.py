@@ -223,6 +223,6 @@ def test_json_output(cohort, hfrt):
     status, out, _ = hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--json")
     content = json.loads(out)
     assert status == 0
-    assert content["engine"] == "onnx"
+    assert content["engine"] == "native"
     first = content["predictions"][0]
     assert first["p_CN"] + first["p_MCI"] + first["p_AD"] == pytest.approx(1)
