@@ -105,9 +105,9 @@ struct Engine::Conv {
   Array generator, bias_generator;
   int64_t conditions = 0;
   float *raw = nullptr, *packed = nullptr, *bias = nullptr;
-  // producer of a ring: the consumer's step calls it
+  // Computed inside this step, into a ring of rows; see run_ring.
   std::shared_ptr<Conv> producer;
-  int64_t ring_planes = 0;
+  int64_t ring_parts = 1, ring_offset = 0;
 };
 
 Engine::Engine(const Kernels& kernels, int threads) : kernels_(kernels), pool_(threads) {}
@@ -337,6 +337,7 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   // few tasks for each thread; what is left over is split along the output channels.
   const int64_t threads = pool_.threads();
   a.ring = e.d;
+  a.ring_rows = e.h;
   if (c->kind == Conv::Kind::winograd) {
     int64_t tiles = 1;
     const int64_t size[3] = {o.d, o.h, o.w};
@@ -374,7 +375,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     if (blocks >= threads && blocks % threads == 0) a.splits = 1;
     c->tasks = blocks * a.splits;
   } else if (c->kind == Conv::Kind::one_channel) {
-    a.ring = 0;
+    a.ring = a.out_extent.d;
+    a.ring_rows = a.out_extent.h;
     c->tasks = a.out_extent.d * a.out_extent.h;
   } else {
     c->tasks = vectors * o.d * o.h;
@@ -421,32 +423,11 @@ void Engine::run_conv(Conv& c) {
   }
   a.in = at(c.in);
   if (c.producer) {
-    // Plane by plane: the consumer's next layer of tiles as soon as its input planes are there.
-    Conv& p = *c.producer;
-    ConvArgs& from = p.args;
-    const auto which = std::find(inputs_.begin(), inputs_.end(), p.in) - inputs_.begin();
-    from.in = input_data_[static_cast<size_t>(which)];
-    from.out = at(c.in);
-    const Extent &o = a.conv_extent, &e = a.in_extent;
-    const int64_t per_layer =
-        (o.h + a.tile[1] - 1) / a.tile[1] * ((o.w + a.tile[2] - 1) / a.tile[2]);
-    const int64_t layers = (o.d + a.tile[0] - 1) / a.tile[0];
-    int64_t made = 0;
-    for (int64_t z = 0; z < layers; ++z) {
-      const int64_t need =
-          std::min(e.d, (z + 1) * a.tile[0] + 2 - a.window.padding[0]);
-      if (need > made) {
-        parallel((need - made) * e.h, 1, [&](int64_t b, int64_t n, int t) {
-          kernels_.one_channel(from, made * e.h + b, made * e.h + n, mine(t));
-        });
-        made = need;
-      }
-      a.first = z * per_layer;
-      a.count = per_layer;
-      parallel((per_layer + a.rows - 1) / a.rows, 1, [&](int64_t b, int64_t n, int t) {
-        kernels_.winograd(a, b, n, mine(t));
-      });
-    }
+    const auto which = std::find(inputs_.begin(), inputs_.end(), c.producer->in) - inputs_.begin();
+    c.producer->args.in = input_data_[static_cast<size_t>(which)];
+    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
+      for (int64_t task = b; task < n; ++task) run_ring(c, task, mine(t));
+    });
     return;
   }
   if (c.kind == Conv::Kind::winograd)
@@ -457,8 +438,32 @@ void Engine::run_conv(Conv& c) {
     parallel(c.tasks, 4, [&](int64_t b, int64_t n, int) { kernels_.depthwise(a, b, n); });
 }
 
-// A one-channel convolution whose large result only the next Winograd convolution reads: it is
-// made plane by plane, in a ring of planes that stays in the cache.
+// One task of a fused pair: a layer of tiles along d, a part of their rows along h. Each row of
+// tiles follows as soon as the rows of its input are there; these never leave the core's cache.
+void Engine::run_ring(const Conv& c, int64_t task, float* scratch) const {
+  ConvArgs a = c.args, from = c.producer->args;
+  float* const buffer = scratch + c.ring_offset;
+  a.in = from.out = buffer;
+  const Extent &o = a.conv_extent, &e = a.in_extent;
+  const int64_t rows = (o.h + a.tile[1] - 1) / a.tile[1];
+  const int64_t columns = (o.w + a.tile[2] - 1) / a.tile[2];
+  const int64_t layer = task / c.ring_parts, part = task % c.ring_parts;
+  const int64_t first = rows * part / c.ring_parts, last = rows * (part + 1) / c.ring_parts;
+  const int64_t d0 = std::max<int64_t>(layer * a.tile[0] - a.window.padding[0], 0);
+  const int64_t d1 = std::min((layer + 1) * a.tile[0] - a.window.padding[0] + 2, e.d);
+  int64_t made = std::max<int64_t>(first * a.tile[1] - a.window.padding[1], 0);
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t need = std::min((row + 1) * a.tile[1] - a.window.padding[1] + 2, e.h);
+    for (int64_t d = d0; d < d1 && made < need; ++d)
+      kernels_.one_channel(from, d * e.h + made, d * e.h + need, scratch);
+    made = std::max(made, need);
+    a.first = (layer * rows + row) * columns;
+    a.count = columns;
+    kernels_.winograd(a, 0, (columns + a.rows - 1) / a.rows, scratch);
+  }
+}
+
+// A one-channel convolution whose large result only the next Winograd convolution reads.
 void Engine::fuse_rings() {
   constexpr int64_t kLarge = int64_t{1} << 20;  // floats
   for (size_t i = 0; i + 1 < steps_.size(); ++i) {
@@ -473,20 +478,33 @@ void Engine::fuse_rings() {
     for (size_t j = 0; j < steps_.size(); ++j)
       if (j != i + 1)
         elsewhere = elsewhere || std::count(steps_[j].reads.begin(), steps_[j].reads.end(), value);
-    if (elsewhere) continue;
-    const int64_t planes = second->args.tile[0] + 2;
     Value& v = values_[static_cast<size_t>(value)];
-    if (planes >= v.extent.d || v.root != value) continue;
-    v.floats = v.floats / v.extent.d * planes;
-    first->args.ring = second->args.ring = planes;
-    second->args.splits = 1;
+    if (elsewhere || v.root != value) continue;
+    v.floats = 0;  // it lives in the threads' scratch memory
+    ConvArgs& a = second->args;
+    first->args.ring = a.ring = a.tile[0] + 2;
+    first->args.ring_rows = a.ring_rows = a.tile[1] + 2;
+    a.splits = 1;
+    const int64_t columns = (a.conv_extent.w + a.tile[2] - 1) / a.tile[2];
+    const int64_t parts = (columns + a.rows - 1) / a.rows;
+    a.rows = (columns + parts - 1) / parts;
+    const int64_t layers = (a.conv_extent.d + a.tile[0] - 1) / a.tile[0];
+    const int64_t rows = (a.conv_extent.h + a.tile[1] - 1) / a.tile[1];
+    second->ring_parts =
+        std::clamp<int64_t>((4 * pool_.threads() + layers - 1) / layers, 1, rows);
+    second->tasks = layers * second->ring_parts;
+    second->ring_offset = scratch_floats_;
+    ring_floats_ = std::max(ring_floats_, blocks_of(v.extent.c) * a.ring * a.ring_rows *
+                                              v.extent.w * kBlock);
     second->producer = first;
     steps_[i].work = nullptr;
     steps_[i].writes.clear();
     steps_[i + 1].reads.push_back(first->in);
-    steps_[i + 1].writes.push_back(value);
     names_[i] += " (in the next step)";
   }
+  for (auto& s : steps_)
+    if (s.conv && s.conv->producer) s.conv->ring_offset = scratch_floats_;
+  scratch_floats_ += (ring_floats_ + 15) / 16 * 16;
 }
 
 // --- the rest ----------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ class Engine {
   void build_conv(const std::shared_ptr<Conv>& conv, const ConvSpec& spec);
   void run_conv(Conv& conv);
   void generate(Conv& conv);
+  void run_ring(const Conv& conv, int64_t task, float* scratch) const;
 
   const Kernels& kernels_;
   ThreadPool pool_;
@@ -150,7 +151,7 @@ class Engine {
   std::vector<double> seconds_;
   bool profiling_ = false, finished_ = false;
   std::vector<Floats> weights_;
-  int64_t weight_floats_ = 0, arena_floats_ = 0, scratch_floats_ = 0;
+  int64_t weight_floats_ = 0, arena_floats_ = 0, scratch_floats_ = 0, ring_floats_ = 0;
   Floats arena_, scratch_memory_;
   std::vector<float> condition_;
 };

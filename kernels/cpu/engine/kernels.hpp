@@ -66,7 +66,9 @@ struct Window {
 struct ConvArgs {
   const float* in = nullptr;
   Extent in_extent;
-  int64_t ring = 0;  // planes in `in`'s buffer, if it holds a window of the volume; 0: all
+  // The planes, and the rows of each, that the buffer between a one-channel convolution (its output)
+  // and a Winograd convolution (its input) holds: plane z stands at z % ring.
+  int64_t ring = 0, ring_rows = 0;
   float* out = nullptr;
   Extent conv_extent;  // of the convolution, before pooling
   Extent out_extent;   // after pooling

@@ -117,7 +117,7 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
     shift[t] = (kd * k.dilation[0] * size.high + kh * k.dilation[1]) * size.length +
                w % s * size.phase + w / s;
   }
-  const int64_t plane = out.h * out.w * kLanes, planes = a.ring ? a.ring : out.d;
+  const int64_t plane = a.ring_rows * out.w * kLanes;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t od = task / out.h, oh = task % out.h;
     for (int64_t i = 0; i < size.deep * size.high; ++i) {
@@ -137,14 +137,17 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
         for (; x < last; ++x) line[x] = from[x - p];
         for (; x < size.length; ++x) line[x] = 0;
       } else {
-        for (int64_t x = 0; x < size.length; ++x)
-          line[x % s * size.phase + x / s] = x < p || x >= e.w + p ? 0 : from[x - p];
+        for (int64_t phase = 0; phase < s; ++phase)
+          for (int64_t i = 0; i < size.phase; ++i) {
+            const int64_t x = i * s + phase - p;
+            line[phase * size.phase + i] = x < 0 || x >= e.w ? 0 : from[x];
+          }
       }
     }
     for (int64_t b = 0; b < blocks_of(o.c); ++b) {
       const float* weight = a.weight + b * taps * kLanes;
       const int64_t channels = o.c - b * kLanes;
-      const int64_t base = b * planes * plane + od % planes * plane + oh * out.w * kLanes;
+      const int64_t base = (b * a.ring + od % a.ring) * plane + oh % a.ring_rows * out.w * kLanes;
       if (many == 2) {
         for (int64_t v = 0; v < vectors; ++v) {
           const float* at[4];

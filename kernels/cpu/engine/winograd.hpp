@@ -155,7 +155,7 @@ struct Winograd {
           const int64_t z = at[0] + d, y = at[1] + h, x = at[2] + w;
           V v = zero();
           if (z >= 0 && z < e.d && y >= 0 && y < e.h && x >= 0 && x < e.w) {
-            v = load(in + (z % a.ring) * s.plane + y * s.row + x * kLanes);
+            v = load(in + z % a.ring * s.plane + y % a.ring_rows * s.row + x * kLanes);
             if (prologue) v = activate(fma(v, scale, shift), a.prologue.act, block);
           }
           store(to + ((d * NH + h) * NW + w) * kLanes, v);
@@ -242,7 +242,8 @@ struct Winograd {
     const int64_t tiles_h = (o.h + MH - 1) / MH, tiles_w = (o.w + MW - 1) / MW;
     const int64_t cin_blocks = blocks_of(e.c), cout_blocks = blocks_of(o.c);
     const int64_t panels = (cout_blocks + kVectorsPerPanel - 1) / kVectorsPerPanel;
-    const Blocked s{e.w * kLanes, e.h * e.w * kLanes, a.ring * e.h * e.w * kLanes};
+    const int64_t plane = a.ring_rows * e.w * kLanes;
+    const Blocked s{e.w * kLanes, plane, a.ring * plane};
     const int64_t lda = cin_blocks * kLanes, step_u = a.rows * lda + kLanes;
     float* local = scratch;
     float* u = local + kPoints * kLanes;
@@ -251,7 +252,11 @@ struct Winograd {
       const int64_t block = task / a.splits, split = task % a.splits;
       const int64_t first_panel = panels * split / a.splits;
       const int64_t last_panel = panels * (split + 1) / a.splits;
-      const int64_t ldc = (last_panel - first_panel) * kPanel, step_m = a.rows * ldc + kLanes;
+      const int64_t first_block = first_panel * kVectorsPerPanel;
+      const int64_t last_block = last_panel * kVectorsPerPanel < cout_blocks
+                                     ? last_panel * kVectorsPerPanel
+                                     : cout_blocks;
+      const int64_t ldc = (last_block - first_block) * kLanes, step_m = a.rows * ldc + kLanes;
       const int64_t from = a.first + block * a.rows;
       const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
       for (int64_t t = 0; t < rows; ++t) {
@@ -265,7 +270,8 @@ struct Winograd {
         for (int d = 0; d < ND; ++d)
           for (int h = 0; h < NH; ++h)
             rows_at[d * NH + h] =
-                inside ? a.in + (at[0] + d) % a.ring * s.plane + (at[1] + h) * s.row + at[2] * kLanes
+                inside ? a.in + (at[0] + d) % a.ring * s.plane +
+                             (at[1] + h) % a.ring_rows * s.row + at[2] * kLanes
                        : local + (d * NH + h) * NW * kLanes;
         for (int64_t cb = 0; cb < cin_blocks; ++cb) {
           if (!inside) copy(a, s, cb, at, local);
@@ -287,9 +293,8 @@ struct Winograd {
         const int64_t index = from + t;
         const int64_t at[3] = {index / (tiles_h * tiles_w) * MD, index / tiles_w % tiles_h * MH,
                                index % tiles_w * MW};
-        for (int64_t b = first_panel * kVectorsPerPanel;
-             b < last_panel * kVectorsPerPanel && b < cout_blocks; ++b) {
-          output(m + t * ldc + (b - first_panel * kVectorsPerPanel) * kLanes, step_m, local);
+        for (int64_t b = first_block; b < last_block; ++b) {
+          output(m + t * ldc + (b - first_block) * kLanes, step_m, local);
           finish_tile(a, local, at, b);
         }
       }
