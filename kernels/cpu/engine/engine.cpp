@@ -105,6 +105,8 @@ struct Engine::Conv {
   Array generator, bias_generator;
   int64_t conditions = 0;
   float *raw = nullptr, *packed = nullptr, *bias = nullptr;
+  float* padded = nullptr;  // one-channel: the input with its zeros around
+  std::vector<int64_t> shift;
   // Computed inside this step, into a ring of rows; see run_ring.
   std::shared_ptr<Conv> producer;
   int64_t ring_parts = 1, ring_offset = 0;
@@ -263,7 +265,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   }
   c->kind = spec.depthwise ? Conv::Kind::depthwise
             : points       ? Conv::Kind::winograd
-            : cin == 1 && is_input && spec.condition < 0 && spec.prologue_scale.data == nullptr
+            : cin == 1 && is_input && spec.condition < 0 && spec.prologue_scale.data == nullptr &&
+                    (k.stride[2] == 1 || (k.stride[2] == 2 && cout >= kBlock && !spec.pool))
                 ? Conv::Kind::one_channel
                 : Conv::Kind::gather;
   if (spec.pool && c->kind != Conv::Kind::winograd && c->kind != Conv::Kind::one_channel)
@@ -360,14 +363,16 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     a.rows = std::min(a.rows, std::max<int64_t>((a.count + threads - 1) / threads, 1));
     scratch(a.rows * lda + a.rows * (lanes + per * kBlock));
   } else if (c->kind == Conv::Kind::one_channel) {
-    // The lines that a task reads; see one_channel.hpp.
-    const int64_t many = spec.pool ? 2 : 1;
-    int64_t lines = k.stride[2];
-    for (int i = 0; i < 2; ++i)
-      lines = product({lines, (many - 1) * k.stride[i] + (k.kernel[i] - 1) * k.dilation[i] + 1});
-    const int64_t phase = filled(many * a.out_extent.w) +
-                          (k.kernel[2] - 1) * k.dilation[2] / k.stride[2] + 2 * kBlock;
-    scratch(product({lines, phase}) + 3 * kBlock * kBlock + 2 * taps + 2 * kBlock);
+    scratch(3 * kBlock * kBlock);
+    // The borders of the padded input stay zero from here on.
+    a.in_extent = {1, e.d + 2 * k.padding[0], e.h + 2 * k.padding[1], e.w + 2 * k.padding[2]};
+    c->padded = reserve(product({a.in_extent.d, a.in_extent.h, a.in_extent.w}) + kSpare);
+    a.in = c->padded;
+    for (int64_t t = 0; t < taps; ++t)
+      c->shift.push_back((t / (k.kernel[1] * k.kernel[2]) * k.dilation[0] * a.in_extent.h +
+                          t / k.kernel[2] % k.kernel[1] * k.dilation[1]) * a.in_extent.w +
+                         t % k.kernel[2] * k.dilation[2]);
+    a.shift = c->shift.data();
   }
   if (c->kind == Conv::Kind::winograd || c->kind == Conv::Kind::gather) {
     const int64_t blocks = (a.count + a.rows - 1) / a.rows;
@@ -414,8 +419,7 @@ void Engine::run_conv(Conv& c) {
   a.epilogue.second = c.second >= 0 ? at(c.second) : nullptr;
   const auto mine = [&](int thread) { return scratch_memory_.get() + thread * scratch_floats_; };
   if (c.kind == Conv::Kind::one_channel) {
-    const auto which = std::find(inputs_.begin(), inputs_.end(), c.in) - inputs_.begin();
-    a.in = input_data_[static_cast<size_t>(which)];
+    pad_input(c);
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
       kernels_.one_channel(a, b, n, mine(t));
     });
@@ -423,8 +427,7 @@ void Engine::run_conv(Conv& c) {
   }
   a.in = at(c.in);
   if (c.producer) {
-    const auto which = std::find(inputs_.begin(), inputs_.end(), c.producer->in) - inputs_.begin();
-    c.producer->args.in = input_data_[static_cast<size_t>(which)];
+    pad_input(*c.producer);
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
       for (int64_t task = b; task < n; ++task) run_ring(c, task, mine(t));
     });
@@ -436,6 +439,18 @@ void Engine::run_conv(Conv& c) {
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.gather(a, b, n, mine(t)); });
   else
     parallel(c.tasks, 4, [&](int64_t b, int64_t n, int) { kernels_.depthwise(a, b, n); });
+}
+
+void Engine::pad_input(const Conv& c) {
+  const auto which = std::find(inputs_.begin(), inputs_.end(), c.in) - inputs_.begin();
+  const float* from = input_data_[static_cast<size_t>(which)];
+  const Extent &e = extent(c.in), &o = c.args.in_extent;
+  const int64_t* p = c.args.window.padding;
+  parallel(e.d, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin * e.h; row < end * e.h; ++row)
+      std::memcpy(c.padded + ((row / e.h + p[0]) * o.h + row % e.h + p[1]) * o.w + p[2],
+                  from + row * e.w, static_cast<size_t>(e.w) * sizeof(float));
+  });
 }
 
 // One task of a fused pair: a layer of tiles along d, a part of their rows along h. Each row of

@@ -132,6 +132,7 @@ class Engine {
   void build_conv(const std::shared_ptr<Conv>& conv, const ConvSpec& spec);
   void run_conv(Conv& conv);
   void generate(Conv& conv);
+  void pad_input(const Conv& conv);
   void run_ring(const Conv& conv, int64_t task, float* scratch) const;
 
   const Kernels& kernels_;

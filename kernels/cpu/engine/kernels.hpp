@@ -12,7 +12,8 @@
 namespace hfrt {
 
 constexpr int kBlock = 16;
-constexpr int kMaxTile = 6;
+// Floats that the one-channel kernel may read after the end of its input.
+constexpr int kSpare = 128;
 
 // Inlined everywhere: no definition that was compiled for one set can be linked for another.
 __attribute__((always_inline)) inline int64_t blocks_of(int64_t channels) {
@@ -74,6 +75,7 @@ struct ConvArgs {
   Extent out_extent;   // after pooling
   Window window;
   const float* weight = nullptr;  // as `pack` left it
+  const int64_t* shift = nullptr;  // one channel: floats from an output's first input to each tap's
   Prologue prologue;
   Epilogue epilogue;
   // The partition into tasks, `tasks = splits * blocks`.

@@ -1,17 +1,19 @@
-// Convolution of one input channel, [D][H][W] plain: vectors run along W, so that no lane is
-// spent on channels that are not there. Optionally with 2x2x2 max-pooling.
+// Convolution of one input channel, [D][H][W] plain, optionally with 2x2x2 max-pooling. From 16
+// channels on, vectors hold channels and each input is broadcast; with fewer, vectors run along W, so
+// that no lane is spent on channels that are not there.
 #pragma once
 
 #include "activation.hpp"
+#include "gemm.hpp"
 
 namespace {
 
 // Accumulators: channels times vectors of outputs. A vector of inputs serves all the channels and a
 // weight all the vectors, so that loads do not bound the multiply-adds.
 #if defined(__AVX512F__)
-constexpr int kPoolChannels = 4, kWideChannels = 8, kWide = 2, kNarrowChannels = 16;
+constexpr int kPoolChannels = 4, kNarrowChannels = 8;
 #else
-constexpr int kPoolChannels = 1, kWideChannels = 2, kWide = 2, kNarrowChannels = 4;
+constexpr int kPoolChannels = 1, kNarrowChannels = 4;
 #endif
 
 // 16 vectors [channel][16 voxels] -> [voxel][16 channels]
@@ -87,107 +89,181 @@ HFRT_INLINE void correlate_block(const float* const* at, const int64_t* shift, i
   }
 }
 
-// What a task of `one_channel` reads: lines of the input, one stride phase after the other.
-struct Lines {
-  int64_t deep, high, phase, length;  // lines along d and h; floats of a phase and of a line
-  HFRT_INLINE Lines(const hfrt::Window& k, int64_t many, int64_t vectors) {
-    deep = (many - 1) * k.stride[0] + (k.kernel[0] - 1) * k.dilation[0] + 1;
-    high = (many - 1) * k.stride[1] + (k.kernel[1] - 1) * k.dilation[1] + 1;
-    phase = (vectors * kLanes + (k.kernel[2] - 1) * k.dilation[2] / k.stride[2] + kLanes) /
-            kLanes * kLanes;
-    length = phase * k.stride[2];
+// 16 outputs along W, or 8 pooled ones; turned: [w][16]. Returns how many of `left` these are.
+HFRT_INLINE int64_t along_w(const float* const* at, const int64_t* shift, int64_t taps,
+                            const float* weight, int64_t channels, bool pooled, int64_t left,
+                            float* tile, float* turned) {
+  if (!pooled) {
+    correlate_block<kNarrowChannels, 1>(
+        at, shift, taps, weight, channels,
+        [&](int c, const V(&y)[1]) { store(tile + c * kLanes, y[0]); });
+    transpose(tile, turned);
+    return left < kLanes ? left : kLanes;
+  }
+  correlate_block<kPoolChannels, 4>(
+      at, shift, taps, weight, channels, [&](int c, const V(&y)[4]) {
+        store(tile + c * kLanes,
+              larger_or_nan(larger_or_nan(y[0], y[1]), larger_or_nan(y[2], y[3])));
+      });
+  transpose(tile, turned);
+  for (int w = 0; w < kLanes / 2; ++w)
+    store(turned + w * kLanes, larger_or_nan(load(turned + 2 * w * kLanes),
+                                             load(turned + (2 * w + 1) * kLanes)));
+  return left < kLanes / 2 ? left : kLanes / 2;
+}
+
+// acc[g][r] = sum over taps of weight * x at `at[g] + shift[tap] + r * Step`, for `Vectors` blocks of
+// 16 channels whose weights lie `block_step` floats apart.
+template <int Groups, int Rows, int Vectors, int Step>
+HFRT_INLINE void broadcast_rows(const float* const* at, const int64_t* shift, int64_t taps,
+                                const float* weight, int64_t block_step,
+                                V (&acc)[Groups][Rows][Vectors]) {
+#pragma GCC unroll 4
+  for (int g = 0; g < Groups; ++g)
+#pragma GCC unroll 32
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < Vectors; ++j) acc[g][r][j] = zero();
+  for (int64_t t = 0; t < taps; ++t, weight += kLanes) {
+    V w[Vectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < Vectors; ++j) w[j] = load(weight + j * block_step);
+#pragma GCC unroll 4
+    for (int g = 0; g < Groups; ++g) {
+      const float* x = at[g] + shift[t];
+#pragma GCC unroll 32
+      for (int r = 0; r < Rows; ++r) {
+        const V v = broadcast(x[r * Step]);
+#pragma GCC unroll 2
+        for (int j = 0; j < Vectors; ++j) acc[g][r][j] = fma(v, w[j], acc[g][r][j]);
+      }
+    }
+  }
+}
+
+// Where results go: voxel w of vector j at `to + w * 16 + j * step`, after bias and relu if `done`.
+struct Target {
+  float* to;
+  int64_t step;
+  const float* bias;  // null: the results as they are
+  bool relu;
+  HFRT_INLINE void put(V y, int64_t w, int64_t j) const {
+    if (bias) y = y + load(bias + j * kLanes);
+    store(to + w * kLanes + j * step, relu ? larger(zero(), y) : y);
   }
 };
 
-// A task is one row (d, h) of the output after pooling; weight [block][tap][16].
-// scratch: 3 * 256 floats, the taps' shifts, and the lines.
+template <int Rows, int Vectors, int Step>
+HFRT_INLINE void broadcast_store(const float* line, const int64_t* shift, int64_t taps,
+                                 const float* weight, int64_t block_step, const Target& target) {
+  V acc[1][Rows][Vectors];
+  broadcast_rows<1, Rows, Vectors, Step>(&line, shift, taps, weight, block_step, acc);
+#pragma GCC unroll 32
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < Vectors; ++j) target.put(acc[0][r][j], r, j);
+}
+
+// Three pooled outputs: the maxima of four rows of 6 outputs.
+template <int Step>
+HFRT_INLINE void broadcast_pooled(const float* const* at, const int64_t* shift, int64_t taps,
+                                  const float* weight, const Target& target) {
+  V acc[4][6][1];
+  broadcast_rows<4, 6, 1, Step>(at, shift, taps, weight, 0, acc);
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    V most = larger_or_nan(acc[0][2 * i][0], acc[0][2 * i + 1][0]);
+#pragma GCC unroll 3
+    for (int g = 1; g < 4; ++g)
+      most = larger_or_nan(most, larger_or_nan(acc[g][2 * i][0], acc[g][2 * i + 1][0]));
+    target.put(most, i, 0);
+  }
+}
+
+// Outputs that `broadcast_group` makes at once, when `left` are left of the row.
+template <int Vectors>
+HFRT_INLINE int64_t group_size(int64_t left, bool pooled) {
+  constexpr int kMost = Vectors == 1 ? kRows1 : kRows2;
+  return pooled ? 3 : left > (kMost + 1) / 2 ? kMost : (kMost + 1) / 2;
+}
+
+template <int Vectors, int Step>
+HFRT_INLINE void broadcast_group(const float* const* at, const int64_t* shift, int64_t taps,
+                                 const float* weight, int64_t size, bool pooled,
+                                 const Target& target) {
+  constexpr int kMost = Vectors == 1 ? kRows1 : kRows2;
+  const int64_t step = taps * kLanes;
+  if (pooled)
+    broadcast_pooled<Step>(at, shift, taps, weight, target);
+  else if (size == kMost)
+    broadcast_store<kMost, Vectors, Step>(at[0], shift, taps, weight, step, target);
+  else
+    broadcast_store<(kMost + 1) / 2, Vectors, Step>(at[0], shift, taps, weight, step, target);
+}
+
+// A task is one row (d, h) of the output after pooling; weight [block][tap][16]. `in` is padded
+// already, and readable for kSpare floats after its end: what is read there is not used.
+// scratch: 3 * 256 floats.
 void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
   const hfrt::Extent &e = a.in_extent, &o = a.conv_extent, &out = a.out_extent;
   const hfrt::Window& k = a.window;
   const int64_t many = a.epilogue.pool ? 2 : 1, s = k.stride[2];
   const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2];
-  const int64_t vectors = (many * out.w + kLanes - 1) / kLanes;
-  const Lines size(k, many, vectors);
   float *tile = scratch, *turned = scratch + 2 * kLanes * kLanes;
-  auto* shift = reinterpret_cast<int64_t*>(turned + kLanes * kLanes);
-  float* lines = turned + kLanes * kLanes + (2 * taps + kLanes) / kLanes * kLanes;
-  for (int64_t t = 0; t < taps; ++t) {
-    const int64_t kd = t / (k.kernel[1] * k.kernel[2]), kh = t / k.kernel[2] % k.kernel[1];
-    const int64_t w = t % k.kernel[2] * k.dilation[2];
-    shift[t] = (kd * k.dilation[0] * size.high + kh * k.dilation[1]) * size.length +
-               w % s * size.phase + w / s;
-  }
-  const int64_t plane = a.ring_rows * out.w * kLanes;
+  const int64_t* shift = a.shift;
+  const bool broadcast_inputs = o.c >= kLanes && (many == 1 || kRows1 > 16);
+  // Then results go to the output at once.
+  const bool simple = !a.epilogue.residual && !a.epilogue.second &&
+                      (a.epilogue.act.kind == Act::none || a.epilogue.act.kind == Act::relu);
+  const int64_t row = out.w * kLanes, plane = a.ring_rows * row, block = a.ring * plane;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t od = task / out.h, oh = task % out.h;
-    for (int64_t i = 0; i < size.deep * size.high; ++i) {
-      const int64_t d = od * many * k.stride[0] - k.padding[0] + i / size.high;
-      const int64_t h = oh * many * k.stride[1] - k.padding[1] + i % size.high;
-      float* line = lines + i * size.length;
-      if (d < 0 || d >= e.d || h < 0 || h >= e.h) {
-        for (int64_t x = 0; x < size.length; ++x) line[x] = 0;
-        continue;
-      }
-      const int64_t p = k.padding[2];
-      const float* from = a.in + (d * e.h + h) * e.w;
-      if (s == 1) {
-        const int64_t last = e.w + p < size.length ? e.w + p : size.length;
-        int64_t x = 0;
-        for (; x < p && x < size.length; ++x) line[x] = 0;
-        for (; x < last; ++x) line[x] = from[x - p];
-        for (; x < size.length; ++x) line[x] = 0;
-      } else {
-        for (int64_t phase = 0; phase < s; ++phase)
-          for (int64_t i = 0; i < size.phase; ++i) {
-            const int64_t x = i * s + phase - p;
-            line[phase * size.phase + i] = x < 0 || x >= e.w ? 0 : from[x];
-          }
-      }
-    }
+    const float* line = a.in + (od * many * k.stride[0] * e.h + oh * many * k.stride[1]) * e.w;
     for (int64_t b = 0; b < blocks_of(o.c); ++b) {
       const float* weight = a.weight + b * taps * kLanes;
       const int64_t channels = o.c - b * kLanes;
-      const int64_t base = (b * a.ring + od % a.ring) * plane + oh % a.ring_rows * out.w * kLanes;
-      if (many == 2) {
-        for (int64_t v = 0; v < vectors; ++v) {
-          const float* at[4];
-          for (int64_t j = 0; j < 4; ++j)
-            at[j] = lines + v * kLanes +
-                    (j / 2 * k.stride[0] * size.high + j % 2 * k.stride[1]) * size.length;
-          correlate_block<kPoolChannels, 4>(
-              at, shift, taps, weight, channels, [&](int c, const V(&y)[4]) {
-                store(tile + c * kLanes,
-                      larger_or_nan(larger_or_nan(y[0], y[1]), larger_or_nan(y[2], y[3])));
-              });
-          transpose(tile, turned);
-          const int64_t first = v * kLanes / 2, left = out.w - first;
-          for (int64_t w = 0; w < kLanes / 2 && w < left; ++w)
-            finish(larger_or_nan(load(turned + 2 * w * kLanes),
-                                 load(turned + (2 * w + 1) * kLanes)),
-                   a.epilogue, a.out, base + (first + w) * kLanes, b);
+      const int64_t base = b * block + od % a.ring * plane + oh % a.ring_rows * row;
+      const bool pair =
+          broadcast_inputs && many == 1 && kVectorsPerPanel == 2 && b + 1 < blocks_of(o.c);
+      for (int64_t w = 0; w < out.w;) {
+        const float* at[4];
+        for (int64_t j = 0; j < 4; ++j)
+          at[j] = line + w * many * s +
+                  (j / 2 * k.stride[0] * e.h + j % 2 * k.stride[1]) * e.w;
+        const int64_t left = out.w - w, offset = base + w * kLanes;
+        int64_t n = left;
+        const float* result = tile;
+        int64_t result_step = 0;
+        if (!broadcast_inputs) {
+          n = along_w(at, shift, taps, weight, channels, many == 2, left, tile, turned);
+          result = turned;
+        } else {
+          const int64_t size = pair ? group_size<2>(left, false) : group_size<1>(left, many == 2);
+          n = left < size ? left : size;
+          result_step = size * kLanes;
+          const bool direct = simple && n == size;
+          const Target target =
+              direct ? Target{a.out + offset, block, a.epilogue.bias + b * kLanes,
+                              a.epilogue.act.kind == Act::relu}
+                     : Target{tile, result_step, nullptr, false};
+          if (pair)
+            s == 1 ? broadcast_group<2, 1>(at, shift, taps, weight, size, false, target)
+                   : broadcast_group<2, 2>(at, shift, taps, weight, size, false, target);
+          else
+            s == 1 ? broadcast_group<1, 1>(at, shift, taps, weight, size, many == 2, target)
+                   : broadcast_group<1, 2>(at, shift, taps, weight, size, many == 2, target);
+          if (direct) {
+            w += n;
+            continue;
+          }
         }
-        continue;
+        for (int64_t j = 0; j < (pair ? 2 : 1); ++j)
+          for (int64_t i = 0; i < n; ++i)
+            finish(load(result + j * result_step + i * kLanes), a.epilogue, a.out,
+                   offset + j * block + i * kLanes, b + j);
+        w += n;
       }
-      for (int64_t v = 0; v < vectors; v += kWide) {
-        const float* at[kWide] = {lines + v * kLanes, lines + (v + 1) * kLanes};
-        const bool both = v + 1 < vectors;
-        if (both)
-          correlate_block<kWideChannels, kWide>(
-              at, shift, taps, weight, channels, [&](int c, const V(&y)[kWide]) {
-                store(tile + c * kLanes, y[0]);
-                store(tile + (kLanes + c) * kLanes, y[1]);
-              });
-        else
-          correlate_block<kNarrowChannels, 1>(
-              at, shift, taps, weight, channels,
-              [&](int c, const V(&y)[1]) { store(tile + c * kLanes, y[0]); });
-        for (int64_t j = 0; j < (both ? 2 : 1); ++j) {
-          transpose(tile + j * kLanes * kLanes, turned);
-          const int64_t first = (v + j) * kLanes, left = out.w - first;
-          for (int64_t w = 0; w < kLanes && w < left; ++w)
-            finish(load(turned + w * kLanes), a.epilogue, a.out, base + (first + w) * kLanes, b);
-        }
-      }
+      b += pair;
     }
   }
 }
