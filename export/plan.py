@@ -2,8 +2,10 @@
 
     trunk(image) → features,   head(features, tabular) → output
 
-Fused into a convolution: an affine map with its activation before it (prologue), and after it a
-residual, an activation, 2x2x2 max-pooling, and a second, affinely mapped and activated output.
+Fused into a convolution: an affine map with its activation before it (prologue); after it a
+residual, or the 1x1x1 convolution that makes the residual (shortcut), an activation, 2x2x2
+max-pooling, and a second, affinely mapped and activated output. Where all that read an output skip
+every second voxel, these are not kept (sparse).
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ class _Draft:
     act: Node | None = None
     pool: bool = False
     second: tuple[Node | None, Node | None, str] | None = None  # affine, activation, value
+    shortcut: Node | None = None  # a 1x1x1 convolution, added
+    tile: tuple[int, int, int] | None = None  # Winograd
+    sparse: bool = False  # only every second voxel is kept
+    voxels: int = 0  # that the node computes
     late: list[Node] = field(default_factory=list)  # fused nodes, in their order
 
 
@@ -69,7 +75,8 @@ def plan(graph: Graph, *, folded: bool = False) -> Plan:
 
 class _Fuser:
     def __init__(self, graph: Graph, part: str, tensors: dict[str, NDArray[np.float32]]) -> None:
-        self.graph, self.part, self.tensors = graph, part, tensors
+        self.graph, self.part, self.tensors = graph.copy(), part, tensors
+        graph = self.graph
         self.users: dict[str, list[Node]] = {}
         for node in graph.nodes:
             for value in node.inputs:
@@ -89,6 +96,12 @@ class _Fuser:
         drafts = [d for d in drafts if d.node.output not in self.gone]
         self._second_outputs(drafts)
         self._prologues(drafts)
+        for draft in drafts:
+            draft.tile = self._tile(draft)
+            draft.voxels = math.prod(self.graph.shapes[draft.node.output][1:])
+        self._shortcuts(drafts)
+        drafts = [d for d in drafts if d.node.output not in self.gone]
+        self._sparse_outputs(drafts)
         drafts = [d for d in drafts if d.node.output not in self.gone]
         drafts.sort(key=lambda d: max(order[n.output] for n in [d.node, *d.late]))
         ops = [op for d in drafts for op in self._lower(d)]
@@ -196,6 +209,62 @@ class _Fuser:
                     user.prologue_input = draft.node.inputs[0]
                 self.gone.add(draft.node.output)
 
+    def _tile(self, draft: _Draft) -> tuple[int, int, int] | None:
+        node = draft.node
+        if node.op not in _CONVS or not _winograd(node):
+            return None
+        shape = self.graph.shapes[node.output]
+        tile = choose_tile(self.graph.shapes[node.inputs[0]][0], shape[0], shape[1:])
+        # Gathering does not pool.
+        return (2, 2, 2) if tile is None and draft.pool else tile
+
+    def _shortcuts(self, drafts: list[_Draft]) -> None:
+        """A Winograd convolution computes the 1x1x1 convolution that it adds, tile by tile."""
+        made = {d.output: d for d in drafts}
+        for draft in drafts:
+            other = made.get(draft.residual or "")
+            if draft.node.op != "conv" or draft.tile is None or other is None:
+                continue
+            alone = other.act is None and other.second is None and other.prologue is None
+            plain = other.node.op == "conv" and other.residual is None and alone
+            if plain and _pointwise(other.node) and self._only_user(other.output) is not None:
+                draft.shortcut, draft.residual = other.node, None
+                self.gone.add(other.node.output)
+
+    def _sparse_outputs(self, drafts: list[_Draft]) -> None:
+        for draft in drafts:
+            value = draft.output
+            if draft.tile is None or draft.pool or value in self.graph.outputs:
+                continue
+            readers = [(d, self._stride_of(d, value)) for d in drafts if self._reads(d, value)]
+            if readers and all(stride == (2, 2, 2) for _, stride in readers):
+                draft.sparse = True
+                c, *extent = self.graph.shapes[value]
+                self.graph.shapes[value] = (c, *(-(-n // 2) for n in extent))
+                for reader, _ in readers:
+                    node = reader.shortcut if reader.shortcut is not None else reader.node
+                    node = node if value in node.inputs else reader.node
+                    node.attrs["stride"] = (1, 1, 1)
+
+    @staticmethod
+    def _reads(draft: _Draft, value: str) -> bool:
+        first = [draft.prologue_input] if draft.prologue_input else draft.node.inputs[:1]
+        read = [*first, *draft.node.inputs[1:], draft.residual]
+        return value in read or (draft.shortcut is not None and value in draft.shortcut.inputs)
+
+    @staticmethod
+    def _stride_of(draft: _Draft, value: str) -> tuple[int, ...] | None:
+        """The stride at which `draft` reads `value`, if it looks at single voxels only."""
+        if draft.residual == value or draft.prologue_input == value:
+            return None
+        if draft.shortcut is not None and value in draft.shortcut.inputs:
+            inside = value in draft.node.inputs
+            return None if inside else tuple(draft.shortcut.attrs["stride"])
+        node = draft.node
+        if node.op == "global_avg_pool" or (node.op == "conv" and _pointwise(node)):
+            return tuple(node.attrs.get("stride", (1, 1, 1)))
+        return None
+
     # --- to plain operations -----------------------------------------------------------------
 
     def _tensor(self, draft: _Draft, role: str, array: NDArray[np.float64]) -> str:
@@ -247,6 +316,7 @@ class _Fuser:
             channels = shapes[result][0]
             attrs["second"] = {
                 "output": result,
+                "shape": list(shapes[result]),
                 **self._map(draft, "second", affine, act, channels),
             }
         if name in _CONVS:
@@ -283,7 +353,7 @@ class _Fuser:
         attrs["kernel"] = list(kernel)
         channels = shapes[inputs[0]][0]
         cout = int(weight.shape[-5])
-        conv_voxels = math.prod(shapes[node.output][1:])
+        conv_voxels = draft.voxels
         work = 2e-9 * weight.size * conv_voxels
         if node.op == "hyper_conv":
             work /= weight.shape[0]
@@ -299,17 +369,27 @@ class _Fuser:
             "bias": self._tensor(draft, "bias", node.arrays["bias"]),
         }
         algorithm = "depthwise" if depthwise else "gather"
-        tile = None
-        if not depthwise and _winograd(node):
-            tile = choose_tile(channels, cout, shapes[node.output][1:])
-            if tile is None and draft.pool:
-                tile = (2, 2, 2)  # gathering does not pool
-        if tile is not None:
+        if draft.tile is not None:
             algorithm = "winograd"
-            attrs["tile"] = list(tile)
+            attrs["tile"] = list(draft.tile)
         elif name == "conv" and self._one_channel(node) and "prologue" not in attrs:
             algorithm = "one-channel"
         attrs["algorithm"] = algorithm
+        if draft.shortcut is not None:
+            short = draft.shortcut
+            attrs["shortcut"] = {
+                "input": short.inputs[0],
+                "stride": list(short.attrs["stride"]),
+            }
+            tensors["shortcut"] = self._tensor(
+                draft, "shortcut", short.arrays["weight"][..., 0, 0, 0].T
+            )
+            tensors["bias"] = self._tensor(
+                draft, "bias", node.arrays["bias"] + short.arrays["bias"]
+            )
+            work += 2e-9 * short.arrays["weight"].size * conv_voxels
+        if draft.sparse:
+            attrs["sparse"] = True
         yield Op(
             name,
             inputs,

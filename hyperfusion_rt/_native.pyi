@@ -38,6 +38,8 @@ class Engine:
         pool: bool = False,
         second: Map | None = None,
         tile: Sequence[int] | None = None,
+        shortcut: tuple[int, Sequence[int], Floats] | None = None,
+        sparse: bool = False,
     ) -> int: ...
     def pool(
         self,

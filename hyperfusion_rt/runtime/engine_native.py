@@ -43,7 +43,7 @@ class Part:
         shapes = {**program.inputs, **{op.output: op.shape for op in program.ops}}
         for op in program.ops:
             if op.attrs.get("second"):
-                shapes[op.attrs["second"]["output"]] = op.shape
+                shapes[op.attrs["second"]["output"]] = tuple(op.attrs["second"]["shape"])
         self._shapes = [tuple(shapes[name]) for name in program.outputs]
 
     def __call__(self, inputs: list[Floats]) -> list[Floats]:
@@ -123,6 +123,14 @@ def _conv(part: Part, op: Op) -> int:
         pool=bool(a.get("pool", False)),
         second=mapped("second"),
         tile=a.get("tile"),
+        shortcut=(
+            part._value(a["shortcut"]["input"]),
+            list(a["shortcut"]["stride"]),
+            part._tensor(op.tensors["shortcut"]),
+        )
+        if a.get("shortcut")
+        else None,
+        sparse=bool(a.get("sparse", False)),
     )
     if a.get("second"):
         part._values[a["second"]["output"]] = value + 1

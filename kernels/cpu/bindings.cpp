@@ -112,7 +112,8 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
              const Weights& bias, bool depthwise, std::optional<int> condition,
              const std::optional<AffineArgs>& prologue, std::optional<int> residual,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
-             const std::optional<Ints>& tile) {
+             const std::optional<Ints>& tile,
+             const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse) {
   hfrt::ConvSpec s;
   s.in = in;
   s.out_channels = out_channels;
@@ -139,6 +140,13 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
     const Triple t = triple_of(*tile);
     for (size_t i = 0; i < 3; ++i) s.tile[i] = t[i];
   }
+  if (shortcut) {
+    s.shortcut = std::get<0>(*shortcut);
+    const Triple t = triple_of(std::get<1>(*shortcut));
+    for (size_t i = 0; i < 3; ++i) s.shortcut_stride[i] = t[i];
+    s.shortcut_weight = array_of(std::get<2>(*shortcut));
+  }
+  s.sparse = sparse;
   return engine.conv(s);
 }
 
@@ -197,7 +205,7 @@ void define_engine(nb::module_& m) {
            "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false,
            "condition"_a = nb::none(), "prologue"_a = nb::none(), "residual"_a = nb::none(),
            "act"_a = nb::none(), "pool"_a = false, "second"_a = nb::none(),
-           "tile"_a = nb::none())
+           "tile"_a = nb::none(), "shortcut"_a = nb::none(), "sparse"_a = false)
       .def(
           "pool",
           [](Engine& e, int x, const Ints& k, const Ints& s, const Ints& p, const Ints& d,

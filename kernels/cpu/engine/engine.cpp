@@ -99,7 +99,7 @@ Floats allocate(int64_t count) {
 struct Engine::Conv {
   enum class Kind { winograd, gather, one_channel, depthwise } kind = Kind::gather;
   ConvArgs args;
-  int in = -1, out = -1, second = -1, residual = -1, condition = -1;
+  int in = -1, out = -1, second = -1, residual = -1, condition = -1, shortcut = -1;
   int64_t tasks = 0;
   // generated weights
   Array generator, bias_generator;
@@ -221,21 +221,28 @@ int Engine::conv(const ConvSpec& spec) {
     if (spec.residual >= 0 || (spec.act.kind != Act::none && spec.act.kind != Act::relu))
       refuse("pooling in a convolution goes with relu, and without a residual");
   }
+  if (spec.sparse) {
+    if (spec.pool || !spec.tile[0])
+      refuse("only a Winograd convolution without pooling keeps every second voxel");
+    out = {cout, (conv.d + 1) / 2, (conv.h + 1) / 2, (conv.w + 1) / 2};
+  }
   auto c = std::make_shared<Conv>();
   c->in = spec.in;
+  c->shortcut = spec.shortcut;
   c->residual = spec.residual;
   c->condition = spec.condition;
   ConvArgs& a = c->args;
   a.in_extent = e, a.conv_extent = conv, a.out_extent = out, a.window = spec.window;
   c->out = add(out);
-  if (spec.second) c->second = add(out);
-  if (spec.residual >= 0 && !same(extent(spec.residual), out))
-    refuse("the residual " + text(extent(spec.residual)) + " does not fit " + text(out));
+  if (spec.second) c->second = add(spec.sparse ? conv : out);
+  if (spec.residual >= 0 && !same(extent(spec.residual), conv))
+    refuse("the residual " + text(extent(spec.residual)) + " does not fit " + text(conv));
   build_conv(c, spec);
 
   std::vector<int> reads{spec.in}, writes{c->out};
   if (spec.residual >= 0) reads.push_back(spec.residual);
   if (spec.condition >= 0) reads.push_back(spec.condition);
+  if (spec.shortcut >= 0) reads.push_back(spec.shortcut);
   if (c->second >= 0) writes.push_back(c->second);
   static const char* kinds[] = {"winograd", "gather", "one-channel", "depthwise"};
   step(kinds[static_cast<int>(c->kind)], reads, writes, [this, c] { run_conv(*c); });
@@ -277,6 +284,7 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   // epilogue and prologue
   a.epilogue.act = keep(spec.act, cout);
   a.epilogue.pool = spec.pool;
+  a.epilogue.sparse = spec.sparse;
   if (spec.second) {
     a.epilogue.second_scale = keep(spec.second_scale, filled(cout), "the second scale", cout);
     a.epilogue.second_shift = keep(spec.second_shift, filled(cout), "the second shift", cout);
@@ -336,6 +344,25 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     a.weight = to;
   }
 
+  int64_t shortcut_floats = 0;
+  if (spec.shortcut >= 0) {
+    if (c->kind != Conv::Kind::winograd || spec.residual >= 0 || spec.pool || spec.condition >= 0)
+      refuse("a shortcut goes with a Winograd convolution that has no residual and no pooling");
+    const Extent se = extent(spec.shortcut);
+    const int64_t size[3] = {se.d, se.h, se.w}, wanted[3] = {o.d, o.h, o.w};
+    for (int i = 0; i < 3; ++i) {
+      a.shortcut.stride[i] = spec.shortcut_stride[i];
+      if (spec.shortcut_stride[i] < 1 || (size[i] - 1) / spec.shortcut_stride[i] + 1 != wanted[i])
+        refuse("the shortcut from " + text(se) + " does not fit " + text(o));
+    }
+    checked(spec.shortcut_weight, product({se.c, cout}), "the shortcut's weight");
+    a.shortcut.in_extent = se;
+    float* packed = reserve(product({se.c, lanes}));
+    kernels_.pack(spec.shortcut_weight.data, cout, se.c, packed, 0, panels);
+    a.shortcut.weight = packed;
+    shortcut_floats = a.tile[0] * a.tile[1] * a.tile[2] * (filled(se.c) + lanes) + kBlock;
+  }
+
   // Partition and scratch. Blocks are small enough for the second-level cache, and there are a
   // few tasks for each thread; what is left over is split along the output channels.
   const int64_t threads = pool_.threads();
@@ -353,7 +380,7 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     a.rows = std::min(a.rows, std::max<int64_t>((tiles + threads - 1) / threads, 1));
     a.count = tiles;
     scratch(points * kBlock + points * (a.rows * filled(cin) + kBlock) +
-            points * (a.rows * (lanes + per * kBlock) + kBlock));
+            points * (a.rows * lanes + kBlock) + shortcut_floats);
   } else if (c->kind == Conv::Kind::gather) {
     const int64_t depth = taps * cin, lda = filled(depth) + kBlock;
     const int64_t unit = vectors == 1 ? kernels_.rows_one : kernels_.rows_two;
@@ -426,6 +453,7 @@ void Engine::run_conv(Conv& c) {
     return;
   }
   a.in = at(c.in);
+  a.shortcut.in = c.shortcut >= 0 ? at(c.shortcut) : nullptr;
   if (c.producer) {
     pad_input(*c.producer);
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
@@ -486,6 +514,7 @@ void Engine::fuse_rings() {
     if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
         second->in != first->out || second->condition >= 0 || second->residual == first->out ||
+        second->shortcut == first->out ||
         first->args.out_extent.floats() < kLarge)
       continue;
     const int value = first->out;
@@ -501,7 +530,7 @@ void Engine::fuse_rings() {
     first->args.ring_rows = a.ring_rows = a.tile[1] + 2;
     a.splits = 1;
     const int64_t columns = (a.conv_extent.w + a.tile[2] - 1) / a.tile[2];
-    const int64_t parts = (columns + a.rows - 1) / a.rows;
+    const int64_t parts = (columns + 11) / 12;  // U, M and the ring fit the second-level cache
     a.rows = (columns + parts - 1) / parts;
     const int64_t layers = (a.conv_extent.d + a.tile[0] - 1) / a.tile[0];
     const int64_t rows = (a.conv_extent.h + a.tile[1] - 1) / a.tile[1];
@@ -914,7 +943,8 @@ void Engine::finish() {
       if (std::count(s.reads.begin(), s.reads.end(), inputs_[i]) &&
           !(s.conv && (s.conv->kind == Conv::Kind::one_channel ||
                        (s.conv->producer && s.conv->in != inputs_[i] &&
-                        s.conv->residual != inputs_[i] && s.conv->condition != inputs_[i]))))
+                        s.conv->residual != inputs_[i] && s.conv->condition != inputs_[i] &&
+                        s.conv->shortcut != inputs_[i]))))
         plain_input_[i] = false;
     if (plain_input_[i]) values_[static_cast<size_t>(inputs_[i])].floats = 0;
   }

@@ -52,6 +52,11 @@ struct ConvSpec {
   Array second_scale, second_shift;
   ActivationSpec second_act;
   int64_t tile[3] = {0, 0, 0};  // 0: not Winograd
+  // Winograd: + a 1x1x1 convolution of `shortcut`, weight [Cs][Cout], its bias added to `bias`
+  int shortcut = -1;
+  int64_t shortcut_stride[3] = {1, 1, 1};
+  Array shortcut_weight;
+  bool sparse = false;  // Winograd: keep every second voxel of the output
 };
 
 // Every builder method returns the number of the value that it makes. They throw

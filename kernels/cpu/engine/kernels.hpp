@@ -57,11 +57,22 @@ struct Epilogue {
   const float* second_scale = nullptr;
   const float* second_shift = nullptr;
   Activation second_act;
+  // Winograd only: y is kept at every second voxel along each axis, in an output of half the size.
+  bool sparse = false;
 };
 
 struct Window {
   int64_t kernel[3] = {1, 1, 1}, stride[3] = {1, 1, 1}, padding[3] = {0, 0, 0},
           dilation[3] = {1, 1, 1};
+};
+
+// A 1x1x1 convolution whose result is added before the activation (a residual block's shortcut).
+// Its bias is part of the epilogue's.
+struct Shortcut {
+  const float* in = nullptr;  // null: none
+  Extent in_extent;
+  int64_t stride[3] = {1, 1, 1};
+  const float* weight = nullptr;  // packed
 };
 
 struct ConvArgs {
@@ -78,6 +89,7 @@ struct ConvArgs {
   const int64_t* shift = nullptr;  // one channel: floats from an output's first input to each tap's
   Prologue prologue;
   Epilogue epilogue;
+  Shortcut shortcut;  // Winograd only
   // The partition into tasks, `tasks = splits * blocks`.
   int64_t tile[3] = {0, 0, 0};    // Winograd: outputs per tile along each axis
   int64_t rows = 0;               // tiles (Winograd) or voxels (gather) in one block

@@ -43,7 +43,7 @@ bool spin(const Ready& ready, bool may_stop) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : parts_(static_cast<size_t>(threads)) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
 }
 
@@ -58,10 +58,14 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::share(int index) {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    (*work_)(begin, begin + grain_ < count_ ? begin + grain_ : count_, index);
+  const size_t n = parts_.size();
+  for (size_t k = 0; k < n; ++k) {
+    Part& part = parts_[(static_cast<size_t>(index) + k) % n];
+    for (;;) {
+      const int64_t begin = part.next.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= part.end) break;
+      (*work_)(begin, begin + grain_ < part.end ? begin + grain_ : part.end, index);
+    }
   }
 }
 
@@ -89,9 +93,12 @@ void ThreadPool::run(int64_t count, int64_t grain, const Work& work) {
     return;
   }
   work_ = &work;
-  count_ = count;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
+  const auto n = static_cast<int64_t>(parts_.size());
+  for (int64_t i = 0; i < n; ++i) {
+    parts_[static_cast<size_t>(i)].next.store(count * i / n, std::memory_order_relaxed);
+    parts_[static_cast<size_t>(i)].end = count * (i + 1) / n;
+  }
   running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   // A worker announces that it sleeps before it looks at the round for the last time; both orders
   // are sequentially consistent, so one of the two sees the other.

@@ -1,5 +1,6 @@
-// A fixed number of threads that share numbered tasks. Which thread does a task is left to chance;
-// a task must not depend on it.
+// A fixed number of threads that share numbered tasks. Each starts with a part of its own, so that
+// from layer to layer it finds in its cache what it wrote there; one that is done early takes from
+// the others. Which thread does a task is thus left to chance; a task must not depend on it.
 #pragma once
 
 #include <atomic>
@@ -32,10 +33,15 @@ class ThreadPool {
   void worker(int index);
   void share(int index);
 
+  struct alignas(128) Part {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  std::vector<Part> parts_;
   std::vector<std::thread> workers_;
   const Work* work_ = nullptr;
-  int64_t count_ = 0, grain_ = 1;
-  std::atomic<int64_t> next_{0};
+  int64_t grain_ = 1;
   std::atomic<int> running_{0};
   std::atomic<uint64_t> round_{0};
   std::atomic<int> asleep_{0};

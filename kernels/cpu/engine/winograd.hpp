@@ -162,7 +162,27 @@ struct Winograd {
         }
   }
 
-  static void finish_tile(const hfrt::ConvArgs& a, float* y, const int64_t* at, int64_t block) {
+  // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Voxels beyond the border repeat the last.
+  static void shortcut(const hfrt::ConvArgs& a, const int64_t* at, int64_t first_panel,
+                       int64_t last_panel, float* rows, float* to, int64_t ldc) {
+    const hfrt::Shortcut& s = a.shortcut;
+    const hfrt::Extent& e = s.in_extent;
+    const int64_t blocks = blocks_of(e.c), lda = blocks * kLanes;
+    const auto clamp = [](int64_t v, int64_t size) { return v < size ? v : size - 1; };
+    for (int64_t i = 0; i < MD * MH * MW; ++i) {
+      const int64_t z = clamp((at[0] + i / (MH * MW)) * s.stride[0], e.d);
+      const int64_t y = clamp((at[1] + i / MW % MH) * s.stride[1], e.h);
+      const int64_t x = clamp((at[2] + i % MW) * s.stride[2], e.w);
+      const float* from = s.in + ((z * e.h + y) * e.w + x) * kLanes;
+      for (int64_t b = 0; b < blocks; ++b)
+        store(rows + i * lda + b * kLanes, load(from + b * e.voxels() * kLanes));
+    }
+    gemm(rows, lda, MD * MH * MW, e.c, s.weight, a.conv_extent.c, first_panel, last_panel, to, ldc);
+  }
+
+  // extra: the shortcut's share of this block, `ldc` floats per voxel, or null
+  static void finish_tile(const hfrt::ConvArgs& a, float* y, const int64_t* at, int64_t block,
+                          const float* extra, int64_t ldc) {
     const hfrt::Extent& o = a.out_extent;
     const int64_t row = o.w * kLanes, plane = o.h * row, base = block * o.d * plane;
     if (a.epilogue.pool) {
@@ -182,15 +202,25 @@ struct Winograd {
           }
       return;
     }
-    const int64_t nd = o.d - at[0] < MD ? o.d - at[0] : MD;
-    const int64_t nh = o.h - at[1] < MH ? o.h - at[1] : MH;
-    const int64_t nw = o.w - at[2] < MW ? o.w - at[2] : MW;
+    const hfrt::Extent& c = a.conv_extent;
+    const int64_t c_row = c.w * kLanes, c_plane = c.h * c_row, c_base = block * c.d * c_plane;
+    const int64_t nd = c.d - at[0] < MD ? c.d - at[0] : MD;
+    const int64_t nh = c.h - at[1] < MH ? c.h - at[1] : MH;
+    const int64_t nw = c.w - at[2] < MW ? c.w - at[2] : MW;
     for (int64_t d = 0; d < nd; ++d)
       for (int64_t h = 0; h < nh; ++h) {
-        const int64_t offset = base + (at[0] + d) * plane + (at[1] + h) * row + at[2] * kLanes;
-        for (int64_t w = 0; w < nw; ++w)
-          finish(load(y + ((d * MH + h) * MW + w) * kLanes), a.epilogue, a.out,
-                 offset + w * kLanes, block);
+        const int64_t z = at[0] + d, yy = at[1] + h;
+        const int64_t offset = c_base + z * c_plane + yy * c_row + at[2] * kLanes;
+        const int64_t half = base + z / 2 * plane + yy / 2 * row + at[2] / 2 * kLanes;
+        for (int64_t w = 0; w < nw; ++w) {
+          const int64_t i = (d * MH + h) * MW + w;
+          V v = load(y + i * kLanes);
+          if (extra) v = v + load(extra + i * ldc);
+          const int64_t here = offset + w * kLanes;
+          const bool odd = (z | yy | w) & 1;  // tiles start at even voxels
+          finish(v, a.epilogue, a.out, here,
+                 !a.epilogue.sparse ? here : odd ? -1 : half + w / 2 * kLanes, block);
+        }
       }
   }
 
@@ -248,6 +278,9 @@ struct Winograd {
     float* local = scratch;
     float* u = local + kPoints * kLanes;
     float* m = u + kPoints * step_u;
+    constexpr int64_t kTile = MD * MH * MW;
+    float* extra = a.shortcut.in ? m + kPoints * (a.rows * cout_blocks * kLanes + kLanes) : nullptr;
+    float* extra_rows = extra + kTile * cout_blocks * kLanes;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / a.splits, split = task % a.splits;
       const int64_t first_panel = panels * split / a.splits;
@@ -293,9 +326,10 @@ struct Winograd {
         const int64_t index = from + t;
         const int64_t at[3] = {index / (tiles_h * tiles_w) * MD, index / tiles_w % tiles_h * MH,
                                index % tiles_w * MW};
+        if (extra) shortcut(a, at, first_panel, last_panel, extra_rows, extra, ldc);
         for (int64_t b = first_block; b < last_block; ++b) {
           output(m + t * ldc + (b - first_block) * kLanes, step_m, local);
-          finish_tile(a, local, at, b);
+          finish_tile(a, local, at, b, extra ? extra + (b - first_block) * kLanes : nullptr, ldc);
         }
       }
     }
