@@ -280,7 +280,7 @@ void define_engine(nb::module_& m) {
           "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none())
       .def("output", &Engine::output, "value"_a)
       .def("finish", &Engine::finish)
-      .def("run", &run_engine, "inputs"_a, "outputs"_a,
+      .def("run", &run_engine, "inputs"_a.noconvert(), "outputs"_a.noconvert(),
            "inputs and outputs: float32 [batch, ...], one array per input and output. The GIL is "
            "released; calls from several threads take turns.")
       .def("shape", &Engine::shape, "value"_a)

@@ -9,6 +9,13 @@ namespace {
 using hfrt::Act;
 using hfrt::Activation;
 
+// e^x - 1 for x <= 0, without the cancellation near 0.
+HFRT_INLINE V exponential_minus_one(V x) {
+  V p = fma(x, broadcast(1.0f / 9), broadcast(1.0f));
+  for (int n = 8; n >= 2; --n) p = fma(x * broadcast(1.0f / static_cast<float>(n)), p, broadcast(1.0f));
+  return if_positive(x + broadcast(0.5f), x * p, exponential(x) - broadcast(1.0f));
+}
+
 // 1 / (1 + e^-x), absolute error below 2e-7.
 HFRT_INLINE V sigmoid(V x) {
   return broadcast(1.0f) / (broadcast(1.0f) + exponential(zero() - x));
@@ -65,7 +72,7 @@ HFRT_INLINE V activate(V x, const Activation& act, int64_t block) {
     case Act::leaky_relu: return if_positive(x, x, x * broadcast(act.alpha));
     case Act::prelu: return if_positive(x, x, x * load(act.slope + block * kLanes));
     case Act::elu:
-      return if_positive(x, x, broadcast(act.alpha) * (exponential(x) - broadcast(1.0f)));
+      return if_positive(x, x, broadcast(act.alpha) * exponential_minus_one(x));
     case Act::silu:
       // -inf * 0 would be NaN, as it is in the definition.
       return x * sigmoid(x);

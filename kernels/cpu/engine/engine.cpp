@@ -936,17 +936,20 @@ void Engine::finish() {
   if (outputs_.empty()) refuse("an engine needs an output");
   fuse_rings();
   // An input that only one-channel convolutions read is used where the caller has it.
+  const auto reads_plain = [](const Conv& c, int input) {
+    const bool here = c.kind == Conv::Kind::one_channel && c.in == input;
+    const bool before = c.producer && c.producer->in == input && c.in != input;
+    return (here || before) && c.residual != input && c.condition != input && c.shortcut != input;
+  };
   plain_input_.assign(inputs_.size(), true);
   for (size_t i = 0; i < inputs_.size(); ++i) {
-    if (std::count(outputs_.begin(), outputs_.end(), inputs_[i])) plain_input_[i] = false;
+    const int input = inputs_[i];
+    bool plain = std::count(outputs_.begin(), outputs_.end(), input) == 0;
     for (const auto& s : steps_)
-      if (std::count(s.reads.begin(), s.reads.end(), inputs_[i]) &&
-          !(s.conv && (s.conv->kind == Conv::Kind::one_channel ||
-                       (s.conv->producer && s.conv->in != inputs_[i] &&
-                        s.conv->residual != inputs_[i] && s.conv->condition != inputs_[i] &&
-                        s.conv->shortcut != inputs_[i]))))
-        plain_input_[i] = false;
-    if (plain_input_[i]) values_[static_cast<size_t>(inputs_[i])].floats = 0;
+      if (std::count(s.reads.begin(), s.reads.end(), input))
+        plain = plain && s.conv && reads_plain(*s.conv, input);
+    plain_input_[i] = plain;
+    if (plain) values_[static_cast<size_t>(input)].floats = 0;
   }
   input_data_.assign(inputs_.size(), nullptr);
   place_values();

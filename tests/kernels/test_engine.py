@@ -1,0 +1,551 @@
+"""The compiled kernels against torch in float64: odd shapes, every instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperfusion_rt import _native
+
+ISAS = _native.available_isas()
+EPS = float(np.finfo(np.float32).eps)
+# Rounding of the sum of products, in units of eps · Σ|products|; F(4, 3) adds its transforms'.
+DIRECT, WINOGRAD = 12, 60
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def wide(array):
+    return torch.from_numpy(array).double()
+
+
+def call(engine, inputs, shape):
+    """Run into the middle of a larger array of NaN: nothing unwritten, nothing beyond."""
+    batch = len(inputs[0])
+    whole = np.full((batch + 2, *shape), np.nan, np.float32)
+    engine.run(inputs, [whole[1:-1]])
+    assert np.isnan(whole[0]).all()
+    assert np.isnan(whole[-1]).all()
+    return whole[1:-1]
+
+
+def channels(array):
+    return wide(array)[:, None, None, None]
+
+
+@st.composite
+def convolutions(draw):
+    """A convolution that the engine can do, with everything that may be fused into it."""
+    kind = draw(st.sampled_from(["gather", "winograd", "one-channel", "depthwise", "generated"]))
+    c = {"kind": kind, "isa": draw(st.sampled_from(ISAS)), "threads": draw(st.integers(1, 3))}
+    c["shape"] = tuple(draw(st.lists(st.integers(1, 9), min_size=3, max_size=3)))
+    c["cin"] = draw(st.integers(1, 35))
+    c["cout"] = draw(st.integers(1, 50))
+    sizes = st.tuples(*[st.integers(1, 3)] * 3)
+    c["kernel"], c["stride"], c["dilation"] = draw(sizes), draw(sizes), draw(sizes)
+    c["padding"] = draw(st.tuples(*[st.integers(0, 3)] * 3))
+    c["tile"] = None
+    if kind == "winograd" or (kind == "generated" and draw(st.booleans())):
+        c["kernel"], c["stride"], c["dilation"] = (3, 3, 3), (1, 1, 1), (1, 1, 1)
+        c["tile"] = draw(st.tuples(*[st.sampled_from([2, 4])] * 3))
+    if kind == "one-channel":
+        c["cin"] = 1
+        c["shape"] = (*c["shape"][:2], draw(st.integers(1, 70)))
+        c["kernel"] = draw(st.tuples(*[st.integers(1, 5)] * 3))
+        c["stride"] = (*c["stride"][:2], draw(st.integers(1, 2)))
+    if kind == "depthwise":
+        c["cout"] = c["cin"]
+    reach = [d * (k - 1) + 1 for d, k in zip(c["dilation"], c["kernel"], strict=True)]
+    c["padding"] = tuple(
+        max(p, -(-(r - n) // 2)) for p, r, n in zip(c["padding"], reach, c["shape"], strict=True)
+    )
+    out = [
+        (n + 2 * p - r) // s + 1
+        for n, p, r, s in zip(c["shape"], c["padding"], reach, c["stride"], strict=True)
+    ]
+    c["pool"] = kind in ("winograd", "one-channel") and min(out) >= 2 and draw(st.booleans())
+    c["pool"] = c["pool"] and not (kind == "one-channel" and c["stride"][2] == 2)
+    c["relu"] = draw(st.booleans())
+    c["residual"] = not c["pool"] and draw(st.booleans())
+    c["second"] = draw(st.booleans())
+    c["prologue"] = kind in ("gather", "winograd", "generated") and draw(st.booleans())
+    c["shortcut"] = kind == "winograd" and not (c["pool"] or c["residual"]) and draw(st.booleans())
+    c["shortcut_stride"] = draw(sizes)
+    c["sparse"] = kind == "winograd" and not c["pool"] and draw(st.booleans())
+    c["seed"] = draw(st.integers(0, 99))
+    return c
+
+
+def check(c):
+    rng = np.random.default_rng(c["seed"])
+    cin, cout, kernel = c["cin"], c["cout"], c["kernel"]
+    geometry = c["stride"], c["padding"], c["dilation"]
+    groups = cin if c["kind"] == "depthwise" else 1
+    taps = int(np.prod(kernel))
+    engine = _native.Engine(c["threads"], c["isa"])
+    x = normal(rng, 2, cin, *c["shape"])
+    value = engine.input(cin, *c["shape"])
+    inputs, options = [x], {}
+    exact = wide(x)
+    if c["prologue"]:
+        scale, shift = normal(rng, cin), normal(rng, cin)
+        options["prologue"] = (scale, shift, ("relu", 0.0, None))
+        exact = (exact * channels(scale) + channels(shift)).relu()
+    count = 3 if c["kind"] == "generated" else 1
+    weight = normal(rng, count, cout, cin // groups, *kernel) / np.float32(taps * cin) ** 0.5
+    bias = normal(rng, count, cout)
+    condition = np.ones((2, 1), np.float32)
+    if c["kind"] == "generated":
+        condition = normal(rng, 2, count)
+        inputs.append(condition)
+        options["condition"] = engine.input(count)
+    flat = weight.reshape(count, cout, cin // groups, taps)
+    made = flat.transpose(0, 3, 2, 1) if groups == 1 else flat[:, :, 0].transpose(0, 2, 1)
+    made, given_bias = np.ascontiguousarray(made), bias
+    if c["kind"] != "generated":
+        made, given_bias = made[0], bias[0]
+
+    def reference(of, e, w, b):
+        return torch.cat(
+            [
+                F.conv3d(
+                    of[i : i + 1],
+                    torch.tensordot(e[i], w, 1),
+                    torch.tensordot(e[i], b, 1),
+                    *geometry,
+                    groups=groups,
+                )
+                for i in range(len(of))
+            ]
+        )
+
+    y = reference(exact, wide(condition), wide(weight), wide(bias))
+    size = reference(*(t.abs() for t in (exact, wide(condition), wide(weight), wide(bias))))
+    if c["residual"]:
+        residual = normal(rng, *y.shape)
+        options["residual"] = engine.input(*y.shape[1:])
+        inputs.append(residual)
+        y, size = y + wide(residual), size + wide(residual).abs()
+    if c["shortcut"]:
+        stride = c["shortcut_stride"]
+        source = [(n - 1) * s + 1 for n, s in zip(y.shape[2:], stride, strict=True)]
+        z, short = normal(rng, 2, 20, *source), normal(rng, 20, cout)
+        options["shortcut"] = (engine.input(20, *source), stride, short)
+        inputs.append(z)
+        kernel1 = wide(short.T.copy())[..., None, None, None]
+        y = y + F.conv3d(wide(z), kernel1, stride=stride)
+        size = size + F.conv3d(wide(z).abs(), kernel1.abs(), stride=stride)
+    if c["relu"]:
+        y, options["act"] = y.relu(), ("relu", 0.0, None)
+    if c["pool"]:
+        y = F.max_pool3d(y, 2)
+    factor = 1.0
+    if c["second"]:
+        scale, shift = normal(rng, cout), normal(rng, cout)
+        options["second"] = (scale, shift, ("leaky_relu", 0.1, None))
+        factor += float(np.abs(scale).max())
+    out = engine.conv(
+        value,
+        cout,
+        kernel,
+        *geometry,
+        made,
+        given_bias,
+        c["kind"] == "depthwise",
+        pool=c["pool"],
+        tile=c["tile"],
+        sparse=c["sparse"],
+        **options,
+    )
+    kept = y[:, :, ::2, ::2, ::2] if c["sparse"] else y
+    wanted = [kept]
+    if c["second"]:
+        wanted.append(F.leaky_relu(y * channels(scale) + channels(shift), 0.1))
+    limit = (WINOGRAD if c["tile"] else DIRECT) * EPS * float(size.max()) * factor
+    for offset in range(len(wanted)):
+        assert engine.shape(out + offset) == list(wanted[offset].shape[1:])
+        engine.output(out + offset)
+    engine.finish()
+    found = [np.full(tuple(w.shape), np.nan, np.float32) for w in wanted]
+    engine.run(inputs, found)
+    for have, want in zip(found, wanted, strict=True):
+        assert np.abs(have - want.numpy()).max() <= limit
+    again = [np.full(tuple(w.shape), np.nan, np.float32) for w in wanted]
+    engine.run(inputs, again)
+    for have, repeated in zip(found, again, strict=True):
+        np.testing.assert_array_equal(have, repeated)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(convolutions())
+def test_convolutions(case):
+    check(case)
+
+
+BASE = {
+    "kind": "gather", "threads": 2, "shape": (5, 7, 9), "cin": 16, "cout": 32, "kernel": (3, 3, 3),
+    "stride": (1, 1, 1), "dilation": (1, 1, 1), "padding": (1, 1, 1), "tile": None, "pool": False,
+    "relu": True, "residual": False, "second": False, "prologue": False, "shortcut": False,
+    "shortcut_stride": (1, 1, 1), "sparse": False, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cin", [15, 16, 17, 33])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 13])
+@pytest.mark.parametrize("tile", [None, (2, 2, 2), (4, 4, 4), (2, 4, 4)])
+def test_sizes_around_the_vector_and_the_tile(isa, cin, size, tile):
+    check(
+        {**BASE, "isa": isa, "cin": cin, "cout": cin + 15, "shape": (size, 3, size), "tile": tile}
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_first_pair_of_layers_in_a_ring_of_rows(isa, padding):
+    """Large enough that the first layer's result never stands in memory as a whole."""
+    rng = np.random.default_rng(0)
+    shape = (43, 48, 47)
+    w1, w2 = normal(rng, 16, 1, 3, 3, 3) / 5, normal(rng, 20, 16, 3, 3, 3) / 20
+    b1, b2 = normal(rng, 16), normal(rng, 20)
+    engine = _native.Engine(2, isa)
+    value = engine.input(1, *shape)
+    relu = ("relu", 0.0, None)
+    for w, b, tile in ((w1, b1, None), (w2, b2, (4, 4, 4))):
+        cout, cin = w.shape[:2]
+        flat = np.ascontiguousarray(w.reshape(cout, cin, 27).transpose(2, 1, 0))
+        ones = (1, 1, 1)
+        value = engine.conv(
+            value, cout, (3, 3, 3), ones, [padding] * 3, ones, flat, b, act=relu, tile=tile,
+            pool=tile is not None,
+        )  # fmt: skip
+    engine.output(value)
+    engine.finish()
+    assert engine.steps[0].endswith("(in the next step)")
+    x = normal(rng, 2, 1, *shape)
+    y = F.conv3d(wide(x), wide(w1), wide(b1), padding=padding).relu()
+    y = F.max_pool3d(F.conv3d(y, wide(w2), wide(b2), padding=padding).relu(), 2)
+    found = call(engine, [x], tuple(y.shape[1:]))
+    assert np.abs(found - y.numpy()).max() <= 2e-5 * float(y.max())
+
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "elu": lambda x: F.elu(x, 0.7),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "softplus": F.softplus,
+    "prelu": lambda x: F.prelu(x, torch.full((1,), 0.3, dtype=x.dtype)),
+}
+ALPHA = {"leaky_relu": 0.2, "elu": 0.7}
+
+
+def activated(name, x, isa):
+    engine = _native.Engine(1, isa)
+    slope = np.full(len(x), 0.3, np.float32) if name == "prelu" else None
+    value = engine.affine(engine.input(len(x)), act=(name, ALPHA.get(name, 0.0), slope))
+    engine.output(value)
+    engine.finish()
+    return call(engine, [x[None]], (len(x),))[0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name, isa):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([normal(rng, 500) * s for s in (1e-3, 0.1, 1, 5, 40)])
+    with np.errstate(all="ignore"):
+        expected = ACTIVATIONS[name](wide(x)).numpy()
+    found = activated(name, x, isa)
+    # A few units in the last place of the result or, where terms cancel, of the input.
+    limit = 8 * EPS * np.maximum(np.abs(expected), np.minimum(np.abs(x), 1.0)) + 1e-38
+    assert (np.abs(found - expected) <= limit).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_at_the_ends_of_the_range(name, isa):
+    x = np.array(
+        [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-40, -1e-40, 3e38, -3e38, 88.8, -104],
+        np.float32,
+    )
+    expected = ACTIVATIONS[name](wide(x)).float().numpy()
+    found = activated(name, x, isa)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
+    ok = np.isfinite(expected)
+    np.testing.assert_allclose(found[ok], expected[ok], rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_non_finite_inputs_reach_every_output_that_reads_them(isa):
+    """Winograd may spread them over the rest of their tile; the exact kernels may not."""
+    rng = np.random.default_rng(0)
+    w, b = normal(rng, 27, 16, 16), normal(rng, 16)
+    for bad in (np.nan, np.inf):
+        x = normal(rng, 1, 16, 8, 8, 8)
+        x[0, 3, 4, 4, 4] = bad
+        for tile in (None, (4, 4, 4)):
+            engine = _native.Engine(1, isa)
+            ones = (1, 1, 1)
+            value = engine.input(16, 8, 8, 8)
+            value = engine.conv(value, 16, (3, 3, 3), ones, ones, ones, w, b, tile=tile)
+            engine.output(value)
+            engine.finish()
+            wrong = ~np.isfinite(call(engine, [x], (16, 8, 8, 8)))[0]
+            assert wrong[:, 3:6, 3:6, 3:6].all()
+            assert not wrong[:, :, :, 0].any()
+            if tile is None:
+                assert wrong.sum() == 16 * 27
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_pooling(data):
+    isa = data.draw(st.sampled_from(ISAS))
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=3, max_size=3)))
+    count = data.draw(st.integers(1, 20))
+    kernel = tuple(data.draw(st.integers(1, min(3, n))) for n in shape)
+    stride = tuple(data.draw(st.integers(1, 3)) for _ in shape)
+    padding = tuple(data.draw(st.integers(0, k // 2)) for k in kernel)
+    ceil, average, include = (data.draw(st.booleans()) for _ in range(3))
+    x = normal(np.random.default_rng(0), 1, count, *shape)
+    if average:
+        y = F.avg_pool3d(wide(x), kernel, stride, padding, ceil, include)
+    else:
+        y = F.max_pool3d(wide(x), kernel, stride, padding, 1, ceil)
+    engine = _native.Engine(2, isa)
+    ones = (1, 1, 1)
+    value = engine.pool(
+        engine.input(count, *shape), kernel, stride, padding, ones, average, include, ceil
+    )
+    engine.output(value)
+    engine.finish()
+    found = call(engine, [x], tuple(y.shape[1:]))
+    np.testing.assert_allclose(found, y.numpy(), rtol=0, atol=8 * EPS * np.abs(x).max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_max_pooling_keeps_nan(isa):
+    x = np.zeros((1, 3, 2, 2, 2), np.float32)
+    x[0, 1, 0, 1, 0] = np.nan
+    engine = _native.Engine(1, isa)
+    two = (2, 2, 2)
+    engine.output(engine.pool(engine.input(3, *two), two, two, (0,) * 3, (1,) * 3, False))
+    engine.finish()
+    assert np.isnan(call(engine, [x], (3, 1, 1, 1))).ravel().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 40])
+def test_the_other_operations(isa, count):
+    rng = np.random.default_rng(count)
+    shape = (3, 4, 5)
+    x, y = normal(rng, 2, count, *shape), normal(rng, 2, count, *shape)
+    per_channel, vector = normal(rng, 2, count, 1, 1, 1), normal(rng, 2, count)
+    scale, shift = normal(rng, count), normal(rng, count)
+    weight, bias = normal(rng, count, 21), normal(rng, 21)
+    weights, biases = normal(rng, 3, count, 21), normal(rng, 3, 21)
+    e = normal(rng, 2, 3)
+    products = normal(rng, 2, 3 * count)
+    X, Y, P, V = wide(x), wide(y), wide(per_channel), wide(vector)
+    mixed = torch.einsum("bk,kio->bio", wide(e), wide(weights))
+    cases = {
+        "add": (lambda g, v: g.binary(v[0], v[1], False), X + Y),
+        "multiply": (lambda g, v: g.binary(v[0], v[2], True), X * P),
+        "concat": (lambda g, v: g.concat([v[0], v[1], v[0]]), torch.cat([X, Y, X], 1)),
+        "slice": (lambda g, v: g.slice(v[0], count // 3, count), X[:, count // 3 :]),
+        "flatten": (lambda g, v: g.flatten(v[0]), X.flatten(1)),
+        "pad": (lambda g, v: g.pad(v[0], (1, 0, 2), (0, 3, 1)), F.pad(X, (2, 1, 0, 3, 1, 0))),
+        "affine": (
+            lambda g, v: g.affine(v[0], scale, shift),
+            X * channels(scale) + channels(shift),
+        ),
+        "global average": (
+            lambda g, v: g.global_pool(v[0], (2, 1, 3), True),
+            X[:, :, ::2, :, ::3].mean((2, 3, 4)),
+        ),
+        "global maximum": (lambda g, v: g.global_pool(v[0], (1, 1, 1), False), X.amax((2, 3, 4))),
+        "adaptive": (
+            lambda g, v: g.adaptive_pool(v[0], (3, 2, 1), True),
+            F.adaptive_avg_pool3d(X, (3, 2, 1)),
+        ),
+        "instance norm": (
+            lambda g, v: g.instance_norm(v[0], scale, shift, 1e-5),
+            F.instance_norm(X, weight=wide(scale), bias=wide(shift), eps=1e-5),
+        ),
+        "softmax": (lambda g, v: g.softmax(v[3]), V.softmax(1)),
+        "one and": (lambda g, v: g.one_and(v[3]), torch.cat([torch.ones(2, 1).double(), V], 1)),
+        "linear": (lambda g, v: g.linear(v[3], 21, weight, bias), V @ wide(weight) + wide(bias)),
+        "hyper linear": (
+            lambda g, v: g.hyper_linear(v[3], v[4], 21, weights, biases),
+            torch.einsum("bio,bi->bo", mixed, V) + wide(e) @ wide(biases),
+        ),
+        "combine": (
+            lambda g, v: g.combine(v[5], v[4]),
+            torch.einsum("bk,bkc->bc", wide(e), wide(products).view(2, 3, count)),
+        ),
+    }
+    for name, (build, expected) in cases.items():
+        engine = _native.Engine(2, isa)
+        values = [engine.input(count, *shape), engine.input(count, *shape), engine.input(count)]
+        values += [engine.input(count), engine.input(3), engine.input(3 * count)]
+        engine.output(build(engine, values))
+        engine.finish()
+        inputs = [x, y, per_channel, vector, e, products]
+        found = call(engine, inputs, tuple(expected.shape[1:]))
+        limit = 40 * EPS * max(1.0, float(expected.abs().max()))
+        assert np.abs(found - expected.numpy()).max() <= limit, name
+
+
+def network(threads, isa=""):
+    """Two Winograd convolutions, one gathered, a shortcut and a concatenation."""
+    rng = np.random.default_rng(5)
+    engine = _native.Engine(threads, isa)
+    ones = (1, 1, 1)
+    first = engine.input(3, 11, 12, 13)
+    x = engine.conv(
+        first,
+        24,
+        (3,) * 3,
+        ones,
+        ones,
+        ones,
+        normal(rng, 27, 3, 24),
+        normal(rng, 24),
+        tile=(4,) * 3,
+    )
+    y = engine.conv(
+        x, 20, (3,) * 3, ones, ones, ones, normal(rng, 27, 24, 20), normal(rng, 20),
+        tile=(2, 4, 4), shortcut=(first, ones, normal(rng, 3, 20)),
+    )  # fmt: skip
+    z = engine.concat([x, y])
+    z = engine.conv(
+        z, 17, (3,) * 3, (2, 2, 2), ones, ones, normal(rng, 27, 44, 17), normal(rng, 17)
+    )
+    engine.output(engine.global_pool(z, ones, True))
+    engine.finish()
+    return engine
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_bits_do_not_depend_on_threads_batch_or_company(isa):
+    x = normal(np.random.default_rng(6), 5, 3, 11, 12, 13)
+    expected = call(network(1, isa), [x], (17,))
+    for threads in (2, 3, 7):
+        np.testing.assert_array_equal(call(network(threads, isa), [x], (17,)), expected)
+    engine = network(2, isa)
+    for i in (4, 0, 2):
+        np.testing.assert_array_equal(call(engine, [x[i : i + 1]], (17,))[0], expected[i])
+
+
+def test_several_python_threads_may_share_an_engine():
+    engine = network(2)
+    x = normal(np.random.default_rng(7), 4, 3, 11, 12, 13)
+    expected = call(engine, [x], (17,))
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(call, engine, [x[i % 4 : i % 4 + 1]], (17,)) for i in range(40)]
+        for i, future in enumerate(futures):
+            np.testing.assert_array_equal(future.result()[0], expected[i % 4])
+
+
+def test_an_empty_batch():
+    engine = network(2)
+    assert call(engine, [np.empty((0, 3, 11, 12, 13), np.float32)], (17,)).shape == (0, 17)
+
+
+def conv(engine, x, weight, bias, kernel=(3, 3, 3), cout=4, **options):
+    ones = (1, 1, 1)
+    geometry = [options.pop(k, ones) for k in ("stride", "padding", "dilation")]
+    return engine.conv(x, cout, kernel, *geometry, weight, bias, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda e, x, w, b: conv(e, 9, w, b), "no value 9"),
+        (lambda e, x, w, b: conv(e, -3, w, b), "no value -3"),
+        (lambda e, x, w, b: conv(e, x, w[:-1], b), "weight has"),
+        (lambda e, x, w, b: conv(e, x, w, b[:-1]), "bias has"),
+        (lambda e, x, w, b: conv(e, x, w, b, cout=0), "output channel"),
+        (lambda e, x, w, b: conv(e, x, w, b, stride=(0, 1, 1)), "1 or more"),
+        (lambda e, x, w, b: conv(e, x, w, b, padding=(-1, 1, 1)), "0 or more"),
+        (lambda e, x, w, b: conv(e, x, w, b, dilation=(9, 1, 1)), "a window of 19 voxels"),
+        (lambda e, x, w, b: conv(e, x, w, b, stride=(1, 1)), "three numbers"),
+        (lambda e, x, w, b: conv(e, x, w, b, tile=(3, 2, 2)), "tiles are 2 or 4"),
+        (lambda e, x, w, b: conv(e, x, w, b, tile=(2, 2, 2), stride=(2, 1, 1)), "tiles are 2 or 4"),
+        (lambda e, x, w, b: conv(e, x, w, b, pool=True), "pools its result"),
+        (lambda e, x, w, b: conv(e, x, w, b, residual=x), "does not fit"),
+        (lambda e, x, w, b: conv(e, x, w, b, condition=x), "condition is a vector"),
+        (lambda e, x, w, b: conv(e, x, w, b, depthwise=True), "keeps the number of channels"),
+        (lambda e, x, w, b: conv(e, x, w, b, sparse=True), "every second voxel"),
+        (lambda e, x, w, b: conv(e, x, w, b, act=("swoosh", 0.0, None)), "no activation 'swoosh'"),
+        (lambda e, x, w, b: conv(e, x, w, b, act=("prelu", 0.0, None)), "prelu's slope has 0"),
+        (lambda e, x, w, b: conv(e, x, w, b, kernel=(2**40, 2, 2)), "1 or more"),
+        (lambda e, x, w, b: e.input(2**31, 2**31, 2**31, 4), "more than 2\\^33"),
+        (lambda e, x, w, b: e.input(0), "empty tensor"),
+        (lambda e, x, w, b: e.linear(x, 3, w, b), "needs a vector"),
+        (lambda e, x, w, b: e.slice(x, 1, 3), "channels 1 to 3 of"),
+        (lambda e, x, w, b: e.concat([]), "nothing to concatenate"),
+        (lambda e, x, w, b: e.adaptive_pool(x, (2, 2, 2), True), "do not divide"),
+        (lambda e, x, w, b: e.pad(x, (-1, 0, 0), (0, 0, 0)), "0 to 4096"),
+        (lambda e, x, w, b: e.run([], []), "not finished|one array per input"),
+        (lambda e, x, w, b: e.finish(), "needs an output"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(build, message):
+    engine = _native.Engine(1)
+    x = engine.input(2, 5, 5, 5)
+    weight, bias = np.zeros((27, 2, 4), np.float32), np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match=message):
+        build(engine, x, weight, bias)
+
+
+def test_arrays_of_the_wrong_size_or_type_are_refused():
+    engine = network(1)
+    out = np.empty((1, 17), np.float32)
+    with pytest.raises(ValueError, match="input 0 has 10 numbers"):
+        engine.run([np.zeros((1, 10), np.float32)], [out])
+    with pytest.raises(ValueError, match="output 0"):
+        engine.run([np.zeros((2, 3, 11, 12, 13), np.float32)], [out])
+    image = np.zeros((1, 3, 11, 12, 13), np.float32)
+    for inputs, outputs in (([image.astype(float)], [out]), ([image], [out.astype(float)])):
+        with pytest.raises(TypeError):
+            engine.run(inputs, outputs)
+    with pytest.raises(ValueError, match="threads must be"):
+        _native.Engine(0)
+    with pytest.raises(ValueError, match=r"this machine has .*"):
+        _native.Engine(1, "mmx")
+
+
+@pytest.mark.parametrize("isa", [*ISAS, "mmx"])
+def test_the_environment_forces_an_instruction_set(isa):
+    code = "from hyperfusion_rt import _native as n; n.Engine(1)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HFRT_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (isa in ISAS)
+    if isa not in ISAS:
+        assert "instruction set 'mmx'" in done.stderr
