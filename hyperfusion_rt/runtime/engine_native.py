@@ -227,6 +227,19 @@ _HANDLERS: dict[str, Callable[[Part, Op], int]] = {
 }
 
 
+def _check(plan: Plan) -> None:
+    """Refuse a plan whose parts do not fit together."""
+    given = {"image", "tabular"}
+    for name, part in (("trunk", plan.trunk), ("head", plan.head)):
+        missing = sorted(set(part.inputs) - given)
+        if missing:
+            raise EngineError(f"the {name} reads {missing}, which nothing makes")
+        if part.ops:
+            given |= set(part.outputs)
+    if len(plan.head.outputs) != 1 or plan.head.outputs[0] not in given:
+        raise EngineError(f"the plan's outputs are {plan.head.outputs}, not one that it makes")
+
+
 class NativeEngine:
     """Runs one plan on the CPU; see `hyperfusion_rt.runtime.engines.Engine`.
 
@@ -242,6 +255,7 @@ class NativeEngine:
     def __init__(self, source: Path | Plan, threads: int | None = None) -> None:
         plan = source if isinstance(source, Plan) else read_plan(source)
         try:
+            _check(plan)
             threads = threads or usable_cores()
             self.trunk = Part(plan.trunk, plan.tensors, threads)
             # A head on vectors takes microseconds: a second thread would cost more than it does.

@@ -1,0 +1,181 @@
+"""ONNX and the native engine, from the same graphs, against float64."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hyperfusion_rt.export.fold import cut, fold
+from hyperfusion_rt.export.lower import lower
+from hyperfusion_rt.export.plan import choose_tile, plan
+from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.runtime.engine_native import NativeEngine
+
+from .networks import FUSIONS, SHAPES, MidTrunk, difference, exact, inputs, published, shaken
+from .test_lower import MODULES, V
+
+ort = pytest.importorskip("onnxruntime", reason="ONNX files NOT run")
+TOLERANCE = 5e-6
+
+
+def onnx_outputs(graph, feeds, path: Path):
+    write_onnx(graph, path)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = {k: np.asarray(feeds[k], np.float32) for k in graph.inputs}
+    return session.run(None, {item.name: given[item.name] for item in session.get_inputs()})
+
+
+def compare_all(network, shapes, path: Path):
+    graph = lower(network, shapes)
+    folded = fold(graph)
+    engine = NativeEngine(plan(folded, folded=True), threads=2)
+    everything = inputs(graph, 7)
+    outputs = exact(network, everything)
+    scale = max(np.abs(outputs).max(), 0.1)  # a network of dead units leaves a bias of 0.001
+
+    def off(found, expected):
+        assert found.shape == expected.shape
+        return np.abs(found - expected).max() / scale
+
+    for batch in (1, 2, 7):
+        feeds = {name: value[:batch] for name, value in everything.items()}
+        expected = outputs[:batch]
+        for form in (graph, folded):
+            (found,) = onnx_outputs(form, feeds, path)
+            assert off(found, expected) <= TOLERANCE
+        trunk, head = cut(folded)
+        values = dict(feeds)
+        for part in (trunk, head):
+            if part.nodes:
+                made = onnx_outputs(part, values, path)
+                values.update(zip(part.outputs, made, strict=True))
+        assert off(values[folded.outputs[0]], expected) <= TOLERANCE
+        given = [feeds.get(k, torch.zeros(batch, 0)).float().numpy() for k in ("image", "tabular")]
+        assert off(engine(*given), expected) <= TOLERANCE
+    return engine
+
+
+@pytest.mark.parametrize("task", SHAPES)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_published_networks(task, fusion, tmp_path):
+    width = 5 if task == "ad" else 2
+    shapes = {"image": (1, *SHAPES[task]), "tabular": (width,)}
+    compare_all(published(task, fusion), shapes, tmp_path / "x.onnx")
+
+
+def test_a_generated_layer_in_the_middle(tmp_path):
+    shapes = {"image": (1, 9, 10, 11), "tabular": (5,)}
+    engine = compare_all(shaken(MidTrunk()), shapes, tmp_path / "x.onnx")
+    assert "hyper_conv" in [op.op for op in engine.head.program.ops]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_operation(name, tmp_path):
+    module = shaken(MODULES[name])
+    graph = lower(module, {"image": V})
+    if graph.outputs == ["image"]:
+        pytest.skip("nothing is left to run: the module does nothing in eval mode")
+    feeds = inputs(graph)
+    expected = exact(module, {"image": feeds["image"].clone()})
+    (found,) = onnx_outputs(graph, feeds, tmp_path / "x.onnx")
+    assert difference(found, expected) <= TOLERANCE
+    engine = NativeEngine(plan(graph), threads=2)
+    found = engine(feeds["image"].float().numpy(), np.zeros((3, 0), np.float32))
+    assert difference(found, expected) <= TOLERANCE
+
+
+class PreActivation(nn.Module):
+    """What fuses: a second output, a shortcut, skipped voxels, a residual, pooling."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.stem, self.n0 = nn.Conv3d(1, 16, 3, padding=1), nn.BatchNorm3d(16)
+        self.n1, self.c1 = nn.BatchNorm3d(16), nn.Conv3d(16, 20, 3, padding=1)
+        self.n2, self.c2 = nn.BatchNorm3d(20), nn.Conv3d(20, 32, 3, padding=1)
+        self.short = nn.Conv3d(16, 32, 1)
+        self.n3, self.c3 = nn.BatchNorm3d(32), nn.Conv3d(32, 32, 3, 2, 1)
+        self.c4, self.short2 = nn.Conv3d(32, 24, 3, padding=1), nn.Conv3d(32, 24, 1, 2)
+        self.c5, self.linear = nn.Conv3d(24, 24, 3, padding=1), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = nn.functional.max_pool3d(self.n0(self.stem(x)).relu(), 2)
+        y = self.c2(self.n2(self.c1(self.n1(x).relu())).relu())
+        x = y + self.short(x)
+        y = self.c4(self.c3(self.n3(x).relu()).relu())
+        x = (y + self.short2(x)).relu()
+        return self.linear((self.c5(x) + x).mean((2, 3, 4)))
+
+
+def test_fusion(tmp_path):
+    engine = compare_all(shaken(PreActivation()), {"image": (1, 26, 27, 28)}, tmp_path / "x.onnx")
+    convs = [op for op in engine.trunk.program.ops if op.op == "conv"]
+    assert len(convs) == 6  # the two shortcuts are inside
+    assert [bool(op.attrs.get("pool")) for op in convs] == [True] + [False] * 5
+    assert [bool(op.attrs.get("second")) for op in convs] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [bool(op.attrs.get("shortcut")) for op in convs] == [0, 0, 1, 0, 1, 0]
+    assert [bool(op.attrs.get("sparse")) for op in convs] == [0, 0, 1, 0, 0, 0]
+    assert convs[-1].attrs["residual"] == convs[-2].output
+    assert convs[2].shape == (32, 7, 7, 7)
+
+
+def test_many_inputs_per_scan(tmp_path):
+    """What-if rows against one scan: one trunk, many heads."""
+    network = published("ad", "hyper")
+    graph = fold(lower(network, {"image": (1, 16, 24, 16), "tabular": (5,)}))
+    engine = NativeEngine(plan(graph, folded=True))
+    feeds = inputs(graph, 9)
+    image = feeds["image"][:1]
+    expected = exact(
+        network, {"image": image.expand(9, -1, -1, -1, -1), "tabular": feeds["tabular"]}
+    )
+    features = engine.trunk([image.float().numpy()])
+    rows = [np.repeat(f, 9, 0) for f in features]
+    (found,) = engine.head([*rows, feeds["tabular"].float().numpy()])
+    assert difference(found, expected) <= TOLERANCE
+
+
+def test_the_tile_follows_the_size():
+    assert choose_tile(32, 32, (32, 48, 32)) == (4, 4, 4)
+    assert choose_tile(256, 256, (4, 6, 4)) == (2, 2, 2)
+    assert choose_tile(256, 256, (1, 1, 1)) is None
+
+
+MONAI = {
+    "resnet18": lambda n: n.resnet18(spatial_dims=3, n_input_channels=1, num_classes=3),
+    "densenet121": lambda n: n.DenseNet121(spatial_dims=3, in_channels=1, out_channels=3),
+    "seresnet50": lambda n: n.SEResNet50(spatial_dims=3, in_channels=1, num_classes=3),
+    "seresnext50": lambda n: n.SEResNext50(spatial_dims=3, in_channels=1, num_classes=3),
+    "efficientnet": lambda n: n.EfficientNetBN(
+        "efficientnet-b0", spatial_dims=3, in_channels=1, num_classes=3, pretrained=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_networks_that_others_wrote(name, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's own
+        nets = pytest.importorskip("monai.networks.nets", reason="MONAI's networks NOT tried")
+        network = shaken(MONAI[name](nets))
+    graph = lower(network, {"image": (1, 32, 32, 32)})
+    folded = fold(graph)
+    feeds = inputs(graph, 1)
+    expected = exact(network, feeds)
+    (found,) = onnx_outputs(folded, feeds, tmp_path / "x.onnx")
+    assert difference(found, expected) <= 1e-4
+    engine = NativeEngine(plan(folded, folded=True), threads=2)
+    found = engine(feeds["image"].float().numpy(), np.zeros((1, 0), np.float32))
+    assert difference(found, expected) <= 1e-4
