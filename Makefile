@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test lint check bench sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -24,8 +24,23 @@ check: test lint
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/engines.py
 
+# The kernels' tests and the damaged engine files under AddressSanitizer and UBSan, in an environment
+# of its own; the thread pool under ThreadSanitizer. Python itself leaks, so leaks are not looked for.
+sanitize: $(VENV)/dev.stamp
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread tests/native/thread_pool_test.cpp \
+	  kernels/cpu/engine/thread_pool.cpp -pthread -o $(VENV)/thread_pool_test
+	$(VENV)/thread_pool_test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(VENV)/sanitize --upgrade -C cmake.define.HFRT_SANITIZE=ON .
+	cp -r tests $(VENV)/sanitize/
+	cd $(VENV)/sanitize && ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ../bin/python tests/native/sanitized.py -c /dev/null --rootdir=. -q --import-mode=importlib \
+	  tests/kernels/test_engine.py tests/runtime/test_engine_native.py \
+	  --deselect tests/runtime/test_engine_native.py::test_it_loads_fast
+
 # Compiled sources are installed, so a change in them (or in what is required) installs again.
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.?pp kernels/cpu/*/*)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -53,6 +53,13 @@ class _Draft:
     tile: tuple[int, int, int] | None = None  # Winograd
     sparse: bool = False  # only every second voxel is kept
     voxels: int = 0  # that the node computes
+
+    def names(self) -> list[str]:
+        """The graph's nodes that are part of this operation."""
+        around = [*(self.prologue or ()), *(self.second or ())[:2], self.shortcut]
+        nodes = [self.node, *self.late, *(n for n in around if isinstance(n, Node))]
+        return [node.output for node in nodes]
+
     late: list[Node] = field(default_factory=list)  # fused nodes, in their order
 
 
@@ -309,6 +316,7 @@ class _Fuser:
         else:
             name = node.op
             attrs["act"] = self._act(draft, "act", draft.act)
+        attrs["from"] = draft.names()
         if draft.pool:
             attrs["pool"] = True
         if draft.second is not None:

@@ -394,6 +394,9 @@ def inspect(
     path: Annotated[
         Path | None, typer.Argument(help="An artifact or a run; default: the latest artifact.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="The native engine's operations, with GFLOP and MB.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print what an artifact (or a run) says of itself, and check its files."""
@@ -412,8 +415,15 @@ def inspect(
             print(run.config.model_dump_json(indent=2))
             terminal.show_run(run, False)
         return
-    from hyperfusion_rt.runtime.inspect import describe
+    from hyperfusion_rt.runtime.inspect import PLAN_HEADER, describe, plan_rows
 
+    if plan:
+        rows = plan_rows(path)
+        if as_json:
+            terminal.print_json([dict(zip(PLAN_HEADER, row, strict=True)) for row in rows])
+        else:
+            terminal.table(f"{path}: plan of member 0", PLAN_HEADER, rows)
+        return
     content = describe(path)
     if as_json:
         terminal.print_json(content.raw)

@@ -140,3 +140,16 @@ def test_import_export_of_published_weights(tmp_path, hfrt, request):
     status, _, err = hfrt(tmp_path, "import-checkpoint", golden, "--name", "published")
     assert status == 1
     assert "exists" in err
+
+
+def test_the_plan_of_an_artifact(cohort, hfrt):
+    status, out, _ = hfrt(cohort, "inspect", "--plan", "--json")
+    assert status == 0
+    rows = json.loads(out)
+    assert {row["part"] for row in rows} == {"trunk", "head"}
+    assert rows[0]["how"].startswith("one-channel")
+    assert "max pool" in rows[0]["fused"]
+    assert sum(float(row["GFLOP"]) for row in rows) > 0
+    status, out, _ = hfrt(cohort, "inspect", "--plan")
+    assert status == 0
+    assert "winograd" in out

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.runtime.artifact import Artifact
+from hyperfusion_rt.runtime.plan import read_plan
 from hyperfusion_rt.runtime.report import figures
 
 Rows = list[tuple[str, object]]
@@ -73,3 +74,35 @@ def describe(folder: Path) -> Description:
         for e in m.engines
     ]
     return Description(m.model_dump(mode="json"), sections)
+
+
+PLAN_HEADER = ["part", "operation", "layer", "output", "how", "fused", "GFLOP", "MB"]
+
+
+def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
+    """The fused operations of one member's native plan, one row each, under `PLAN_HEADER`.
+
+    GFLOP of the direct algorithm; MB of inputs, output and weights in float32.
+
+    Raises:
+        HyperFusionError: the artifact has no native engine, or it is damaged.
+    """
+    plan = read_plan(Artifact.open(folder).files("native")[member])
+    rows = []
+    for part, program in (("trunk", plan.trunk), ("head", plan.head)):
+        for op in program.ops:
+            a = op.attrs
+            how = str(a.get("algorithm", ""))
+            if a.get("tile"):
+                how += " " + "x".join(str(n) for n in a["tile"])
+            fused = [name for name in ("prologue", "residual", "shortcut") if a.get(name)]
+            fused += [a["act"]["kind"]] if a.get("act") and op.op != "affine" else []
+            fused += ["max pool"] if a.get("pool") else []
+            fused += ["second output"] if a.get("second") else []
+            fused += ["every second voxel"] if a.get("sparse") else []
+            shape = " x ".join(str(n) for n in op.shape)
+            rows.append(
+                [part, op.op, op.layer, shape, how, ", ".join(fused), f"{op.gflop:.3f}"]
+                + [f"{op.megabytes:.2f}"]
+            )
+    return rows

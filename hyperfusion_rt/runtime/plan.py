@@ -119,7 +119,9 @@ def _parse(content: mmap.mmap) -> Plan:
                 f"tensor {name}: {shape} float32 at bytes {begin} to {end} of "
                 f"{len(content) - start}: truncated or damaged"
             )
-        tensors[name] = np.frombuffer(content, "<f4", count, start + begin).reshape(shape)
+        array = np.frombuffer(content, "<f4", count, start + begin).reshape(shape)
+        # A header of another program's making may leave the tensors unaligned.
+        tensors[name] = array if array.flags.aligned else array.copy()
     body = json.loads(metadata["plan"])
     return Plan(_program(body["trunk"]), _program(body["head"]), tensors)
 

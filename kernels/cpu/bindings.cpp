@@ -71,7 +71,11 @@ using Triple = std::array<int64_t, 3>;
 // (name, alpha, prelu's slope or None)
 using Act = std::tuple<std::string, float, MaybeWeights>;
 
-hfrt::Array array_of(const Weights& a) { return {a.data(), static_cast<int64_t>(a.size())}; }
+hfrt::Array array_of(const Weights& a) {
+  if (reinterpret_cast<uintptr_t>(a.data()) % alignof(float) != 0)
+    throw nb::value_error("an array that is not aligned to 4 bytes; copy it first");
+  return {a.data(), static_cast<int64_t>(a.size())};
+}
 hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Array{}; }
 
 hfrt::ActivationSpec act_of(const std::optional<Act>& act) {

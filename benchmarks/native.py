@@ -1,0 +1,391 @@
+"""What does each kernel of the native engine reach, and what bounds it?
+
+    python benchmarks/native.py    # writes benchmarks/native.md, .json and native-roofline.png
+
+Every layer of the published networks beside the same layer inside OpenVINO; `hyper_conv3d` with
+weights of its own per sample; networks that others wrote (MONAI); one row through the head; memory
+and start. Everything is compared with float64 before it is timed. Contenders take turns, the
+figures are medians, the threads are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import nn
+
+from hyperfusion_rt.bench import _PAUSE, _onnxruntime, _openvino, machine_limits
+from hyperfusion_rt.bench_command import random_run
+from hyperfusion_rt.export import export_run
+from hyperfusion_rt.export.build import folded
+from hyperfusion_rt.export.fold import fold
+from hyperfusion_rt.export.lower import lower
+from hyperfusion_rt.export.plan import plan
+from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.machine import describe_machine, usable_cores
+from hyperfusion_rt.models import HyperConv3d
+from hyperfusion_rt.runtime.engine_native import NativeEngine
+from hyperfusion_rt.training.train import load_member
+
+HERE = Path(__file__).parent
+NETWORKS = (("ad", 16), ("ad", 4), ("brain-age", 16))
+Row = dict[str, Any]
+
+
+def race(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median ms of each, in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(_PAUSE)
+            call()
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def off(found: Any, expected: Any) -> float:
+    """The largest difference, over the largest output."""
+    expected = np.asarray(expected, np.float64)
+    return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
+
+
+def openvino_layers(path: Path, threads: int, image: Any, tabular: Any, rounds: int) -> Row:
+    """Median ms of each node inside OpenVINO f32, by its name in the ONNX file."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(path)
+    shapes = {"image": image.shape, "tabular": tabular.shape}
+    model.reshape({i.any_name: list(shapes[i.any_name]) for i in model.inputs})
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(
+        model, "CPU", {**options, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
+    )
+    request = compiled.create_infer_request()
+    feed = {"image": image, "tabular": tabular}
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds + 2):
+        request.infer({i.any_name: feed[i.any_name] for i in compiled.inputs})
+        for node in request.profiling_info:
+            times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e3)
+    return {name: statistics.median(values[2:]) for name, values in times.items()}
+
+
+def _node(name: str) -> str:
+    """The node of our ONNX file that OpenVINO's node came from."""
+    return name.split("/")[0].split(".")[0]
+
+
+def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path) -> list[Row]:
+    """One row per operation of the trunk."""
+    run = random_run(preset, features, scratch)
+    encoder = run.members[0].encoder
+    shape = run.config.preprocessing.shape
+    graph = folded(load_member(run, run.members[0]), shape, encoder)
+    made = plan(graph)
+    engine = NativeEngine(made, threads)
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((1, 1, *shape), np.float32)
+    tabular = rng.standard_normal((1, encoder.width), np.float32)
+    write_onnx(graph, scratch / "layers.onnx")
+    peers = openvino_layers(scratch / "layers.onnx", threads, image, tabular, rounds)
+    compiled = engine.trunk.engine
+    seconds = []
+    for _ in range(rounds + 2):
+        compiled.profile(True)
+        engine.trunk([image])
+        seconds.append(compiled.seconds)
+    medians = np.median(np.array(seconds[2:]), axis=0) * 1e3
+    rows: list[Row] = []
+    carried, before = 0.0, []
+    for op, step, ms in zip(made.trunk.ops, compiled.steps, medians, strict=True):
+        if step.endswith("(in the next step)"):
+            carried, before = op.gflop, op.attrs["from"]
+            continue
+        work, carried = op.gflop + carried, 0.0
+        if work < 0.005:
+            continue
+        inside = [ms for name, ms in peers.items() if _node(name) in {*op.attrs["from"], *before}]
+        before = []
+        rows.append(
+            {
+                "network": f"{preset}, f = {features}",
+                "layer": op.layer,
+                "how": " ".join([step, *(["x".join(map(str, op.attrs["tile"]))]
+                                         if op.attrs.get("tile") else [])]),
+                "gflop": work,
+                "mb": op.megabytes,
+                "ms": float(ms),
+                "openvino_ms": sum(inside),
+            }
+        )  # fmt: skip
+    return rows
+
+
+class OneHyper(nn.Module):
+    """A generated convolution alone."""
+
+    def __init__(self, channels: int, k: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = HyperConv3d(
+            channels, channels, 3, padding=1, condition_features=k, embedding=nn.Identity(),
+            embedding_features=k,
+        )  # fmt: skip
+
+    def forward(self, image: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
+        """`[B, C, D, H, W]`, `[B, K]` → `[B, C, D, H, W]`."""
+        y: torch.Tensor = self.layer(image, tabular)
+        return y
+
+
+def hyper_conv(threads: int, rounds: int, scratch: Path) -> list[Row]:
+    """`hyper_conv3d`, 64 → 64, 3x3x3, 16x24x16, K = 8: ours beside every form that others offer."""
+    module, shape, k = OneHyper(64, 8).eval(), (64, 16, 24, 16), 8
+    graph = fold(lower(module, {"image": shape, "tabular": (k,)}))
+    engine = NativeEngine(plan(graph, folded=True), threads)
+    write_onnx(graph, scratch / "hyper.onnx")
+    e, big, h, g0, h0 = module.layer.hyper_net(torch.eye(k))
+    del e
+    rows = []
+    for batch in (1, 8):
+        rng = np.random.default_rng(batch)
+        image = rng.standard_normal((batch, *shape), np.float32)
+        tabular = rng.standard_normal((batch, k), np.float32)
+        x, t = torch.from_numpy(image), torch.from_numpy(tabular)
+
+        def loop(x: torch.Tensor = x, t: torch.Tensor = t) -> Any:
+            with torch.inference_mode():
+                return torch.cat(
+                    [
+                        F.conv3d(
+                            x[i : i + 1],
+                            g0 + torch.tensordot(t[i], big, 1),
+                            h0 + torch.tensordot(t[i], h, 1),
+                            padding=1,
+                        )
+                        for i in range(len(x))
+                    ]
+                ).numpy()
+
+        def grouped(x: torch.Tensor = x, t: torch.Tensor = t) -> Any:
+            with torch.inference_mode():
+                return module(x, t).numpy()
+
+        with torch.no_grad():
+            exact = OneHyper(64, 8).double()
+            expected = exact(x.double(), t.double()).numpy()
+        ort = _onnxruntime(scratch / "hyper.onnx", threads)
+        vino = _openvino(scratch / "hyper.onnx", threads, batch, "f32")
+        calls = {
+            "hfrt native": lambda i=image, t=tabular: engine(i, t),
+            "torch, loop": loop,
+            "torch, grouped": grouped,
+            "onnxruntime": lambda i=image, t=tabular: ort(i, t),
+            "openvino f32": lambda i=image, t=tabular: vino(i, t),
+        }
+        found = {name: off(call(), expected) for name, call in calls.items()}
+        for name, ms in race(calls, rounds).items():
+            rows.append({"batch": batch, "contender": name, "ms": ms, "off": found[name]})
+    return rows
+
+
+def monai_networks(threads: int, rounds: int, scratch: Path) -> list[Row]:
+    """Networks that we did not write, one channel of 96³ voxels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.networks import nets
+
+        torch.manual_seed(0)
+        networks = {
+            "ResNet18": nets.resnet18(spatial_dims=3, n_input_channels=1, num_classes=3),
+            "DenseNet121": nets.DenseNet121(spatial_dims=3, in_channels=1, out_channels=3),
+        }
+    rows = []
+    image = np.random.default_rng(0).standard_normal((1, 1, 96, 96, 96), np.float32)
+    none = np.zeros((1, 0), np.float32)
+    for name, network in networks.items():
+        graph = lower(network, {"image": (1, 96, 96, 96)})
+        better = fold(graph)
+        engine = NativeEngine(plan(better, folded=True), threads)
+        calls: dict[str, Callable[[], Any]] = {"hfrt native": lambda e=engine: e(image, none)}
+        for form, content in (("folded", better), ("as it is", graph)):
+            path = scratch / f"{name}-{form.split()[0]}.onnx"
+            write_onnx(content, path)
+            vino = _openvino(path, threads, 1, "f32")
+            calls[f"openvino f32, {form}"] = lambda v=vino: v(image, none)
+        with torch.inference_mode():
+            expected = network.double().eval()(torch.from_numpy(image).double()).numpy()
+        network.float()
+        found = {key: off(call(), expected) for key, call in calls.items()}
+        for key, ms in race(calls, rounds).items():
+            rows.append({"network": name, "contender": key, "ms": ms, "off": found[key]})
+    return rows
+
+
+_START = """
+import sys, time, resource
+import numpy as np
+from hyperfusion_rt.runtime.engine_native import NativeEngine
+from pathlib import Path
+e = NativeEngine(Path(sys.argv[1]), int(sys.argv[2]))
+shape = [int(n) for n in sys.argv[3].split(",")]
+x = np.random.default_rng(0).standard_normal((1, 1, *shape), np.float32)
+e(x, np.eye(1, int(sys.argv[4]), dtype=np.float32))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def small_figures(threads: int, rounds: int, scratch: Path) -> Row:
+    """One row through the head (µs), load time (ms), the whole process's memory (MB)."""
+    found: Row = {}
+    for preset in ("ad", "brain-age"):
+        run = random_run(preset, 16, scratch / preset)
+        artifact = export_run(run, scratch / f"{preset}.hfrt", engines=["native"])
+        path = artifact.files("native")[0]
+        loads = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            engine = NativeEngine(path, threads)
+            loads.append(1e3 * (time.perf_counter() - start))
+        shape, width = run.config.preprocessing.shape, run.members[0].encoder.width
+        head = engine.head
+        inputs = [np.zeros((1, *s), np.float32) for s in head.program.inputs.values()]
+        points = []
+        for _ in range(2000):
+            start = time.perf_counter()
+            head(inputs)
+            points.append(1e6 * (time.perf_counter() - start))
+        sizes = ",".join(map(str, shape))
+        command = [sys.executable, "-c", _START, str(path), str(threads), sizes, str(width)]
+        memory = [float(subprocess.check_output(command)) for _ in range(3)]
+        found[preset] = {
+            "load_ms": statistics.median(loads),
+            "head_us": statistics.median(points),
+            "peak_mb": statistics.median(memory),
+        }
+    return found
+
+
+def chart(rows: list[Row], limit: float, copy: float, path: Path) -> None:
+    """The roofline: every layer of both engines, direct-equivalent GFLOP/s over FLOP per byte."""
+    from matplotlib.figure import Figure
+
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure(figsize=(5 * len(networks), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for axes, network in zip(panels, networks, strict=True):
+        mine = [row for row in rows if row["network"] == network]
+        intensity = np.array([1e3 * row["gflop"] / row["mb"] for row in mine])
+        x = np.geomspace(min(2, intensity.min() / 2), intensity.max() * 2, 100)
+        axes.plot(x, np.minimum(limit, x * copy), color="0.4", lw=1)
+        axes.annotate("multiply-adds in registers", (x[-1], limit), ha="right", va="bottom",
+                      fontsize=7, color="0.4")  # fmt: skip
+        for key, label, mark, colour in (
+            ("ms", "native fp32", "o", "C0"),
+            ("openvino_ms", "OpenVINO f32", "x", "C1"),
+        ):
+            times = [row[key] for row in mine]
+            rates = [1e3 * row["gflop"] / t for row, t in zip(mine, times, strict=True)]
+            axes.scatter(intensity, rates, marker=mark, color=colour, label=label, s=26)
+        for i, row in zip(intensity, mine, strict=True):
+            axes.annotate(f" {row['layer'].replace('.layer', '')}",
+                          (i, 1e3 * row["gflop"] / row["ms"]), fontsize=6)  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=network, xlabel="FLOP per byte of the layer")
+        axes.legend(fontsize=7, loc="lower right")
+    panels[0].set_ylabel("GFLOP/s of the direct algorithm")
+    figure.savefig(path, dpi=120)
+
+
+def markdown(content: Row) -> str:
+    """The page."""
+    machine = "; ".join(f"{k} {v}" for k, v in content["machine"].items())
+    limit = content["limit_gflops"]
+    lines = [
+        "# The native engine, kernel by kernel", "",
+        "Written by `python benchmarks/native.py`. Medians, contenders in turn, "
+        f"{content['threads']} threads each, checked against float64 before timing.", "",
+        f"Machine: {machine}.", "",
+        f"Limits in this run: {limit:.0f} GFLOP/s (float32 multiply-adds in registers), "
+        f"{content['limit_gbs']:.0f} GB/s (copy, read and write). GFLOP/s are those of the direct "
+        "algorithm: Winograd multiplies less, so its share of the limit may pass 100 %. OpenVINO's "
+        "time of a layer is the sum of its nodes that our operation fuses.", "",
+        "![roofline](native-roofline.png)", "",
+        "| network | layer | how | GFLOP | ms | GFLOP/s | of the limit | GB/s | OpenVINO f32 ms |"
+        " ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for r in content["layers"]:
+        rate = 1e3 * r["gflop"] / r["ms"]
+        peer = r["openvino_ms"]
+        lines.append(
+            f"| {r['network']} | {r['layer']} | {r['how']} | {r['gflop']:.2f} | {r['ms']:.2f} | "
+            f"{rate:.0f} | {rate / limit:.0%} | {r['mb'] / r['ms']:.0f} | "
+            f"{peer:.2f} | {peer / r['ms']:.1f} |"
+        )
+    lines += ["", "## `hyper_conv3d`, 64 → 64, 3x3x3, 16x24x16, K = 8, weights per sample", "",
+              "| batch | contender | ms | off float64 by |", "|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {r['batch']} | {r['contender']} | {r['ms']:.2f} | {r['off']:.0e} |"
+        for r in content["hyper_conv"]
+    ]
+    lines += ["", "## MONAI's networks, 96³", "",
+              "| network | contender | ms | off float64 by |", "|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {r['network']} | {r['contender']} | {r['ms']:.1f} | {r['off']:.0e} |"
+        for r in content["monai"]
+    ]
+    lines += ["", "## Small figures", "",
+              "| network | load, ms | one row through the head, µs | whole process, peak MB |",
+              "|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {name} | {r['load_ms']:.0f} | {r['head_us']:.1f} | {r['peak_mb']:.0f} |"
+        for name, r in content["small"].items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(rounds: int = 15, threads: int | None = None) -> None:
+    """Measure everything and write the page."""
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    limit, copy = machine_limits(threads)
+    content: Row = {
+        "machine": describe_machine(), "threads": threads, "rounds": rounds,
+        "limit_gflops": limit, "limit_gbs": copy, "layers": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        for preset, features in NETWORKS:
+            print(f"layers of {preset}, f = {features}")
+            place = scratch / f"{preset}-{features}"
+            place.mkdir()
+            content["layers"] += layers(preset, features, threads, rounds, place)
+        print("hyper_conv3d")
+        content["hyper_conv"] = hyper_conv(threads, rounds, scratch)
+        print("MONAI")
+        content["monai"] = monai_networks(threads, rounds, scratch)
+        print("load, head, memory")
+        content["small"] = small_figures(threads, rounds, scratch)
+    chart(content["layers"], limit, copy, HERE / "native-roofline.png")
+    (HERE / "native.md").write_text(markdown(content), encoding="utf-8")
+    (HERE / "native.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
