@@ -23,6 +23,7 @@ check: test lint
 # The tables and charts under benchmarks/.
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/native.py
 
 # The kernels' tests and the damaged engine files under AddressSanitizer and UBSan, in an environment
 # of its own; the thread pool under ThreadSanitizer. Python itself leaks, so leaks are not looked for.

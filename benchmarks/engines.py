@@ -83,7 +83,7 @@ def main(rounds: int = 9, threads: int | None = None, scans: int = 10) -> None:
                 run=None,
                 preset_name=preset,
                 features=features,
-                batches=[1, 4],
+                batches=[1, 8],
                 threads=threads,
                 rounds=rounds,
                 only=[],

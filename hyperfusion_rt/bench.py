@@ -8,6 +8,7 @@ neighbour hits all of them; the figure is the median. Beside it stand the operat
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import load_cases
 from hyperfusion_rt.export.compare import reference_outputs
+from hyperfusion_rt.export.lower import lower
+from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact
@@ -159,11 +162,50 @@ def _openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
     return call
 
 
+def _faster(openers: Sequence[Callable[[], Call]], inputs: tuple[Array, Array]) -> Call:
+    """The contender that takes less time on `inputs`."""
+    best: tuple[float, Call] | None = None
+    for opener in openers:
+        call = opener()
+        call(*inputs)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call(*inputs)
+            times.append(time.perf_counter() - start)
+        if best is None or min(times) < best[0]:
+            best = min(times), call
+    assert best is not None
+    return best[1]
+
+
 def contenders(
-    network: nn.Module, predictor: Predictor, threads: int, batch: int
+    network: nn.Module,
+    predictor: Predictor,
+    threads: int,
+    inputs: tuple[Array, Array],
+    unfolded: Path,
 ) -> dict[str, tuple[str, Callable[[], Call]]]:
-    """Name → (precision, how to open it), for one batch size."""
-    path = predictor.artifact.files("onnx")[0]
+    """Name → (precision, how to open it), for one batch.
+
+    onnxruntime and OpenVINO get our folded file and the network as it was (`unfolded`); the faster
+    counts.
+    """
+    batch = len(inputs[0])
+    files = [predictor.artifact.files("onnx")[0], unfolded]
+
+    def ort() -> Call:
+        def opener(path: Path) -> Callable[[], Call]:
+            return lambda: _onnxruntime(path, threads)
+
+        return _faster([opener(path) for path in files], inputs)
+
+    def vino(precision: str) -> Callable[[], Call]:
+        def opener(path: Path) -> Callable[[], Call]:
+            return lambda: _openvino(path, threads, batch, precision)
+
+        return lambda: _faster([opener(path) for path in files], inputs)
+
     ours = {name: predictor.artifact.files(name)[0] for name in predictor.artifact.engines}
 
     def open_ours(name: str) -> Callable[[], Call]:
@@ -171,9 +213,9 @@ def contenders(
 
     return {
         **{f"hfrt {name}": ("fp32", open_ours(name)) for name in ours},
-        "onnxruntime": ("fp32", lambda: _onnxruntime(path, threads)),
-        "openvino f32": ("fp32", lambda: _openvino(path, threads, batch, "f32")),
-        "openvino bf16": ("bf16", lambda: _openvino(path, threads, batch, "bf16")),
+        "onnxruntime": ("fp32", ort),
+        "openvino f32": ("fp32", vino("f32")),
+        "openvino bf16": ("bf16", vino("bf16")),
         "torch eager": ("fp32", lambda: _torch_eager(network, batch)),
         "torch.compile": ("fp32", lambda: _torch_compile(network, batch)),
     }
@@ -215,10 +257,14 @@ def bench(
     threads = threads or usable_cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    scratch = tempfile.TemporaryDirectory()
     try:
         predictor = Predictor(artifact, engine, threads)
         network = load_member(run, run.members[0])
         image, rows, _ = load_cases(run)
+        unfolded = Path(scratch.name) / "unfolded.onnx"
+        shapes = {"image": image.shape[1:], "tabular": rows[0].shape[1:]}
+        write_onnx(lower(network, shapes), unfolded)
         limit, copy = machine_limits(threads)
         info = artifact.manifest.provenance.network
         report = Report(
@@ -237,26 +283,27 @@ def bench(
             index = np.arange(batch) % len(image)
             inputs = image[index], rows[0][index]
             expected = everything[index]
-            opened = dict(_open(report, network, predictor, batch, only, inputs, on_step))
+            named = contenders(network, predictor, threads, inputs, unfolded)
+            opened = dict(_open(report, named, batch, only, inputs, on_step))
             report.timings += _race(report, opened, batch, inputs, expected, scale, on_step)
         if cases:
             report.end_to_end = end_to_end(predictor, cases)
     finally:
         torch.set_num_threads(before)
+        scratch.cleanup()
     return report
 
 
 def _open(
     report: Report,
-    network: nn.Module,
-    predictor: Predictor,
+    named: dict[str, tuple[str, Callable[[], Call]]],
     batch: int,
     only: Sequence[str],
     inputs: tuple[Array, Array],
     on_step: Callable[[str], None] | None,
 ) -> Iterator[tuple[str, tuple[str, Call]]]:
     flags = report.machine["instruction sets"]
-    for name, (precision, opener) in contenders(network, predictor, report.threads, batch).items():
+    for name, (precision, opener) in named.items():
         if only and not any(name.startswith(wanted) for wanted in only):
             continue
         if precision == "bf16" and "bf16" not in flags:

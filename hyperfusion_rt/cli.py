@@ -418,11 +418,11 @@ def inspect(
     from hyperfusion_rt.runtime.inspect import PLAN_HEADER, describe, plan_rows
 
     if plan:
-        rows = plan_rows(path)
+        operations = plan_rows(path)
         if as_json:
-            terminal.print_json([dict(zip(PLAN_HEADER, row, strict=True)) for row in rows])
+            terminal.print_json([dict(zip(PLAN_HEADER, row, strict=True)) for row in operations])
         else:
-            terminal.table(f"{path}: plan of member 0", PLAN_HEADER, rows)
+            terminal.table(f"{path}: plan of member 0", PLAN_HEADER, [*operations])
         return
     content = describe(path)
     if as_json:

@@ -58,7 +58,8 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
         )
     for row in rows:
         made.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
-    Console().print(made)
+    # A terminal folds what does not fit; a file or a pipe gets the lines whole.
+    Console(width=None if Console().is_terminal else 240).print(made)
 
 
 def print_json(content: Any) -> None:

@@ -101,8 +101,6 @@ def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
             fused += ["second output"] if a.get("second") else []
             fused += ["every second voxel"] if a.get("sparse") else []
             shape = " x ".join(str(n) for n in op.shape)
-            rows.append(
-                [part, op.op, op.layer, shape, how, ", ".join(fused), f"{op.gflop:.3f}"]
-                + [f"{op.megabytes:.2f}"]
-            )
+            cost = f"{op.gflop:.3f}", f"{op.megabytes:.2f}"
+            rows.append([part, op.op, op.layer, shape, how, ", ".join(fused), *cost])
     return rows

@@ -107,9 +107,8 @@ struct Engine::Conv {
   float *raw = nullptr, *packed = nullptr, *bias = nullptr;
   float* padded = nullptr;  // one-channel: the input with its zeros around
   std::vector<int64_t> shift;
-  // Computed inside this step, into a ring of rows; see run_ring.
+  // Computed inside this step, into a ring of planes; see run_ring.
   std::shared_ptr<Conv> producer;
-  int64_t ring_parts = 1, ring_offset = 0;
 };
 
 Engine::Engine(const Kernels& kernels, int threads) : kernels_(kernels), pool_(threads) {}
@@ -455,10 +454,7 @@ void Engine::run_conv(Conv& c) {
   a.in = at(c.in);
   a.shortcut.in = c.shortcut >= 0 ? at(c.shortcut) : nullptr;
   if (c.producer) {
-    pad_input(*c.producer);
-    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
-      for (int64_t task = b; task < n; ++task) run_ring(c, task, mine(t));
-    });
+    run_ring(c);
     return;
   }
   if (c.kind == Conv::Kind::winograd)
@@ -481,41 +477,45 @@ void Engine::pad_input(const Conv& c) {
   });
 }
 
-// One task of a fused pair: a layer of tiles along d, a part of their rows along h. Each row of
-// tiles follows as soon as the rows of its input are there; these never leave the core's cache.
-void Engine::run_ring(const Conv& c, int64_t task, float* scratch) const {
-  ConvArgs a = c.args, from = c.producer->args;
-  float* const buffer = scratch + c.ring_offset;
-  a.in = from.out = buffer;
+// A fused pair: some planes of the first convolution, then the tiles of the second that they
+// suffice for, and so on. The planes are in a ring, and never leave the shared cache.
+void Engine::run_ring(Conv& c) {
+  Conv& p = *c.producer;
+  ConvArgs& a = c.args;
+  pad_input(p);
+  p.args.out = at(c.in);
   const Extent &o = a.conv_extent, &e = a.in_extent;
-  const int64_t rows = (o.h + a.tile[1] - 1) / a.tile[1];
-  const int64_t columns = (o.w + a.tile[2] - 1) / a.tile[2];
-  const int64_t layer = task / c.ring_parts, part = task % c.ring_parts;
-  const int64_t first = rows * part / c.ring_parts, last = rows * (part + 1) / c.ring_parts;
-  const int64_t d0 = std::max<int64_t>(layer * a.tile[0] - a.window.padding[0], 0);
-  const int64_t d1 = std::min((layer + 1) * a.tile[0] - a.window.padding[0] + 2, e.d);
-  int64_t made = std::max<int64_t>(first * a.tile[1] - a.window.padding[1], 0);
-  for (int64_t row = first; row < last; ++row) {
-    const int64_t need = std::min((row + 1) * a.tile[1] - a.window.padding[1] + 2, e.h);
-    for (int64_t d = d0; d < d1 && made < need; ++d)
-      kernels_.one_channel(from, d * e.h + made, d * e.h + need, scratch);
-    made = std::max(made, need);
-    a.first = (layer * rows + row) * columns;
-    a.count = columns;
-    kernels_.winograd(a, 0, (columns + a.rows - 1) / a.rows, scratch);
+  const auto mine = [&](int thread) { return scratch_memory_.get() + thread * scratch_floats_; };
+  const int64_t layer =
+      (o.h + a.tile[1] - 1) / a.tile[1] * ((o.w + a.tile[2] - 1) / a.tile[2]);
+  const int64_t layers = (o.d + a.tile[0] - 1) / a.tile[0];
+  const int64_t step = (a.ring - 2) / a.tile[0];
+  int64_t made = 0;
+  for (int64_t z = 0; z < layers; z += step) {
+    const int64_t next = std::min(z + step, layers);
+    const int64_t need = std::clamp<int64_t>(next * a.tile[0] + 2 - a.window.padding[0], made, e.d);
+    parallel((need - made) * e.h, 4, [&](int64_t b, int64_t n, int t) {
+      kernels_.one_channel(p.args, made * e.h + b, made * e.h + n, mine(t));
+    });
+    made = need;
+    a.first = z * layer;
+    a.count = (next - z) * layer;
+    parallel((a.count + a.rows - 1) / a.rows, 1, [&](int64_t b, int64_t n, int t) {
+      kernels_.winograd(a, b, n, mine(t));
+    });
   }
 }
 
 // A one-channel convolution whose large result only the next Winograd convolution reads.
 void Engine::fuse_rings() {
-  constexpr int64_t kLarge = int64_t{1} << 20;  // floats
+  constexpr int64_t kLarge = int64_t{1} << 22;  // floats: more than the cache holds
+  constexpr int64_t kRing = int64_t{1} << 22;   // floats: they stay in the shared cache
   for (size_t i = 0; i + 1 < steps_.size(); ++i) {
     const auto first = steps_[i].conv, second = steps_[i + 1].conv;
     if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
         second->in != first->out || second->condition >= 0 || second->residual == first->out ||
-        second->shortcut == first->out ||
-        first->args.out_extent.floats() < kLarge)
+        second->shortcut == first->out || first->args.out_extent.floats() < kLarge)
       continue;
     const int value = first->out;
     bool elsewhere = std::count(outputs_.begin(), outputs_.end(), value) > 0;
@@ -524,31 +524,21 @@ void Engine::fuse_rings() {
         elsewhere = elsewhere || std::count(steps_[j].reads.begin(), steps_[j].reads.end(), value);
     Value& v = values_[static_cast<size_t>(value)];
     if (elsewhere || v.root != value) continue;
-    v.floats = 0;  // it lives in the threads' scratch memory
     ConvArgs& a = second->args;
-    first->args.ring = a.ring = a.tile[0] + 2;
-    first->args.ring_rows = a.ring_rows = a.tile[1] + 2;
+    const int64_t plane = v.floats / v.extent.d;
+    const int64_t layers = std::max<int64_t>((kRing / plane - 2) / a.tile[0], 1);
+    const int64_t planes = layers * a.tile[0] + 2;
+    if (planes >= v.extent.d) continue;
+    v.floats = plane * planes;
+    first->args.ring = a.ring = planes;
     a.splits = 1;
-    const int64_t columns = (a.conv_extent.w + a.tile[2] - 1) / a.tile[2];
-    const int64_t parts = (columns + 11) / 12;  // U, M and the ring fit the second-level cache
-    a.rows = (columns + parts - 1) / parts;
-    const int64_t layers = (a.conv_extent.d + a.tile[0] - 1) / a.tile[0];
-    const int64_t rows = (a.conv_extent.h + a.tile[1] - 1) / a.tile[1];
-    second->ring_parts =
-        std::clamp<int64_t>((4 * pool_.threads() + layers - 1) / layers, 1, rows);
-    second->tasks = layers * second->ring_parts;
-    second->ring_offset = scratch_floats_;
-    ring_floats_ = std::max(ring_floats_, blocks_of(v.extent.c) * a.ring * a.ring_rows *
-                                              v.extent.w * kBlock);
     second->producer = first;
     steps_[i].work = nullptr;
     steps_[i].writes.clear();
     steps_[i + 1].reads.push_back(first->in);
+    steps_[i + 1].writes.push_back(value);
     names_[i] += " (in the next step)";
   }
-  for (auto& s : steps_)
-    if (s.conv && s.conv->producer) s.conv->ring_offset = scratch_floats_;
-  scratch_floats_ += (ring_floats_ + 15) / 16 * 16;
 }
 
 // --- the rest ----------------------------------------------------------------------------------

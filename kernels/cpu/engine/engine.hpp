@@ -138,7 +138,7 @@ class Engine {
   void run_conv(Conv& conv);
   void generate(Conv& conv);
   void pad_input(const Conv& conv);
-  void run_ring(const Conv& conv, int64_t task, float* scratch) const;
+  void run_ring(Conv& conv);
 
   const Kernels& kernels_;
   ThreadPool pool_;
@@ -157,7 +157,7 @@ class Engine {
   std::vector<double> seconds_;
   bool profiling_ = false, finished_ = false;
   std::vector<Floats> weights_;
-  int64_t weight_floats_ = 0, arena_floats_ = 0, scratch_floats_ = 0, ring_floats_ = 0;
+  int64_t weight_floats_ = 0, arena_floats_ = 0, scratch_floats_ = 0;
   Floats arena_, scratch_memory_;
   std::vector<float> condition_;
 };
