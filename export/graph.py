@@ -149,6 +149,7 @@ def activate(x: Tensor, node: Node) -> Tensor:
         "hardswish": F.hardswish,
         "hardsigmoid": F.hardsigmoid,
         "softplus": F.softplus,
+        "mish": F.mish,
     }
     if kind == "prelu":
         return F.prelu(x, torch.from_numpy(node.arrays["slope"]).to(x))

@@ -207,6 +207,7 @@ def _activation(w: _Writer, node: Node) -> None:
         "tanh": "Tanh",
         "hardswish": "HardSwish",
         "softplus": "Softplus",
+        "mish": "Mish",
     }
     if kind in simple:
         w.op(simple[kind], x, node.output, **alpha)

@@ -81,7 +81,7 @@ hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Ar
 hfrt::ActivationSpec act_of(const std::optional<Act>& act) {
   static const char* names[] = {"none",      "relu", "relu6",   "leaky_relu", "prelu",
                                 "elu",       "silu", "gelu",    "gelu_tanh",  "sigmoid",
-                                "tanh",      "hardswish", "hardsigmoid", "softplus"};
+                                "tanh",      "hardswish", "hardsigmoid", "softplus", "mish"};
   if (!act) return {};
   const auto& [name, alpha, slope] = *act;
   int kind = 0;

@@ -56,7 +56,7 @@ MODULES = {
         for m in (
             nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.2), nn.PReLU(4),
             nn.ELU(0.7), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.Tanh(), nn.Hardswish(),
-            nn.Hardsigmoid(), nn.Softplus(), nn.Dropout(), nn.Dropout3d(), nn.Identity(),
+            nn.Hardsigmoid(), nn.Softplus(), nn.Mish(), nn.Dropout(), nn.Dropout3d(), nn.Identity(),
             nn.Flatten(),
         )
     },

@@ -253,6 +253,7 @@ ACTIVATIONS = {
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
     "softplus": F.softplus,
+    "mish": F.mish,
     "prelu": lambda x: F.prelu(x, torch.full((1,), 0.3, dtype=x.dtype)),
 }
 ALPHA = {"leaky_relu": 0.2, "elu": 0.7}

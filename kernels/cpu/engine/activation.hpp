@@ -94,6 +94,7 @@ HFRT_INLINE V activate(V x, const Activation& act, int64_t block) {
       return if_nan(x, x, act.kind == Act::hardswish ? x * gate : gate);
     }
     case Act::softplus: return softplus(x);
+    case Act::mish: return x * tanh_of(softplus(x));
   }
   return x;
 }

@@ -10,7 +10,9 @@ using hfrt::blocks_of;
 
 // c[r][j] = sum_k a[r][k] b[k][j], r < Rows, j < Vectors * 16, always in the order of k: the result
 // of a row does not depend on the rows beside it.
-template <int Rows, int Vectors>
+//
+// Lda: the row stride if it is known (then every row is a constant away from one pointer), or 0.
+template <int Rows, int Vectors, int Lda>
 __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth, const float* b,
                                      float* c, int64_t ldc) {
   V acc[Rows][Vectors];
@@ -19,7 +21,7 @@ __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth,
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) acc[r][j] = zero();
   // Every third row has a pointer of its own; the two between are reached by base + {1, 2} * lda.
-  constexpr int kBases = (Rows + 2) / 3;
+  constexpr int kBases = Lda ? 1 : (Rows + 2) / 3;
   const float* base[kBases];
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * lda;
   const auto step = [&](int offset) __attribute__((always_inline)) {
@@ -28,7 +30,8 @@ __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth,
     for (int j = 0; j < Vectors; ++j) w[j] = load(b + (offset * Vectors + j) * kLanes);
 #pragma GCC unroll 32
     for (int r = 0; r < Rows; ++r) {
-      const V x = broadcast(base[r / 3][(r % 3) * lda + offset]);
+      const V x = broadcast(Lda ? base[0][r * Lda + offset]
+                                : base[Lda ? 0 : r / 3][(r % 3) * lda + offset]);
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) acc[r][j] = fma(x, w[j], acc[r][j]);
     }
@@ -59,7 +62,7 @@ using Micro = void (*)(const float*, int64_t, int64_t, const float*, float*, int
 
 template <int Vectors, int... Row>
 struct MicroTable {
-  static constexpr Micro table[] = {micro<Row + 1, Vectors>...};
+  static constexpr Micro table[] = {micro<Row + 1, Vectors, 0>...};
 };
 template <int Vectors, typename Sequence>
 struct FromSequence;
@@ -86,11 +89,15 @@ void gemm(const float* a, int64_t lda, int64_t rows, int64_t depth, const float*
     const bool full = (p + 1) * kVectorsPerPanel <= vectors;
     const int64_t most = full ? kRows2 : kRows1;
     const Micro* table = full ? Two::table : One::table;
+    // The whole groups of the common narrow layers.
+    const Micro whole = lda == 16   ? (full ? micro<kRows2, kVectorsPerPanel, 16> : micro<kRows1, 1, 16>)
+                        : lda == 32 ? (full ? micro<kRows2, kVectorsPerPanel, 32> : micro<kRows1, 1, 32>)
+                                    : table[most - 1];
     // Equal shares instead of a small last one, which could not hide the latency.
     const int64_t parts = (rows + most - 1) / most;
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t from = rows * i / parts, to = rows * (i + 1) / parts;
-      table[to - from - 1](a + from * lda, lda, depth, packed + p * depth * kPanel,
+      (to - from == most ? whole : table[to - from - 1])(a + from * lda, lda, depth, packed + p * depth * kPanel,
                            c + from * ldc + (p - first_panel) * kPanel, ldc);
     }
   }

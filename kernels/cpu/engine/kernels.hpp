@@ -22,7 +22,7 @@ __attribute__((always_inline)) inline int64_t blocks_of(int64_t channels) {
 
 enum class Act : int32_t {
   none, relu, relu6, leaky_relu, prelu, elu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish,
-  hardsigmoid, softplus,
+  hardsigmoid, softplus, mish,
 };
 
 struct Activation {
@@ -78,9 +78,9 @@ struct Shortcut {
 struct ConvArgs {
   const float* in = nullptr;
   Extent in_extent;
-  // The planes, and the rows of each, that the buffer between a one-channel convolution (its output)
-  // and a Winograd convolution (its input) holds: plane z stands at z % ring.
-  int64_t ring = 0, ring_rows = 0;
+  // The planes that the buffer between a one-channel convolution (its output) and a Winograd
+  // convolution (its input) holds: plane z stands at z % ring.
+  int64_t ring = 0;
   float* out = nullptr;
   Extent conv_extent;  // of the convolution, before pooling
   Extent out_extent;   // after pooling

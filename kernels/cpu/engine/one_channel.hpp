@@ -215,14 +215,14 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
   // Then results go to the output at once.
   const bool simple = !a.epilogue.residual && !a.epilogue.second &&
                       (a.epilogue.act.kind == Act::none || a.epilogue.act.kind == Act::relu);
-  const int64_t row = out.w * kLanes, plane = a.ring_rows * row, block = a.ring * plane;
+  const int64_t row = out.w * kLanes, plane = out.h * row, block = a.ring * plane;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t od = task / out.h, oh = task % out.h;
     const float* line = a.in + (od * many * k.stride[0] * e.h + oh * many * k.stride[1]) * e.w;
     for (int64_t b = 0; b < blocks_of(o.c); ++b) {
       const float* weight = a.weight + b * taps * kLanes;
       const int64_t channels = o.c - b * kLanes;
-      const int64_t base = b * block + od % a.ring * plane + oh % a.ring_rows * row;
+      const int64_t base = b * block + od % a.ring * plane + oh * row;
       const bool pair =
           broadcast_inputs && many == 1 && kVectorsPerPanel == 2 && b + 1 < blocks_of(o.c);
       for (int64_t w = 0; w < out.w;) {

@@ -69,6 +69,9 @@ struct Filter<4> {
   }
 };
 
+constexpr int64_t kNoRow = INT64_MIN;
+alignas(64) constexpr float zeros[6 * kLanes] = {};
+
 struct Blocked {
   int64_t row, plane, block;  // floats from one row, plane, channel block to the next
 };
@@ -141,25 +144,33 @@ struct Winograd {
     }
   }
 
-  // A tile whose input touches the border, or passes a prologue: copied with zeros around.
-  static void copy(const hfrt::ConvArgs& a, const Blocked& s, int64_t block, const int64_t* at,
-                   float* to) {
-    const hfrt::Extent& e = a.in_extent;
-    const float* in = a.in + block * s.block;
-    const bool prologue = a.prologue.scale != nullptr;
-    const V scale = prologue ? load(a.prologue.scale + block * kLanes) : zero();
-    const V shift = prologue ? load(a.prologue.shift + block * kLanes) : zero();
-    for (int d = 0; d < ND; ++d)
-      for (int h = 0; h < NH; ++h)
-        for (int w = 0; w < NW; ++w) {
-          const int64_t z = at[0] + d, y = at[1] + h, x = at[2] + w;
-          V v = zero();
-          if (z >= 0 && z < e.d && y >= 0 && y < e.h && x >= 0 && x < e.w) {
-            v = load(in + z % a.ring * s.plane + y % a.ring_rows * s.row + x * kLanes);
-            if (prologue) v = activate(fma(v, scale, shift), a.prologue.act, block);
-          }
-          store(to + ((d * NH + h) * NW + w) * kLanes, v);
-        }
+  // Where a tile's rows of input begin: floats from the block's start, or kNoRow for zeros.
+  static HFRT_INLINE void locate(const hfrt::ConvArgs& a, const Blocked& s, const int64_t* at,
+                                 int64_t* offsets) {
+    for (int d = 0; d < ND; ++d) {
+      const int64_t z = at[0] + d, plane = z % a.ring * s.plane;
+      for (int h = 0; h < NH; ++h) {
+        const int64_t y = at[1] + h;
+        const bool inside = z >= 0 && z < a.in_extent.d && y >= 0 && y < a.in_extent.h;
+        offsets[d * NH + h] = inside ? plane + y * s.row + at[2] * kLanes : kNoRow;
+      }
+    }
+  }
+
+  // A row of a tile that reaches over the border along W, or passes a prologue: [NW][16].
+  static HFRT_INLINE void copy_row(const hfrt::ConvArgs& a, const float* from, int64_t block,
+                                   int64_t x, float* to) {
+    for (int64_t w = 0; w < NW; ++w) {
+      V v = zero();
+      if (x + w >= 0 && x + w < a.in_extent.w) {
+        v = load(from + w * kLanes);
+        if (a.prologue.scale)
+          v = activate(fma(v, load(a.prologue.scale + block * kLanes),
+                           load(a.prologue.shift + block * kLanes)),
+                       a.prologue.act, block);
+      }
+      store(to + w * kLanes, v);
+    }
   }
 
   // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Voxels beyond the border repeat the last.
@@ -272,7 +283,7 @@ struct Winograd {
     const int64_t tiles_h = (o.h + MH - 1) / MH, tiles_w = (o.w + MW - 1) / MW;
     const int64_t cin_blocks = blocks_of(e.c), cout_blocks = blocks_of(o.c);
     const int64_t panels = (cout_blocks + kVectorsPerPanel - 1) / kVectorsPerPanel;
-    const int64_t plane = a.ring_rows * e.w * kLanes;
+    const int64_t plane = e.h * e.w * kLanes;
     const Blocked s{e.w * kLanes, plane, a.ring * plane};
     const int64_t lda = cin_blocks * kLanes, step_u = a.rows * lda + kLanes;
     float* local = scratch;
@@ -297,25 +308,24 @@ struct Winograd {
         const int64_t at[3] = {index / (tiles_h * tiles_w) * MD - a.window.padding[0],
                                index / tiles_w % tiles_h * MH - a.window.padding[1],
                                index % tiles_w * MW - a.window.padding[2]};
-        const bool inside = !a.prologue.scale && at[0] >= 0 && at[0] + ND <= e.d && at[1] >= 0 &&
-                            at[1] + NH <= e.h && at[2] >= 0 && at[2] + NW <= e.w;
-        const float* rows_at[ND * NH];
-        for (int d = 0; d < ND; ++d)
-          for (int h = 0; h < NH; ++h)
-            rows_at[d * NH + h] =
-                inside ? a.in + (at[0] + d) % a.ring * s.plane +
-                             (at[1] + h) % a.ring_rows * s.row + at[2] * kLanes
-                       : local + (d * NH + h) * NW * kLanes;
+        const bool cut = a.prologue.scale || at[2] < 0 || at[2] + NW > e.w;
+        int64_t offsets[ND * NH];
+        locate(a, s, at, offsets);
         for (int64_t cb = 0; cb < cin_blocks; ++cb) {
-          if (!inside) copy(a, s, cb, at, local);
+          const float* block_in = a.in + cb * s.block;
+          const float* rows_at[ND * NH];
+          for (int i = 0; i < ND * NH; ++i) {
+            rows_at[i] = offsets[i] == kNoRow ? zeros : block_in + offsets[i];
+            if (cut && offsets[i] != kNoRow) {
+              copy_row(a, rows_at[i], cb, at[2], local + i * NW * kLanes);
+              rows_at[i] = local + i * NW * kLanes;
+            }
+          }
           // The rows are too many streams for the processor to foresee the next tile's part of them.
-          if (inside)
+          if (!cut)
             for (int i = 0; i < ND * NH; ++i)
-              for (int w = 0; w < MW; ++w)
-                __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
+              for (int w = 0; w < MW; ++w) __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
           input(rows_at, u + t * lda + cb * kLanes, step_u);
-          if (inside)
-            for (auto& row : rows_at) row += s.block;
         }
       }
       const int64_t point = panels_floats(cout_blocks, e.c);

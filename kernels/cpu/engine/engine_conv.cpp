@@ -1,0 +1,342 @@
+// Convolutions: the choice of a kernel, its weights, its tasks.
+#include <algorithm>
+#include <cstring>
+
+#include "engine_internal.hpp"
+
+namespace hfrt {
+
+int Engine::conv(const ConvSpec& spec) {
+  const Extent e = extent(spec.in);
+  check(spec.window);
+  const int64_t cout = spec.out_channels;
+  if (cout < 1) refuse("a convolution needs an output channel");
+  Extent conv{cout, window_size(e.d, spec.window, 0), window_size(e.h, spec.window, 1),
+              window_size(e.w, spec.window, 2)};
+  Extent out = conv;
+  if (spec.pool) {
+    out.d /= 2, out.h /= 2, out.w /= 2;
+    if (out.d < 1 || out.h < 1 || out.w < 1) refuse("2x2x2 pooling of " + text(conv));
+    if (spec.residual >= 0 || (spec.act.kind != Act::none && spec.act.kind != Act::relu))
+      refuse("pooling in a convolution goes with relu, and without a residual");
+  }
+  if (spec.sparse) {
+    if (spec.pool || !spec.tile[0])
+      refuse("only a Winograd convolution without pooling keeps every second voxel");
+    out = {cout, (conv.d + 1) / 2, (conv.h + 1) / 2, (conv.w + 1) / 2};
+  }
+  auto c = std::make_shared<Conv>();
+  c->in = spec.in;
+  c->shortcut = spec.shortcut;
+  c->residual = spec.residual;
+  c->condition = spec.condition;
+  ConvArgs& a = c->args;
+  a.in_extent = e, a.conv_extent = conv, a.out_extent = out, a.window = spec.window;
+  c->out = add(out);
+  if (spec.second) c->second = add(spec.sparse ? conv : out);
+  if (spec.residual >= 0 && !same(extent(spec.residual), conv))
+    refuse("the residual " + text(extent(spec.residual)) + " does not fit " + text(conv));
+  build_conv(c, spec);
+
+  std::vector<int> reads{spec.in}, writes{c->out};
+  if (spec.residual >= 0) reads.push_back(spec.residual);
+  if (spec.condition >= 0) reads.push_back(spec.condition);
+  if (spec.shortcut >= 0) reads.push_back(spec.shortcut);
+  if (c->second >= 0) writes.push_back(c->second);
+  static const char* kinds[] = {"winograd", "gather", "one-channel", "depthwise"};
+  step(kinds[static_cast<int>(c->kind)], reads, writes, [this, c] { run_conv(*c); });
+  steps_.back().conv = c;
+  return c->out;
+}
+
+void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
+  ConvArgs& a = c->args;
+  const Extent &e = a.in_extent, &o = a.conv_extent;
+  const Window& k = a.window;
+  const int64_t taps = product({k.kernel[0], k.kernel[1], k.kernel[2]});
+  const int64_t cin = e.c, cout = o.c, vectors = blocks_of(cout);
+  const int64_t per = kernels_.vectors_per_panel, panels = (vectors + per - 1) / per;
+  const bool is_input = std::find(inputs_.begin(), inputs_.end(), spec.in) != inputs_.end();
+
+  int64_t points = 0;
+  if (spec.tile[0] || spec.tile[1] || spec.tile[2]) {
+    points = 1;
+    for (int i = 0; i < 3; ++i) {
+      if ((spec.tile[i] != 2 && spec.tile[i] != 4) || k.kernel[i] != 3 || k.stride[i] != 1 ||
+          k.dilation[i] != 1 || spec.depthwise)
+        refuse("Winograd tiles are 2 or 4, for 3x3x3 kernels with stride and dilation 1");
+      points *= spec.tile[i] + 2;
+      a.tile[i] = spec.tile[i];
+    }
+  }
+  c->kind = spec.depthwise ? Conv::Kind::depthwise
+            : points       ? Conv::Kind::winograd
+            : cin == 1 && is_input && spec.condition < 0 && spec.prologue_scale.data == nullptr &&
+                    (k.stride[2] == 1 || (k.stride[2] == 2 && cout >= kBlock && !spec.pool))
+                ? Conv::Kind::one_channel
+                : Conv::Kind::gather;
+  if (spec.pool && c->kind != Conv::Kind::winograd && c->kind != Conv::Kind::one_channel)
+    refuse("only a Winograd or a one-channel convolution pools its result");
+  if (spec.depthwise && (cin != cout || spec.condition >= 0))
+    refuse("a depthwise convolution keeps the number of channels and is not generated");
+
+  // epilogue and prologue
+  a.epilogue.act = keep(spec.act, cout);
+  a.epilogue.pool = spec.pool;
+  a.epilogue.sparse = spec.sparse;
+  if (spec.second) {
+    a.epilogue.second_scale = keep(spec.second_scale, filled(cout), "the second scale", cout);
+    a.epilogue.second_shift = keep(spec.second_shift, filled(cout), "the second shift", cout);
+    a.epilogue.second_act = keep(spec.second_act, cout);
+  }
+  if (spec.prologue_scale.data != nullptr) {
+    a.prologue.scale = keep(spec.prologue_scale, filled(cin), "the prologue's scale", cin);
+    a.prologue.shift = keep(spec.prologue_shift, filled(cin), "the prologue's shift", cin);
+    a.prologue.act = keep(spec.prologue_act, cin);
+    if (c->kind == Conv::Kind::depthwise) refuse("a depthwise convolution takes no prologue");
+  }
+
+  // weights
+  const int64_t raw = product({taps, spec.depthwise ? 1 : cin, cout});
+  const int64_t lanes = filled(cout);
+  if (spec.condition >= 0) {
+    const Extent& ce = extent(spec.condition);
+    if (ce.voxels() != 1) refuse("a condition is a vector, not " + text(ce));
+    c->conditions = ce.c;
+    c->generator = {keep(spec.weight, product({ce.c, raw}), "a generated convolution's weight",
+                         product({ce.c, raw})),
+                    ce.c * raw};
+    c->bias_generator = {keep(spec.bias, ce.c * cout, "a generated convolution's bias", ce.c * cout),
+                         ce.c * cout};
+    c->raw = reserve(raw);
+    c->bias = reserve(lanes);
+    a.epilogue.bias = c->bias;
+  } else {
+    checked(spec.weight, raw, "a convolution's weight");
+    a.epilogue.bias = keep(spec.bias, lanes, "a convolution's bias", cout);
+  }
+  const auto pack_all = [&](const float* weight, float* to) {
+    if (points) {
+      parallel(vectors * cin, 64, [&](int64_t b, int64_t n, int) {
+        kernels_.winograd_weights(weight, cin, cout, a.tile, to, b, n);
+      });
+    } else {
+      parallel(panels, 1, [&](int64_t b, int64_t n, int) {
+        kernels_.pack(weight, cout, taps * cin, to, b, n);
+      });
+    }
+  };
+  if (c->kind == Conv::Kind::winograd || c->kind == Conv::Kind::gather) {
+    c->packed = reserve(product({points ? points : taps, cin, lanes}));
+    if (spec.condition < 0) pack_all(spec.weight.data, c->packed);
+    a.weight = c->packed;
+  } else if (c->kind == Conv::Kind::depthwise) {
+    float* to = reserve(taps * lanes);
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t i = 0; i < cout; ++i) to[t * lanes + i] = spec.weight.data[t * cout + i];
+    a.weight = to;
+  } else {
+    float* to = reserve(taps * lanes);
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t i = 0; i < cout; ++i)
+        to[(i / kBlock * taps + t) * kBlock + i % kBlock] = spec.weight.data[t * cout + i];
+    a.weight = to;
+  }
+
+  int64_t shortcut_floats = 0;
+  if (spec.shortcut >= 0) {
+    if (c->kind != Conv::Kind::winograd || spec.residual >= 0 || spec.pool || spec.condition >= 0)
+      refuse("a shortcut goes with a Winograd convolution that has no residual and no pooling");
+    const Extent se = extent(spec.shortcut);
+    const int64_t size[3] = {se.d, se.h, se.w}, wanted[3] = {o.d, o.h, o.w};
+    for (int i = 0; i < 3; ++i) {
+      a.shortcut.stride[i] = spec.shortcut_stride[i];
+      if (spec.shortcut_stride[i] < 1 || (size[i] - 1) / spec.shortcut_stride[i] + 1 != wanted[i])
+        refuse("the shortcut from " + text(se) + " does not fit " + text(o));
+    }
+    checked(spec.shortcut_weight, product({se.c, cout}), "the shortcut's weight");
+    a.shortcut.in_extent = se;
+    float* packed = reserve(product({se.c, lanes}));
+    kernels_.pack(spec.shortcut_weight.data, cout, se.c, packed, 0, panels);
+    a.shortcut.weight = packed;
+    shortcut_floats = a.tile[0] * a.tile[1] * a.tile[2] * (filled(se.c) + lanes) + kBlock;
+  }
+
+  // Partition and scratch. Blocks are small enough for the second-level cache, and there are a
+  // few tasks for each thread; what is left over is split along the output channels.
+  const int64_t threads = pool_.threads();
+  a.ring = e.d;
+  if (c->kind == Conv::Kind::winograd) {
+    int64_t tiles = 1;
+    const int64_t size[3] = {o.d, o.h, o.w};
+    for (int i = 0; i < 3; ++i) tiles *= (size[i] + a.tile[i] - 1) / a.tile[i];
+    const int64_t row = filled(cin) + lanes;
+    // (U and M) in about 800 KB
+    const int64_t fit = 200'000 / (points * row);
+    const int64_t unit = kernels_.rows_two;
+    a.rows = std::max<int64_t>(fit / unit * unit, unit);
+    a.rows = std::min(a.rows, std::max<int64_t>((tiles + threads - 1) / threads, 1));
+    a.count = tiles;
+    scratch(points * kBlock + points * (a.rows * filled(cin) + kBlock) +
+            points * (a.rows * lanes + kBlock) + shortcut_floats);
+  } else if (c->kind == Conv::Kind::gather) {
+    const int64_t depth = taps * cin, lda = filled(depth) + kBlock;
+    const int64_t unit = vectors == 1 ? kernels_.rows_one : kernels_.rows_two;
+    const int64_t fit = 100'000 / lda;
+    a.rows = std::max<int64_t>(fit / unit * unit, unit);
+    a.count = o.voxels();
+    a.rows = std::min(a.rows, std::max<int64_t>((a.count + threads - 1) / threads, 1));
+    scratch(a.rows * lda + a.rows * (lanes + per * kBlock));
+  } else if (c->kind == Conv::Kind::one_channel) {
+    scratch(3 * kBlock * kBlock);
+    // The borders of the padded input stay zero from here on.
+    a.in_extent = {1, e.d + 2 * k.padding[0], e.h + 2 * k.padding[1], e.w + 2 * k.padding[2]};
+    c->padded = reserve(product({a.in_extent.d, a.in_extent.h, a.in_extent.w}) + kSpare);
+    a.in = c->padded;
+    for (int64_t t = 0; t < taps; ++t)
+      c->shift.push_back((t / (k.kernel[1] * k.kernel[2]) * k.dilation[0] * a.in_extent.h +
+                          t / k.kernel[2] % k.kernel[1] * k.dilation[1]) * a.in_extent.w +
+                         t % k.kernel[2] * k.dilation[2]);
+    a.shift = c->shift.data();
+  }
+  if (c->kind == Conv::Kind::winograd || c->kind == Conv::Kind::gather) {
+    const int64_t blocks = (a.count + a.rows - 1) / a.rows;
+    a.splits = std::clamp<int64_t>((2 * threads + blocks - 1) / blocks, 1, panels);
+    if (blocks >= threads && blocks % threads == 0) a.splits = 1;
+    c->tasks = blocks * a.splits;
+  } else if (c->kind == Conv::Kind::one_channel) {
+    a.ring = a.out_extent.d;
+    c->tasks = a.out_extent.d * a.out_extent.h;
+  } else {
+    c->tasks = vectors * o.d * o.h;
+  }
+}
+
+void Engine::generate(Conv& c) {
+  const float* e = at(c.condition);
+  const ConvArgs& a = c.args;
+  const int64_t cout = a.conv_extent.c, n = c.generator.size / c.conditions;
+  const Window& k = a.window;
+  const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2];
+  parallel((n + 1023) / 1024, 1, [&](int64_t begin, int64_t end, int) {
+    kernels_.mix(c.generator.data, e, c.conditions, n, c.raw, begin * 1024,
+                 std::min(end * 1024, n));
+  });
+  kernels_.mix(c.bias_generator.data, e, c.conditions, cout, c.bias, 0, cout);
+  const int64_t per = kernels_.vectors_per_panel, vectors = blocks_of(cout);
+  const int64_t cin = a.in_extent.c;
+  if (c.kind == Conv::Kind::winograd)
+    parallel(vectors * cin, 32, [&](int64_t begin, int64_t end, int) {
+      kernels_.winograd_weights(c.raw, cin, cout, a.tile, c.packed, begin, end);
+    });
+  else
+    parallel((vectors + per - 1) / per, 1, [&](int64_t begin, int64_t end, int) {
+      kernels_.pack(c.raw, cout, taps * cin, c.packed, begin, end);
+    });
+}
+
+void Engine::run_conv(Conv& c) {
+  ConvArgs& a = c.args;
+  if (c.condition >= 0) generate(c);
+  a.out = at(c.out);
+  a.epilogue.residual = c.residual >= 0 ? at(c.residual) : nullptr;
+  a.epilogue.second = c.second >= 0 ? at(c.second) : nullptr;
+  const auto mine = [&](int thread) { return scratch_memory_.get() + thread * scratch_floats_; };
+  if (c.kind == Conv::Kind::one_channel) {
+    pad_input(c);
+    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
+      kernels_.one_channel(a, b, n, mine(t));
+    });
+    return;
+  }
+  a.in = at(c.in);
+  a.shortcut.in = c.shortcut >= 0 ? at(c.shortcut) : nullptr;
+  if (c.producer) {
+    run_ring(c);
+    return;
+  }
+  if (c.kind == Conv::Kind::winograd)
+    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.winograd(a, b, n, mine(t)); });
+  else if (c.kind == Conv::Kind::gather)
+    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.gather(a, b, n, mine(t)); });
+  else
+    parallel(c.tasks, 4, [&](int64_t b, int64_t n, int) { kernels_.depthwise(a, b, n); });
+}
+
+void Engine::pad_input(const Conv& c) {
+  const auto which = std::find(inputs_.begin(), inputs_.end(), c.in) - inputs_.begin();
+  const float* from = input_data_[static_cast<size_t>(which)];
+  const Extent &e = extent(c.in), &o = c.args.in_extent;
+  const int64_t* p = c.args.window.padding;
+  parallel(e.d, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin * e.h; row < end * e.h; ++row)
+      std::memcpy(c.padded + ((row / e.h + p[0]) * o.h + row % e.h + p[1]) * o.w + p[2],
+                  from + row * e.w, static_cast<size_t>(e.w) * sizeof(float));
+  });
+}
+
+// A fused pair: some planes of the first convolution, then the tiles of the second that they
+// suffice for, and so on. The planes are in a ring, and never leave the shared cache.
+void Engine::run_ring(Conv& c) {
+  Conv& p = *c.producer;
+  ConvArgs& a = c.args;
+  pad_input(p);
+  p.args.out = at(c.in);
+  const Extent &o = a.conv_extent, &e = a.in_extent;
+  const auto mine = [&](int thread) { return scratch_memory_.get() + thread * scratch_floats_; };
+  const int64_t layer =
+      (o.h + a.tile[1] - 1) / a.tile[1] * ((o.w + a.tile[2] - 1) / a.tile[2]);
+  const int64_t layers = (o.d + a.tile[0] - 1) / a.tile[0];
+  const int64_t step = (a.ring - 2) / a.tile[0];
+  int64_t made = 0;
+  for (int64_t z = 0; z < layers; z += step) {
+    const int64_t next = std::min(z + step, layers);
+    const int64_t need = std::clamp<int64_t>(next * a.tile[0] + 2 - a.window.padding[0], made, e.d);
+    parallel((need - made) * e.h, 4, [&](int64_t b, int64_t n, int t) {
+      kernels_.one_channel(p.args, made * e.h + b, made * e.h + n, mine(t));
+    });
+    made = need;
+    a.first = z * layer;
+    a.count = (next - z) * layer;
+    parallel((a.count + a.rows - 1) / a.rows, 1, [&](int64_t b, int64_t n, int t) {
+      kernels_.winograd(a, b, n, mine(t));
+    });
+  }
+}
+
+// A one-channel convolution whose large result only the next Winograd convolution reads.
+void Engine::fuse_rings() {
+  constexpr int64_t kLarge = int64_t{1} << 22;  // floats: more than the cache holds
+  constexpr int64_t kRing = int64_t{1} << 22;   // floats: they stay in the shared cache
+  for (size_t i = 0; i + 1 < steps_.size(); ++i) {
+    const auto first = steps_[i].conv, second = steps_[i + 1].conv;
+    if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
+        first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
+        second->in != first->out || second->condition >= 0 || second->residual == first->out ||
+        second->shortcut == first->out || first->args.out_extent.floats() < kLarge)
+      continue;
+    const int value = first->out;
+    bool elsewhere = std::count(outputs_.begin(), outputs_.end(), value) > 0;
+    for (size_t j = 0; j < steps_.size(); ++j)
+      if (j != i + 1)
+        elsewhere = elsewhere || std::count(steps_[j].reads.begin(), steps_[j].reads.end(), value);
+    Value& v = values_[static_cast<size_t>(value)];
+    if (elsewhere || v.root != value) continue;
+    ConvArgs& a = second->args;
+    const int64_t plane = v.floats / v.extent.d;
+    const int64_t layers = std::max<int64_t>((kRing / plane - 2) / a.tile[0], 1);
+    const int64_t planes = layers * a.tile[0] + 2;
+    if (planes >= v.extent.d) continue;
+    v.floats = plane * planes;
+    first->args.ring = a.ring = planes;
+    a.splits = 1;
+    second->producer = first;
+    steps_[i].work = nullptr;
+    steps_[i].writes.clear();
+    steps_[i + 1].reads.push_back(first->in);
+    steps_[i + 1].writes.push_back(value);
+    names_[i] += " (in the next step)";
+  }
+}
+
+}  // namespace hfrt
