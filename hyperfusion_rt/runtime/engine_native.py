@@ -265,14 +265,24 @@ class NativeEngine:
             where = f"{source}: " if isinstance(source, Path) else ""
             raise EngineError(f"{where}{error}") from None
 
-    def __call__(self, image: Floats, tabular: Floats) -> Floats:
-        """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
-        feed = {"image": image, "tabular": tabular}
+    def __call__(self, image: Floats, tabular: Floats | None = None) -> Floats:
+        """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`.
+
+        Raises:
+            EngineError: an input is missing or has another shape.
+        """
+        feed: dict[str, Any] = {"image": image, "tabular": tabular}
         for part in (self.trunk, self.head):
             if part.program.ops:
-                inputs = [
-                    np.ascontiguousarray(feed[name], dtype=np.float32)
-                    for name in part.program.inputs
-                ]
+                inputs = [_input(name, feed[name], s) for name, s in part.program.inputs.items()]
                 feed.update(zip(part.program.outputs, part(inputs), strict=True))
-        return feed[self.head.program.outputs[0]]
+        output: Floats = feed[self.head.program.outputs[0]]
+        return output
+
+
+def _input(name: str, value: Any, shape: tuple[int, ...]) -> Floats:
+    if value is None or np.shape(value)[1:] != shape:
+        found = "nothing" if value is None else f"an array of shape {np.shape(value)}"
+        wanted = ", ".join(str(n) for n in shape)
+        raise EngineError(f"the network's {name} is [B, {wanted}], but it was given {found}")
+    return np.ascontiguousarray(value, dtype=np.float32)
