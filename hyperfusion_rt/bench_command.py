@@ -17,11 +17,10 @@ from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.models import build_network
+from hyperfusion_rt.models import network_of
 from hyperfusion_rt.runtime.artifact import Artifact, latest_artifact
 from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.imported import run_from_state
-from hyperfusion_rt.training.loop import outputs_count
 from hyperfusion_rt.training.run import Run
 
 # End-to-end times are medians over at most so many scans.
@@ -34,12 +33,7 @@ def random_run(preset_name: str, features: int | None, parent: Path, width: int 
     config = preset(preset_name, change)
     width = width if config.task == "ad" else 2
     torch.manual_seed(0)
-    network = build_network(
-        config.network,
-        shape=config.preprocessing.shape,
-        tabular_width=width,
-        outputs=outputs_count(config),
-    )
+    network = network_of(config, width)
     encoder = TabularEncoder.passthrough(width)
     state = network.state_dict()
     return run_from_state(state, config, encoder, parent, name=preset_name, source="random")

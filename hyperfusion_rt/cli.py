@@ -313,7 +313,7 @@ def infer(
             print(f"{item.subject}: {item.reason}", file=sys.stderr)
         if len(result.failed) > 10:
             print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
-        print(f"{summary['error']} failed, {summary['skipped']} rows without a scan")
+        print(f"{summary['error']} failed, {summary['skipped']} skipped")
         print(f"written: {out}, {page}")
     if result.summary["error"]:
         raise typer.Exit(3)

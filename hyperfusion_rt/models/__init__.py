@@ -2,7 +2,7 @@
 
 from hyperfusion_rt.models.initialisation import initialise_generators, load_embedding
 from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
-from hyperfusion_rt.models.registry import build_network
+from hyperfusion_rt.models.registry import build_network, network_of, outputs_count
 
 __all__ = [
     "HyperConv3d",
@@ -10,4 +10,6 @@ __all__ = [
     "build_network",
     "initialise_generators",
     "load_embedding",
+    "network_of",
+    "outputs_count",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hyperfusion_rt.config import NetworkConfig, Shape
+from hyperfusion_rt.config import Config, NetworkConfig, Shape
 from hyperfusion_rt.models.ad import ADNetwork, check_shape
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
@@ -26,3 +26,22 @@ def build_network(
         check_shape(shape)
         return ADNetwork(config, tabular_width=tabular_width, outputs=outputs)
     return BrainAgeNetwork(config, shape=shape, tabular_width=tabular_width, outputs=outputs)
+
+
+def network_of(config: Config, tabular_width: int) -> nn.Module:
+    """The network that a whole configuration describes, for a table of this width.
+
+    Raises:
+        ConfigError: the volume is too small for the network.
+    """
+    return build_network(
+        config.network,
+        shape=config.preprocessing.shape,
+        tabular_width=tabular_width,
+        outputs=outputs_count(config),
+    )
+
+
+def outputs_count(config: Config) -> int:
+    """The number of outputs: classes, or one number."""
+    return len(config.tabular.classes) or 1

@@ -11,9 +11,8 @@ from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import replacing, write_text
-from hyperfusion_rt.models import build_network
+from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import describe_state, read_state
-from hyperfusion_rt.training.loop import outputs_count
 from hyperfusion_rt.training.run import Run
 
 
@@ -31,12 +30,7 @@ def run_from_state(
     Raises:
         ConfigError: the weights do not fit the network that `config` describes.
     """
-    network = build_network(
-        config.network,
-        shape=config.preprocessing.shape,
-        tabular_width=encoder.width,
-        outputs=outputs_count(config),
-    )
+    network = network_of(config, encoder.width)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -24,7 +24,12 @@ from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.ensemble import combine
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import replacing, write_text
-from hyperfusion_rt.models import build_network, initialise_generators, load_embedding
+from hyperfusion_rt.models import (
+    initialise_generators,
+    load_embedding,
+    network_of,
+    outputs_count,
+)
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.metrics import balanced_accuracy
@@ -54,11 +59,6 @@ def split_of(dataset: Dataset, config: Config, member: int) -> Split:
     rows = dataset.rows
     encoder = TabularEncoder.fit([rows[i] for i in train], config.tabular)
     return Split(train, validation, test, encoder.encode(rows), encoder)
-
-
-def outputs_count(config: Config) -> int:
-    """The number of outputs: classes, or one number."""
-    return len(config.tabular.classes) or 1
 
 
 class Loss:
@@ -128,12 +128,7 @@ class Trainer:
         """The network with its initial weights, the embedding trained first where it has one."""
         torch.manual_seed(self.seed)
         config, width = self.config, self.split.encoder.width
-        network = build_network(
-            config.network,
-            shape=config.preprocessing.shape,
-            tabular_width=width,
-            outputs=outputs_count(config),
-        )
+        network = network_of(config, width)
         if config.network.fusion == "hyper":
             if config.task == "ad":
                 load_embedding(network, self._pretrain(width))

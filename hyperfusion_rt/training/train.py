@@ -14,13 +14,12 @@ import torch
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import replacing, write_text
-from hyperfusion_rt.models import build_network
+from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, splits_csv
 from hyperfusion_rt.training.loop import (
     Trainer,
-    outputs_count,
     predict,
     split_of,
     summarise,
@@ -36,7 +35,6 @@ EXPORT_CASES = 7
 class Callbacks:
     """What the caller wants to be told. Counts start at 1 except `epoch`."""
 
-    on_run: Callable[[Run], None] | None = None
     on_scan: Callable[[int, int], None] | None = None
     on_epoch: Callable[[int, int, dict[str, Any]], None] | None = None
 
@@ -79,8 +77,6 @@ def train(
     root = root.resolve()
     dataset = gather(config, root, calls.on_scan)
     run = resume or Run.create(root / "runs", config, name)
-    if calls.on_run is not None:
-        calls.on_run(run)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
         trainer = Trainer(config, dataset, run.member(index), index, where)
@@ -111,12 +107,7 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
 def load_member(run: Run, member: Member) -> torch.nn.Module:
     """The trained network of `member`, in eval mode, on the CPU."""
     config = run.config
-    network = build_network(
-        config.network,
-        shape=config.preprocessing.shape,
-        tabular_width=member.encoder.width,
-        outputs=outputs_count(config),
-    )
+    network = network_of(config, member.encoder.width)
     network.load_state_dict(read_state(member.weights))
     return network.eval()
 
