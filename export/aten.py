@@ -507,6 +507,9 @@ def _getitem(c: Builder, values: Any, index: Any) -> Any:
 
 
 _relu, _silu, _sigmoid = _activation("relu"), _activation("silu"), _activation("sigmoid")
+# Their results share memory with their input.
+VIEWS = {"slice", "split", "split_with_sizes", "chunk", "getitem", "flatten", "view", "reshape"}
+VIEWS |= {"unsqueeze", "squeeze"}
 HANDLERS: dict[str, Callable[..., Any]] = {
     "conv3d": _conv3d,
     "hfrt.hyper_conv3d": _hyper_conv,

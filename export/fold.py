@@ -234,9 +234,13 @@ def embedding_tail(graph: Graph) -> bool:
             continue
         weight = tail.arrays["weight"]
         users = graph.users(one.output)
-        if weight.shape[1] > weight.shape[0] or not all(
-            u.op in _HYPER and u.inputs[1] == one.output and u.inputs[0] != one.output
-            for u in users
+        if (
+            one.output in graph.outputs
+            or weight.shape[1] > weight.shape[0]
+            or not all(
+                u.op in _HYPER and u.inputs[1] == one.output and u.inputs[0] != one.output
+                for u in users
+            )
         ):
             continue
         mix = np.zeros((weight.shape[1] + 1, weight.shape[0] + 1))
@@ -376,7 +380,7 @@ def linear_into_combine(graph: Graph) -> bool:
             which = next(
                 (i for i, n in enumerate(sides) if n is not None and n.op == "combine"), -1
             )
-            if which < 0 or add.inputs[1 - which] in late:
+            if which < 0 or add.inputs[1 - which] in late or add.inputs[0] == add.inputs[1]:
                 continue
             found = sides[which]
             assert found is not None

@@ -20,6 +20,7 @@ Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Ope
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,8 +95,8 @@ class Graph:
         arrays: dict[str, Array] | None = None,
     ) -> str:
         """Insert a node in front of `before`; returns the name of its value."""
-        number = sum(v.startswith(f"{like.output}_") for v in self.shapes)
-        name = f"{like.output}_{op}{number}"
+        numbered = (f"{like.output}_{op}{number}" for number in itertools.count())
+        name = next(name for name in numbered if name not in self.shapes)
         node = Node(op, inputs, name, attrs or {}, arrays or {}, like.layer)
         self.nodes.insert(next(i for i, n in enumerate(self.nodes) if n is before), node)
         self.shapes[name] = shape

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.export.aten import BATCH, HANDLERS, Builder, UnsupportedError, Value
+from hyperfusion_rt.export.aten import BATCH, HANDLERS, VIEWS, Builder, UnsupportedError, Value
 from hyperfusion_rt.export.graph import Graph, Shape
 from hyperfusion_rt.kernels.ops import whole_ops
 
@@ -73,6 +73,8 @@ class _Lowering(Builder):
                         values[node] = Value(name, inputs[name])
                 elif node.op == "call_function":
                     values[node] = self._call(node, values)
+                    if self.target.endswith("_"):
+                        self._written(node, values)
                 elif node.op == "output":
                     self._output(node, values)
                 else:
@@ -99,6 +101,19 @@ class _Lowering(Builder):
             f"{what} in {_layer(node) or 'the network'}: engines cannot do this. They know: "
             f"{', '.join(sorted(supported()))}"
         )
+
+    def _written(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        """After an operation in place, all that reads its input later finds its output."""
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        old = values[first]
+        if not isinstance(old, Value):
+            return
+        if _name(first.target) in VIEWS:
+            self._refuse(node, f"{self.target} in place on a part of another tensor")
+        for other, value in values.items():
+            if value is old:
+                values[other] = values[node]
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args = fx.node.map_arg(node.args, lambda n: values[n])

@@ -111,6 +111,28 @@ def test_published_networks(task, fusion):
     assert difference(outcome(graph, feeds), exact(network, feeds)) <= 1e-12
 
 
+class InPlace(nn.Module):
+    """What is written in place is seen under every name that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.drop = nn.Conv3d(4, 4, 1), nn.Dropout()
+
+    def forward(self, x):
+        y = self.conv(x)
+        kept = self.drop(y)
+        z = y.relu_()
+        z.add_(1)
+        return kept * 2 + y + z
+
+
+def test_operations_in_place():
+    module = shaken(InPlace())
+    graph = lower(module, {"image": V})
+    feeds = inputs(graph)
+    assert difference(outcome(graph, feeds), exact(module, feeds)) <= 1e-13
+
+
 def test_a_generated_layer_is_one_node():
     graph = lower(shaken(MidTrunk()), {"image": (1, 9, 10, 11), "tabular": (5,)})
     assert [n.op for n in graph.nodes].count("hyper_conv") == 1
@@ -140,6 +162,7 @@ class Branch(nn.Module):
         (lambda x: F.adaptive_avg_pool3d(x, 4), "not a whole multiple"),
         (lambda x: F.conv3d(x, x.mean((2, 3, 4), keepdim=True)), "computed weight"),
         (lambda x: x / x.exp(), "exp in odd"),
+        (lambda x: x[:, :2].relu_() + x[:, 2:], "in place on a part"),
         (lambda x: x.relu() if x.sum() > 0 else x, "cannot be exported"),
     ],
 )
