@@ -232,11 +232,17 @@ def _activation(kind: str, **defaults: Any) -> Callable[..., Value]:
         if "alpha" in defaults:
             attrs["alpha"] = float(args[0] if args else kwargs.get("alpha", defaults["alpha"]))
             args = args[1:]
-        if any(a not in (1, 1.0, 20, 20.0) for a in args):
+        if args:
             raise UnsupportedError(f"with the parameters {args}")
         return c.emit("activation", [x], x.shape[1:], attrs)
 
     return handler
+
+
+def _softplus(c: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    if (beta, threshold) != (1, 20):
+        raise UnsupportedError(f"with beta {beta} and threshold {threshold}: only 1 and 20")
+    return c.emit("activation", [x], x.shape[1:], {"kind": "softplus"})
 
 
 def _gelu(c: Builder, x: Value, approximate: str = "none") -> Value:
@@ -532,7 +538,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "hardswish": _activation("hardswish"),
     "hardswish_": _activation("hardswish"),
     "hardsigmoid": _activation("hardsigmoid"),
-    "softplus": _activation("softplus"),
+    "softplus": _softplus,
     "mish": _activation("mish"),
     "mish_": _activation("mish"),
     "relu6": _activation("relu6"),

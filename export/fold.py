@@ -191,6 +191,26 @@ def affine_after_reshape(graph: Graph) -> bool:
     return False
 
 
+def merge_reshapes(graph: Graph) -> bool:
+    """`reshape(reshape(x)) = reshape(x)`; one that changes nothing goes, unless it names an output.
+
+    A pool that keeps its axes, then a flatten: what follows sees the pooled vector itself.
+    """
+    for node in graph.nodes:
+        if node.op != "reshape":
+            continue
+        (x,) = node.inputs
+        first = graph.producer(x)
+        if first is not None and first.op == "reshape":
+            node.inputs = list(first.inputs)
+            return True
+        if graph.shapes[x] == graph.shapes[node.output] and node.output not in graph.outputs:
+            graph.replace(node.output, x)
+            graph.nodes.remove(node)
+            return True
+    return False
+
+
 def pad_into_window(graph: Graph) -> bool:
     """Zeros around a volume become the padding of the convolution that reads them."""
     for pad in graph.nodes:
@@ -468,6 +488,7 @@ def fold_states(graph: Graph, states: Array) -> bool:
 RULES: tuple[Callable[[Graph], bool], ...] = (
     compose_affine,
     absorb_affine_back,
+    merge_reshapes,
     pad_into_window,
     absorb_affine_forward,
     affine_after_reshape,

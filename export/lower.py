@@ -7,6 +7,7 @@ once.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -49,6 +50,7 @@ class _Lowering(Builder):
     def __init__(self, program: torch.export.ExportedProgram, inputs: dict[str, Shape]) -> None:
         super().__init__(inputs)
         self.target = ""
+        self.order = {node: i for i, node in enumerate(program.graph.nodes)}
         signature = program.graph_signature
         constants: dict[str, Any] = {
             **{n: program.state_dict[t] for n, t in signature.inputs_to_parameters.items()},
@@ -109,11 +111,21 @@ class _Lowering(Builder):
         old = values[first]
         if not isinstance(old, Value):
             return
-        if _name(first.target) in VIEWS:
-            self._refuse(node, f"{self.target} in place on a part of another tensor")
-        for other, value in values.items():
-            if value is old:
-                values[other] = values[node]
+        names = [n for n, value in values.items() if value is old]
+        seen = set(names)
+        for other in values:  # in the order of the calls: a part of a part comes later
+            if _name(other.target) not in VIEWS:
+                continue
+            (source,) = other.all_input_nodes
+            if other in names and values[source] is not old:
+                self._refuse(node, f"{self.target} in place on a part of another tensor")
+            if source in seen:
+                seen.add(other)
+        written = self.order[node]
+        if any(self.order[u] > written for n in seen.difference(names) for u in n.users):
+            self._refuse(node, f"{self.target} in place on a tensor with a part that is read later")
+        for other in names:
+            values[other] = values[node]
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args = fx.node.map_arg(node.args, lambda n: values[n])
@@ -127,8 +139,18 @@ class _Lowering(Builder):
         if handler is None:
             self._refuse(node, self.target)
             raise AssertionError
+        made = node.meta.get("val")
+        indices = self.target == "getitem"  # of a pooling: they fail where they are read
+        if isinstance(made, torch.Tensor) and not (made.is_floating_point() or indices):
+            self._refuse(node, f"{self.target} that makes {made.dtype}")
         try:
-            return handler(self, *args, **kwargs)
+            inspect.signature(handler).bind(self, *args, **kwargs)
+        except TypeError as error:
+            self._refuse(node, f"{self.target} with these arguments ({error})")
+        try:
+            result = handler(self, *args, **kwargs)
+            # A copy does not change with its source.
+            return copy.copy(result) if self.target == "clone" else result
         except UnsupportedError as error:
             self._refuse(node, f"{self.target} {error}")
 

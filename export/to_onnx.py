@@ -226,24 +226,31 @@ def _activation(w: _Writer, node: Node) -> None:
 
 
 def _max_pool(w: _Writer, node: Node) -> None:
-    w.op(
-        "MaxPool",
-        node.inputs,
-        node.output,
-        ceil_mode=int(node.attrs["ceil_mode"]),
-        **_window(node, node.attrs["kernel"]),
-    )
+    _pool(w, "MaxPool", node)
 
 
 def _avg_pool(w: _Writer, node: Node) -> None:
-    w.op(
-        "AveragePool",
-        node.inputs,
-        node.output,
-        ceil_mode=int(node.attrs["ceil_mode"]),
-        count_include_pad=int(node.attrs["count_include_pad"]),
-        **_window(node, node.attrs["kernel"]),
-    )
+    _pool(w, "AveragePool", node, count_include_pad=int(node.attrs["count_include_pad"]))
+
+
+def _pool(w: _Writer, kind: str, node: Node, **attrs: int) -> None:
+    """PyTorch drops a last window that would start in the padding behind; ONNX's ceil_mode keeps
+    it. Where that concerns some axes only, it is cut off after the pooling.
+    """
+    rounds_up, drops = False, False
+    geometry = [node.attrs[key] for key in ("kernel", "stride", "padding")]
+    geometry.append(node.attrs.get("dilation", (1, 1, 1)))
+    sizes, made = w.graph.shapes[node.inputs[0]][1:], w.graph.shapes[node.output][1:]
+    for n, m, k, s, p, d in zip(sizes, made, *geometry, strict=True):
+        room = n + 2 * p - d * (k - 1) - 1
+        rounds_up |= m > room // s + 1
+        drops |= m < -(-room // s) + 1
+    attrs |= _window(node, node.attrs["kernel"]) | {"ceil_mode": int(rounds_up)}
+    if not (rounds_up and drops):
+        w.op(kind, node.inputs, node.output, **attrs)
+        return
+    pooled = w.op(kind, node.inputs, f"{node.output}.whole", **attrs)
+    _slice(w, pooled, node.output, [2, 3, 4], [0, 0, 0], list(made), [1, 1, 1])
 
 
 def _adaptive(kind: str) -> Callable[[_Writer, Node], None]:

@@ -11,6 +11,7 @@ from hyperfusion_rt.export import fold as rules
 from hyperfusion_rt.export.fold import cut, fold
 from hyperfusion_rt.export.graph import Graph, Node, run
 from hyperfusion_rt.export.lower import lower
+from hyperfusion_rt.models import HyperConv3d
 
 from .networks import (
     FUSIONS,
@@ -171,6 +172,21 @@ def test_affine_flatten_linear():
     assert ops(apply(rules.absorb_affine_forward, moved)) == ["reshape", "linear"]
 
 
+def test_reshapes_merge():
+    b = Builder(image=V)
+    x = b.add("reshape", [b.pool("image")], (4, 1, 1, 1), {"shape": (4, 1, 1, 1)})
+    x = b.add("reshape", [x], (4,), {"shape": (4,)})
+    graph = apply(rules.merge_reshapes, b.done(b.linear(x, 3)))
+    assert ops(graph) == ["global_avg_pool", "reshape", "linear"]
+    assert ops(apply(rules.merge_reshapes, graph)) == ["global_avg_pool", "linear"]
+
+
+def test_an_output_keeps_its_name():
+    b = Builder(image=(5,))
+    graph = b.done(b.add("reshape", ["image"], (5,), {"shape": (5,)}))
+    assert apply(rules.merge_reshapes, graph, expected=False).outputs == graph.outputs
+
+
 def test_two_affine_maps_become_one():
     b = Builder(image=V)
     assert ops(apply(rules.compose_affine, b.done(b.affine(b.affine("image"))))) == ["affine"]
@@ -210,6 +226,12 @@ def test_linear_tail_of_the_embedding(width, size, expected):
     assert ("linear" in ops(found)) is not expected
     if expected:
         assert found.shapes[e] == (width + 1,)
+
+
+def test_an_embedding_that_is_an_output_keeps_its_tail():
+    b = Builder(image=V, tabular=(3,))
+    e = b.one_and(b.linear("tabular", 5))
+    apply(rules.embedding_tail, b.done(b.conv("image", 2, condition=e), e), expected=False)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -257,6 +279,13 @@ def test_linear_moves_through_the_combination(with_sum, width, outputs, expected
     if expected:
         assert graph.shapes[p] == (outputs,)
         assert cut(fold(graph))[1].nodes[-1].op != "linear"
+
+
+def test_a_combination_added_to_itself_stays():
+    b = Builder(image=(5,))
+    p = b.add("combine", [b.linear("image", 6), b.linear("image", 3)], (2,))
+    graph = b.done(b.linear(b.same("add", p, p), 2))
+    apply(rules.linear_into_combine, graph, expected=False)
 
 
 def test_linear_after_linear():
@@ -325,6 +354,40 @@ def test_a_generated_layer_in_the_middle_folds_as_far_as_it_can():
     trunk, head = cut(folded)
     assert ops(trunk) == ["conv", "activation"]
     assert "hyper_conv" in ops(head)
+
+
+class Pooled(nn.Module):
+    """A generated shortcut, pooled in the ways that networks are written."""
+
+    def __init__(self, pool):
+        super().__init__()
+        torch.manual_seed(5)
+        self.main = nn.Conv3d(4, 6, 3, stride=2, padding=1)
+        self.short = HyperConv3d(4, 6, 1, stride=2, condition_features=3, embedding_features=2)
+        self.norm, self.pool, self.linear = nn.BatchNorm3d(6), pool, nn.Linear(6, 2)
+
+    def forward(self, image, tabular):
+        y = self.main(image) + self.norm(self.short(image, tabular))
+        return self.linear(self.pool(y))
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3, 4), keepdim=True).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), Mean()], ids=["adaptive", "mean"]
+)
+def test_a_pool_that_keeps_its_axes(pool):
+    network = shaken(Pooled(pool))
+    graph = lower(network, {"image": V, "tabular": (3,)})
+    folded, feeds = fold(graph), inputs(graph)
+    assert difference(outcome(folded, feeds), exact(network, feeds)) <= TOLERANCE
+    trunk, head = cut(folded)
+    assert ops(head) == ["linear", "one_and", "combine", "add"]
+    # The last linear layer is in the trunk: K + 1 products of 2 numbers, and the main path's 2.
+    assert sorted(trunk.shapes[v] for v in trunk.outputs) == [(2,), (6,)]
 
 
 def test_the_given_graph_is_left_alone():

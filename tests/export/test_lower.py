@@ -44,6 +44,16 @@ class Norm(nn.Module):
         return self.norm(x) + self.plain(x)
 
 
+def _write_source(x):
+    copied = x.clone()
+    return x.relu_() + copied
+
+
+def _write_after_part(x):
+    part = x[:, 1:3] * 2
+    return torch.cat([x.relu_(), part], 1)
+
+
 V = (4, 6, 7, 8)
 MODULES = {
     "conv": nn.Conv3d(4, 6, (3, 1, 2), (1, 2, 1), (1, 0, 2), (2, 1, 1), groups=2),
@@ -82,6 +92,9 @@ MODULES = {
         nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4),
         Apply(lambda x: x[:, :, None, None, None].sigmoid()),
     ),
+    "in place": Apply(lambda x: F.relu(x * 2, inplace=True).mul_(3).add_(x)),
+    "in place on a copy's source": Apply(lambda x: _write_source(x * 2)),
+    "in place, a part read before": Apply(lambda x: _write_after_part(x * 2)),
     "softmax": nn.Sequential(nn.Flatten(), nn.Softmax(1)),
     "linear by hand": nn.Sequential(
         nn.Flatten(), Apply(lambda x: F.linear(x, torch.ones(2, 4 * 336, dtype=x.dtype)))
@@ -138,6 +151,17 @@ def test_a_generated_layer_is_one_node():
     assert [n.op for n in graph.nodes].count("hyper_conv") == 1
 
 
+def _write_whole(x):
+    part = x.split([1, 3], 1)[1]
+    x.mul_(3.0)
+    return part
+
+
+def _write_dropped_part(x):
+    F.dropout(x[:, 1:3], training=False).mul_(3.0)
+    return x
+
+
 class Branch(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -163,6 +187,12 @@ class Branch(nn.Module):
         (lambda x: F.conv3d(x, x.mean((2, 3, 4), keepdim=True)), "computed weight"),
         (lambda x: x / x.exp(), "exp in odd"),
         (lambda x: x[:, :2].relu_() + x[:, 2:], "in place on a part"),
+        (_write_whole, "mul_ in place on a tensor with a part that is read later in odd"),
+        (_write_dropped_part, "in place on a part"),
+        (lambda x: (3 * x).to(torch.int32).to(x.dtype), "makes torch.int32"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "div with these arguments.*in odd"),
+        (lambda x: F.softplus(x, 20), "softplus with beta 20"),
+        (lambda x: F.softplus(x, 1, 1), "threshold 1"),
         (lambda x: x.relu() if x.sum() > 0 else x, "cannot be exported"),
     ],
 )
