@@ -21,7 +21,7 @@ Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Ope
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -261,4 +261,3 @@ _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
     "softmax": lambda x, a, n: torch.softmax(x[0], 1),
     "instance_norm": _instance_norm,
 }
-OPERATIONS: Iterable[str] = tuple(_OPS)

@@ -340,17 +340,7 @@ class _Fuser:
         work = 0.0
         if name in ("linear", "hyper_linear"):
             work = 2e-9 * node.arrays["weight"].size
-        yield Op(
-            name,
-            inputs,
-            draft.output,
-            shapes[draft.output],
-            attrs,
-            tensors,
-            node.layer,
-            work,
-            self._megabytes(inputs, draft.output, tensors),
-        )
+        yield self._op(draft, name, inputs, attrs, tensors, work)
 
     def _convolution(
         self, draft: _Draft, name: str, inputs: list[str], attrs: dict[str, Any]
@@ -398,21 +388,23 @@ class _Fuser:
             work += 2e-9 * short.arrays["weight"].size * conv_voxels
         if draft.sparse:
             attrs["sparse"] = True
-        yield Op(
-            name,
-            inputs,
-            draft.output,
-            shapes[draft.output],
-            attrs,
-            tensors,
-            node.layer,
-            work,
-            self._megabytes(inputs, draft.output, tensors),
-        )
+        yield self._op(draft, name, inputs, attrs, tensors, work)
 
-    def _megabytes(self, inputs: list[str], output: str, tensors: dict[str, str]) -> float:
-        values = sum(math.prod(self.graph.shapes[v]) for v in [*inputs, output])
-        return 4e-6 * (values + sum(self.tensors[name].size for name in tensors.values()))
+    def _op(
+        self,
+        draft: _Draft,
+        name: str,
+        inputs: list[str],
+        attrs: dict[str, Any],
+        tensors: dict[str, str],
+        work: float,
+    ) -> Op:
+        shapes, output = self.graph.shapes, draft.output
+        numbers = sum(math.prod(shapes[v]) for v in [*inputs, output])
+        numbers += sum(self.tensors[tensor].size for tensor in tensors.values())
+        megabytes = 4e-6 * numbers
+        layer = draft.node.layer
+        return Op(name, inputs, output, shapes[output], attrs, tensors, layer, work, megabytes)
 
 
 def _dense(node: Node) -> bool:

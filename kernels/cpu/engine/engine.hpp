@@ -159,7 +159,6 @@ class Engine {
   std::vector<Floats> weights_;
   int64_t weight_floats_ = 0, arena_floats_ = 0, scratch_floats_ = 0;
   Floats arena_, scratch_memory_;
-  std::vector<float> condition_;
 };
 
 }  // namespace hfrt
