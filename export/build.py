@@ -33,7 +33,7 @@ from hyperfusion_rt.runtime.artifact import (
     Manifest,
     Provenance,
 )
-from hyperfusion_rt.runtime.engines import EXPORTABLE, check_name, open_file
+from hyperfusion_rt.runtime.engines import EXPORTABLE, PRECISIONS, check_name, open_file
 from hyperfusion_rt.runtime.plan import write_plan
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
@@ -84,9 +84,13 @@ def export_run(
     out: Path,
     *,
     engines: Sequence[str] = EXPORTABLE,
+    precision: str = "fp32",
     force: bool = False,
 ) -> Artifact:
     """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
+
+    `precision`: fp32 or bf16, for the engines that have it; the others are fp32, and at least one
+    must have it.
 
     It is built in a temporary folder and put in place whole: after an error, an older artifact of
     the same name still stands.
@@ -96,6 +100,11 @@ def export_run(
     """
     for engine in engines:
         check_name(engine)
+    if not any(precision in PRECISIONS[engine] for engine in engines):
+        raise ConfigError(
+            f"precision '{precision}': "
+            + "; ".join(f"{engine} has {', '.join(PRECISIONS[engine])}" for engine in engines)
+        )
     if out.suffix != ".hfrt":
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
     if out.exists() and not force:
@@ -112,7 +121,7 @@ def export_run(
     except OSError as error:
         raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from None
     try:
-        artifact = _build(run, folder, out.stem, engines)
+        artifact = _build(run, folder, out.stem, engines, precision)
         folder.chmod(0o755)
         old = folder.with_name(f"{folder.name}.old")
         if out.exists():
@@ -134,11 +143,13 @@ def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) ->
     return fold(graph, np.eye(encoder.width) if categorical else None)
 
 
-def _write_engine(engine: str, graph: Graph, folder: Path, stem: str) -> Iterator[tuple[str, Path]]:
+def _write_engine(
+    engine: str, graph: Graph, folder: Path, stem: str, precision: str
+) -> Iterator[tuple[str, Path]]:
     """Write one member's files of `engine`; yields (part, path), the whole network first."""
     if engine == "native":
         path = folder / f"{stem}.native"
-        write_plan(plan(graph), path)
+        write_plan(plan(graph, folded=True, precision=precision), path)
         yield "whole", path
         return
     trunk, head = cut(graph)
@@ -149,7 +160,7 @@ def _write_engine(engine: str, graph: Graph, folder: Path, stem: str) -> Iterato
             yield part, path
 
 
-def _build(run: Run, folder: Path, name: str, engines: Sequence[str]) -> Artifact:
+def _build(run: Run, folder: Path, name: str, engines: Sequence[str], precision: str) -> Artifact:
     config, members = run.config, run.members
     image, rows, real = load_cases(run)
     shape = config.preprocessing.shape
@@ -162,7 +173,8 @@ def _build(run: Run, folder: Path, name: str, engines: Sequence[str]) -> Artifac
         graph = folded(network, shape, encoder)
         expected = reference_outputs(network, image, rows[index])
         for engine in dict.fromkeys(engines):
-            written = list(_write_engine(engine, graph, folder, f"member-{index}"))
+            mine = precision if precision in PRECISIONS[engine] else "fp32"
+            written = list(_write_engine(engine, graph, folder, f"member-{index}", mine))
             comparison = compare(
                 open_file(engine, written[0][1]),
                 expected,
@@ -170,6 +182,7 @@ def _build(run: Run, folder: Path, name: str, engines: Sequence[str]) -> Artifac
                 rows[index],
                 real_cases=real,
                 name=written[0][1].name,
+                precision=mine,
             )
             files += [
                 EngineFile(
@@ -179,7 +192,7 @@ def _build(run: Run, folder: Path, name: str, engines: Sequence[str]) -> Artifac
                     file=path.name,
                     sha256=sha256(path),
                     size=path.stat().st_size,
-                    precision="fp32",
+                    precision=mine,
                     device="any",
                     comparison=comparison,
                 )

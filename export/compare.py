@@ -14,7 +14,7 @@ from hyperfusion_rt.runtime.artifact import Comparison
 from hyperfusion_rt.runtime.engines import Engine
 
 BATCHES = (1, 2, 7)
-TOLERANCE = 1e-4
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of the outputs' scale
 
 
 def reference_outputs(
@@ -39,7 +39,7 @@ def compare(
     *,
     real_cases: bool,
     name: str,
-    tolerance: float = TOLERANCE,
+    precision: str = "fp32",
 ) -> Comparison:
     """Run `engine` on the cases at batch 1, 2 and 7 and compare with float64.
 
@@ -47,8 +47,9 @@ def compare(
     makes it, `image [N, 1, D, H, W]`, `tabular [N, T]`.
 
     Raises:
-        HyperFusionError: it exceeds `tolerance` or is not a number.
+        HyperFusionError: it exceeds the precision's `TOLERANCE` or is not a number.
     """
+    tolerance = TOLERANCE[precision]
     scale = max(float(np.abs(expected).max()), 1e-12)
     largest = 0.0
     for batch in BATCHES:

@@ -51,6 +51,7 @@ class _Draft:
     second: tuple[Node | None, Node | None, str] | None = None  # affine, activation, value
     shortcut: Node | None = None  # a 1x1x1 convolution, added
     tile: tuple[int, int, int] | None = None  # Winograd
+    pairs: bool = False  # its products are of bfloat16 pairs
     sparse: bool = False  # only every second voxel is kept
     voxels: int = 0  # that the node computes
 
@@ -63,26 +64,31 @@ class _Draft:
     late: list[Node] = field(default_factory=list)  # fused nodes, in their order
 
 
-def plan(graph: Graph, *, folded: bool = False) -> Plan:
+def plan(graph: Graph, *, folded: bool = False, precision: str = "fp32") -> Plan:
     """Fold `graph` (unless `folded`), cut it and fuse both parts.
 
     Args:
         graph: inputs `image [C, D, H, W]` and, where the network takes a table, `tabular [T]`.
+        precision: fp32 or bf16; see `Plan`.
     """
     if not folded:
         graph = fold(graph)
     trunk, head = cut(graph)
     tensors: dict[str, NDArray[np.float32]] = {}
     return Plan(
-        trunk=_Fuser(trunk, "trunk", tensors).program(),
-        head=_Fuser(head, "head", tensors).program(),
+        trunk=_Fuser(trunk, "trunk", tensors, precision).program(),
+        head=_Fuser(head, "head", tensors, precision).program(),
         tensors=tensors,
+        precision=precision,
     )
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, part: str, tensors: dict[str, NDArray[np.float32]]) -> None:
+    def __init__(
+        self, graph: Graph, part: str, tensors: dict[str, NDArray[np.float32]], precision: str
+    ) -> None:
         self.graph, self.part, self.tensors = graph.copy(), part, tensors
+        self.precision = precision
         graph = self.graph
         self.users: dict[str, list[Node]] = {}
         for node in graph.nodes:
@@ -104,7 +110,7 @@ class _Fuser:
         self._second_outputs(drafts)
         self._prologues(drafts)
         for draft in drafts:
-            draft.tile = self._tile(draft)
+            draft.tile, draft.pairs = self._tile(draft)
             draft.voxels = math.prod(self.graph.shapes[draft.node.output][1:])
         self._shortcuts(drafts)
         drafts = [d for d in drafts if d.node.output not in self.gone]
@@ -216,14 +222,15 @@ class _Fuser:
                     user.prologue_input = draft.node.inputs[0]
                 self.gone.add(draft.node.output)
 
-    def _tile(self, draft: _Draft) -> tuple[int, int, int] | None:
+    def _tile(self, draft: _Draft) -> tuple[tuple[int, int, int] | None, bool]:
         node = draft.node
         if node.op not in _CONVS or not _winograd(node):
-            return None
+            return None, False
         shape = self.graph.shapes[node.output]
-        tile = choose_tile(self.graph.shapes[node.inputs[0]][0], shape[0], shape[1:])
+        channels = self.graph.shapes[node.inputs[0]][0]
+        tile, pairs = choose_tile(channels, shape[0], shape[1:], self.precision)
         # Gathering does not pool.
-        return (2, 2, 2) if tile is None and draft.pool else tile
+        return ((2, 2, 2), False) if tile is None and draft.pool else (tile, pairs)
 
     def _shortcuts(self, drafts: list[_Draft]) -> None:
         """A Winograd convolution computes the 1x1x1 convolution that it adds, tile by tile."""
@@ -370,6 +377,7 @@ class _Fuser:
         if draft.tile is not None:
             algorithm = "winograd"
             attrs["tile"] = list(draft.tile)
+            attrs["pairs"] = draft.pairs
         elif name == "conv" and self._one_channel(node) and "prologue" not in attrs:
             algorithm = "one-channel"
         attrs["algorithm"] = algorithm
@@ -400,9 +408,17 @@ class _Fuser:
         work: float,
     ) -> Op:
         shapes, output = self.graph.shapes, draft.output
-        numbers = sum(math.prod(shapes[v]) for v in [*inputs, output])
-        numbers += sum(self.tensors[tensor].size for tensor in tensors.values())
-        megabytes = 4e-6 * numbers
+        moved = [shapes[value] for value in [*inputs, output]]
+        if attrs.get("residual"):
+            moved.append(shapes[attrs["residual"]])
+        if attrs.get("shortcut"):
+            moved.append(shapes[attrs["shortcut"]["input"]])
+        if attrs.get("second"):
+            moved.append(tuple(attrs["second"]["shape"]))
+        stored = 2 if self.precision == "bf16" else 4
+        size = sum(math.prod(s) * (stored if len(s) == 4 else 4) for s in moved)
+        size += sum(self.tensors[tensor].nbytes for tensor in tensors.values())
+        megabytes = 1e-6 * size
         layer = draft.node.layer
         return Op(name, inputs, output, shapes[output], attrs, tensors, layer, work, megabytes)
 
@@ -454,29 +470,35 @@ def _ungrouped(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
     return full
 
 
-def choose_tile(channels: int, cout: int, extent: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """The Winograd tile with the lowest modelled cost, or None where gathering is cheaper.
+def choose_tile(
+    channels: int, cout: int, extent: tuple[int, ...], precision: str = "fp32"
+) -> tuple[tuple[int, int, int] | None, bool]:
+    """The Winograd tile with the lowest modelled cost, or None where gathering is cheaper, and
+    whether its products are of bfloat16 pairs.
 
     `extent [D, H, W]` of the output. A tile costs its transforms (per point and block of 16
     channels) and its multiplications; the transformed weights come from memory once. The constants
-    were measured with AVX-512 on two cores; their ratios matter, and these vary little.
+    were measured with AVX-512 on two cores; their ratios matter, and these vary little. Pairs are
+    for 2x2x2 alone: rounding before the transform back costs 1.7 times a direct bfloat16
+    convolution's error there, but 6 to 10 times with larger tiles.
     """
     blocks_in, blocks_out = -(-channels // 16), -(-cout // 16)
     fma = 1 / 6.7  # ns per multiply-add of 16 lanes, per core
     byte, cores = 1 / 30, 2
+    half = 0.5 if precision == "bf16" else 1.0  # the time and the bytes of a bfloat16 product
 
     def memory(points: int) -> float:
         return points * channels * blocks_out * 64 * byte
 
-    best: tuple[float, tuple[int, int, int] | None] = (
-        27 * math.prod(extent) * channels * blocks_out * fma / cores + memory(27),
-        None,
-    )
+    direct = 27 * math.prod(extent) * channels * blocks_out * fma / cores + memory(27)
+    best: tuple[float, tuple[int, int, int] | None, bool] = (direct * half, None, False)
     for tile in itertools.product((2, 4), repeat=3):
         points = math.prod(t + 2 for t in tile)
         tiles = math.prod(-(-n // t) for n, t in zip(extent, tile, strict=True))
-        each = 1.35 * blocks_in + 0.9 * blocks_out + channels * blocks_out * fma
-        cost = tiles * points * each / cores + memory(points)
+        pairs = precision == "bf16" and tile == (2, 2, 2)
+        factor = half if pairs else 1.0
+        each = 1.35 * blocks_in + 0.9 * blocks_out + channels * blocks_out * fma * factor
+        cost = tiles * points * each / cores + memory(points) * factor
         if cost < best[0]:
-            best = (cost, (tile[0], tile[1], tile[2]))
-    return best[1]
+            best = (cost, (tile[0], tile[1], tile[2]), pairs)
+    return best[1], best[2]

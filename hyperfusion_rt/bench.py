@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from torch import nn
 from hyperfusion_rt import _native
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
-from hyperfusion_rt.export.build import load_cases
+from hyperfusion_rt.export.build import folded, load_cases
 from hyperfusion_rt.export.compare import reference_outputs
 from hyperfusion_rt.export.lower import lower
+from hyperfusion_rt.export.plan import plan
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact
 from hyperfusion_rt.runtime.engines import open_file
+from hyperfusion_rt.runtime.plan import write_plan
 from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import load_member
@@ -185,11 +188,12 @@ def contenders(
     threads: int,
     inputs: tuple[Array, Array],
     unfolded: Path,
+    bf16: Path,
 ) -> dict[str, tuple[str, Callable[[], Call]]]:
     """Name → (precision, how to open it), for one batch.
 
     onnxruntime and OpenVINO get our folded file and the network as it was (`unfolded`); the faster
-    counts.
+    counts. `bf16`: the native engine's file in this precision, if the artifact's is another.
     """
     batch = len(inputs[0])
     files = [predictor.artifact.files("onnx")[0], unfolded]
@@ -206,13 +210,18 @@ def contenders(
 
         return lambda: _faster([opener(path) for path in files], inputs)
 
-    ours = {name: predictor.artifact.files(name)[0] for name in predictor.artifact.engines}
-
-    def open_ours(name: str) -> Callable[[], Call]:
-        return lambda: open_file(name, ours[name], threads)
-
+    entries = predictor.artifact.manifest.engines
+    ours = {
+        f"hfrt {name}": (
+            next(entry.precision for entry in entries if entry.engine == name),
+            partial(open_file, name, predictor.artifact.files(name)[0], threads),
+        )
+        for name in predictor.artifact.engines
+    }
+    if ours.get("hfrt native", ("", None))[0] == "fp32":
+        ours["hfrt native bf16"] = ("bf16", partial(open_file, "native", bf16, threads))
     return {
-        **{f"hfrt {name}": ("fp32", open_ours(name)) for name in ours},
+        **ours,
         "onnxruntime": ("fp32", ort),
         "openvino f32": ("fp32", vino("f32")),
         "openvino bf16": ("bf16", vino("bf16")),
@@ -265,6 +274,9 @@ def bench(
         unfolded = Path(scratch.name) / "unfolded.onnx"
         shapes = {"image": image.shape[1:], "tabular": rows[0].shape[1:]}
         write_onnx(lower(network, shapes), unfolded)
+        bf16 = Path(scratch.name) / "bf16.native"
+        encoder, box = run.members[0].encoder, image.shape[2:]
+        write_plan(plan(folded(network, box, encoder), folded=True, precision="bf16"), bf16)
         limit, copy = machine_limits(threads)
         info = artifact.manifest.provenance.network
         report = Report(
@@ -283,7 +295,7 @@ def bench(
             index = np.arange(batch) % len(image)
             inputs = image[index], rows[0][index]
             expected = everything[index]
-            named = contenders(network, predictor, threads, inputs, unfolded)
+            named = contenders(network, predictor, threads, inputs, unfolded, bf16)
             opened = dict(_open(report, named, batch, only, inputs, on_step))
             report.timings += _race(report, opened, batch, inputs, expected, scale, on_step)
         if cases:

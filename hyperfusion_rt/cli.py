@@ -221,6 +221,10 @@ def export(
     engine: Annotated[
         list[str] | None, typer.Option(help="native or onnx; repeatable; default: both.")
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(help="Of the native engine; bf16 is faster and differs by about 1e-3."),
+    ] = "fp32",
     run: Annotated[Path | None, typer.Option(help="The run; default: the latest.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The artifact's folder; default: the run's name.")
@@ -241,7 +245,9 @@ def export(
     chosen = Run.open(run) if run else Run.latest(Path("runs"))
     target = out or Path(f"{chosen.folder.name}.hfrt")
     with terminal.console().status("exporting and comparing"):
-        artifact = export_run(chosen, target, engines=engines, force=force or out is None)
+        artifact = export_run(
+            chosen, target, engines=engines, precision=precision, force=force or out is None
+        )
     if as_json:
         terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
         return
@@ -249,9 +255,10 @@ def export(
         found = entry.comparison
         kind = "real" if found.real_cases else "random"
         print(
-            f"{target / entry.file}: {entry.size / 2**20:.1f} MiB; differs from {found.against} by "
-            f"{found.largest_difference:.1e} of the outputs' scale ({found.cases} {kind} cases, "
-            f"batch {', '.join(map(str, found.batches))}; tolerance {found.tolerance:.0e})"
+            f"{target / entry.file}: {entry.precision}, {entry.size / 2**20:.1f} MiB; differs from "
+            f"{found.against} by {found.largest_difference:.1e} of the outputs' scale "
+            f"({found.cases} {kind} cases, batch {', '.join(map(str, found.batches))}; "
+            f"tolerance {found.tolerance:.0e})"
         )
 
 

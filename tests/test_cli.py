@@ -123,6 +123,7 @@ def test_the_readme_commands_as_typed(tmp_path, hfrt):
     found = json.loads(out)
     names = {timing["contender"] for timing in found["timings"]}
     assert {"hfrt onnx", "torch eager"} <= names
+    assert "hfrt native bf16" not in names  # the artifact has no native engine
     assert all(timing["correct"] for timing in found["timings"]), found["timings"]
     assert found["end_to_end"]["scans"] == 20
     assert (root / "bench.png").stat().st_size > 5000
@@ -137,6 +138,17 @@ def test_import_export_of_published_weights(tmp_path, hfrt, request):
     assert status == 0
     assert content["engines"][0]["comparison"]["largest_difference"] < 1e-5
     assert not content["engines"][0]["comparison"]["real_cases"]
+    assert hfrt(tmp_path, "export", "--precision", "bf16")[0] == 0
+    content = json.loads(hfrt(tmp_path, "inspect", "--json")[1])
+    assert {e["engine"]: e["precision"] for e in content["engines"]} == {
+        "native": "bf16",
+        "onnx": "fp32",
+    }
+    assert 1e-5 < content["engines"][0]["comparison"]["largest_difference"] < 2e-2
+    assert "gather bf16" in hfrt(tmp_path, "inspect", "--plan")[1]
+    status, _, err = hfrt(tmp_path, "export", "--precision", "bf16", "--engine", "onnx")
+    assert status == 1
+    assert "onnx has fp32" in err
     status, _, err = hfrt(tmp_path, "import-checkpoint", golden, "--name", "published")
     assert status == 1
     assert "exists" in err

@@ -51,7 +51,7 @@ class EngineFile(Frozen):
     file: str
     sha256: str
     size: int
-    precision: Literal["fp32"]
+    precision: Literal["fp32", "bf16"]
     device: str
     comparison: Comparison
 

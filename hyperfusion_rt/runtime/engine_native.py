@@ -25,10 +25,15 @@ class Part:
     """
 
     def __init__(
-        self, program: Program, tensors: dict[str, Floats], threads: int, isa: str = ""
+        self,
+        program: Program,
+        tensors: dict[str, Floats],
+        threads: int,
+        isa: str = "",
+        precision: str = "fp32",
     ) -> None:
         self.program = program
-        self.engine = _native.Engine(threads, isa)
+        self.engine = _native.Engine(threads, isa, precision)
         if not program.ops:
             return
         self._tensors = tensors
@@ -131,6 +136,7 @@ def _conv(part: Part, op: Op) -> int:
         if a.get("shortcut")
         else None,
         sparse=bool(a.get("sparse", False)),
+        pairs=bool(a.get("pairs", False)),
     )
     if a.get("second"):
         part._values[a["second"]["output"]] = value + 1
@@ -257,10 +263,12 @@ class NativeEngine:
         try:
             _check(plan)
             threads = threads or usable_cores()
-            self.trunk = Part(plan.trunk, plan.tensors, threads)
+            self.trunk = Part(plan.trunk, plan.tensors, threads, precision=plan.precision)
             # A head on vectors takes microseconds: a second thread would cost more than it does.
             volumes = any(len(op.shape) == 4 for op in plan.head.ops)
-            self.head = Part(plan.head, plan.tensors, threads if volumes else 1)
+            self.head = Part(
+                plan.head, plan.tensors, threads if volumes else 1, precision=plan.precision
+            )
         except (EngineError, ValueError, TypeError, KeyError, AttributeError) as error:
             where = f"{source}: " if isinstance(source, Path) else ""
             raise EngineError(f"{where}{error}") from None

@@ -40,6 +40,8 @@ _LATER = {
     "torch": "the torch engine is not part of this version",
 }
 EXPORTABLE = tuple(_ENGINES)
+# The precisions in which each engine can be exported.
+PRECISIONS = {"native": ("fp32", "bf16"), "onnx": ("fp32",)}
 
 
 def check_name(name: str) -> None:

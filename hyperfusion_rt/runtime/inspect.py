@@ -82,7 +82,7 @@ PLAN_HEADER = ["part", "operation", "layer", "output", "how", "fused", "GFLOP", 
 def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
     """The fused operations of one member's native plan, one row each, under `PLAN_HEADER`.
 
-    GFLOP of the direct algorithm; MB of inputs, output and weights in float32.
+    GFLOP of the direct algorithm; MB of inputs and outputs as stored, and of weights in float32.
 
     Raises:
         HyperFusionError: the artifact has no native engine, or it is damaged.
@@ -95,6 +95,8 @@ def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
             how = str(a.get("algorithm", ""))
             if a.get("tile"):
                 how += " " + "x".join(str(n) for n in a["tile"])
+            if op.op in ("conv", "hyper_conv") and (a.get("pairs") or how == "gather"):
+                how += f" {plan.precision}"
             fused = [name for name in ("prologue", "residual", "shortcut") if a.get(name)]
             fused += [a["act"]["kind"]] if a.get("act") and op.op != "affine" else []
             fused += ["max pool"] if a.get("pool") else []

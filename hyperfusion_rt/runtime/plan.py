@@ -44,16 +44,24 @@ class Program:
 
 @dataclass
 class Plan:
-    """`trunk(image) → features`, `head(features, tabular) → output`."""
+    """`trunk(image) → features`, `head(features, tabular) → output`.
+
+    Attributes:
+        precision: fp32, or bf16: volumes are stored in bfloat16, and convolutions that are not
+            one-channel, depthwise or Winograd (but see `pairs`) multiply bfloat16 numbers; sums,
+            vectors and everything else are float32.
+    """
 
     trunk: Program
     head: Program
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    precision: str = "fp32"
 
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a safetensors file: float32 tensors, and the plan as JSON in the metadata."""
-    body = {part: asdict(getattr(plan, part)) for part in ("trunk", "head")}
+    body: dict[str, Any] = {part: asdict(getattr(plan, part)) for part in ("trunk", "head")}
+    body["precision"] = plan.precision
     header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "plan": json.dumps(body)}}
     offset = 0
     for name, array in plan.tensors.items():
@@ -123,7 +131,7 @@ def _parse(content: mmap.mmap) -> Plan:
         # A header of another program's making may leave the tensors unaligned.
         tensors[name] = array if array.flags.aligned else array.copy()
     body = json.loads(metadata["plan"])
-    return Plan(_program(body["trunk"]), _program(body["head"]), tensors)
+    return Plan(_program(body["trunk"]), _program(body["head"]), tensors, body["precision"])
 
 
 def _program(body: dict[str, Any]) -> Program:

@@ -117,7 +117,8 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
              const std::optional<AffineArgs>& prologue, std::optional<int> residual,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
              const std::optional<Ints>& tile,
-             const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse) {
+             const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse,
+             bool pairs) {
   hfrt::ConvSpec s;
   s.in = in;
   s.out_channels = out_channels;
@@ -151,6 +152,7 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
     s.shortcut_weight = array_of(std::get<2>(*shortcut));
   }
   s.sparse = sparse;
+  s.pairs = pairs;
   return engine.conv(s);
 }
 
@@ -198,18 +200,22 @@ void define_engine(nb::module_& m) {
                      "Fused operations on one sample at a time; see kernels/cpu/engine/engine.hpp.")
       .def(
           "__init__",
-          [](Engine* self, int threads, const std::string& isa) {
+          [](Engine* self, int threads, const std::string& isa, const std::string& precision) {
             if (threads < 1 || threads > 4096)
               throw nb::value_error("threads must be 1 to 4096");
-            new (self) Engine(hfrt::kernels_for(isa), threads);
+            if (precision != "fp32" && precision != "bf16")
+              throw nb::value_error(("precision must be fp32 or bf16, not " + precision).c_str());
+            const bool bf16 = precision == "bf16";
+            new (self) Engine(hfrt::kernels_for(isa, bf16), hfrt::kernels_for(isa, false), threads);
           },
-          "threads"_a, "isa"_a = "")
+          "threads"_a, "isa"_a = "", "precision"_a = "fp32")
       .def("input", &Engine::input, "channels"_a, "depth"_a = 1, "height"_a = 1, "width"_a = 1)
       .def("conv", &add_conv, "x"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a,
            "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false,
            "condition"_a = nb::none(), "prologue"_a = nb::none(), "residual"_a = nb::none(),
            "act"_a = nb::none(), "pool"_a = false, "second"_a = nb::none(),
-           "tile"_a = nb::none(), "shortcut"_a = nb::none(), "sparse"_a = false)
+           "tile"_a = nb::none(), "shortcut"_a = nb::none(), "sparse"_a = false,
+           "pairs"_a = false)
       .def(
           "pool",
           [](Engine& e, int x, const Ints& k, const Ints& s, const Ints& p, const Ints& d,

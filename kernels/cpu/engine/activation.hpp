@@ -102,20 +102,21 @@ HFRT_INLINE V activate(V x, const Activation& act, int64_t block) {
 // The larger value; NaN if either is.
 HFRT_INLINE V larger_or_nan(V a, V b) { return if_nan(a, a, larger(a, b)); }
 
-// Bias, residual, activation and the second output for one vector at `offset` floats of the output;
-// `out` stands at `kept` floats, or is not kept at all (-1).
-HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, float* out, int64_t offset, int64_t kept,
+// Bias, residual, activation and the second output for one vector at `offset` in the output; `out`
+// stands at `kept`, or is not kept at all (-1).
+HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, Stored* out, int64_t offset, int64_t kept,
                         int64_t block) {
   x = x + load(e.bias + block * kLanes);
-  if (e.residual) x = x + load(e.residual + offset);
+  if (e.residual) x = x + load(static_cast<const Stored*>(e.residual) + offset);
   x = e.act.kind == Act::relu ? larger(zero(), x) : activate(x, e.act, block);
   if (kept >= 0) store(out + kept, x);
   if (e.second)
-    store(e.second + offset, activate(fma(x, load(e.second_scale + block * kLanes),
-                                          load(e.second_shift + block * kLanes)),
-                                      e.second_act, block));
+    store(static_cast<Stored*>(e.second) + offset,
+          activate(fma(x, load(e.second_scale + block * kLanes),
+                       load(e.second_shift + block * kLanes)),
+                   e.second_act, block));
 }
-HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, float* out, int64_t offset, int64_t block) {
+HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, Stored* out, int64_t offset, int64_t block) {
   finish(x, e, out, offset, offset, block);
 }
 

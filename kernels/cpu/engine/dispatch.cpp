@@ -10,9 +10,11 @@ std::vector<std::string> available_isas() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    found.emplace_back("avx512");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512_bf16");
+  if (avx512) found.emplace_back("avx512");
   if (avx2) found.emplace_back("avx2");
 #elif defined(__aarch64__)
   found.emplace_back("neon");
@@ -20,7 +22,7 @@ std::vector<std::string> available_isas() {
   return found;
 }
 
-const Kernels& kernels_for(const std::string& isa) {
+const Kernels& kernels_for(const std::string& isa, bool bf16) {
   const auto available = available_isas();
   std::string wanted = isa;
   if (wanted.empty())
@@ -31,9 +33,11 @@ const Kernels& kernels_for(const std::string& isa) {
     list += (list.empty() ? "" : ", ") + name;
     if (name != wanted) continue;
 #if defined(__x86_64__)
-    return name == "avx512" ? kernels_avx512() : kernels_avx2();
+    if (name == "avx512_bf16" && bf16) return kernels_avx512_bf16_bf16();
+    if (name == "avx2") return bf16 ? kernels_avx2_bf16() : kernels_avx2_fp32();
+    return bf16 ? kernels_avx512_bf16() : kernels_avx512_fp32();
 #elif defined(__aarch64__)
-    return kernels_neon();
+    return bf16 ? kernels_neon_bf16() : kernels_neon_fp32();
 #endif
   }
   throw std::invalid_argument(

@@ -11,8 +11,9 @@ namespace hfrt {
 // What this machine has, the fastest first.
 std::vector<std::string> available_isas();
 
-// The kernels of `isa`; "" takes the environment's HFRT_ISA or else the fastest. Throws
-// std::invalid_argument, naming what the machine has, for any other.
-const Kernels& kernels_for(const std::string& isa);
+// The kernels of `isa`, which store volumes in float32 or bfloat16; "" takes the environment's
+// HFRT_ISA or else the fastest. Throws std::invalid_argument, naming what the machine has, for any
+// other.
+const Kernels& kernels_for(const std::string& isa, bool bf16);
 
 }  // namespace hfrt

@@ -12,8 +12,8 @@ void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
   const hfrt::Window& k = a.window;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
-    const float* in = a.in + block * e.voxels() * kLanes;
-    float* out = a.out + task * o.w * kLanes;
+    const Stored* in = static_cast<const Stored*>(a.in) + block * e.voxels() * kLanes;
+    Stored* out = static_cast<Stored*>(a.out) + task * o.w * kLanes;
     const int64_t at[2] = {od * k.stride[0] - k.padding[0], oh * k.stride[1] - k.padding[1]};
     for (int64_t ow = 0; ow < o.w; ++ow) {
       const int64_t w0 = ow * k.stride[2] - k.padding[2];
@@ -54,8 +54,10 @@ void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
 }
 
 // Blocks begin..end, each `voxels` vectors.
-void affine(const float* x, float* y, int64_t voxels, const float* scale, const float* shift,
+void affine(const void* from, void* to, int64_t voxels, const float* scale, const float* shift,
             const Activation& act, int64_t begin, int64_t end) {
+  const auto* x = static_cast<const Stored*>(from);
+  auto* y = static_cast<Stored*>(to);
   for (int64_t b = begin; b < end; ++b) {
     const V s = scale ? load(scale + b * kLanes) : broadcast(1.0f);
     const V t = scale ? load(shift + b * kLanes) : zero();
@@ -66,25 +68,30 @@ void affine(const float* x, float* y, int64_t voxels, const float* scale, const 
   }
 }
 
-void binary(const float* a, const float* b, float* y, int64_t voxels, bool b_per_channel,
+void binary(const void* first, const void* second, void* to, int64_t voxels, bool b_per_channel,
             bool multiply, const Activation& act, int64_t begin, int64_t end) {
+  const auto* a = static_cast<const Stored*>(first);
+  auto* y = static_cast<Stored*>(to);
   for (int64_t block = begin; block < end; ++block)
     for (int64_t i = block * voxels; i < (block + 1) * voxels; ++i) {
-      const V p = load(a + i * kLanes), q = load(b + (b_per_channel ? block : i) * kLanes);
+      const V p = load(a + i * kLanes);
+      const V q = b_per_channel ? load(static_cast<const float*>(second) + block * kLanes)
+                                : load(static_cast<const Stored*>(second) + i * kLanes);
       store(y + i * kLanes, activate(multiply ? p * q : p + q, act, block));
     }
 }
 
 // Four partial results, always over the same voxels: the sum does not depend on the caller.
-void reduce(const float* x, hfrt::Extent e, const int64_t stride[3], float* out, bool maximum,
+void reduce(const void* from, hfrt::Extent e, const int64_t stride[3], float* out, bool maximum,
             int64_t begin, int64_t end) {
+  const auto* x = static_cast<const Stored*>(from);
   for (int64_t b = begin; b < end; ++b) {
     V acc[4];
     for (auto& v : acc) v = maximum ? broadcast(-__builtin_inff()) : zero();
     int64_t i = 0;
     for (int64_t d = 0; d < e.d; d += stride[0])
       for (int64_t h = 0; h < e.h; h += stride[1]) {
-        const float* row = x + ((b * e.d + d) * e.h + h) * e.w * kLanes;
+        const Stored* row = x + ((b * e.d + d) * e.h + h) * e.w * kLanes;
         V line = maximum ? broadcast(-__builtin_inff()) : zero();
         for (int64_t w = 0; w < e.w; w += stride[2]) {
           const V v = load(row + w * kLanes);
@@ -99,8 +106,9 @@ void reduce(const float* x, hfrt::Extent e, const int64_t stride[3], float* out,
   }
 }
 
-void deviation(const float* x, int64_t voxels, const float* mean, float* out, int64_t begin,
+void deviation(const void* from, int64_t voxels, const float* mean, float* out, int64_t begin,
                int64_t end) {
+  const auto* x = static_cast<const Stored*>(from);
   for (int64_t b = begin; b < end; ++b) {
     const V m = load(mean + b * kLanes);
     V acc[4];

@@ -47,18 +47,32 @@ Floats allocate(int64_t count) {
   return Floats(memory, Release{});
 }
 
-Engine::Engine(const Kernels& kernels, int threads) : kernels_(kernels), pool_(threads) {}
+Engine::Engine(const Kernels& stored, const Kernels& exact, int threads)
+    : kernels_(stored), exact_(exact), pool_(threads) {}
 
-int Engine::add(const Extent& e) {
+int Engine::add(const Extent& e, bool stored) {
   if (finished_) refuse("the engine is finished: nothing can be added");
   if (e.c < 1 || e.d < 1 || e.h < 1 || e.w < 1) refuse("an empty tensor " + text(e));
   product({filled(e.c), e.d, e.h, e.w});
   Value v;
   v.extent = e;
   v.root = static_cast<int>(values_.size());
-  v.floats = e.floats();
+  v.stored = stored;
+  v.floats = e.numbers() * (stored ? kernels_.stored : 4) / 4;
   values_.push_back(v);
   return v.root;
+}
+
+int Engine::as(int value, bool stored) {
+  const Extent e = extent(value);
+  if (this->stored(value) == stored || kernels_.stored == exact_.stored) return value;
+  const int out = add(e, stored);
+  step("convert", {value}, {out}, [=] {
+    const char* from = place(value);
+    char* to = place(out);
+    for (int64_t i = 0; i < e.numbers(); ++i) put(to, i, bytes(out), get(from, i, bytes(value)));
+  });
+  return out;
 }
 
 const Extent& Engine::extent(int value) const {
@@ -130,7 +144,7 @@ void Engine::scratch(int64_t floats) {
 
 int Engine::input(int64_t c, int64_t d, int64_t h, int64_t w) {
   product({c, d, h, w});
-  const int value = add({c, d, h, w});
+  const int value = add({c, d, h, w}, d * h * w > 1);
   inputs_.push_back(value);
   return value;
 }
@@ -158,7 +172,7 @@ void Engine::place_values() {
           !fixed[static_cast<size_t>(in)]) {
         const Value& o = values_[static_cast<size_t>(out)];
         v.root = o.root;
-        v.offset = o.offset + c * v.extent.voxels();
+        v.offset = o.offset + c * v.extent.voxels() * bytes(out) / 4;
         fixed[static_cast<size_t>(in)] = true;
       }
       c += v.extent.c;
@@ -253,8 +267,8 @@ void Engine::load_input(size_t i, const float* from) {
   if (plain_input_[i]) return;
   const int value = inputs_[i];
   const Extent e = extent(value);
-  float* to = at(value);
-  const int64_t voxels = e.voxels();
+  char* to = place(value);
+  const int64_t voxels = e.voxels(), width = bytes(value);
   if (voxels == 1) {
     std::memset(to, 0, static_cast<size_t>(filled(e.c)) * sizeof(float));
     std::memcpy(to, from, static_cast<size_t>(e.c) * sizeof(float));
@@ -264,11 +278,11 @@ void Engine::load_input(size_t i, const float* from) {
     const int64_t plane = e.h * e.w;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t block = t / e.d, d = t % e.d;
-      float* y = to + t * plane * kBlock;
       for (int64_t v = 0; v < plane; ++v)
         for (int64_t j = 0; j < kBlock; ++j) {
           const int64_t c = block * kBlock + j;
-          y[v * kBlock + j] = c < e.c ? from[c * voxels + d * plane + v] : 0.0f;
+          put(to, (t * plane + v) * kBlock + j, width,
+              c < e.c ? from[c * voxels + d * plane + v] : 0.0f);
         }
     }
   });
@@ -276,11 +290,11 @@ void Engine::load_input(size_t i, const float* from) {
 
 void Engine::store_output(size_t i, float* to) {
   const Extent e = extent(outputs_[i]);
-  const float* from = at(outputs_[i]);
-  const int64_t voxels = e.voxels();
+  const char* from = place(outputs_[i]);
+  const int64_t voxels = e.voxels(), width = bytes(outputs_[i]);
   for (int64_t c = 0; c < e.c; ++c)
     for (int64_t v = 0; v < voxels; ++v)
-      to[c * voxels + v] = from[(c / kBlock * voxels + v) * kBlock + c % kBlock];
+      to[c * voxels + v] = get(from, (c / kBlock * voxels + v) * kBlock + c % kBlock, width);
 }
 
 void Engine::profile(bool on) {

@@ -52,6 +52,7 @@ struct ConvSpec {
   Array second_scale, second_shift;
   ActivationSpec second_act;
   int64_t tile[3] = {0, 0, 0};  // 0: not Winograd
+  bool pairs = false;  // Winograd, 2x2x2: products of bfloat16 pairs, where the kernels have them
   // Winograd: + a 1x1x1 convolution of `shortcut`, weight [Cs][Cout], its bias added to `bias`
   int shortcut = -1;
   int64_t shortcut_stride[3] = {1, 1, 1};
@@ -63,7 +64,8 @@ struct ConvSpec {
 // std::invalid_argument, with what is wrong, on anything that does not fit together.
 class Engine {
  public:
-  Engine(const Kernels& kernels, int threads);
+  // `stored`: for volumes; `exact`: the float32 kernels of the same machine, for vectors.
+  Engine(const Kernels& stored, const Kernels& exact, int threads);
 
   // An input [c][d][h][w] of the caller; a vector is [c][1][1][1].
   int input(int64_t c, int64_t d, int64_t h, int64_t w);
@@ -112,17 +114,24 @@ class Engine {
     int root = -1;         // the value whose memory this one is part of; itself if its own
     int64_t offset = 0;    // floats from the root's start
     int64_t floats = 0;    // of a root
+    bool stored = false;   // as the kernels store volumes; otherwise float32
     int first = -1, last = -1;  // steps that write it first and read it last
     int64_t place = -1;    // floats from the arena's start
   };
   using Step = std::function<void()>;
 
-  int add(const Extent& extent);
+  int add(const Extent& extent, bool stored);
+  // `value`, or a new one that holds it in the other type.
+  int as(int value, bool stored);
+  bool stored(int value) const { return values_[static_cast<size_t>(value)].stored; }
+  const Kernels& kernels(int value) const { return stored(value) ? kernels_ : exact_; }
+  int64_t bytes(int value) const { return kernels(value).stored; }
   const Extent& extent(int value) const;
   Array checked(const Array& array, int64_t size, const char* what) const;
   const float* keep(const Array& array, int64_t filled, const char* what, int64_t size);
   Activation keep(const ActivationSpec& spec, int64_t channels);
   float* reserve(int64_t floats);
+  char* place(int value) const { return reinterpret_cast<char*>(at(value)); }
   void step(const std::string& name, std::vector<int> reads, std::vector<int> writes, Step work);
   float* at(int value) const;
   void parallel(int64_t count, int64_t grain, const ThreadPool::Work& work);
@@ -140,7 +149,7 @@ class Engine {
   void pad_input(const Conv& conv);
   void run_ring(Conv& conv);
 
-  const Kernels& kernels_;
+  const Kernels &kernels_, &exact_;
   ThreadPool pool_;
   std::mutex mutex_;
   std::vector<Value> values_;

@@ -26,22 +26,22 @@ int Engine::conv(const ConvSpec& spec) {
     out = {cout, (conv.d + 1) / 2, (conv.h + 1) / 2, (conv.w + 1) / 2};
   }
   auto c = std::make_shared<Conv>();
-  c->in = spec.in;
-  c->shortcut = spec.shortcut;
-  c->residual = spec.residual;
-  c->condition = spec.condition;
+  const auto converted = [&](int value, bool stored) { return value < 0 ? -1 : as(value, stored); };
+  c->in = as(spec.in, true);
+  c->shortcut = converted(spec.shortcut, true);
+  c->residual = converted(spec.residual, true);
+  c->condition = converted(spec.condition, false);
   ConvArgs& a = c->args;
   a.in_extent = e, a.conv_extent = conv, a.out_extent = out, a.window = spec.window;
-  c->out = add(out);
-  if (spec.second) c->second = add(spec.sparse ? conv : out);
+  c->out = add(out, true);
+  if (spec.second) c->second = add(spec.sparse ? conv : out, true);
   if (spec.residual >= 0 && !same(extent(spec.residual), conv))
     refuse("the residual " + text(extent(spec.residual)) + " does not fit " + text(conv));
   build_conv(c, spec);
 
-  std::vector<int> reads{spec.in}, writes{c->out};
-  if (spec.residual >= 0) reads.push_back(spec.residual);
-  if (spec.condition >= 0) reads.push_back(spec.condition);
-  if (spec.shortcut >= 0) reads.push_back(spec.shortcut);
+  std::vector<int> reads{c->in}, writes{c->out};
+  for (int value : {c->residual, c->condition, c->shortcut})
+    if (value >= 0) reads.push_back(value);
   if (c->second >= 0) writes.push_back(c->second);
   static const char* kinds[] = {"winograd", "gather", "one-channel", "depthwise"};
   step(kinds[static_cast<int>(c->kind)], reads, writes, [this, c] { run_conv(*c); });
@@ -56,7 +56,7 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   const int64_t taps = product({k.kernel[0], k.kernel[1], k.kernel[2]});
   const int64_t cin = e.c, cout = o.c, vectors = blocks_of(cout);
   const int64_t per = kernels_.vectors_per_panel, panels = (vectors + per - 1) / per;
-  const bool is_input = std::find(inputs_.begin(), inputs_.end(), spec.in) != inputs_.end();
+  const bool is_input = std::find(inputs_.begin(), inputs_.end(), c->in) != inputs_.end();
 
   int64_t points = 0;
   if (spec.tile[0] || spec.tile[1] || spec.tile[2]) {
@@ -68,6 +68,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
       points *= spec.tile[i] + 2;
       a.tile[i] = spec.tile[i];
     }
+    if (spec.pairs && points != 64) refuse("only 2x2x2 tiles take pairs of bfloat16");
+    a.pairs = spec.pairs;
   }
   c->kind = spec.depthwise ? Conv::Kind::depthwise
             : points       ? Conv::Kind::winograd
@@ -115,10 +117,13 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     checked(spec.weight, raw, "a convolution's weight");
     a.epilogue.bias = keep(spec.bias, lanes, "a convolution's bias", cout);
   }
+  // 32-bit units of the packed weights for `n` inputs, and of a row of `n` factors
+  const int64_t pair = points && !a.pairs ? 1 : kernels_.pair;
+  const auto steps_of = [pair](int64_t n) { return (n + pair - 1) / pair; };
   const auto pack_all = [&](const float* weight, float* to) {
     if (points) {
-      parallel(vectors * cin, 64, [&](int64_t b, int64_t n, int) {
-        kernels_.winograd_weights(weight, cin, cout, a.tile, to, b, n);
+      parallel(vectors * steps_of(cin), 64, [&](int64_t b, int64_t n, int) {
+        kernels_.winograd_weights(weight, cin, cout, a.tile, a.pairs, to, b, n);
       });
     } else {
       parallel(panels, 1, [&](int64_t b, int64_t n, int) {
@@ -127,7 +132,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     }
   };
   if (c->kind == Conv::Kind::winograd || c->kind == Conv::Kind::gather) {
-    c->packed = reserve(product({points ? points : taps, cin, lanes}));
+    c->packed = reserve(points ? product({points, steps_of(cin), lanes})
+                               : product({steps_of(taps * cin), lanes}));
     if (spec.condition < 0) pack_all(spec.weight.data, c->packed);
     a.weight = c->packed;
   } else if (c->kind == Conv::Kind::depthwise) {
@@ -159,7 +165,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     float* packed = reserve(product({se.c, lanes}));
     kernels_.pack(spec.shortcut_weight.data, cout, se.c, packed, 0, panels);
     a.shortcut.weight = packed;
-    shortcut_floats = a.tile[0] * a.tile[1] * a.tile[2] * (filled(se.c) + lanes) + kBlock;
+    shortcut_floats =
+        a.tile[0] * a.tile[1] * a.tile[2] * (filled(se.c) / kernels_.pair + lanes) + kBlock;
   }
 
   // Partition and scratch. Blocks are small enough for the second-level cache, and there are a
@@ -170,23 +177,23 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     int64_t tiles = 1;
     const int64_t size[3] = {o.d, o.h, o.w};
     for (int i = 0; i < 3; ++i) tiles *= (size[i] + a.tile[i] - 1) / a.tile[i];
-    const int64_t row = filled(cin) + lanes;
+    const int64_t row = filled(cin) / pair + lanes;
     // (U and M) in about 800 KB
     const int64_t fit = 200'000 / (points * row);
     const int64_t unit = kernels_.rows_two;
     a.rows = std::max<int64_t>(fit / unit * unit, unit);
     a.rows = std::min(a.rows, std::max<int64_t>((tiles + threads - 1) / threads, 1));
     a.count = tiles;
-    scratch(points * kBlock + points * (a.rows * filled(cin) + kBlock) +
+    scratch(points * kBlock + points * (a.rows * filled(cin) + kBlock) / pair +
             points * (a.rows * lanes + kBlock) + shortcut_floats);
   } else if (c->kind == Conv::Kind::gather) {
     const int64_t depth = taps * cin, lda = filled(depth) + kBlock;
     const int64_t unit = vectors == 1 ? kernels_.rows_one : kernels_.rows_two;
-    const int64_t fit = 100'000 / lda;
+    const int64_t fit = 100'000 / steps_of(lda);
     a.rows = std::max<int64_t>(fit / unit * unit, unit);
     a.count = o.voxels();
     a.rows = std::min(a.rows, std::max<int64_t>((a.count + threads - 1) / threads, 1));
-    scratch(a.rows * lda + a.rows * (lanes + per * kBlock));
+    scratch(a.rows * steps_of(lda) + a.rows * (lanes + per * kBlock));
   } else if (c->kind == Conv::Kind::one_channel) {
     scratch(3 * kBlock * kBlock);
     // The borders of the padded input stay zero from here on.
@@ -226,8 +233,9 @@ void Engine::generate(Conv& c) {
   const int64_t per = kernels_.vectors_per_panel, vectors = blocks_of(cout);
   const int64_t cin = a.in_extent.c;
   if (c.kind == Conv::Kind::winograd)
-    parallel(vectors * cin, 32, [&](int64_t begin, int64_t end, int) {
-      kernels_.winograd_weights(c.raw, cin, cout, a.tile, c.packed, begin, end);
+    parallel(vectors * (a.pairs ? (cin + kernels_.pair - 1) / kernels_.pair : cin), 32,
+             [&](int64_t begin, int64_t end, int) {
+      kernels_.winograd_weights(c.raw, cin, cout, a.tile, a.pairs, c.packed, begin, end);
     });
   else
     parallel((vectors + per - 1) / per, 1, [&](int64_t begin, int64_t end, int) {
@@ -313,7 +321,7 @@ void Engine::fuse_rings() {
     if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
         second->in != first->out || second->condition >= 0 || second->residual == first->out ||
-        second->shortcut == first->out || first->args.out_extent.floats() < kLarge)
+        second->shortcut == first->out || values_[static_cast<size_t>(first->out)].floats < kLarge)
       continue;
     const int value = first->out;
     bool elsewhere = std::count(outputs_.begin(), outputs_.end(), value) > 0;

@@ -1,6 +1,7 @@
 // What the engine's sources share.
 #pragma once
 
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
@@ -10,7 +11,6 @@
 #include "engine.hpp"
 
 namespace hfrt {
-
 
 // No tensor of a 3D network comes near; beyond it, a hostile file.
 constexpr int64_t kMostFloats = int64_t{1} << 33;
@@ -35,6 +35,31 @@ inline bool same(const Extent& a, const Extent& b) {
 }
 
 inline int64_t filled(int64_t channels) { return blocks_of(channels) * kBlock; }
+
+inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float from_bf16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+// The number at `index` of memory with numbers of 4 (float32) or 2 bytes (bfloat16).
+inline float get(const char* from, int64_t index, int64_t bytes) {
+  if (bytes == 2) return from_bf16(reinterpret_cast<const uint16_t*>(from)[index]);
+  return reinterpret_cast<const float*>(from)[index];
+}
+inline void put(char* to, int64_t index, int64_t bytes, float x) {
+  if (bytes == 2)
+    reinterpret_cast<uint16_t*>(to)[index] = to_bf16(x);
+  else
+    reinterpret_cast<float*>(to)[index] = x;
+}
 
 inline int64_t window_size(int64_t in, const Window& k, int axis, bool ceil = false) {
   const int64_t reach = k.dilation[axis] * (k.kernel[axis] - 1) + 1;

@@ -14,11 +14,11 @@ int Engine::pool(int in, const Window& window, bool average, bool count_include_
     if (window.padding[i] * 2 > window.kernel[i]) refuse("pooling pads at most half its kernel");
   const Extent o{e.c, window_size(e.d, window, 0, ceil), window_size(e.h, window, 1, ceil),
                  window_size(e.w, window, 2, ceil)};
-  const int out = add(o);
+  const int out = add(o, stored(in));
   step(average ? "average pool" : "max pool", {in}, {out}, [=] {
     const PoolArgs a{at(in), e, at(out), o, window, average, count_include_pad};
     parallel(blocks_of(o.c) * o.d * o.h, 4,
-             [&](int64_t b, int64_t n, int) { kernels_.pool(a, b, n); });
+             [&](int64_t b, int64_t n, int) { kernels(in).pool(a, b, n); });
   });
   return out;
 }
@@ -44,10 +44,10 @@ int Engine::global_pool(int in, const int64_t stride[3], bool average) {
     if (stride[i] < 1) refuse("a stride must be 1 or more");
     count *= (size[i] + stride[i] - 1) / stride[i];
   }
-  const int out = add({e.c, 1, 1, 1});
+  const int out = add({e.c, 1, 1, 1}, false);
   step(average ? "global average" : "global maximum", {in}, {out}, [=] {
     parallel(blocks_of(e.c), 1, [&](int64_t b, int64_t n, int) {
-      kernels_.reduce(at(in), e, steps.data(), at(out), !average, b, n);
+      kernels(in).reduce(at(in), e, steps.data(), at(out), !average, b, n);
     });
     if (average) {
       float* y = at(out);
@@ -62,10 +62,10 @@ int Engine::affine(int in, Array scale, Array shift, const ActivationSpec& spec)
   const float* s = scale.data ? keep(scale, filled(e.c), "the scale", e.c) : nullptr;
   const float* t = scale.data ? keep(shift, filled(e.c), "the shift", e.c) : nullptr;
   const Activation act = keep(spec, e.c);
-  const int out = add(e);
+  const int out = add(e, stored(in));
   step("affine", {in}, {out}, [=] {
     parallel(blocks_of(e.c), 1, [&](int64_t b, int64_t n, int) {
-      kernels_.affine(at(in), at(out), e.voxels(), s, t, act, b, n);
+      kernels(in).affine(at(in), at(out), e.voxels(), s, t, act, b, n);
     });
   });
   return out;
@@ -78,18 +78,31 @@ int Engine::binary(int a, int b, bool multiply, const ActivationSpec& spec) {
   if (e.c != f.c || (!per_channel && !same(e, f)))
     refuse(std::string(multiply ? "multiply " : "add ") + text(e) + " and " + text(f));
   const Activation act = keep(spec, e.c);
-  const int out = add(e);
+  b = as(b, per_channel ? false : stored(a));
+  const int out = add(e, stored(a));
   step(multiply ? "multiply" : "add", {a, b}, {out}, [=] {
     parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
-      kernels_.binary(at(a), at(b), at(out), e.voxels(), per_channel, multiply, act, begin, end);
+      kernels(a).binary(at(a), at(b), at(out), e.voxels(), per_channel, multiply, act, begin, end);
     });
   });
   return out;
 }
 
-int Engine::concat(const std::vector<int>& in) {
-  if (in.empty()) refuse("nothing to concatenate");
-  Extent o = extent(in[0]);
+// The channel `from_channel` of a volume becomes the channel `to_channel` of another.
+static void copy_channel(const char* from, int64_t from_channel, char* to, int64_t to_channel,
+                         int64_t voxels, int64_t bytes) {
+  const auto place = [&](int64_t c) { return (c / kBlock * voxels * kBlock + c % kBlock) * bytes; };
+  from += place(from_channel);
+  to += place(to_channel);
+  for (int64_t v = 0; v < voxels; ++v)
+    std::memcpy(to + v * kBlock * bytes, from + v * kBlock * bytes, static_cast<size_t>(bytes));
+}
+
+int Engine::concat(const std::vector<int>& values) {
+  if (values.empty()) refuse("nothing to concatenate");
+  Extent o = extent(values[0]);
+  std::vector<int> in;
+  for (int value : values) in.push_back(as(value, stored(values[0])));
   o.c = 0;
   for (int i : in) {
     const Extent& e = extent(i);
@@ -97,24 +110,18 @@ int Engine::concat(const std::vector<int>& in) {
       refuse("concatenate " + text(extent(in[0])) + " and " + text(e));
     o.c += e.c;
   }
-  const int out = add(o);
+  const int out = add(o, stored(in[0]));
   step("concat", in, {out}, [=] {
-    const int64_t voxels = o.voxels();
-    float* to = at(out);
+    const int64_t voxels = o.voxels(), width = bytes(out);
     int64_t c = 0;
     for (int i : in) {
-      const float* from = at(i);
       const int64_t n = extent(i).c;
       if (c % kBlock == 0) {
-        float* place = to + c * voxels;
-        if (place != from)
-          std::memmove(place, from, static_cast<size_t>(filled(n) * voxels) * sizeof(float));
+        char* to = place(out) + c * voxels * width;
+        if (to != place(i))
+          std::memmove(to, place(i), static_cast<size_t>(filled(n) * voxels * width));
       } else {
-        for (int64_t j = 0; j < n; ++j) {
-          const float* x = from + j / kBlock * voxels * kBlock + j % kBlock;
-          float* y = to + (c + j) / kBlock * voxels * kBlock + (c + j) % kBlock;
-          for (int64_t v = 0; v < voxels; ++v) y[v * kBlock] = x[v * kBlock];
-        }
+        for (int64_t j = 0; j < n; ++j) copy_channel(place(i), j, place(out), c + j, voxels, width);
       }
       c += n;
     }
@@ -126,21 +133,15 @@ int Engine::slice(int in, int64_t start, int64_t stop) {
   const Extent e = extent(in);
   if (start < 0 || stop > e.c || start >= stop)
     refuse("channels " + std::to_string(start) + " to " + std::to_string(stop) + " of " + text(e));
-  const int out = add({stop - start, e.d, e.h, e.w});
+  const int out = add({stop - start, e.d, e.h, e.w}, stored(in));
   step("slice", {in}, {out}, [=] {
-    const int64_t voxels = e.voxels();
-    const float* from = at(in);
-    float* to = at(out);
-    if (start % kBlock == 0) {
-      std::memcpy(to, from + start * voxels,
-                  static_cast<size_t>(filled(stop - start) * voxels) * sizeof(float));
-      return;
-    }
-    for (int64_t j = start; j < stop; ++j) {
-      const float* x = from + j / kBlock * voxels * kBlock + j % kBlock;
-      float* y = to + (j - start) / kBlock * voxels * kBlock + (j - start) % kBlock;
-      for (int64_t v = 0; v < voxels; ++v) y[v * kBlock] = x[v * kBlock];
-    }
+    const int64_t voxels = e.voxels(), width = bytes(in);
+    if (start % kBlock == 0)
+      std::memcpy(place(out), place(in) + start * voxels * width,
+                  static_cast<size_t>(filled(stop - start) * voxels * width));
+    else
+      for (int64_t j = start; j < stop; ++j)
+        copy_channel(place(in), j, place(out), j - start, voxels, width);
   });
   return out;
 }
@@ -148,16 +149,16 @@ int Engine::slice(int in, int64_t start, int64_t stop) {
 // [C][D][H][W] -> a vector in this order
 int Engine::flatten(int in) {
   const Extent e = extent(in);
-  const int out = add({e.c * e.voxels(), 1, 1, 1});
+  const int out = add({e.c * e.voxels(), 1, 1, 1}, false);
   step("flatten", {in}, {out}, [=] {
-    const int64_t voxels = e.voxels();
-    const float* from = at(in);
+    const int64_t voxels = e.voxels(), width = bytes(in);
+    const char* from = place(in);
     float* to = at(out);
     parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t j = 0; j < kBlock && b * kBlock + j < e.c; ++j)
           for (int64_t v = 0; v < voxels; ++v)
-            to[(b * kBlock + j) * voxels + v] = from[(b * voxels + v) * kBlock + j];
+            to[(b * kBlock + j) * voxels + v] = get(from, (b * voxels + v) * kBlock + j, width);
     });
   });
   return out;
@@ -170,19 +171,19 @@ int Engine::pad(int in, const int64_t before[3], const int64_t after[3]) {
       refuse("padding must be 0 to 4096");
   const Extent o{e.c, e.d + before[0] + after[0], e.h + before[1] + after[1],
                  e.w + before[2] + after[2]};
-  const int out = add(o);
-  const int64_t d0 = before[0], h0 = before[1], w0 = before[2];
+  const int out = add(o, stored(in));
+  const int64_t d0 = before[0], h0 = before[1], w0 = before[2], voxel = kBlock * bytes(in);
   step("pad", {in}, {out}, [=] {
     parallel(blocks_of(e.c) * o.d, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t block = i / o.d, d = i % o.d - d0;
-        float* plane = at(out) + i * o.h * o.w * kBlock;
-        std::memset(plane, 0, static_cast<size_t>(o.h * o.w * kBlock) * sizeof(float));
+        char* plane = place(out) + i * o.h * o.w * voxel;
+        std::memset(plane, 0, static_cast<size_t>(o.h * o.w * voxel));
         if (d < 0 || d >= e.d) continue;
         for (int64_t h = 0; h < e.h; ++h)
-          std::memcpy(plane + ((h + h0) * o.w + w0) * kBlock,
-                      at(in) + ((block * e.d + d) * e.h + h) * e.w * kBlock,
-                      static_cast<size_t>(e.w * kBlock) * sizeof(float));
+          std::memcpy(plane + ((h + h0) * o.w + w0) * voxel,
+                      place(in) + ((block * e.d + d) * e.h + h) * e.w * voxel,
+                      static_cast<size_t>(e.w * voxel));
       }
     });
   });
@@ -190,6 +191,7 @@ int Engine::pad(int in, const int64_t before[3], const int64_t after[3]) {
 }
 
 int Engine::linear(int in, int64_t outputs, Array weight, Array bias, const ActivationSpec& spec) {
+  in = as(in, false);
   const Extent e = extent(in);
   if (e.voxels() != 1) refuse("linear needs a vector, not " + text(e));
   const int64_t n = product({e.c, outputs}), ld = filled(outputs);
@@ -200,10 +202,10 @@ int Engine::linear(int in, int64_t outputs, Array weight, Array bias, const Acti
                 static_cast<size_t>(outputs) * sizeof(float));
   const float* b = keep(bias, ld, "a linear layer's bias", outputs);
   const Activation act = keep(spec, outputs);
-  const int out = add({outputs, 1, 1, 1});
+  const int out = add({outputs, 1, 1, 1}, false);
   step("linear", {in}, {out}, [=] {
     parallel(ld / kBlock, n > 100'000 ? 1 : ld, [&](int64_t begin, int64_t end, int) {
-      kernels_.linear(at(in), e.c, w, ld, b, act, at(out), begin, end);
+      exact_.linear(at(in), e.c, w, ld, b, act, at(out), begin, end);
     });
   });
   return out;
@@ -211,6 +213,7 @@ int Engine::linear(int in, int64_t outputs, Array weight, Array bias, const Acti
 
 int Engine::hyper_linear(int in, int condition, int64_t outputs, Array weight, Array bias,
                          const ActivationSpec& spec) {
+  in = as(in, false), condition = as(condition, false);
   const Extent e = extent(in), ce = extent(condition);
   if (e.voxels() != 1 || ce.voxels() != 1) refuse("hyper_linear needs vectors");
   const int64_t k = ce.c, n = product({e.c, outputs}), ld = filled(outputs);
@@ -226,20 +229,21 @@ int Engine::hyper_linear(int in, int condition, int64_t outputs, Array weight, A
   float* made = reserve(e.c * ld);
   float* made_bias = reserve(ld);
   const Activation act = keep(spec, outputs);
-  const int out = add({outputs, 1, 1, 1});
+  const int out = add({outputs, 1, 1, 1}, false);
   step("hyper linear", {in, condition}, {out}, [=] {
     const float* c = at(condition);
-    kernels_.mix(w, c, k, e.c * ld, made, 0, e.c * ld);
-    kernels_.mix(b, c, k, ld, made_bias, 0, ld);
-    kernels_.linear(at(in), e.c, made, ld, made_bias, act, at(out), 0, ld / kBlock);
+    exact_.mix(w, c, k, e.c * ld, made, 0, e.c * ld);
+    exact_.mix(b, c, k, ld, made_bias, 0, ld);
+    exact_.linear(at(in), e.c, made, ld, made_bias, act, at(out), 0, ld / kBlock);
   });
   return out;
 }
 
 int Engine::one_and(int in) {
+  in = as(in, false);
   const Extent e = extent(in);
   if (e.voxels() != 1) refuse("one_and needs a vector, not " + text(e));
-  const int out = add({e.c + 1, 1, 1, 1});
+  const int out = add({e.c + 1, 1, 1, 1}, false);
   step("one and", {in}, {out}, [=] {
     float* y = at(out);
     std::memmove(y + 1, at(in), static_cast<size_t>(e.c) * sizeof(float));
@@ -249,24 +253,26 @@ int Engine::one_and(int in) {
 }
 
 int Engine::combine(int in, int condition, const ActivationSpec& spec) {
+  in = as(in, false), condition = as(condition, false);
   const Extent e = extent(in), ce = extent(condition);
   if (e.voxels() != 1 || ce.voxels() != 1 || e.c % ce.c)
     refuse("combine " + text(e) + " with a condition " + text(ce));
   const int64_t k = ce.c, n = e.c / k;
   const Activation act = keep(spec, n);
-  const int out = add({n, 1, 1, 1});
+  const int out = add({n, 1, 1, 1}, false);
   step("combine", {in, condition}, {out}, [=] {
-    kernels_.mix(at(in), at(condition), k, n, at(out), 0, n);
+    exact_.mix(at(in), at(condition), k, n, at(out), 0, n);
     if (act.kind != Act::none)
-      kernels_.affine(at(out), at(out), 1, nullptr, nullptr, act, 0, blocks_of(n));
+      exact_.affine(at(out), at(out), 1, nullptr, nullptr, act, 0, blocks_of(n));
   });
   return out;
 }
 
 int Engine::softmax(int in) {
+  in = as(in, false);
   const Extent e = extent(in);
   if (e.voxels() != 1) refuse("softmax needs a vector, not " + text(e));
-  const int out = add(e);
+  const int out = add(e, false);
   step("softmax", {in}, {out}, [=] {
     const float* x = at(in);
     float* y = at(out);
@@ -287,19 +293,19 @@ int Engine::instance_norm(int in, Array scale, Array shift, float eps,
   float* mean = reserve(filled(e.c));
   float* gain = reserve(filled(e.c));
   float* offset = reserve(filled(e.c));
-  const int out = add(e);
+  const int out = add(e, stored(in));
   step("instance norm", {in}, {out}, [=] {
     static const int64_t every[3] = {1, 1, 1};
     const float count = static_cast<float>(e.voxels());
     parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
-      kernels_.reduce(at(in), e, every, mean, false, begin, end);
+      kernels(in).reduce(at(in), e, every, mean, false, begin, end);
       for (int64_t i = begin * kBlock; i < end * kBlock; ++i) mean[i] /= count;
-      kernels_.deviation(at(in), e.voxels(), mean, gain, begin, end);
+      kernels(in).deviation(at(in), e.voxels(), mean, gain, begin, end);
       for (int64_t i = begin * kBlock; i < end * kBlock; ++i) {
         gain[i] = s[i] / std::sqrt(gain[i] / count + eps);
         offset[i] = t[i] - mean[i] * gain[i];
       }
-      kernels_.affine(at(in), at(out), e.voxels(), gain, offset, act, begin, end);
+      kernels(in).affine(at(in), at(out), e.voxels(), gain, offset, act, begin, end);
     });
   });
   return out;

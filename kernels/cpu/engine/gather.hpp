@@ -10,9 +10,10 @@ namespace {
 // A row: (tap, channel) in this order, without the gaps of a last block that is not full. Vectors
 // are stored in rising order, so that each one overwrites what the one before spilt; the last
 // spills into the row's own 16 spare floats.
-HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, int64_t voxel, float* to) {
+HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, int64_t voxel, Factor* to) {
   const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
   const hfrt::Window& k = a.window;
+  const auto* in = static_cast<const Stored*>(a.in);
   const int64_t at[3] = {voxel / (o.h * o.w) * k.stride[0] - k.padding[0],
                          voxel / o.w % o.h * k.stride[1] - k.padding[1],
                          voxel % o.w * k.stride[2] - k.padding[2]};
@@ -27,10 +28,9 @@ HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, int64_t voxel, float* to) {
         if (!(row_inside && w >= 0 && w < e.w)) {
           for (int64_t b = 0; b < blocks; ++b) store(to + b * kLanes, zero());
         } else {
-          const float* from = a.in + ((d * e.h + h) * e.w + w) * kLanes;
+          const Stored* from = in + ((d * e.h + h) * e.w + w) * kLanes;
           if (!a.prologue.scale) {
-            for (int64_t b = 0; b < blocks; ++b)
-              store(to + b * kLanes, load(from + b * block_step));
+            for (int64_t b = 0; b < blocks; ++b) copy(to + b * kLanes, from + b * block_step);
           } else {
             for (int64_t b = 0; b < blocks; ++b) {
               const V x = fma(load(from + b * block_step), load(a.prologue.scale + b * kLanes),
@@ -45,14 +45,16 @@ HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, int64_t voxel, float* to) {
   }
 }
 
-// scratch: rows * (K filled up + 16) and rows * Cout filled up
+// scratch: rows * (K filled up + 16) factors, then rows * Cout filled up floats
 void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
   const hfrt::Window& k = a.window;
   const int64_t depth = a.in_extent.c * k.kernel[0] * k.kernel[1] * k.kernel[2];
   const int64_t lda = blocks_of(depth) * kLanes + kLanes;
   const int64_t blocks = blocks_of(a.conv_extent.c), voxels = a.conv_extent.voxels();
   const int64_t panels = (blocks + kVectorsPerPanel - 1) / kVectorsPerPanel;
-  float* c = scratch + a.rows * lda;
+  auto* out = static_cast<Stored*>(a.out);
+  auto* inputs = reinterpret_cast<Factor*>(scratch);
+  float* c = scratch + a.rows * lda / kPair<Factor>;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / a.splits, split = task % a.splits;
     const int64_t first_panel = panels * split / a.splits;
@@ -60,12 +62,12 @@ void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
     const int64_t ldc = (last_panel - first_panel) * kPanel;
     const int64_t from = a.first + block * a.rows;
     const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
-    for (int64_t r = 0; r < rows; ++r) gather_row(a, from + r, scratch + r * lda);
-    gemm(scratch, lda, rows, depth, a.weight, a.conv_extent.c, first_panel, last_panel, c, ldc);
+    for (int64_t r = 0; r < rows; ++r) gather_row(a, from + r, inputs + r * lda);
+    gemm(inputs, lda, rows, depth, a.weight, a.conv_extent.c, first_panel, last_panel, c, ldc);
     const int64_t first_block = first_panel * kVectorsPerPanel;
     for (int64_t b = first_block; b < last_panel * kVectorsPerPanel && b < blocks; ++b)
       for (int64_t r = 0; r < rows; ++r)
-        finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, a.out,
+        finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, out,
                (b * voxels + from + r) * kLanes, b);
   }
 }
@@ -78,7 +80,7 @@ void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
   constexpr int kRun = 8;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
-    const float* in = a.in + block * e.voxels() * kLanes;
+    const Stored* in = static_cast<const Stored*>(a.in) + block * e.voxels() * kLanes;
     for (int64_t start = 0; start < o.w; start += kRun) {
       const int n = static_cast<int>(o.w - start < kRun ? o.w - start : kRun);
       V acc[kRun];
@@ -89,7 +91,7 @@ void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
         for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
           const int64_t h = oh * k.stride[1] - k.padding[1] + kh * k.dilation[1];
           if (h < 0 || h >= e.h) continue;
-          const float* row = in + (d * e.h + h) * e.w * kLanes;
+          const Stored* row = in + (d * e.h + h) * e.w * kLanes;
           for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
             const int64_t tap = (kd * k.kernel[1] + kh) * k.kernel[2] + kw;
             const V weight = load(a.weight + tap * filled + block * kLanes);
@@ -102,7 +104,7 @@ void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
         }
       }
       for (int i = 0; i < n; ++i)
-        finish(acc[i], a.epilogue, a.out,
+        finish(acc[i], a.epilogue, static_cast<Stored*>(a.out),
                ((block * o.d + od) * o.h + oh) * o.w * kLanes + (start + i) * kLanes, block);
     }
   }

@@ -8,11 +8,20 @@ namespace {
 
 using hfrt::blocks_of;
 
+// One step of a matrix product: 32 bits of each operand per lane, a float or a pair of bfloat16.
+template <typename T>
+HFRT_INLINE V multiply_add(V a, V b, V acc) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPair<T> == 2) return dot(a, b, acc);
+#endif
+  return fma(a, b, acc);
+}
+
 // c[r][j] = sum_k a[r][k] b[k][j], r < Rows, j < Vectors * 16, always in the order of k: the result
-// of a row does not depend on the rows beside it.
+// of a row does not depend on the rows beside it. a and b in units of 32 bits.
 //
 // Lda: the row stride if it is known (then every row is a constant away from one pointer), or 0.
-template <int Rows, int Vectors, int Lda>
+template <typename T, int Rows, int Vectors, int Lda>
 __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth, const float* b,
                                      float* c, int64_t ldc) {
   V acc[Rows][Vectors];
@@ -33,7 +42,7 @@ __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth,
       const V x = broadcast(Lda ? base[0][r * Lda + offset]
                                 : base[Lda ? 0 : r / 3][(r % 3) * lda + offset]);
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) acc[r][j] = fma(x, w[j], acc[r][j]);
+      for (int j = 0; j < Vectors; ++j) acc[r][j] = multiply_add<T>(x, w[j], acc[r][j]);
     }
   };
   int64_t k = 0;
@@ -60,11 +69,11 @@ __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth,
 
 using Micro = void (*)(const float*, int64_t, int64_t, const float*, float*, int64_t);
 
-template <int Vectors, int... Row>
+template <typename T, int Vectors, int... Row>
 struct MicroTable {
-  static constexpr Micro table[] = {micro<Row + 1, Vectors, 0>...};
+  static constexpr Micro table[] = {micro<T, Row + 1, Vectors, 0>...};
 };
-template <int Vectors, typename Sequence>
+template <typename T, int Vectors, typename Sequence>
 struct FromSequence;
 template <int... I>
 struct Sequence {};
@@ -74,47 +83,83 @@ template <int... I>
 struct MakeSequence<0, I...> {
   using type = Sequence<I...>;
 };
-template <int Vectors, int... I>
-struct FromSequence<Vectors, Sequence<I...>> : MicroTable<Vectors, I...> {};
+template <typename T, int Vectors, int... I>
+struct FromSequence<T, Vectors, Sequence<I...>> : MicroTable<T, Vectors, I...> {};
 
-using One = FromSequence<1, MakeSequence<kRows1>::type>;
-using Two = FromSequence<kVectorsPerPanel, MakeSequence<kRows2>::type>;
+template <typename T>
+using One = FromSequence<T, 1, MakeSequence<kRows1>::type>;
+template <typename T>
+using Two = FromSequence<T, kVectorsPerPanel, MakeSequence<kRows2>::type>;
 
 constexpr int64_t kPanel = kVectorsPerPanel * kLanes;
 
-void gemm(const float* a, int64_t lda, int64_t rows, int64_t depth, const float* packed,
+// Rows of `depth` factors, `lda` apart (with pairs, an even number), times weights as `pack` leaves
+// them.
+template <typename T>
+void gemm(const T* rows_at, int64_t lda, int64_t rows, int64_t depth, const float* packed,
           int64_t cout, int64_t first_panel, int64_t last_panel, float* c, int64_t ldc) {
+  const auto* a = reinterpret_cast<const float*>(rows_at);
+  lda /= kPair<T>;
+  depth = (depth + kPair<T> - 1) / kPair<T>;
   const int64_t vectors = blocks_of(cout);
+  constexpr int kV = kVectorsPerPanel;
   for (int64_t p = first_panel; p < last_panel; ++p) {
-    const bool full = (p + 1) * kVectorsPerPanel <= vectors;
+    const bool full = (p + 1) * kV <= vectors;
     const int64_t most = full ? kRows2 : kRows1;
-    const Micro* table = full ? Two::table : One::table;
+    const Micro* table = full ? Two<T>::table : One<T>::table;
     // The whole groups of the common narrow layers.
-    const Micro whole = lda == 16   ? (full ? micro<kRows2, kVectorsPerPanel, 16> : micro<kRows1, 1, 16>)
-                        : lda == 32 ? (full ? micro<kRows2, kVectorsPerPanel, 32> : micro<kRows1, 1, 32>)
+    const Micro whole = lda == 16   ? (full ? micro<T, kRows2, kV, 16> : micro<T, kRows1, 1, 16>)
+                        : lda == 32 ? (full ? micro<T, kRows2, kV, 32> : micro<T, kRows1, 1, 32>)
                                     : table[most - 1];
     // Equal shares instead of a small last one, which could not hide the latency.
     const int64_t parts = (rows + most - 1) / most;
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t from = rows * i / parts, to = rows * (i + 1) / parts;
-      (to - from == most ? whole : table[to - from - 1])(a + from * lda, lda, depth, packed + p * depth * kPanel,
-                           c + from * ldc + (p - first_panel) * kPanel, ldc);
+      (to - from == most ? whole : table[to - from - 1])(
+          a + from * lda, lda, depth, packed + p * depth * kPanel,
+          c + from * ldc + (p - first_panel) * kPanel, ldc);
     }
   }
+}
+
+// 16 columns of the weights [depth][cout] from `co` on, with zeros beyond.
+HFRT_INLINE V weights_at(const float* weight, int64_t cout, int64_t depth, int64_t k, int64_t co) {
+  if (k >= depth) return zero();
+  const float* from = weight + k * cout + co;
+  if (co + kLanes <= cout) return load(from);
+  alignas(64) float part[kLanes] = {};
+  for (int64_t j = 0; j < cout - co; ++j) part[j] = from[j];
+  return load(part);
+}
+
+// The weights of one step of a product, for 16 outputs: of one input, or of a pair.
+template <typename T>
+HFRT_INLINE void store_step(float* to, V first, V second) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPair<T> == 2) {
+    const __m512i low = _mm512_cvtepu16_epi32(rounded(first));
+    const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded(second)), 16);
+    store(to, V{_mm512_castsi512_ps(_mm512_or_si512(low, high))});
+    return;
+  }
+#endif
+  static_cast<void>(second);
+  store(to, first);
 }
 
 // weight [depth][cout]
 void pack(const float* weight, int64_t cout, int64_t depth, float* out, int64_t begin,
           int64_t end) {
-  const int64_t vectors = blocks_of(cout);
+  const int64_t vectors = blocks_of(cout), steps = (depth + kPair<Factor> - 1) / kPair<Factor>;
   for (int64_t p = begin; p < end; ++p) {
     const int64_t v = p * kVectorsPerPanel, left = vectors - v;
-    const int64_t width = (left < kVectorsPerPanel ? left : kVectorsPerPanel) * kLanes;
-    float* to = out + v * depth * kLanes;
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t co = v * kLanes + j;
-        to[k * width + j] = co < cout ? weight[k * cout + co] : 0.0f;
+    const int64_t width = left < kVectorsPerPanel ? left : kVectorsPerPanel;
+    float* to = out + v * steps * kLanes;
+    for (int64_t k = 0; k < steps; ++k)
+      for (int64_t j = 0; j < width; ++j, to += kLanes) {
+        const int64_t co = (v + j) * kLanes;
+        const auto at = [&](int64_t i) { return weights_at(weight, cout, depth, i, co); };
+        store_step<Factor>(to, at(k * kPair<Factor>), at(k * kPair<Factor> + 1));
       }
   }
 }

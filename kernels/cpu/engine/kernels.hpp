@@ -1,8 +1,9 @@
 // The kernels' arguments, and the table of one instruction set's kernels. Plain data and function
 // pointers only: nothing here is compiled differently per set.
 //
-// A volume is [Cb][D][H][W][16] float32: channels in blocks of 16, the last block filled up. A
-// vector is [C]. Every kernel does a range of independent tasks, so that the caller may spread
+// A volume is [Cb][D][H][W][16], float32 or bfloat16 (`Kernels::stored`): channels in blocks of 16,
+// the last block filled up. A vector is [C] float32. Arithmetic is in float32, but for the products
+// of bfloat16 pairs. Every kernel does a range of independent tasks, so that the caller may spread
 // them over threads; a task computes the same numbers whatever the range that it is part of.
 #pragma once
 
@@ -34,7 +35,7 @@ struct Activation {
 struct Extent {
   int64_t c = 0, d = 1, h = 1, w = 1;
   __attribute__((always_inline)) int64_t voxels() const { return d * h * w; }
-  __attribute__((always_inline)) int64_t floats() const {
+  __attribute__((always_inline)) int64_t numbers() const {
     return blocks_of(c) * voxels() * kBlock;
   }
 };
@@ -50,10 +51,10 @@ struct Prologue {
 // second = second_act(y * second_scale + second_shift).
 struct Epilogue {
   const float* bias = nullptr;      // [Cout], filled up
-  const float* residual = nullptr;  // the output's layout, or null
+  const void* residual = nullptr;   // the output's layout, or null
   Activation act;
   bool pool = false;
-  float* second = nullptr;
+  void* second = nullptr;
   const float* second_scale = nullptr;
   const float* second_shift = nullptr;
   Activation second_act;
@@ -69,19 +70,19 @@ struct Window {
 // A 1x1x1 convolution whose result is added before the activation (a residual block's shortcut).
 // Its bias is part of the epilogue's.
 struct Shortcut {
-  const float* in = nullptr;  // null: none
+  const void* in = nullptr;  // null: none
   Extent in_extent;
   int64_t stride[3] = {1, 1, 1};
   const float* weight = nullptr;  // packed
 };
 
 struct ConvArgs {
-  const float* in = nullptr;
+  const void* in = nullptr;  // one channel: plain float32, padded
   Extent in_extent;
   // The planes that the buffer between a one-channel convolution (its output) and a Winograd
   // convolution (its input) holds: plane z stands at z % ring.
   int64_t ring = 0;
-  float* out = nullptr;
+  void* out = nullptr;
   Extent conv_extent;  // of the convolution, before pooling
   Extent out_extent;   // after pooling
   Window window;
@@ -92,15 +93,16 @@ struct ConvArgs {
   Shortcut shortcut;  // Winograd only
   // The partition into tasks, `tasks = splits * blocks`.
   int64_t tile[3] = {0, 0, 0};    // Winograd: outputs per tile along each axis
+  bool pairs = false;             // Winograd, 2x2x2: the product takes `Kernels::pair` factors
   int64_t rows = 0;               // tiles (Winograd) or voxels (gather) in one block
   int64_t splits = 1;             // of the output channels' panels
   int64_t first = 0, count = 0;   // tiles or voxels to do: a part of the volume
 };
 
 struct PoolArgs {
-  const float* in;
+  const void* in;
   Extent in_extent;
-  float* out;
+  void* out;
   Extent out_extent;
   Window window;
   bool average, count_include_pad;
@@ -109,14 +111,17 @@ struct PoolArgs {
 struct Kernels {
   const char* name;
   int64_t vectors_per_panel, rows_one, rows_two;
+  int64_t stored;  // bytes of a stored number: 4 or 2
+  int64_t pair;    // factors in 32 bits of the packed weights: 1, or 2 bfloat16
 
-  // Weights [K][Cout] -> panels [panel][K][vectors * 16], panels begin..end.
+  // Weights [K][Cout] -> panels [panel][K / pair][vectors * 16] of 32 bits, panels begin..end.
   void (*pack)(const float* weight, int64_t cout, int64_t k, float* out, int64_t begin,
                int64_t end);
-  // Weights [27][Cin][Cout] -> [point][panel][Cin][vectors * 16] for a Winograd tile; a task is one
-  // (vector of 16 output channels, input channel), input channel fastest.
+  // Weights [27][Cin][Cout] -> [point][panel][Cin][vectors * 16] for a Winograd tile (with `pairs`
+  // [Cin / pair]); a task is one (vector of 16 output channels, 1 or `pair` input channels), input
+  // channels fastest.
   void (*winograd_weights)(const float* weight, int64_t cin, int64_t cout, const int64_t tile[3],
-                           float* out, int64_t begin, int64_t end);
+                           bool pairs, float* out, int64_t begin, int64_t end);
   // y = sum_k e[k] x[k * n + i], i in begin..end
   void (*mix)(const float* x, const float* e, int64_t k, int64_t n, float* y, int64_t begin,
               int64_t end);
@@ -128,23 +133,28 @@ struct Kernels {
 
   void (*pool)(const PoolArgs&, int64_t begin, int64_t end);
   // y = act(x * scale + shift) on blocks begin..end of `voxels` voxels; null scale: act alone.
-  void (*affine)(const float* x, float* y, int64_t voxels, const float* scale, const float* shift,
+  void (*affine)(const void* x, void* y, int64_t voxels, const float* scale, const float* shift,
                  const Activation& act, int64_t begin, int64_t end);
-  // y = act(a + b) or a * b over n vectors of 16; b_step 16 for equal shapes, 0 for one per block.
-  void (*binary)(const float* a, const float* b, float* y, int64_t voxels, bool b_per_channel,
+  // y = act(a + b) or act(a * b); b is like a, or a float32 vector (`b_per_channel`).
+  void (*binary)(const void* a, const void* b, void* y, int64_t voxels, bool b_per_channel,
                  bool multiply, const Activation& act, int64_t begin, int64_t end);
   // Sum, sum of squared deviations from `mean`, or maximum over a block's voxels.
-  void (*reduce)(const float* x, Extent extent, const int64_t stride[3], float* sum, bool maximum,
+  void (*reduce)(const void* x, Extent extent, const int64_t stride[3], float* sum, bool maximum,
                  int64_t begin, int64_t end);
-  void (*deviation)(const float* x, int64_t voxels, const float* mean, float* sum, int64_t begin,
+  void (*deviation)(const void* x, int64_t voxels, const float* mean, float* sum, int64_t begin,
                     int64_t end);
   // Vectors: y[o] = act(bias[o] + sum_i W[i][o] x[i]) for o-panels of 16, W [I][O filled up].
   void (*linear)(const float* x, int64_t inputs, const float* weight, int64_t ld,
                  const float* bias, const Activation& act, float* y, int64_t begin, int64_t end);
 };
 
-const Kernels& kernels_avx2();
-const Kernels& kernels_avx512();
-const Kernels& kernels_neon();
+// One table per instruction set and stored type, each from its own compilation of kernels_isa.cpp.
+const Kernels& kernels_avx2_fp32();
+const Kernels& kernels_avx2_bf16();
+const Kernels& kernels_avx512_fp32();
+const Kernels& kernels_avx512_bf16();
+const Kernels& kernels_avx512_bf16_bf16();
+const Kernels& kernels_neon_fp32();
+const Kernels& kernels_neon_bf16();
 
 }  // namespace hfrt

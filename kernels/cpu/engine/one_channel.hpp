@@ -143,12 +143,17 @@ HFRT_INLINE void broadcast_rows(const float* const* at, const int64_t* shift, in
 
 // Where results go: voxel w of vector j at `to + w * 16 + j * step`, after bias and relu if `done`.
 struct Target {
-  float* to;
+  Stored* to;
   int64_t step;
-  const float* bias;  // null: the results as they are
+  const float* bias;
   bool relu;
+  float* raw = nullptr;  // instead of `to`: the results as they are
   HFRT_INLINE void put(V y, int64_t w, int64_t j) const {
-    if (bias) y = y + load(bias + j * kLanes);
+    if (raw) {
+      store(raw + w * kLanes + j * step, y);
+      return;
+    }
+    y = y + load(bias + j * kLanes);
     store(to + w * kLanes + j * step, relu ? larger(zero(), y) : y);
   }
 };
@@ -211,6 +216,8 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
   const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2];
   float *tile = scratch, *turned = scratch + 2 * kLanes * kLanes;
   const int64_t* shift = a.shift;
+  const auto* in = static_cast<const float*>(a.in);
+  auto* out_at = static_cast<Stored*>(a.out);
   const bool broadcast_inputs = o.c >= kLanes && (many == 1 || kRows1 > 16);
   // Then results go to the output at once.
   const bool simple = !a.epilogue.residual && !a.epilogue.second &&
@@ -218,7 +225,7 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
   const int64_t row = out.w * kLanes, plane = out.h * row, block = a.ring * plane;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t od = task / out.h, oh = task % out.h;
-    const float* line = a.in + (od * many * k.stride[0] * e.h + oh * many * k.stride[1]) * e.w;
+    const float* line = in + (od * many * k.stride[0] * e.h + oh * many * k.stride[1]) * e.w;
     for (int64_t b = 0; b < blocks_of(o.c); ++b) {
       const float* weight = a.weight + b * taps * kLanes;
       const int64_t channels = o.c - b * kLanes;
@@ -243,9 +250,9 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
           result_step = size * kLanes;
           const bool direct = simple && n == size;
           const Target target =
-              direct ? Target{a.out + offset, block, a.epilogue.bias + b * kLanes,
+              direct ? Target{out_at + offset, block, a.epilogue.bias + b * kLanes,
                               a.epilogue.act.kind == Act::relu}
-                     : Target{tile, result_step, nullptr, false};
+                     : Target{nullptr, result_step, nullptr, false, tile};
           if (pair)
             s == 1 ? broadcast_group<2, 1>(at, shift, taps, weight, size, false, target)
                    : broadcast_group<2, 2>(at, shift, taps, weight, size, false, target);
@@ -259,7 +266,7 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
         }
         for (int64_t j = 0; j < (pair ? 2 : 1); ++j)
           for (int64_t i = 0; i < n; ++i)
-            finish(load(result + j * result_step + i * kLanes), a.epilogue, a.out,
+            finish(load(result + j * result_step + i * kLanes), a.epilogue, out_at,
                    offset + j * block + i * kLanes, b + j);
         w += n;
       }

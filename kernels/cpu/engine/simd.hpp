@@ -18,6 +18,23 @@ namespace {
 
 constexpr int kLanes = 16;
 
+// HFRT_STORED_bf16: volumes are stored in bfloat16, the upper half of a float32, rounded to nearest even.
+// With AVX512_BF16, `Factor`s, which pairwise products take, are bfloat16 too.
+using Bf16 = uint16_t;
+#if defined(HFRT_STORED_bf16)
+using Stored = Bf16;
+#else
+using Stored = float;
+#endif
+#if defined(HFRT_STORED_bf16) && defined(__AVX512BF16__)
+using Factor = Bf16;
+#else
+using Factor = float;
+#endif
+// Factors in 32 bits: the unit of the matrix products' rows.
+template <typename T>
+constexpr int kPair = sizeof(float) / sizeof(T);
+
 #if defined(__AVX512F__)
 
 // Accumulators: 14 rows of 2 vectors, or 28 rows of 1; 4 of 32 registers stay for operands.
@@ -30,6 +47,29 @@ struct V {
 HFRT_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
 HFRT_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
 HFRT_INLINE V broadcast(float s) { return {_mm512_set1_ps(s)}; }
+HFRT_INLINE V load(const Bf16* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+#if defined(__AVX512BF16__)
+HFRT_INLINE __m256i rounded(V a) { return (__m256i)_mm512_cvtneps_pbh(a.v); }
+// acc + a[2i] b[2i] + a[2i + 1] b[2i + 1], in float32
+HFRT_INLINE V dot(V a, V b, V acc) {
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
+#else
+HFRT_INLINE __m256i rounded(V a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, up, quiet), 16));
+}
+#endif
+HFRT_INLINE void store(Bf16* p, V a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(a));
+}
 HFRT_INLINE V zero() { return {_mm512_setzero_ps()}; }
 HFRT_INLINE V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 HFRT_INLINE V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -73,6 +113,23 @@ HFRT_INLINE void store(float* p, V x) {
 HFRT_INLINE V broadcast(float s) {
   const __m256 v = _mm256_set1_ps(s);
   return {v, v};
+}
+HFRT_INLINE __m256 widened(const Bf16* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+HFRT_INLINE V load(const Bf16* p) { return {widened(p), widened(p + 8)}; }
+HFRT_INLINE __m256i rounded(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
+  return _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, _mm256_castps_si256(nan)), 16);
+}
+HFRT_INLINE void store(Bf16* p, V x) {
+  const __m256i packed = _mm256_packus_epi32(rounded(x.a), rounded(x.b));  // by 128 bits: 0 2 1 3
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 HFRT_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 #define HFRT_BINARY(name, f) \
@@ -126,6 +183,19 @@ HFRT_INLINE void store(float* p, V a) {
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.q[i]);
 }
 HFRT_INLINE V broadcast(float s) { HFRT_EACH(vdupq_n_f32(s)); }
+HFRT_INLINE V load(const Bf16* p) {
+  HFRT_EACH(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)));
+}
+HFRT_INLINE uint16x4_t rounded(float32x4_t a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint32x4_t up = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+  const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+  return vshrn_n_u32(vbslq_u32(vceqq_f32(a, a), up, quiet), 16);
+}
+HFRT_INLINE void store(Bf16* p, V a) {
+  for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, rounded(a.q[i]));
+}
 HFRT_INLINE V zero() { return broadcast(0.0f); }
 HFRT_INLINE V operator+(V a, V b) { HFRT_EACH(vaddq_f32(a.q[i], b.q[i])); }
 HFRT_INLINE V operator-(V a, V b) { HFRT_EACH(vsubq_f32(a.q[i], b.q[i])); }
@@ -152,6 +222,10 @@ HFRT_INLINE V power_of_two(V n) {
 #else
 #error "simd.hpp: compile with AVX2 and FMA, AVX-512, or NEON"
 #endif
+
+HFRT_INLINE void copy(float* to, const float* from) { store(to, load(from)); }
+HFRT_INLINE void copy(float* to, const Bf16* from) { store(to, load(from)); }
+HFRT_INLINE void copy(Bf16* to, const Bf16* from) { __builtin_memcpy(to, from, 2 * kLanes); }
 
 // e^x, relative error below 3e-7; 0 below -87.3 and infinity above 88.7; NaN stays NaN.
 HFRT_INLINE V exponential(V x) {

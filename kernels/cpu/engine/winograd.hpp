@@ -70,18 +70,19 @@ struct Filter<4> {
 };
 
 constexpr int64_t kNoRow = INT64_MIN;
-alignas(64) constexpr float zeros[6 * kLanes] = {};
+alignas(64) constexpr Stored zeros[6 * kLanes] = {};
 
 struct Blocked {
-  int64_t row, plane, block;  // floats from one row, plane, channel block to the next
+  int64_t row, plane, block;  // from one row, plane, channel block to the next
 };
 
-template <int MD, int MH, int MW>
+// T: what the transformed inputs and weights are rounded to.
+template <int MD, int MH, int MW, typename T>
 struct Winograd {
   static constexpr int ND = MD + 2, NH = MH + 2, NW = MW + 2, kPoints = ND * NH * NW;
 
   // rows[d * NH + h]: the row's first vector. to: U for this tile and block, points `step` apart.
-  static HFRT_INLINE void input(const float* const* rows, float* to, int64_t step) {
+  static HFRT_INLINE void input(const Stored* const* rows, T* to, int64_t step) {
     alignas(64) float half[kPoints * kLanes];
     for (int d = 0; d < ND; ++d) {
       V plane[NH][NW];
@@ -144,7 +145,7 @@ struct Winograd {
     }
   }
 
-  // Where a tile's rows of input begin: floats from the block's start, or kNoRow for zeros.
+  // Where a tile's rows of input begin, from the block's start, or kNoRow for zeros.
   static HFRT_INLINE void locate(const hfrt::ConvArgs& a, const Blocked& s, const int64_t* at,
                                  int64_t* offsets) {
     for (int d = 0; d < ND; ++d) {
@@ -158,8 +159,8 @@ struct Winograd {
   }
 
   // A row of a tile that reaches over the border along W, or passes a prologue: [NW][16].
-  static HFRT_INLINE void copy_row(const hfrt::ConvArgs& a, const float* from, int64_t block,
-                                   int64_t x, float* to) {
+  static HFRT_INLINE void copy_row(const hfrt::ConvArgs& a, const Stored* from, int64_t block,
+                                   int64_t x, Stored* to) {
     for (int64_t w = 0; w < NW; ++w) {
       V v = zero();
       if (x + w >= 0 && x + w < a.in_extent.w) {
@@ -175,7 +176,7 @@ struct Winograd {
 
   // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Voxels beyond the border repeat the last.
   static void shortcut(const hfrt::ConvArgs& a, const int64_t* at, int64_t first_panel,
-                       int64_t last_panel, float* rows, float* to, int64_t ldc) {
+                       int64_t last_panel, Factor* rows, float* to, int64_t ldc) {
     const hfrt::Shortcut& s = a.shortcut;
     const hfrt::Extent& e = s.in_extent;
     const int64_t blocks = blocks_of(e.c), lda = blocks * kLanes;
@@ -184,17 +185,19 @@ struct Winograd {
       const int64_t z = clamp((at[0] + i / (MH * MW)) * s.stride[0], e.d);
       const int64_t y = clamp((at[1] + i / MW % MH) * s.stride[1], e.h);
       const int64_t x = clamp((at[2] + i % MW) * s.stride[2], e.w);
-      const float* from = s.in + ((z * e.h + y) * e.w + x) * kLanes;
+      const Stored* from =
+          static_cast<const Stored*>(s.in) + ((z * e.h + y) * e.w + x) * kLanes;
       for (int64_t b = 0; b < blocks; ++b)
-        store(rows + i * lda + b * kLanes, load(from + b * e.voxels() * kLanes));
+        copy(rows + i * lda + b * kLanes, from + b * e.voxels() * kLanes);
     }
     gemm(rows, lda, MD * MH * MW, e.c, s.weight, a.conv_extent.c, first_panel, last_panel, to, ldc);
   }
 
   // extra: the shortcut's share of this block, `ldc` floats per voxel, or null
-  static void finish_tile(const hfrt::ConvArgs& a, float* y, const int64_t* at, int64_t block,
+  static void finish_tile(const hfrt::ConvArgs& a, const float* y, const int64_t* at, int64_t block,
                           const float* extra, int64_t ldc) {
     const hfrt::Extent& o = a.out_extent;
+    auto* out = static_cast<Stored*>(a.out);
     const int64_t row = o.w * kLanes, plane = o.h * row, base = block * o.d * plane;
     if (a.epilogue.pool) {
       // The maximum first: bias and the (monotonic) activations come to the same afterwards.
@@ -209,7 +212,7 @@ struct Winograd {
             for (int i = 1; i < 8; ++i)
               m = larger_or_nan(
                   m, load(p + (((i >> 2) * MH + ((i >> 1) & 1)) * MW + (i & 1)) * kLanes));
-            finish(m, a.epilogue, a.out, base + z * plane + yy * row + x * kLanes, block);
+            finish(m, a.epilogue, out, base + z * plane + yy * row + x * kLanes, block);
           }
       return;
     }
@@ -229,51 +232,53 @@ struct Winograd {
           if (extra) v = v + load(extra + i * ldc);
           const int64_t here = offset + w * kLanes;
           const bool odd = (z | yy | w) & 1;  // tiles start at even voxels
-          finish(v, a.epilogue, a.out, here,
+          finish(v, a.epilogue, out, here,
                  !a.epilogue.sparse ? here : odd ? -1 : half + w / 2 * kLanes, block);
         }
       }
   }
 
+  // The transformed weights of one input channel for 16 output channels: to [kPoints][16].
+  static void weights_of(const float* weight, int64_t cin, int64_t cout, int64_t ci, int64_t co,
+                         float* to) {
+    V a[27], b[ND * 9], c[ND * NH * 3];
+    for (int i = 0; i < 27; ++i) a[i] = weights_at(weight + i * cin * cout, cout, cin, ci, co);
+    for (int i = 0; i < 9; ++i) {
+      const V g[3] = {a[i], a[9 + i], a[18 + i]};
+      V u[ND];
+      Filter<MD>::weight(g, u);
+      for (int d = 0; d < ND; ++d) b[d * 9 + i] = u[d];
+    }
+    for (int d = 0; d < ND; ++d)
+      for (int i = 0; i < 3; ++i) {
+        const V g[3] = {b[d * 9 + i], b[d * 9 + 3 + i], b[d * 9 + 6 + i]};
+        V u[NH];
+        Filter<MH>::weight(g, u);
+        for (int h = 0; h < NH; ++h) c[(d * NH + h) * 3 + i] = u[h];
+      }
+    for (int i = 0; i < ND * NH; ++i) {
+      V u[NW];
+      Filter<MW>::weight(c + i * 3, u);
+      for (int w = 0; w < NW; ++w) store(to + (i * NW + w) * kLanes, u[w]);
+    }
+  }
+
   static void weights(const float* weight, int64_t cin, int64_t cout, float* out, int64_t begin,
                       int64_t end) {
-    const int64_t vectors = blocks_of(cout), step = panels_floats(vectors, cin);
+    const int64_t vectors = blocks_of(cout), step = point_floats(vectors, cin);
+    const int64_t steps = (cin + kPair<T> - 1) / kPair<T>;
+    alignas(64) float made[2][kPoints * kLanes];
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t vector = task / cin, ci = task % cin, first = vector * kLanes;
-      const int64_t left = cout - first;
-      V a[27], b[ND * 9], c[ND * NH * 3];
-      for (int i = 0; i < 27; ++i) {
-        const float* from = weight + (i * cin + ci) * cout + first;
-        if (left >= kLanes) {
-          a[i] = load(from);
-        } else {
-          alignas(64) float part[kLanes] = {};
-          for (int64_t j = 0; j < left; ++j) part[j] = from[j];
-          a[i] = load(part);
-        }
-      }
-      for (int i = 0; i < 9; ++i) {
-        const V g[3] = {a[i], a[9 + i], a[18 + i]};
-        V u[ND];
-        Filter<MD>::weight(g, u);
-        for (int d = 0; d < ND; ++d) b[d * 9 + i] = u[d];
-      }
-      for (int d = 0; d < ND; ++d)
-        for (int i = 0; i < 3; ++i) {
-          const V g[3] = {b[d * 9 + i], b[d * 9 + 3 + i], b[d * 9 + 6 + i]};
-          V u[NH];
-          Filter<MH>::weight(g, u);
-          for (int h = 0; h < NH; ++h) c[(d * NH + h) * 3 + i] = u[h];
-        }
+      const int64_t vector = task / steps, k = task % steps;
+      for (int i = 0; i < kPair<T>; ++i)
+        weights_of(weight, cin, cout, k * kPair<T> + i, vector * kLanes, made[i]);
       const int64_t panel = vector / kVectorsPerPanel * kVectorsPerPanel;
       const int64_t width =
           (vectors - panel < kVectorsPerPanel ? vectors - panel : kVectorsPerPanel) * kLanes;
-      float* to = out + panel * cin * kLanes + ci * width + (vector - panel) * kLanes;
-      for (int i = 0; i < ND * NH; ++i) {
-        V u[NW];
-        Filter<MW>::weight(c + i * 3, u);
-        for (int w = 0; w < NW; ++w) store(to + (i * NW + w) * step, u[w]);
-      }
+      float* to = out + panel * steps * kLanes + k * width + (vector - panel) * kLanes;
+      for (int i = 0; i < kPoints; ++i)
+        store_step<T>(to + i * step, load(made[0] + i * kLanes),
+                      load(made[kPair<T> - 1] + i * kLanes));
     }
   }
 
@@ -286,12 +291,14 @@ struct Winograd {
     const int64_t plane = e.h * e.w * kLanes;
     const Blocked s{e.w * kLanes, plane, a.ring * plane};
     const int64_t lda = cin_blocks * kLanes, step_u = a.rows * lda + kLanes;
+    const auto* in = static_cast<const Stored*>(a.in);
     float* local = scratch;
-    float* u = local + kPoints * kLanes;
-    float* m = u + kPoints * step_u;
+    auto* u = reinterpret_cast<T*>(local + kPoints * kLanes);
+    float* m = local + kPoints * kLanes + kPoints * step_u / kPair<T>;
     constexpr int64_t kTile = MD * MH * MW;
     float* extra = a.shortcut.in ? m + kPoints * (a.rows * cout_blocks * kLanes + kLanes) : nullptr;
-    float* extra_rows = extra + kTile * cout_blocks * kLanes;
+    auto* extra_rows = reinterpret_cast<Factor*>(extra + kTile * cout_blocks * kLanes);
+    auto* cut_rows = reinterpret_cast<Stored*>(local);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / a.splits, split = task % a.splits;
       const int64_t first_panel = panels * split / a.splits;
@@ -312,13 +319,13 @@ struct Winograd {
         int64_t offsets[ND * NH];
         locate(a, s, at, offsets);
         for (int64_t cb = 0; cb < cin_blocks; ++cb) {
-          const float* block_in = a.in + cb * s.block;
-          const float* rows_at[ND * NH];
+          const Stored* block_in = in + cb * s.block;
+          const Stored* rows_at[ND * NH];
           for (int i = 0; i < ND * NH; ++i) {
             rows_at[i] = offsets[i] == kNoRow ? zeros : block_in + offsets[i];
             if (cut && offsets[i] != kNoRow) {
-              copy_row(a, rows_at[i], cb, at[2], local + i * NW * kLanes);
-              rows_at[i] = local + i * NW * kLanes;
+              copy_row(a, rows_at[i], cb, at[2], cut_rows + i * NW * kLanes);
+              rows_at[i] = cut_rows + i * NW * kLanes;
             }
           }
           // The rows are too many streams for the processor to foresee the next tile's part of them.
@@ -328,7 +335,7 @@ struct Winograd {
           input(rows_at, u + t * lda + cb * kLanes, step_u);
         }
       }
-      const int64_t point = panels_floats(cout_blocks, e.c);
+      const int64_t point = point_floats(cout_blocks, e.c);
       for (int i = 0; i < kPoints; ++i)
         gemm(u + i * step_u, lda, rows, e.c, a.weight + i * point, o.c, first_panel, last_panel,
              m + i * step_m, ldc);
@@ -346,32 +353,32 @@ struct Winograd {
   }
 
   // Floats of one point's packed weights.
-  static int64_t panels_floats(int64_t cout_blocks, int64_t cin) {
-    return cout_blocks * kLanes * cin;
+  static int64_t point_floats(int64_t cout_blocks, int64_t cin) {
+    return cout_blocks * kLanes * ((cin + kPair<T> - 1) / kPair<T>);
   }
 };
 
 template <typename Call>
-HFRT_INLINE void with_tile(const int64_t tile[3], const Call& call) {
+HFRT_INLINE void with_tile(const int64_t tile[3], bool pairs, const Call& call) {
   switch ((tile[0] == 4) * 4 + (tile[1] == 4) * 2 + (tile[2] == 4)) {
-    case 0: return call(Winograd<2, 2, 2>());
-    case 1: return call(Winograd<2, 2, 4>());
-    case 2: return call(Winograd<2, 4, 2>());
-    case 3: return call(Winograd<2, 4, 4>());
-    case 4: return call(Winograd<4, 2, 2>());
-    case 5: return call(Winograd<4, 2, 4>());
-    case 6: return call(Winograd<4, 4, 2>());
-    default: return call(Winograd<4, 4, 4>());
+    case 0: return pairs ? call(Winograd<2, 2, 2, Factor>()) : call(Winograd<2, 2, 2, float>());
+    case 1: return call(Winograd<2, 2, 4, float>());
+    case 2: return call(Winograd<2, 4, 2, float>());
+    case 3: return call(Winograd<2, 4, 4, float>());
+    case 4: return call(Winograd<4, 2, 2, float>());
+    case 5: return call(Winograd<4, 2, 4, float>());
+    case 6: return call(Winograd<4, 4, 2, float>());
+    default: return call(Winograd<4, 4, 4, float>());
   }
 }
 
 void winograd(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
-  with_tile(a.tile, [&](auto w) { w.run(a, begin, end, scratch); });
+  with_tile(a.tile, a.pairs, [&](auto w) { w.run(a, begin, end, scratch); });
 }
 
 void winograd_weights(const float* weight, int64_t cin, int64_t cout, const int64_t tile[3],
-                      float* out, int64_t begin, int64_t end) {
-  with_tile(tile, [&](auto w) { w.weights(weight, cin, cout, out, begin, end); });
+                      bool pairs, float* out, int64_t begin, int64_t end) {
+  with_tile(tile, pairs, [&](auto w) { w.weights(weight, cin, cout, out, begin, end); });
 }
 
 }  // namespace
