@@ -477,10 +477,10 @@ def choose_tile(
     whether its products are of bfloat16 pairs.
 
     `extent [D, H, W]` of the output. A tile costs its transforms (per point and block of 16
-    channels) and its multiplications; the transformed weights come from memory once. The constants
-    were measured with AVX-512 on two cores; their ratios matter, and these vary little. Pairs are
-    for 2x2x2 alone: rounding before the transform back costs 1.7 times a direct bfloat16
-    convolution's error there, but 6 to 10 times with larger tiles.
+    channels) and its multiplications; gathering its copies and multiplications; the weights come
+    from memory once. The constants were measured with AVX-512 on two cores; their ratios matter,
+    and these vary little. Pairs are for 2x2x2 alone: rounding before the transform back costs 1.7
+    times a direct bfloat16 convolution's error there, but 6 to 10 times with larger tiles.
     """
     blocks_in, blocks_out = -(-channels // 16), -(-cout // 16)
     fma = 1 / 6.7  # ns per multiply-add of 16 lanes, per core
@@ -490,8 +490,10 @@ def choose_tile(
     def memory(points: int) -> float:
         return points * channels * blocks_out * 64 * byte
 
-    direct = 27 * math.prod(extent) * channels * blocks_out * fma / cores + memory(27)
-    best: tuple[float, tuple[int, int, int] | None, bool] = (direct * half, None, False)
+    taps = 27 * math.prod(extent)
+    copies = taps * blocks_in * 1.0 / cores  # of the inputs, into rows
+    direct = copies + half * (taps * channels * blocks_out * fma / cores + memory(27))
+    best: tuple[float, tuple[int, int, int] | None, bool] = (direct, None, False)
     for tile in itertools.product((2, 4), repeat=3):
         points = math.prod(t + 2 for t in tile)
         tiles = math.prod(-(-n // t) for n, t in zip(extent, tile, strict=True))

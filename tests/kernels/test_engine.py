@@ -257,6 +257,84 @@ def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding):
     assert np.abs(found - y.numpy()).max() <= limit * float(y.max())
 
 
+@st.composite
+def narrow_chains(draw):
+    """A one-channel convolution, then two of few channels, as they may stay in `Phases`."""
+    isa, precision = draw(st.sampled_from(KINDS))
+    c = {"isa": isa, "precision": precision, "threads": draw(st.integers(1, 3))}
+    c["pool"] = draw(st.booleans())
+    c["shape"] = [draw(st.integers(2 if c["pool"] else 1, m)) for m in (12, 25, 45)]
+    c["channels"] = draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.integers(1, 16))
+    c["second"], c["last second"], c["shortcut"], c["sparse"], c["watched"] = (
+        draw(st.booleans()) for _ in range(5)
+    )
+    c["act"] = draw(st.sampled_from(["relu", "leaky_relu", "silu"]))
+    return c
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(narrow_chains())
+def test_few_channels(c):
+    rng = np.random.default_rng(0)
+    engine = _native.Engine(c["threads"], c["isa"], c["precision"])
+    bf = c["precision"] == "bf16"
+    one, two, three = c["channels"]
+    tile, ones = (4, 4, 4), (1, 1, 1)
+    act, function = (c["act"], 0.1, None), ACTIVATIONS[c["act"]]
+    if c["act"] == "leaky_relu":
+        function = lambda x: F.leaky_relu(x, 0.1)  # noqa: E731
+    x = normal(rng, 2, 1, *c["shape"])
+
+    def layer(value, y, cin, cout, act, function, **options):
+        weight = normal(rng, cout, cin, 3, 3, 3) / np.float32(27 * cin) ** 0.5
+        bias = normal(rng, cout)
+        flat = np.ascontiguousarray(weight.reshape(cout, cin, 27).transpose(2, 1, 0))
+        short = options.pop("added", None)
+        made = engine.conv(value, cout, (3, 3, 3), ones, ones, ones, flat, bias, act=act, **options)
+        z = F.conv3d(y, wide(weight), wide(bias), padding=1)
+        if short is not None:
+            z = z + short
+        z = function(z)
+        return made, F.max_pool3d(z, 2) if options.get("pool") else z
+
+    scale, shift = normal(rng, one), normal(rng, one)
+    second = (scale, shift, ("relu", 0.0, None)) if c["second"] else None
+    first, y = layer(
+        engine.input(1, *c["shape"]), wide(x), 1, one, ("relu", 0.0, None), F.relu,
+        pool=c["pool"], second=second,
+    )  # fmt: skip
+    value, z = first, y
+    if c["second"]:
+        value, z = first + 1, (y * channels(scale) + channels(shift)).relu()
+    value, z = layer(value, z, one, two, act, function, tile=tile)
+    options = {"tile": tile, "sparse": c["sparse"]}
+    if c["shortcut"]:
+        short = normal(rng, one, three)
+        options["shortcut"] = (first, ones, short)
+        options["added"] = F.conv3d(y, wide(short.T.copy())[..., None, None, None])
+    if c["last second"]:
+        scale, shift = normal(rng, three), normal(rng, three)
+        options["second"] = (scale, shift, ("relu", 0.0, None))
+    value, z = layer(value, z, two, three, act, function, **options)
+    wanted = [z[:, :, ::2, ::2, ::2] if c["sparse"] else z]
+    if c["last second"]:
+        wanted.append((z * channels(scale) + channels(shift)).relu())
+    for offset in range(len(wanted)):
+        engine.output(value + offset)
+    if c["watched"]:  # read by more than convolutions: stays blocked
+        engine.output(engine.global_pool(first, ones, True))
+        wanted.append(y.mean((2, 3, 4)))
+    engine.finish()
+    if not c["watched"] and max(c["shape"]) > 1:  # an image of one voxel would be a vector
+        assert engine.steps == ["one-channel", *["narrow winograd"] * 2]
+    for _ in range(2):
+        found = [np.full(tuple(w.shape), np.nan, np.float32) for w in wanted]
+        engine.run([x], found)
+        for have, want in zip(found, wanted, strict=True):
+            limit = (3e-2 if bf else 2e-5) * max(1.0, float(want.abs().max()))
+            assert np.abs(have - want.numpy()).max() <= limit
+
+
 ACTIVATIONS = {
     "relu": F.relu,
     "relu6": F.relu6,

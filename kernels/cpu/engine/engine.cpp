@@ -130,6 +130,7 @@ void Engine::step(const std::string& name, std::vector<int> reads, std::vector<i
 
 float* Engine::at(int value) const {
   const Value& v = values_[static_cast<size_t>(value)];
+  if (v.own) return v.own;
   return arena_.get() + values_[static_cast<size_t>(v.root)].place + v.offset;
 }
 
@@ -237,6 +238,7 @@ void Engine::place_values() {
 void Engine::finish() {
   if (finished_) refuse("the engine is finished already");
   if (outputs_.empty()) refuse("an engine needs an output");
+  choose_narrow();
   fuse_rings();
   // An input that only one-channel convolutions read is used where the caller has it.
   const auto reads_plain = [](const Conv& c, int input) {

@@ -117,6 +117,7 @@ class Engine {
     bool stored = false;   // as the kernels store volumes; otherwise float32
     int first = -1, last = -1;  // steps that write it first and read it last
     int64_t place = -1;    // floats from the arena's start
+    float* own = nullptr;  // or memory of its own
   };
   using Step = std::function<void()>;
 
@@ -139,6 +140,7 @@ class Engine {
   int64_t plain_floats(int value) const;
   void place_values();
   void fuse_rings();
+  void choose_narrow();
   void load_input(size_t i, const float* from);
   void store_output(size_t i, float* to);
 

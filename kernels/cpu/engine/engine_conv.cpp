@@ -169,6 +169,28 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
         a.tile[0] * a.tile[1] * a.tile[2] * (filled(se.c) / kernels_.pair + lanes) + kBlock;
   }
 
+  // What the narrow kernel would need; see choose_narrow.
+  const auto plain = [](const ActivationSpec& act) { return act.kind != Act::prelu; };
+  if (points == 216 && cin <= kNarrowIn && cout <= kNarrowOut && spec.condition < 0 && !spec.pool &&
+      spec.residual < 0 && !spec.prologue_scale.data && plain(spec.act) && plain(spec.second_act) &&
+      k.padding[0] == 1 && k.padding[1] == 1 && k.padding[2] == 1 &&
+      (spec.shortcut < 0 || same_voxels(a.shortcut.in_extent, e))) {
+    const int64_t groups = narrow_groups(cout);
+    float* to = reserve(216 * groups * cin * kNarrowGroup);
+    a.narrow_weight = to;
+    for (int64_t i = 0; i < 36 * groups * 6 * cin * kNarrowGroup; ++i) {
+      const int64_t j = i % kNarrowGroup, ci = i / kNarrowGroup % cin;
+      const int64_t d = i / (kNarrowGroup * cin) % 6, g = i / (kNarrowGroup * cin * 6) % groups;
+      const int64_t point = d * 36 + i / (kNarrowGroup * cin * 6 * groups);
+      const int64_t co = g * kNarrowGroup + j;
+      to[i] = co < cout ? c->packed[(point * cin + ci) * lanes + co] : 0.0f;
+    }
+    if (spec.shortcut >= 0)
+      a.narrow_shortcut = keep(spec.shortcut_weight, a.shortcut.in_extent.c * cout,
+                               "the shortcut's weight", a.shortcut.in_extent.c * cout);
+    scratch(narrow_scratch(cin, cout));
+  }
+
   // Partition and scratch. Blocks are small enough for the second-level cache, and there are a
   // few tasks for each thread; what is left over is split along the output channels.
   const int64_t threads = pool_.threads();
@@ -263,7 +285,9 @@ void Engine::run_conv(Conv& c) {
     run_ring(c);
     return;
   }
-  if (c.kind == Conv::Kind::winograd)
+  if (c.narrow)
+    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.narrow(a, b, n, mine(t)); });
+  else if (c.kind == Conv::Kind::winograd)
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.winograd(a, b, n, mine(t)); });
   else if (c.kind == Conv::Kind::gather)
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.gather(a, b, n, mine(t)); });
@@ -312,6 +336,74 @@ void Engine::run_ring(Conv& c) {
   }
 }
 
+// Volumes of few channels between a one-channel convolution and Winograd convolutions, or between
+// two of these, are kept as `Phases` where all that read them can: lanes are then tiles. Otherwise
+// most of the 16 lanes of a channel block would be empty.
+void Engine::choose_narrow() {
+  const size_t n = values_.size();
+  std::vector<bool> phased(n, false), capable(steps_.size(), false);
+  const auto is = [&](int value) { return value >= 0 && phased[static_cast<size_t>(value)]; };
+  for (size_t s = 0; s < steps_.size(); ++s) {
+    const Conv* c = steps_[s].conv.get();
+    if (!c) continue;
+    const Epilogue& e = c->args.epilogue;
+    const bool first = c->kind == Conv::Kind::one_channel && c->residual < 0 && !e.act.slope &&
+                       !e.second_act.slope && c->args.conv_extent.c <= kNarrowIn;
+    capable[s] = c->args.narrow_weight != nullptr;
+    if ((first || capable[s]) && !e.sparse)
+      for (int value : steps_[s].writes) phased[static_cast<size_t>(value)] = true;
+  }
+  for (int value : outputs_) phased[static_cast<size_t>(value)] = false;
+  for (bool changed = true; changed;) {
+    changed = false;
+    const auto refuse_phases = [&](int value) {
+      changed = changed || phased[static_cast<size_t>(value)];
+      phased[static_cast<size_t>(value)] = false;
+    };
+    for (size_t s = 0; s < steps_.size(); ++s) {
+      const Conv* c = steps_[s].conv.get();
+      if (capable[s] && (!is(c->in) || (c->shortcut >= 0 && !is(c->shortcut)))) {
+        capable[s] = false;
+        changed = true;
+      }
+      for (int value : steps_[s].reads)
+        if (!capable[s]) refuse_phases(value);
+      const bool all = std::all_of(steps_[s].writes.begin(), steps_[s].writes.end(), is);
+      const bool makes = c && (capable[s] || c->kind == Conv::Kind::one_channel);
+      for (int value : steps_[s].writes)
+        if (!all || !makes) refuse_phases(value);
+    }
+  }
+  for (size_t i = 0; i < n; ++i) {
+    if (!phased[i]) continue;
+    // Zeros stay where no voxel is.
+    Value& v = values_[i];
+    const Phases g = Phases::of(v.extent);
+    const int64_t numbers = g.plane_of(v.extent.c, 0, v.extent.d) + 4 * g.guard() + 2 * kBlock;
+    const int64_t per = 4 / bytes(static_cast<int>(i));
+    v.own = reserve(numbers / per) + g.guard();
+    v.floats = 0;
+  }
+  for (size_t s = 0; s < steps_.size(); ++s) {
+    if (!steps_[s].conv) continue;
+    Conv& c = *steps_[s].conv;
+    ConvArgs& a = c.args;
+    a.phased = is(c.out);
+    if (!capable[s] && !a.phased) continue;
+    a.phases = Phases::of(a.out_extent);
+    if (!capable[s]) continue;
+    c.narrow = true;
+    names_[s] = "narrow winograd";
+    const Phases& g = a.phases = Phases::of(a.conv_extent);
+    c.tasks = (a.conv_extent.d + 3) / 4 * g.vectors();
+    float* valid = reserve(16 * g.plane);
+    for (int64_t y = 0; y < a.conv_extent.h; ++y)
+      for (int64_t x = 0; x < a.conv_extent.w; ++x)
+        valid[(y % 4 * 4 + x % 4) * g.plane + y / 4 * g.row + x / 4] = 1.0f;
+    a.valid = valid;
+  }
+}
+
 // A one-channel convolution whose large result only the next Winograd convolution reads.
 void Engine::fuse_rings() {
   constexpr int64_t kLarge = int64_t{1} << 22;  // floats: more than the cache holds
@@ -321,7 +413,7 @@ void Engine::fuse_rings() {
     if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
         second->in != first->out || second->condition >= 0 || second->residual == first->out ||
-        second->shortcut == first->out || values_[static_cast<size_t>(first->out)].floats < kLarge)
+        second->shortcut == first->out || second->narrow || values_[static_cast<size_t>(first->out)].floats < kLarge)
       continue;
     const int value = first->out;
     bool elsewhere = std::count(outputs_.begin(), outputs_.end(), value) > 0;

@@ -34,6 +34,10 @@ inline bool same(const Extent& a, const Extent& b) {
   return a.c == b.c && a.d == b.d && a.h == b.h && a.w == b.w;
 }
 
+inline bool same_voxels(const Extent& a, const Extent& b) {
+  return a.d == b.d && a.h == b.h && a.w == b.w;
+}
+
 inline int64_t filled(int64_t channels) { return blocks_of(channels) * kBlock; }
 
 inline uint16_t to_bf16(float x) {
@@ -88,6 +92,7 @@ struct Engine::Conv {
   ConvArgs args;
   int in = -1, out = -1, second = -1, residual = -1, condition = -1, shortcut = -1;
   int64_t tasks = 0;
+  bool narrow = false;  // by the narrow kernel; see choose_narrow
   // generated weights
   Array generator, bias_generator;
   int64_t conditions = 0;

@@ -76,6 +76,39 @@ struct Shortcut {
   const float* weight = nullptr;  // packed
 };
 
+// The layout of a volume of few channels whose readers are all `narrow`: [C][D][4][4][plane]. The
+// voxel (y, x) stands in the plane of its phases (y % 4, x % 4) at y / 4 * row + x / 4: the same voxel
+// of neighbouring 4x4 tiles side by side. Behind each row is one zero, behind each plane a row of
+// zeros and more, and before the volume `guard` zeros: what a 3x3 window reads over the border.
+struct Phases {
+  int64_t rows = 0, row = 0, plane = 0;
+  __attribute__((always_inline)) static Phases of(const Extent& e) {
+    const int64_t rows = (e.h + 3) / 4, row = (e.w + 3) / 4 + 1;
+    return {rows, row, (rows * row + row + 1 + 15) / 16 * 16};
+  }
+  // From a tile's first voxel to (y, x) in -4..7 from there.
+  __attribute__((always_inline)) int64_t at(int64_t y, int64_t x) const {
+    const int64_t h = y + 4, w = x + 4;
+    return (h % 4 * 4 + w % 4) * plane + (h / 4 - 1) * row + w / 4 - 1;
+  }
+  __attribute__((always_inline)) int64_t plane_of(int64_t c, int64_t z, int64_t depth) const {
+    return (c * depth + z) * 16 * plane;
+  }
+  // Of 16 tiles, in a plane.
+  __attribute__((always_inline)) int64_t vectors() const { return (rows * row + 15) / 16; }
+  __attribute__((always_inline)) int64_t guard() const { return (row + 1 + 15) / 16 * 16; }
+};
+
+// The most channels of a narrow convolution, and the output channels that it makes at once.
+constexpr int kNarrowIn = 8, kNarrowOut = 16, kNarrowGroup = 8;
+__attribute__((always_inline)) inline int64_t narrow_groups(int64_t cout) {
+  return (cout + kNarrowGroup - 1) / kNarrowGroup;
+}
+__attribute__((always_inline)) inline int64_t narrow_scratch(int64_t cin, int64_t cout) {
+  const int64_t made = narrow_groups(cout) * kNarrowGroup * 4 * 36;
+  return (cin * 6 * 36 + made + 6 * cin + 6 * kNarrowGroup + 2 * 256) * 16;
+}
+
 struct ConvArgs {
   const void* in = nullptr;  // one channel: plain float32, padded
   Extent in_extent;
@@ -91,6 +124,11 @@ struct ConvArgs {
   Prologue prologue;
   Epilogue epilogue;
   Shortcut shortcut;  // Winograd only
+  // Narrow: weights [36][group][6][Cin][8] (H and W's points, D's), the shortcut's [Cs][Cout], and
+  // which numbers of the 16 planes are voxels (1, or 0).
+  Phases phases;
+  const float *narrow_weight = nullptr, *narrow_shortcut = nullptr, *valid = nullptr;
+  bool phased = false;  // narrow or one channel: the outputs are `phases`
   // The partition into tasks, `tasks = splits * blocks`.
   int64_t tile[3] = {0, 0, 0};    // Winograd: outputs per tile along each axis
   bool pairs = false;             // Winograd, 2x2x2: the product takes `Kernels::pair` factors
@@ -127,6 +165,7 @@ struct Kernels {
               int64_t end);
 
   void (*winograd)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*narrow)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*gather)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*one_channel)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*depthwise)(const ConvArgs&, int64_t begin, int64_t end);

@@ -2,6 +2,7 @@
 // HFRT_STORED_fp32 or HFRT_STORED_bf16 is defined.
 #include "elementwise.hpp"
 #include "gather.hpp"
+#include "narrow.hpp"
 #include "one_channel.hpp"
 #include "winograd.hpp"
 
@@ -18,11 +19,11 @@ const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
                              sizeof(Stored),      kPair<Factor>,
                              ::pack,              ::winograd_weights,
                              ::mix,               ::winograd,
-                             ::gather,            ::one_channel,
-                             ::depthwise,         ::pool,
-                             ::affine,            ::binary,
-                             ::reduce,            ::deviation,
-                             ::linear};
+                             ::narrow,            ::gather,
+                             ::one_channel,       ::depthwise,
+                             ::pool,              ::affine,
+                             ::binary,            ::reduce,
+                             ::deviation,         ::linear};
   return table;
 }
 

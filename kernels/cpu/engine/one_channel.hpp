@@ -16,40 +16,6 @@ constexpr int kPoolChannels = 4, kNarrowChannels = 8;
 constexpr int kPoolChannels = 1, kNarrowChannels = 4;
 #endif
 
-// 16 vectors [channel][16 voxels] -> [voxel][16 channels]
-HFRT_INLINE void transpose(const float* from, float* to) {
-#if defined(__AVX512F__)
-  __m512 r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_ps(from + 16 * i);
-  for (int i = 0; i < 8; ++i) {
-    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 2; ++j) {
-      r[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[4 * i + j]),
-                                                             _mm512_castps_pd(t[4 * i + 2 + j])));
-      r[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(
-          _mm512_castps_pd(t[4 * i + j]), _mm512_castps_pd(t[4 * i + 2 + j])));
-    }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm512_store_ps(to + 16 * i, _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88));
-    _mm512_store_ps(to + 16 * (8 + i), _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd));
-    _mm512_store_ps(to + 16 * (4 + i), _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88));
-    _mm512_store_ps(to + 16 * (12 + i), _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd));
-  }
-#else
-  for (int j = 0; j < kLanes; ++j)
-    for (int i = 0; i < kLanes; ++i) to[j * kLanes + i] = from[i * kLanes + j];
-#endif
-}
-
 // acc[c][j] = sum over taps of weight[tap][c] * x: channels 0..C of the vectors that start at
 // `at[j]` in their lines. shift[tap]: floats from there.
 template <int C, int N>
@@ -110,6 +76,68 @@ HFRT_INLINE int64_t along_w(const float* const* at, const int64_t* shift, int64_
     store(turned + w * kLanes, larger_or_nan(load(turned + 2 * w * kLanes),
                                              load(turned + (2 * w + 1) * kLanes)));
   return left < kLanes / 2 ? left : kLanes / 2;
+}
+
+// Which of 16 outputs along W stands in each lane, phase by phase; pooled, in the two halves the
+// pairs whose maximum is taken.
+alignas(64) constexpr int32_t kByPhase[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+alignas(64) constexpr int32_t kPairsByPhase[16] = {0, 8, 2, 10, 4, 12, 6, 14,
+                                                   1, 9, 3, 11, 5, 13, 7, 15};
+
+// `n` outputs of the row (z, y) from column w on (a multiple of 4), lanes as above, to `Phases`.
+HFRT_INLINE void put_phases(V y, Stored* row, int64_t plane, int64_t n, bool pooled) {
+  alignas(64) Stored numbers[kLanes];
+  store(numbers, y);
+  const int64_t each = pooled ? 2 : 4;
+  for (int64_t phase = 0; phase < 4; ++phase) {
+    Stored* to = row + phase * plane;
+    const Stored* from = numbers + phase * each;
+    if (n == 4 * each) {
+      if (pooled)
+        __builtin_memcpy(to, from, 2 * sizeof(Stored));
+      else
+        __builtin_memcpy(to, from, 4 * sizeof(Stored));
+    } else {
+      for (int64_t i = 0; i * 4 + phase < n; ++i) to[i] = from[i];
+    }
+  }
+}
+
+// 16 outputs along W, or 8 pooled ones, of every channel, finished.
+HFRT_INLINE void along_w_phased(const hfrt::ConvArgs& a, const float* const* at, int64_t z,
+                                int64_t y, int64_t w, int64_t n) {
+  const hfrt::Phases& g = a.phases;
+  const hfrt::Epilogue& e = a.epilogue;
+  const hfrt::Window& k = a.window;
+  const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2], channels = a.out_extent.c;
+  const auto finish_phased = [&](int64_t c, V x) {
+    x = x + broadcast(e.bias[c]);
+    x = e.act.kind == Act::relu ? larger(zero(), x) : activate(x, e.act, 0);
+    const int64_t place = g.plane_of(c, z, a.out_extent.d) + y % 4 * 4 * g.plane + y / 4 * g.row + w / 4;
+    put_phases(x, static_cast<Stored*>(a.out) + place, g.plane, n, e.pool);
+    if (!e.second) return;
+    x = activate(fma(x, broadcast(e.second_scale[c]), broadcast(e.second_shift[c])), e.second_act,
+                 0);
+    put_phases(x, static_cast<Stored*>(e.second) + place, g.plane, n, e.pool);
+  };
+  if (!e.pool) {
+    for (int64_t c = 0; c < channels; c += kNarrowChannels) {
+      V r[kNarrowChannels][1];
+      correlate<kNarrowChannels, 1>(at, a.shift, taps, a.weight + c, r);
+      for (int64_t i = 0; i < kNarrowChannels && c + i < channels; ++i)
+        finish_phased(c + i, permuted(r[i][0], kByPhase));
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; c += kPoolChannels) {
+    V r[kPoolChannels][4];
+    correlate<kPoolChannels, 4>(at, a.shift, taps, a.weight + c, r);
+    for (int64_t i = 0; i < kPoolChannels && c + i < channels; ++i) {
+      const V most = larger_or_nan(larger_or_nan(r[i][0], r[i][1]), larger_or_nan(r[i][2], r[i][3]));
+      const V pairs = permuted(most, kPairsByPhase);
+      finish_phased(c + i, larger_or_nan(pairs, upper_half(pairs)));
+    }
+  }
 }
 
 // acc[g][r] = sum over taps of weight * x at `at[g] + shift[tap] + r * Step`, for `Vectors` blocks of
@@ -238,6 +266,12 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
           at[j] = line + w * many * s +
                   (j / 2 * k.stride[0] * e.h + j % 2 * k.stride[1]) * e.w;
         const int64_t left = out.w - w, offset = base + w * kLanes;
+        if (a.phased) {
+          const int64_t most = kLanes / many, n = left < most ? left : most;
+          along_w_phased(a, at, od, oh, w, n);
+          w += n;
+          continue;
+        }
         int64_t n = left;
         const float* result = tile;
         int64_t result_step = 0;

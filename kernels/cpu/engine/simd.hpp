@@ -77,6 +77,10 @@ HFRT_INLINE V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
 HFRT_INLINE V operator/(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
 HFRT_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 HFRT_INLINE V fnma(V a, V b, V c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+HFRT_INLINE V permuted(V a, const int32_t* from) {
+  return {_mm512_permutexvar_ps(_mm512_load_si512(from), a.v)};
+}
+HFRT_INLINE V upper_half(V a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0xee)}; }
 // b where a < b or a is NaN; otherwise a. `larger(zero, x)` keeps a NaN in x.
 HFRT_INLINE V larger(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 HFRT_INLINE V smaller(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -226,6 +230,56 @@ HFRT_INLINE V power_of_two(V n) {
 HFRT_INLINE void copy(float* to, const float* from) { store(to, load(from)); }
 HFRT_INLINE void copy(float* to, const Bf16* from) { store(to, load(from)); }
 HFRT_INLINE void copy(Bf16* to, const Bf16* from) { __builtin_memcpy(to, from, 2 * kLanes); }
+
+#if !defined(__AVX512F__)
+// a[from[i]] in lane i
+HFRT_INLINE V permuted(V a, const int32_t* from) {
+  alignas(64) float x[kLanes], y[kLanes];
+  store(x, a);
+  for (int i = 0; i < kLanes; ++i) y[i] = x[from[i]];
+  return load(y);
+}
+// Lanes 8 to 15 in lanes 0 to 7.
+HFRT_INLINE V upper_half(V a) {
+  alignas(64) float x[2 * kLanes] = {};
+  store(x, a);
+  return load(x + kLanes / 2);
+}
+#endif
+
+// 16 vectors of 16 numbers, turned; both aligned to 64 bytes.
+HFRT_INLINE void transpose(const float* from, float* to) {
+#if defined(__AVX512F__)
+  __m512 r[16], t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_ps(from + 16 * i);
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 2; ++j) {
+      r[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[4 * i + j]),
+                                                             _mm512_castps_pd(t[4 * i + 2 + j])));
+      r[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(
+          _mm512_castps_pd(t[4 * i + j]), _mm512_castps_pd(t[4 * i + 2 + j])));
+    }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88);
+    t[4 + i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
+    t[8 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
+    t[12 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm512_store_ps(to + 16 * i, _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88));
+    _mm512_store_ps(to + 16 * (8 + i), _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd));
+    _mm512_store_ps(to + 16 * (4 + i), _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88));
+    _mm512_store_ps(to + 16 * (12 + i), _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd));
+  }
+#else
+  for (int j = 0; j < kLanes; ++j)
+    for (int i = 0; i < kLanes; ++i) to[j * kLanes + i] = from[i * kLanes + j];
+#endif
+}
 
 // e^x, relative error below 3e-7; 0 below -87.3 and infinity above 88.7; NaN stays NaN.
 HFRT_INLINE V exponential(V x) {
