@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
-from hyperfusion_rt.bench import _PAUSE, _onnxruntime, _openvino, machine_limits
+from hyperfusion_rt.bench import _onnxruntime, _openvino, machine_limits, race
 from hyperfusion_rt.bench_command import random_run
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.export import export_run
@@ -46,17 +46,9 @@ NETWORKS = (("ad", 16), ("ad", 4), ("brain-age", 16))
 Row = dict[str, Any]
 
 
-def race(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def medians(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median ms of each, in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(_PAUSE)
-            call()
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(ms) for name, ms in race(calls, rounds).items()}
 
 
 def off(found: Any, expected: Any) -> float:
@@ -98,23 +90,28 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     encoder = run.members[0].encoder
     shape = run.config.preprocessing.shape
     graph = folded(load_member(run, run.members[0]), shape, encoder)
-    made = plan(graph)
+    made = plan(graph, folded=True)
     engine = NativeEngine(made, threads)
+    rounded = NativeEngine(plan(graph, folded=True, precision="bf16"), threads)
     rng = np.random.default_rng(0)
     image = rng.standard_normal((1, 1, *shape), np.float32)
     tabular = rng.standard_normal((1, encoder.width), np.float32)
     write_onnx(graph, scratch / "layers.onnx")
     peers = openvino_layers(scratch / "layers.onnx", threads, image, tabular, rounds)
-    compiled = engine.trunk.engine
-    seconds = []
+    seconds: list[list[list[float]]] = [[], []]
     for _ in range(rounds + 2):
-        compiled.profile(True)
-        engine.trunk([image])
-        seconds.append(compiled.seconds)
-    medians = np.median(np.array(seconds[2:]), axis=0) * 1e3
+        for engine_seconds, part in zip(seconds, (engine.trunk, rounded.trunk), strict=True):
+            part.engine.profile(False)
+            part([image])
+            part.engine.profile(True)
+            part([image])
+            engine_seconds.append(part.engine.seconds)
+    exact, half = (np.median(np.array(s[2:]), axis=0) * 1e3 for s in seconds)
     rows: list[Row] = []
     carried, before = 0.0, []
-    for op, step, ms in zip(made.trunk.ops, compiled.steps, medians, strict=True):
+    for op, step, ms, bf16 in zip(
+        made.trunk.ops, engine.trunk.engine.steps, exact, half, strict=True
+    ):
         if step.endswith("(in the next step)"):
             carried, before = op.gflop, op.attrs["from"]
             continue
@@ -132,6 +129,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
                 "gflop": work,
                 "mb": op.megabytes,
                 "ms": float(ms),
+                "bf16_ms": float(bf16),
                 "openvino_ms": sum(inside),
             }
         )  # fmt: skip
@@ -201,7 +199,7 @@ def hyper_conv(threads: int, rounds: int, scratch: Path) -> list[Row]:
             **{k: lambda c=c, i=image, t=tabular: c(i, t) for k, c in peers.items()},
         }
         found = {name: off(call(), expected) for name, call in calls.items()}
-        for name, ms in race(calls, rounds).items():
+        for name, ms in medians(calls, rounds).items():
             rows.append({"batch": batch, "contender": name, "ms": ms, "off": found[name]})
     return rows
 
@@ -234,7 +232,7 @@ def monai_networks(threads: int, rounds: int, scratch: Path) -> list[Row]:
             expected = network.double().eval()(torch.from_numpy(image).double()).numpy()
         network.float()
         found = {key: off(call(), expected) for key, call in calls.items()}
-        for key, ms in race(calls, rounds).items():
+        for key, ms in medians(calls, rounds).items():
             rows.append({"network": name, "contender": key, "ms": ms, "off": found[key]})
     return rows
 
@@ -349,8 +347,8 @@ def markdown(content: Row) -> str:
         "time of a layer is the sum of its nodes that our operation fuses.", "",
         "![roofline](native-roofline.png)", "",
         "| network | layer | how | GFLOP | ms | GFLOP/s | of the limit | GB/s | OpenVINO f32 ms |"
-        " ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " ratio | bf16 ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in content["layers"]:
         rate = 1e3 * r["gflop"] / r["ms"]
@@ -358,7 +356,7 @@ def markdown(content: Row) -> str:
         lines.append(
             f"| {r['network']} | {r['layer']} | {r['how']} | {r['gflop']:.2f} | {r['ms']:.2f} | "
             f"{rate:.0f} | {rate / limit:.0%} | {r['mb'] / r['ms']:.0f} | "
-            f"{peer:.2f} | {peer / r['ms']:.1f} |"
+            f"{peer:.2f} | {peer / r['ms']:.1f} | {r['bf16_ms']:.2f} |"
         )
     lines += ["", "## `hyper_conv3d`, 64 → 64, 3x3x3, 16x24x16, K = 8, weights per sample", "",
               "| batch | contender | ms | off float64 by |", "|---|---|---|---|"]  # fmt: skip

@@ -228,7 +228,8 @@ class _Fuser:
             return None, False
         shape = self.graph.shapes[node.output]
         channels = self.graph.shapes[node.inputs[0]][0]
-        tile, pairs = choose_tile(channels, shape[0], shape[1:], self.precision)
+        stride = node.attrs["stride"][0]
+        tile, pairs = choose_tile(channels, shape[0], shape[1:], self.precision, stride)
         # Gathering does not pool.
         return ((2, 2, 2), False) if tile is None and draft.pool else (tile, pairs)
 
@@ -449,11 +450,12 @@ def _pointwise(node: Node) -> bool:
 
 
 def _winograd(node: Node) -> bool:
-    """Whether F(m, 3) in three dimensions can do it."""
+    """Whether Winograd's filtering can do it: 3x3x3, stride 1 or 2."""
     a = node.attrs
     return (
         tuple(node.arrays["weight"].shape[-3:]) == (3, 3, 3)
-        and tuple(a["stride"]) == tuple(a["dilation"]) == (1, 1, 1)
+        and tuple(a["stride"]) in ((1, 1, 1), (2, 2, 2))
+        and tuple(a["dilation"]) == (1, 1, 1)
         and node.arrays["weight"].shape[-4] > 1
         and _dense(node)
     )
@@ -471,7 +473,7 @@ def _ungrouped(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
 
 
 def choose_tile(
-    channels: int, cout: int, extent: tuple[int, ...], precision: str = "fp32"
+    channels: int, cout: int, extent: tuple[int, ...], precision: str = "fp32", stride: int = 1
 ) -> tuple[tuple[int, int, int] | None, bool]:
     """The Winograd tile with the lowest modelled cost, or None where gathering is cheaper, and
     whether its products are of bfloat16 pairs.
@@ -494,8 +496,8 @@ def choose_tile(
     copies = taps * blocks_in * 1.0 / cores  # of the inputs, into rows
     direct = copies + half * (taps * channels * blocks_out * fma / cores + memory(27))
     best: tuple[float, tuple[int, int, int] | None, bool] = (direct, None, False)
-    for tile in itertools.product((2, 4), repeat=3):
-        points = math.prod(t + 2 for t in tile)
+    for tile in itertools.product((2, 4) if stride == 1 else (2,), repeat=3):
+        points = math.prod(t + 2 if stride == 1 else 5 for t in tile)
         tiles = math.prod(-(-n // t) for n, t in zip(extent, tile, strict=True))
         pairs = precision == "bf16" and tile == (2, 2, 2)
         factor = half if pairs else 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,9 @@ from hyperfusion_rt.training.train import load_member
 Array = NDArray[np.float32]
 Call = Callable[[Array, Array], NDArray[np.floating]]
 
-# Long enough for the last contender's threads to stop spinning.
-_PAUSE = 0.1
+# Long enough for the last contender's threads to stop spinning; then so long that the clock has
+# risen again and the caches hold this contender's data (seconds).
+_PAUSE, _WARM = 0.1, 0.05
 # Largest difference from float64, relative to the outputs' scale, that still counts as right.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 
@@ -336,6 +337,27 @@ def _open(
         yield name, (precision, call)
 
 
+def race(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    on_round: Callable[[int], None] = lambda turn: None,
+) -> dict[str, list[float]]:
+    """The ms of `rounds` calls of each contender, which take turns: A B C, A B C, ..."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        on_round(turn)
+        for name, call in calls.items():
+            time.sleep(_PAUSE)
+            warm = time.perf_counter() + _WARM
+            call()
+            while time.perf_counter() < warm:
+                call()
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
 def _race(
     report: Report,
     opened: dict[str, tuple[str, Call]],
@@ -351,16 +373,13 @@ def _race(
         name: float(np.abs(call(*inputs) - expected).max()) / scale
         for name, (_, call) in opened.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in opened}
-    for turn in range(report.rounds):
+
+    def on_round(turn: int) -> None:
         if on_step is not None:
             on_step(f"batch {batch}: round {turn + 1} of {report.rounds}")
-        for name, (_, call) in opened.items():
-            time.sleep(_PAUSE)
-            call(*inputs)  # the caches now hold this contender's data, not the last one's
-            start = time.perf_counter()
-            call(*inputs)
-            times[name].append(1e3 * (time.perf_counter() - start))
+
+    calls = {name: partial(call, *inputs) for name, (_, call) in opened.items()}
+    times = race(calls, report.rounds, on_round)
     found = []
     for name, (precision, _) in opened.items():
         median = statistics.median(times[name])

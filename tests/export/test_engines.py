@@ -156,6 +156,8 @@ def test_the_tile_follows_the_size():
     assert choose_tile(256, 256, (4, 6, 4)) == ((2, 2, 2), False)
     assert choose_tile(256, 256, (4, 6, 4), "bf16") == ((2, 2, 2), True)
     assert choose_tile(256, 256, (1, 1, 1)) == (None, False)
+    assert choose_tile(32, 64, (16, 24, 16), stride=2) == ((2, 2, 2), False)
+    assert choose_tile(128, 256, (4, 6, 4), stride=2) == (None, False)  # its weights are large
 
 
 MONAI = {

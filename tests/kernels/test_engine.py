@@ -69,6 +69,8 @@ def convolutions(draw):
     if kind == "winograd" or (kind == "generated" and draw(st.booleans())):
         c["kernel"], c["stride"], c["dilation"] = (3, 3, 3), (1, 1, 1), (1, 1, 1)
         c["tile"] = draw(st.tuples(*[st.sampled_from([2, 4])] * 3))
+        if draw(st.integers(0, 3)) == 0:
+            c["tile"], c["stride"] = (2, 2, 2), (2, 2, 2)
     c["pairs"] = c["tile"] == (2, 2, 2) and precision == "bf16"
     if kind == "one-channel":
         c["cin"] = 1
@@ -220,10 +222,14 @@ BASE = {
 @pytest.mark.parametrize(("isa", "precision"), KINDS)
 @pytest.mark.parametrize("cin", [15, 16, 17, 33])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 13])
-@pytest.mark.parametrize("tile", [None, (2, 2, 2), (4, 4, 4), (2, 4, 4)])
+@pytest.mark.parametrize("tile", [None, (2, 2, 2), (4, 4, 4), (2, 4, 4), "stride 2"])
 def test_sizes_around_the_vector_and_the_tile(isa, precision, cin, size, tile):
+    stride = (1, 1, 1)
+    if tile == "stride 2":
+        tile, stride = (2, 2, 2), (2, 2, 2)
     pairs = precision == "bf16" and tile == (2, 2, 2)
     case = {**BASE, "isa": isa, "precision": precision, "tile": tile, "pairs": pairs}
+    case["stride"] = stride
     check({**case, "cin": cin, "cout": cin + 15, "shape": (size, 3, size)})
 
 
@@ -635,6 +641,7 @@ def conv(engine, x, weight, bias, kernel=(3, 3, 3), cout=4, **options):
         (lambda e, x, w, b: conv(e, x, w, b, tile=(3, 2, 2)), "tiles are 2 or 4"),
         (lambda e, x, w, b: conv(e, x, w, b, tile=(2, 4, 2), pairs=True), "only 2x2x2 tiles"),
         (lambda e, x, w, b: conv(e, x, w, b, tile=(2, 2, 2), stride=(2, 1, 1)), "tiles are 2 or 4"),
+        (lambda e, x, w, b: conv(e, x, w, b, tile=(4, 2, 2), stride=(2, 2, 2)), "tiles are 2 or 4"),
         (lambda e, x, w, b: conv(e, x, w, b, pool=True), "pools its result"),
         (lambda e, x, w, b: conv(e, x, w, b, residual=x), "does not fit"),
         (lambda e, x, w, b: conv(e, x, w, b, condition=x), "condition is a vector"),

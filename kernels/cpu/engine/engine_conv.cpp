@@ -62,13 +62,17 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   if (spec.tile[0] || spec.tile[1] || spec.tile[2]) {
     points = 1;
     for (int i = 0; i < 3; ++i) {
-      if ((spec.tile[i] != 2 && spec.tile[i] != 4) || k.kernel[i] != 3 || k.stride[i] != 1 ||
-          k.dilation[i] != 1 || spec.depthwise)
-        refuse("Winograd tiles are 2 or 4, for 3x3x3 kernels with stride and dilation 1");
-      points *= spec.tile[i] + 2;
+      const bool fits = k.stride[i] == 1 ? spec.tile[i] == 2 || spec.tile[i] == 4
+                                         : k.stride[i] == 2 && spec.tile[i] == 2;
+      if (!fits || k.stride[i] != k.stride[0] || k.kernel[i] != 3 || k.dilation[i] != 1 ||
+          spec.depthwise)
+        refuse("Winograd tiles are 2 or 4, for 3x3x3 kernels with dilation 1 and stride 1, or 2 with "
+               "stride 2");
+      points *= k.stride[i] == 2 ? 5 : spec.tile[i] + 2;
       a.tile[i] = spec.tile[i];
     }
-    if (spec.pairs && points != 64) refuse("only 2x2x2 tiles take pairs of bfloat16");
+    if (spec.pairs && spec.tile[0] * spec.tile[1] * spec.tile[2] != 8)
+      refuse("only 2x2x2 tiles take pairs of bfloat16");
     a.pairs = spec.pairs;
   }
   c->kind = spec.depthwise ? Conv::Kind::depthwise
@@ -123,7 +127,7 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   const auto pack_all = [&](const float* weight, float* to) {
     if (points) {
       parallel(vectors * steps_of(cin), 64, [&](int64_t b, int64_t n, int) {
-        kernels_.winograd_weights(weight, cin, cout, a.tile, a.pairs, to, b, n);
+        kernels_.winograd_weights(weight, a, to, b, n);
       });
     } else {
       parallel(panels, 1, [&](int64_t b, int64_t n, int) {
@@ -257,7 +261,7 @@ void Engine::generate(Conv& c) {
   if (c.kind == Conv::Kind::winograd)
     parallel(vectors * (a.pairs ? (cin + kernels_.pair - 1) / kernels_.pair : cin), 32,
              [&](int64_t begin, int64_t end, int) {
-      kernels_.winograd_weights(c.raw, cin, cout, a.tile, a.pairs, c.packed, begin, end);
+      kernels_.winograd_weights(c.raw, a, c.packed, begin, end);
     });
   else
     parallel((vectors + per - 1) / per, 1, [&](int64_t begin, int64_t end, int) {
@@ -412,7 +416,7 @@ void Engine::fuse_rings() {
     const auto first = steps_[i].conv, second = steps_[i + 1].conv;
     if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
-        second->in != first->out || second->condition >= 0 || second->residual == first->out ||
+        second->in != first->out || second->args.window.stride[0] != 1 || second->condition >= 0 || second->residual == first->out ||
         second->shortcut == first->out || second->narrow || values_[static_cast<size_t>(first->out)].floats < kLarge)
       continue;
     const int value = first->out;

@@ -158,8 +158,8 @@ struct Kernels {
   // Weights [27][Cin][Cout] -> [point][panel][Cin][vectors * 16] for a Winograd tile (with `pairs`
   // [Cin / pair]); a task is one (vector of 16 output channels, 1 or `pair` input channels), input
   // channels fastest.
-  void (*winograd_weights)(const float* weight, int64_t cin, int64_t cout, const int64_t tile[3],
-                           bool pairs, float* out, int64_t begin, int64_t end);
+  void (*winograd_weights)(const float* weight, const ConvArgs&, float* out, int64_t begin,
+                           int64_t end);
   // y = sum_k e[k] x[k * n + i], i in begin..end
   void (*mix)(const float* x, const float* e, int64_t k, int64_t n, float* y, int64_t begin,
               int64_t end);

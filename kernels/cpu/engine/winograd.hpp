@@ -1,5 +1,6 @@
-// 3x3x3 convolution, stride 1, by Winograd's minimal filtering: F(m, 3) along each axis, m = 2 or 4
-// (Winograd 1980; Lavin and Gray 2016; in three dimensions Jia et al., PPoPP 2018).
+// 3x3x3 convolution by Winograd's minimal filtering: F(m, 3) along each axis, m = 2 or 4 (Winograd
+// 1980; Lavin and Gray 2016; in three dimensions Jia et al., PPoPP 2018). With stride 2, the odd
+// inputs pass two taps, by F(2, 2), and the even ones the third: 5 products for 2 outputs, not 6.
 //
 // F(4, 3) takes the points 0, ±3/4, ±3/2, ∞: the largest error of F(4x4x4, 3x3x3) over 32 channels
 // is then 3e-6 of the output's scale, against 2e-5 with the usual 0, ±1, ±2, ∞.
@@ -10,11 +11,13 @@
 
 namespace {
 
-template <int M>
+// Along one axis: N inputs become N points and these M outputs; the next tile's inputs are S on.
+template <int Outputs, int Stride = 1>
 struct Filter;
 
 template <>
 struct Filter<2> {
+  static constexpr int M = 2, N = 4, S = 2;
   // B^T: x [4] -> y [4]
   static HFRT_INLINE void input(const V* x, V* y) {
     const V a = x[0] - x[2], b = x[1] + x[2], c = x[2] - x[1], d = x[3] - x[1];
@@ -34,6 +37,7 @@ struct Filter<2> {
 
 template <>
 struct Filter<4> {
+  static constexpr int M = 4, N = 6, S = 4;
   static HFRT_INLINE void input(const V* x, V* y) {
     constexpr float a = 0.75f, b = 1.5f, a2 = a * a, b2 = b * b;
     const V x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5];
@@ -69,6 +73,22 @@ struct Filter<4> {
   }
 };
 
+template <>
+struct Filter<2, 2> {
+  static constexpr int M = 2, N = 5, S = 4;
+  static HFRT_INLINE void input(const V* x, V* y) {
+    const V a = x[0] - x[2], b = x[2], c = x[4] - x[2], d = x[1], e = x[3];
+    y[0] = a, y[1] = b, y[2] = c, y[3] = d, y[4] = e;
+  }
+  static HFRT_INLINE void output(const V* m, V* y) {
+    const V a = (m[0] + m[1]) + m[3], b = (m[1] + m[2]) + m[4];
+    y[0] = a, y[1] = b;
+  }
+  static HFRT_INLINE void weight(const V* g, V* u) {
+    u[0] = g[0], u[1] = g[0] + g[2], u[2] = g[2], u[3] = u[4] = g[1];
+  }
+};
+
 constexpr int64_t kNoRow = INT64_MIN;
 alignas(64) constexpr Stored zeros[6 * kLanes] = {};
 
@@ -77,9 +97,10 @@ struct Blocked {
 };
 
 // T: what the transformed inputs and weights are rounded to.
-template <int MD, int MH, int MW, typename T>
+template <typename D, typename H, typename W, typename T>
 struct Winograd {
-  static constexpr int ND = MD + 2, NH = MH + 2, NW = MW + 2, kPoints = ND * NH * NW;
+  static constexpr int MD = D::M, MH = H::M, MW = W::M, ND = D::N, NH = H::N, NW = W::N;
+  static constexpr int kPoints = ND * NH * NW;
 
   // rows[d * NH + h]: the row's first vector. to: U for this tile and block, points `step` apart.
   static HFRT_INLINE void input(const Stored* const* rows, T* to, int64_t step) {
@@ -91,14 +112,14 @@ struct Winograd {
         V x[NW];
 #pragma GCC unroll 6
         for (int w = 0; w < NW; ++w) x[w] = load(rows[d * NH + h] + w * kLanes);
-        Filter<MW>::input(x, plane[h]);
+        W::input(x, plane[h]);
       }
 #pragma GCC unroll 6
       for (int w = 0; w < NW; ++w) {
         V x[NH], y[NH];
 #pragma GCC unroll 6
         for (int h = 0; h < NH; ++h) x[h] = plane[h][w];
-        Filter<MH>::input(x, y);
+        H::input(x, y);
 #pragma GCC unroll 6
         for (int h = 0; h < NH; ++h) store(half + ((d * NH + h) * NW + w) * kLanes, y[h]);
       }
@@ -107,7 +128,7 @@ struct Winograd {
       V x[ND], y[ND];
 #pragma GCC unroll 6
       for (int d = 0; d < ND; ++d) x[d] = load(half + (d * NH * NW + i) * kLanes);
-      Filter<MD>::input(x, y);
+      D::input(x, y);
 #pragma GCC unroll 6
       for (int d = 0; d < ND; ++d) store(to + (d * NH * NW + i) * step, y[d]);
     }
@@ -120,7 +141,7 @@ struct Winograd {
       V x[ND], r[MD];
 #pragma GCC unroll 6
       for (int d = 0; d < ND; ++d) x[d] = load(m + (d * NH * NW + i) * step);
-      Filter<MD>::output(x, r);
+      D::output(x, r);
 #pragma GCC unroll 4
       for (int d = 0; d < MD; ++d) store(half + (d * NH * NW + i) * kLanes, r[d]);
     }
@@ -131,14 +152,14 @@ struct Winograd {
         V x[NH], r[MH];
 #pragma GCC unroll 6
         for (int h = 0; h < NH; ++h) x[h] = load(half + ((d * NH + h) * NW + w) * kLanes);
-        Filter<MH>::output(x, r);
+        H::output(x, r);
 #pragma GCC unroll 4
         for (int h = 0; h < MH; ++h) plane[h][w] = r[h];
       }
 #pragma GCC unroll 4
       for (int h = 0; h < MH; ++h) {
         V r[MW];
-        Filter<MW>::output(plane[h], r);
+        W::output(plane[h], r);
 #pragma GCC unroll 4
         for (int w = 0; w < MW; ++w) store(y + ((d * MH + h) * MW + w) * kLanes, r[w]);
       }
@@ -246,19 +267,19 @@ struct Winograd {
     for (int i = 0; i < 9; ++i) {
       const V g[3] = {a[i], a[9 + i], a[18 + i]};
       V u[ND];
-      Filter<MD>::weight(g, u);
+      D::weight(g, u);
       for (int d = 0; d < ND; ++d) b[d * 9 + i] = u[d];
     }
     for (int d = 0; d < ND; ++d)
       for (int i = 0; i < 3; ++i) {
         const V g[3] = {b[d * 9 + i], b[d * 9 + 3 + i], b[d * 9 + 6 + i]};
         V u[NH];
-        Filter<MH>::weight(g, u);
+        H::weight(g, u);
         for (int h = 0; h < NH; ++h) c[(d * NH + h) * 3 + i] = u[h];
       }
     for (int i = 0; i < ND * NH; ++i) {
       V u[NW];
-      Filter<MW>::weight(c + i * 3, u);
+      W::weight(c + i * 3, u);
       for (int w = 0; w < NW; ++w) store(to + (i * NW + w) * kLanes, u[w]);
     }
   }
@@ -312,9 +333,9 @@ struct Winograd {
       const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
       for (int64_t t = 0; t < rows; ++t) {
         const int64_t index = from + t;
-        const int64_t at[3] = {index / (tiles_h * tiles_w) * MD - a.window.padding[0],
-                               index / tiles_w % tiles_h * MH - a.window.padding[1],
-                               index % tiles_w * MW - a.window.padding[2]};
+        const int64_t at[3] = {index / (tiles_h * tiles_w) * D::S - a.window.padding[0],
+                               index / tiles_w % tiles_h * H::S - a.window.padding[1],
+                               index % tiles_w * W::S - a.window.padding[2]};
         const bool cut = a.prologue.scale || at[2] < 0 || at[2] + NW > e.w;
         int64_t offsets[ND * NH];
         locate(a, s, at, offsets);
@@ -331,7 +352,7 @@ struct Winograd {
           // The rows are too many streams for the processor to foresee the next tile's part of them.
           if (!cut)
             for (int i = 0; i < ND * NH; ++i)
-              for (int w = 0; w < MW; ++w) __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
+              for (int w = 0; w < W::S; ++w) __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
           input(rows_at, u + t * lda + cb * kLanes, step_u);
         }
       }
@@ -359,26 +380,34 @@ struct Winograd {
 };
 
 template <typename Call>
-HFRT_INLINE void with_tile(const int64_t tile[3], bool pairs, const Call& call) {
+HFRT_INLINE void with_tile(const int64_t tile[3], int64_t stride, bool pairs, const Call& call) {
+  using F2 = Filter<2>;
+  using F4 = Filter<4>;
+  using S2 = Filter<2, 2>;
+  if (stride == 2)
+    return pairs ? call(Winograd<S2, S2, S2, Factor>()) : call(Winograd<S2, S2, S2, float>());
   switch ((tile[0] == 4) * 4 + (tile[1] == 4) * 2 + (tile[2] == 4)) {
-    case 0: return pairs ? call(Winograd<2, 2, 2, Factor>()) : call(Winograd<2, 2, 2, float>());
-    case 1: return call(Winograd<2, 2, 4, float>());
-    case 2: return call(Winograd<2, 4, 2, float>());
-    case 3: return call(Winograd<2, 4, 4, float>());
-    case 4: return call(Winograd<4, 2, 2, float>());
-    case 5: return call(Winograd<4, 2, 4, float>());
-    case 6: return call(Winograd<4, 4, 2, float>());
-    default: return call(Winograd<4, 4, 4, float>());
+    case 0: return pairs ? call(Winograd<F2, F2, F2, Factor>()) : call(Winograd<F2, F2, F2, float>());
+    case 1: return call(Winograd<F2, F2, F4, float>());
+    case 2: return call(Winograd<F2, F4, F2, float>());
+    case 3: return call(Winograd<F2, F4, F4, float>());
+    case 4: return call(Winograd<F4, F2, F2, float>());
+    case 5: return call(Winograd<F4, F2, F4, float>());
+    case 6: return call(Winograd<F4, F4, F2, float>());
+    default: return call(Winograd<F4, F4, F4, float>());
   }
 }
 
 void winograd(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
-  with_tile(a.tile, a.pairs, [&](auto w) { w.run(a, begin, end, scratch); });
+  with_tile(a.tile, a.window.stride[0], a.pairs,
+            [&](auto w) { w.run(a, begin, end, scratch); });
 }
 
-void winograd_weights(const float* weight, int64_t cin, int64_t cout, const int64_t tile[3],
-                      bool pairs, float* out, int64_t begin, int64_t end) {
-  with_tile(tile, pairs, [&](auto w) { w.weights(weight, cin, cout, out, begin, end); });
+void winograd_weights(const float* weight, const hfrt::ConvArgs& a, float* out, int64_t begin,
+                      int64_t end) {
+  with_tile(a.tile, a.window.stride[0], a.pairs, [&](auto w) {
+    w.weights(weight, a.in_extent.c, a.conv_extent.c, out, begin, end);
+  });
 }
 
 }  // namespace
