@@ -64,10 +64,11 @@ HFRT_INLINE V erf_of(V x) {
   return if_positive(x, y, zero() - y);
 }
 
-HFRT_INLINE V activate(V x, const Activation& act, int64_t block) {
+// Not inlined: its constants would take the registers of the loops around.
+__attribute__((noinline)) V activate_other(V x, const Activation& act, int64_t block) {
   switch (act.kind) {
-    case Act::none: return x;
-    case Act::relu: return larger(zero(), x);
+    case Act::none:
+    case Act::relu: break;
     case Act::relu6: return if_nan(x, x, smaller(larger(zero(), x), broadcast(6.0f)));
     case Act::leaky_relu: return if_positive(x, x, x * broadcast(act.alpha));
     case Act::prelu: return if_positive(x, x, x * load(act.slope + block * kLanes));
@@ -99,6 +100,11 @@ HFRT_INLINE V activate(V x, const Activation& act, int64_t block) {
   return x;
 }
 
+HFRT_INLINE V activate(V x, const Activation& act, int64_t block) {
+  if (act.kind == Act::relu) return larger(zero(), x);
+  return act.kind == Act::none ? x : activate_other(x, act, block);
+}
+
 // The larger value; NaN if either is.
 HFRT_INLINE V larger_or_nan(V a, V b) { return if_nan(a, a, larger(a, b)); }
 
@@ -108,7 +114,7 @@ HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, Stored* out, int64_t offse
                         int64_t block) {
   x = x + load(e.bias + block * kLanes);
   if (e.residual) x = x + load(static_cast<const Stored*>(e.residual) + offset);
-  x = e.act.kind == Act::relu ? larger(zero(), x) : activate(x, e.act, block);
+  x = activate(x, e.act, block);
   if (kept >= 0) store(out + kept, x);
   if (e.second)
     store(static_cast<Stored*>(e.second) + offset,

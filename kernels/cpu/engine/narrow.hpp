@@ -167,7 +167,7 @@ void narrow(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
             for (int64_t s = 0; s < a.shortcut.in_extent.c; ++s)
               v = fma(load(skip + g.plane_of(s, z, e.d) + i * g.plane + l0),
                       broadcast(a.narrow_shortcut[s * e.c + c]), v);
-          v = p.act.kind == Act::relu ? larger(zero(), v) : activate(v, p.act, 0);
+          v = activate(v, p.act, 0);
           V w = zero();
           if (second) w = activate(fma(v, scale, offset), p.second_act, 0);
           if (a.phased) {

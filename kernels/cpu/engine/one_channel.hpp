@@ -112,7 +112,7 @@ HFRT_INLINE void along_w_phased(const hfrt::ConvArgs& a, const float* const* at,
   const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2], channels = a.out_extent.c;
   const auto finish_phased = [&](int64_t c, V x) {
     x = x + broadcast(e.bias[c]);
-    x = e.act.kind == Act::relu ? larger(zero(), x) : activate(x, e.act, 0);
+    x = activate(x, e.act, 0);
     const int64_t place = g.plane_of(c, z, a.out_extent.d) + y % 4 * 4 * g.plane + y / 4 * g.row + w / 4;
     put_phases(x, static_cast<Stored*>(a.out) + place, g.plane, n, e.pool);
     if (!e.second) return;
