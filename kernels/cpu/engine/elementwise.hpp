@@ -6,6 +6,53 @@
 
 namespace {
 
+// A task is 16 voxels of one block; plain [C][voxels] float32, blocked [Cb][voxels][16].
+template <typename Call>
+HFRT_INLINE void each_square(int64_t channels, int64_t voxels, int64_t begin, int64_t end,
+                             const Call& call) {
+  const int64_t groups = (voxels + kLanes - 1) / kLanes;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t c = task / groups * kLanes, v = task % groups * kLanes;
+    call(c * voxels + v, c * voxels + v * kLanes, channels - c < kLanes ? channels - c : kLanes,
+         voxels - v < kLanes ? voxels - v : kLanes);
+  }
+}
+
+void block(const float* plain, void* blocked, int64_t channels, int64_t voxels, int64_t begin,
+           int64_t end) {
+  auto* out = static_cast<Stored*>(blocked);
+  alignas(64) float square[kLanes * kLanes], turned[kLanes * kLanes];
+  each_square(channels, voxels, begin, end, [&](int64_t from, int64_t to, int64_t c, int64_t v) {
+    if (c < kLanes || v < kLanes) __builtin_memset(square, 0, sizeof square);
+    for (int64_t i = 0; i < c; ++i) {
+      const float* row = plain + from + i * voxels;
+      if (v == kLanes)
+        copy(square + i * kLanes, row);
+      else
+        for (int64_t j = 0; j < v; ++j) square[i * kLanes + j] = row[j];
+    }
+    transpose(square, turned);
+    for (int64_t j = 0; j < v; ++j) store(out + to + j * kLanes, load(turned + j * kLanes));
+  });
+}
+
+void unblock(const void* blocked, float* plain, int64_t channels, int64_t voxels, int64_t begin,
+             int64_t end) {
+  const auto* in = static_cast<const Stored*>(blocked);
+  alignas(64) float square[kLanes * kLanes] = {}, turned[kLanes * kLanes];
+  each_square(channels, voxels, begin, end, [&](int64_t to, int64_t from, int64_t c, int64_t v) {
+    for (int64_t j = 0; j < v; ++j) store(square + j * kLanes, load(in + from + j * kLanes));
+    transpose(square, turned);
+    for (int64_t i = 0; i < c; ++i) {
+      float* row = plain + to + i * voxels;
+      if (v == kLanes)
+        copy(row, turned + i * kLanes);
+      else
+        for (int64_t j = 0; j < v; ++j) row[j] = turned[i * kLanes + j];
+    }
+  });
+}
+
 // A task is one row (d, h) of one block's outputs.
 void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
   const hfrt::Extent &e = a.in_extent, &o = a.out_extent;

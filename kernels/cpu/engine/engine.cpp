@@ -269,34 +269,28 @@ void Engine::load_input(size_t i, const float* from) {
   if (plain_input_[i]) return;
   const int value = inputs_[i];
   const Extent e = extent(value);
-  char* to = place(value);
-  const int64_t voxels = e.voxels(), width = bytes(value);
+  const int64_t voxels = e.voxels(), groups = (voxels + kBlock - 1) / kBlock;
   if (voxels == 1) {
-    std::memset(to, 0, static_cast<size_t>(filled(e.c)) * sizeof(float));
-    std::memcpy(to, from, static_cast<size_t>(e.c) * sizeof(float));
+    std::memset(at(value), 0, static_cast<size_t>(filled(e.c)) * sizeof(float));
+    std::memcpy(at(value), from, static_cast<size_t>(e.c) * sizeof(float));
     return;
   }
-  parallel(blocks_of(e.c) * e.d, 1, [&](int64_t begin, int64_t end, int) {
-    const int64_t plane = e.h * e.w;
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t block = t / e.d, d = t % e.d;
-      for (int64_t v = 0; v < plane; ++v)
-        for (int64_t j = 0; j < kBlock; ++j) {
-          const int64_t c = block * kBlock + j;
-          put(to, (t * plane + v) * kBlock + j, width,
-              c < e.c ? from[c * voxels + d * plane + v] : 0.0f);
-        }
-    }
+  parallel(blocks_of(e.c) * groups, 64, [&](int64_t begin, int64_t end, int) {
+    kernels(value).block(from, at(value), e.c, voxels, begin, end);
   });
 }
 
 void Engine::store_output(size_t i, float* to) {
-  const Extent e = extent(outputs_[i]);
-  const char* from = place(outputs_[i]);
-  const int64_t voxels = e.voxels(), width = bytes(outputs_[i]);
-  for (int64_t c = 0; c < e.c; ++c)
-    for (int64_t v = 0; v < voxels; ++v)
-      to[c * voxels + v] = get(from, (c / kBlock * voxels + v) * kBlock + c % kBlock, width);
+  const int value = outputs_[i];
+  const Extent e = extent(value);
+  const int64_t voxels = e.voxels(), groups = (voxels + kBlock - 1) / kBlock;
+  if (voxels == 1 && !stored(value)) {
+    std::memcpy(to, at(value), static_cast<size_t>(e.c) * sizeof(float));
+    return;
+  }
+  parallel(blocks_of(e.c) * groups, 64, [&](int64_t begin, int64_t end, int) {
+    kernels(value).unblock(at(value), to, e.c, voxels, begin, end);
+  });
 }
 
 void Engine::profile(bool on) {

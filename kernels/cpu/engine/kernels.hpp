@@ -170,6 +170,11 @@ struct Kernels {
   void (*one_channel)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*depthwise)(const ConvArgs&, int64_t begin, int64_t end);
 
+  // [C][voxels] float32 to a volume, and back; a task is 16 voxels of one block, voxels fastest.
+  void (*block)(const float* plain, void* blocked, int64_t channels, int64_t voxels, int64_t begin,
+                int64_t end);
+  void (*unblock)(const void* blocked, float* plain, int64_t channels, int64_t voxels,
+                  int64_t begin, int64_t end);
   void (*pool)(const PoolArgs&, int64_t begin, int64_t end);
   // y = act(x * scale + shift) on blocks begin..end of `voxels` voxels; null scale: act alone.
   void (*affine)(const void* x, void* y, int64_t voxels, const float* scale, const float* shift,

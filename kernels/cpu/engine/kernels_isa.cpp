@@ -21,6 +21,7 @@ const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
                              ::mix,               ::winograd,
                              ::narrow,            ::gather,
                              ::one_channel,       ::depthwise,
+                             ::block,             ::unblock,
                              ::pool,              ::affine,
                              ::binary,            ::reduce,
                              ::deviation,         ::linear};
