@@ -41,8 +41,46 @@ def small_plan() -> Plan:
     return Plan(trunk, head, {k: v.astype(np.float32) for k, v in tensors.items()})
 
 
-def run(engine):
-    return engine(np.ones((2, 2, 5, 6, 7), np.float32), np.ones((2, 3), np.float32))
+def narrow_plan() -> Plan:
+    """Few channels in bfloat16: a one-channel layer that pools, two narrow ones, a shortcut."""
+    rng = np.random.default_rng(1)
+    conv = {"stride": ONES, "padding": ONES, "dilation": ONES, "kernel": [3, 3, 3]}
+    conv |= {"depthwise": False, "act": {"kind": "relu"}}
+    tile = {"tile": [4, 4, 4], "pairs": False}
+    last = {"shortcut": {"input": "x", "stride": ONES}, "sparse": True, "act": None}
+    last["second"] = {"output": "s", "shape": [6, 2, 3, 3], "scale": "b3", "shift": "b3"}
+    last["second"]["act"] = {"kind": "relu"}
+
+    def names(i: int, **more: str) -> dict[str, str]:
+        return {"weight": f"w{i}", "bias": f"b{i}", **more}
+
+    trunk = Program(
+        {"image": (1, 5, 6, 7)},
+        [
+            Op("conv", ["image"], "x", (4, 2, 3, 3), conv | {"pool": True}, names(1), "", 0.0, 0.0),
+            Op("conv", ["x"], "y", (5, 2, 3, 3), conv | tile, names(2), "", 0.0, 0.0),
+            Op(
+                "conv", ["y"], "z", (6, 1, 2, 2), conv | tile | last, names(3, shortcut="w4"), "",
+                0.0, 0.0,
+            ),
+            Op("global_avg_pool", ["s"], "m", (6,), {"act": None}, {}, "", 0.0, 0.0),
+            Op("slice", ["m"], "f", (3,), {"start": 1, "stop": 4, "act": None}, {}, "", 0.0, 0.0),
+        ],
+        ["f"],
+    )  # fmt: skip
+    head = Program(
+        {"f": (3,), "tabular": (3,)},
+        [Op("add", ["f", "tabular"], "output", (3,), {"act": None}, {}, "", 0.0, 0.0)],
+        ["output"],
+    )
+    shapes = {"w1": (27, 1, 4), "w2": (27, 4, 5), "w3": (27, 5, 6), "w4": (4, 6)}
+    shapes |= {"b1": (4,), "b2": (5,), "b3": (6,)}
+    tensors = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+    return Plan(trunk, head, tensors, "bf16")
+
+
+def run(engine, channels=2):
+    return engine(np.ones((2, channels, 5, 6, 7), np.float32), np.ones((2, 3), np.float32))
 
 
 @pytest.fixture
@@ -56,6 +94,10 @@ def test_round_trip(file):
     found = read_plan(file)
     expected = small_plan()
     assert (found.trunk, found.head) == (expected.trunk, expected.head)
+    write_plan(narrow_plan(), file)
+    assert read_plan(file).precision == "bf16"
+    assert NativeEngine(file).trunk.engine.steps[:3] == ["one-channel", *["narrow winograd"] * 2]
+    write_plan(expected, file)
     for name, array in expected.tensors.items():
         np.testing.assert_array_equal(found.tensors[name], array)
     np.testing.assert_array_equal(run(NativeEngine(file)), run(NativeEngine(expected)))
@@ -131,26 +173,29 @@ def changed(value, path, new):
     return copied
 
 
-def attempt(file):
+def attempt(file, channels=2):
     """Load and run: it works or it is an EngineError."""
     with contextlib.suppress(EngineError):
-        run(NativeEngine(file, threads=1))
+        run(NativeEngine(file, threads=1), channels)
 
 
-def test_hostile_plans(file):
+@pytest.mark.parametrize(("make", "channels"), [(small_plan, 2), (narrow_plan, 1)])
+def test_hostile_plans(file, make, channels):
     """Every number, name and list of the plan and the header, replaced by what it should not be."""
+    write_plan(make(), file)
+    assert np.isfinite(run(NativeEngine(file), channels)).all()
     header, plan, body = parts(file)
     rng = random.Random(0)
     for path in places(plan):
         for new in rng.sample(HOSTILE, 8):
             assemble(file, header, changed(plan, path, new), body)
-            attempt(file)
+            attempt(file, channels)
     for path in places(header):
         if not path or path[0] == "__metadata__":
             continue
         for new in rng.sample(HOSTILE, 8):
             assemble(file, changed(header, path, new), plan, body)
-            attempt(file)
+            attempt(file, channels)
 
 
 def test_random_bytes(file):
