@@ -50,8 +50,8 @@ def table(report: Report) -> str:
     ]
     for t in report.timings:
         lines.append(
-            f"| {t.contender} | {t.precision} | {t.batch} | {t.median_ms:.1f} | {t.spread_ms:.1f} "
-            f"| {t.ms_per_box:.1f} | {t.gflops:.0f} | {t.difference:.0e}"
+            f"| {t.contender} | {t.precision} | {t.batch} | {t.median_ms:.2f} | {t.spread_ms:.2f} "
+            f"| {t.ms_per_box:.2f} | {t.gflops:.0f} | {t.difference:.0e}"
             f"{'' if t.correct else ' **wrong**'} |"
         )
     for name, reason in report.left_out.items():

@@ -314,8 +314,9 @@ def chart(rows: list[Row], limit: float, copy: float, path: Path) -> None:
         intensity = np.array([1e3 * row["gflop"] / row["mb"] for row in mine])
         x = np.geomspace(min(2, intensity.min() / 2), intensity.max() * 2, 100)
         axes.plot(x, np.minimum(limit, x * copy), color="0.4", lw=1)
-        axes.annotate("multiply-adds in registers", (x[-1], limit), ha="right", va="bottom",
-                      fontsize=7, color="0.4")  # fmt: skip
+        axes.axhline(limit, color="0.4", lw=0.5, ls=":")
+        axes.annotate("multiply-adds in registers", (x[0], limit), va="bottom", fontsize=7,
+                      color="0.4")  # fmt: skip
         for key, label, mark, colour in (
             ("ms", "native fp32", "o", "C0"),
             ("openvino_ms", "OpenVINO f32", "x", "C1"),
@@ -323,9 +324,15 @@ def chart(rows: list[Row], limit: float, copy: float, path: Path) -> None:
             times = [row[key] for row in mine]
             rates = [1e3 * row["gflop"] / t for row, t in zip(mine, times, strict=True)]
             axes.scatter(intensity, rates, marker=mark, color=colour, label=label, s=26)
+        taken: list[tuple[float, float]] = []
         for i, row in zip(intensity, mine, strict=True):
-            axes.annotate(f" {row['layer'].replace('.layer', '')}",
-                          (i, 1e3 * row["gflop"] / row["ms"]), fontsize=6)  # fmt: skip
+            rate = 1e3 * row["gflop"] / row["ms"]
+            # Beside the point, or below where a label stands already.
+            place = (float(np.log(i)), float(np.log(rate)))
+            below = sum(abs(place[0] - p) < 0.6 and abs(place[1] - q) < 0.08 for p, q in taken)
+            taken.append(place)
+            axes.annotate(row["layer"].replace(".layer", ""), (i, rate), (3, 1 - 7 * below),
+                          textcoords="offset points", fontsize=6)  # fmt: skip
         axes.set(xscale="log", yscale="log", title=network, xlabel="FLOP per byte of the layer")
         axes.legend(fontsize=7, loc="lower right")
     panels[0].set_ylabel("GFLOP/s of the direct algorithm")
