@@ -10,7 +10,6 @@ every second voxel, these are not kept (sparse).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.export.fold import cut, fold
 from hyperfusion_rt.export.graph import Graph, Node
+from hyperfusion_rt.export.tiles import choose_tile
 from hyperfusion_rt.runtime.plan import Op, Plan, Program
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -470,39 +470,3 @@ def _ungrouped(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
         rows = slice(g * step, (g + 1) * step)
         full[..., rows, g * cin : (g + 1) * cin, :, :, :] = weight[..., rows, :, :, :, :]
     return full
-
-
-def choose_tile(
-    channels: int, cout: int, extent: tuple[int, ...], precision: str = "fp32", stride: int = 1
-) -> tuple[tuple[int, int, int] | None, bool]:
-    """The Winograd tile with the lowest modelled cost, or None where gathering is cheaper, and
-    whether its products are of bfloat16 pairs.
-
-    `extent [D, H, W]` of the output. A tile costs its transforms (per point and block of 16
-    channels) and its multiplications; gathering its copies and multiplications; the weights come
-    from memory once. The constants were measured with AVX-512 on two cores; their ratios matter,
-    and these vary little. Pairs are for 2x2x2 alone: rounding before the transform back costs 1.7
-    times a direct bfloat16 convolution's error there, but 6 to 10 times with larger tiles.
-    """
-    blocks_in, blocks_out = -(-channels // 16), -(-cout // 16)
-    fma = 1 / 6.7  # ns per multiply-add of 16 lanes, per core
-    byte, cores = 1 / 30, 2
-    half = 0.5 if precision == "bf16" else 1.0  # the time and the bytes of a bfloat16 product
-
-    def memory(points: int) -> float:
-        return points * channels * blocks_out * 64 * byte
-
-    taps = 27 * math.prod(extent)
-    copies = taps * blocks_in * 1.0 / cores  # of the inputs, into rows
-    direct = copies + half * (taps * channels * blocks_out * fma / cores + memory(27))
-    best: tuple[float, tuple[int, int, int] | None, bool] = (direct, None, False)
-    for tile in itertools.product((2, 4) if stride == 1 else (2,), repeat=3):
-        points = math.prod(t + 2 if stride == 1 else 5 for t in tile)
-        tiles = math.prod(-(-n // t) for n, t in zip(extent, tile, strict=True))
-        pairs = precision == "bf16" and tile == (2, 2, 2)
-        factor = half if pairs else 1.0
-        each = 1.35 * blocks_in + 0.9 * blocks_out + channels * blocks_out * fma * factor
-        cost = tiles * points * each / cores + memory(points) * factor
-        if cost < best[0]:
-            best = (cost, (tile[0], tile[1], tile[2]), pairs)
-    return best[1], best[2]

@@ -12,7 +12,8 @@ from torch import nn
 
 from hyperfusion_rt.export.fold import cut, fold
 from hyperfusion_rt.export.lower import lower
-from hyperfusion_rt.export.plan import choose_tile, plan
+from hyperfusion_rt.export.plan import plan
+from hyperfusion_rt.export.tiles import choose_tile
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.runtime.engine_native import NativeEngine
 
