@@ -250,8 +250,8 @@ class NativeEngine:
     """Runs one plan on the CPU; see `hyperfusion_rt.runtime.engines.Engine`.
 
     `trunk` and `head` can be called by themselves: many rows of a table against one scan cost one
-    trunk and many heads. The environment's `HFRT_ISA` (avx2, avx512, avx512_bf16, neon) forces a set of
-    instructions.
+    trunk and many heads. The environment's `HFRT_ISA` (avx2, avx512, avx512_bf16, neon) forces one
+    set of instructions.
 
     Args:
         source: an engine file, or a plan.
