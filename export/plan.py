@@ -23,7 +23,6 @@ from hyperfusion_rt.export.graph import Graph, Node
 from hyperfusion_rt.export.tiles import choose_tile
 from hyperfusion_rt.runtime.plan import Op, Plan, Program
 
-Arrays = dict[str, NDArray[np.float64]]
 _CONVS = ("conv", "hyper_conv")
 _WITH_ACTIVATION = (
     *_CONVS,
@@ -94,7 +93,6 @@ class _Fuser:
         for node in graph.nodes:
             for value in node.inputs:
                 self.users.setdefault(value, []).append(node)
-        self.producer = {node.output: node for node in graph.nodes}
         self.gone: set[str] = set()  # outputs of nodes that stand inside another operation
 
     def program(self) -> Program:

@@ -20,6 +20,7 @@ def choose_tile(
     """
     blocks_in, blocks_out = -(-channels // 16), -(-cout // 16)
     fma = 1 / 6.7  # ns per multiply-add of 16 lanes, per core
+    copy = 1.0  # ns per 16 channels of a voxel that is gathered, per core
     byte, cores = 1 / 30, 2
     half = 0.5 if precision == "bf16" else 1.0  # the time and the bytes of a bfloat16 product
 
@@ -27,8 +28,9 @@ def choose_tile(
         return points * channels * blocks_out * 64 * byte
 
     taps = 27 * math.prod(extent)
-    copies = taps * blocks_in * 1.0 / cores  # of the inputs, into rows
-    direct = copies + half * (taps * channels * blocks_out * fma / cores + memory(27))
+    direct = taps * blocks_in * copy / cores + half * (
+        taps * channels * blocks_out * fma / cores + memory(27)
+    )
     best: tuple[float, tuple[int, int, int] | None, bool] = (direct, None, False)
     for tile in itertools.product((2, 4) if stride == 1 else (2,), repeat=3):
         points = math.prod(t + 2 if stride == 1 else 5 for t in tile)

@@ -32,8 +32,9 @@ from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact
+from hyperfusion_rt.runtime.engine_native import NativeEngine
 from hyperfusion_rt.runtime.engines import open_file
-from hyperfusion_rt.runtime.plan import write_plan
+from hyperfusion_rt.runtime.plan import Plan
 from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import load_member
@@ -189,12 +190,12 @@ def contenders(
     threads: int,
     inputs: tuple[Array, Array],
     unfolded: Path,
-    bf16: Path,
+    bf16: Plan,
 ) -> dict[str, tuple[str, Callable[[], Call]]]:
     """Name → (precision, how to open it), for one batch.
 
     onnxruntime and OpenVINO get our folded file and the network as it was (`unfolded`); the faster
-    counts. `bf16`: the native engine's file in this precision, if the artifact's is another.
+    counts. `bf16`: for the native engine, if the artifact's is in fp32.
     """
     batch = len(inputs[0])
     files = [predictor.artifact.files("onnx")[0], unfolded]
@@ -212,15 +213,15 @@ def contenders(
         return lambda: _faster([opener(path) for path in files], inputs)
 
     entries = predictor.artifact.manifest.engines
-    ours = {
+    ours: dict[str, tuple[str, Callable[[], Call]]] = {
         f"hfrt {name}": (
             next(entry.precision for entry in entries if entry.engine == name),
             partial(open_file, name, predictor.artifact.files(name)[0], threads),
         )
         for name in predictor.artifact.engines
     }
-    if ours.get("hfrt native", ("", None))[0] == "fp32":
-        ours["hfrt native bf16"] = ("bf16", partial(open_file, "native", bf16, threads))
+    if "hfrt native" in ours and ours["hfrt native"][0] == "fp32":
+        ours["hfrt native bf16"] = ("bf16", partial(NativeEngine, bf16, threads))
     return {
         **ours,
         "onnxruntime": ("fp32", ort),
@@ -275,9 +276,8 @@ def bench(
         unfolded = Path(scratch.name) / "unfolded.onnx"
         shapes = {"image": image.shape[1:], "tabular": rows[0].shape[1:]}
         write_onnx(lower(network, shapes), unfolded)
-        bf16 = Path(scratch.name) / "bf16.native"
-        encoder, box = run.members[0].encoder, image.shape[2:]
-        write_plan(plan(folded(network, box, encoder), folded=True, precision="bf16"), bf16)
+        graph = folded(network, image.shape[2:], run.members[0].encoder)
+        bf16 = plan(graph, folded=True, precision="bf16")
         limit, copy = machine_limits(threads)
         info = artifact.manifest.provenance.network
         report = Report(

@@ -286,9 +286,7 @@ def test_few_channels(c):
     bf = c["precision"] == "bf16"
     one, two, three = c["channels"]
     tile, ones = (4, 4, 4), (1, 1, 1)
-    act, function = (c["act"], 0.1, None), ACTIVATIONS[c["act"]]
-    if c["act"] == "leaky_relu":
-        function = lambda x: F.leaky_relu(x, 0.1)  # noqa: E731
+    act, function = (c["act"], ALPHA.get(c["act"], 0.0), None), ACTIVATIONS[c["act"]]
     x = normal(rng, 2, 1, *c["shape"])
 
     def layer(value, y, cin, cout, act, function, **options):
