@@ -68,8 +68,8 @@ int Engine::as(int value, bool stored) {
   if (this->stored(value) == stored || kernels_.stored == exact_.stored) return value;
   const int out = add(e, stored);
   step("convert", {value}, {out}, [=] {
-    const char* from = place(value);
-    char* to = place(out);
+    const char* from = memory(value);
+    char* to = memory(out);
     for (int64_t i = 0; i < e.numbers(); ++i) put(to, i, bytes(out), get(from, i, bytes(value)));
   });
   return out;

@@ -132,11 +132,12 @@ class Engine {
   const float* keep(const Array& array, int64_t filled, const char* what, int64_t size);
   Activation keep(const ActivationSpec& spec, int64_t channels);
   float* reserve(int64_t floats);
-  char* place(int value) const { return reinterpret_cast<char*>(at(value)); }
+  char* memory(int value) const { return reinterpret_cast<char*>(at(value)); }
   void step(const std::string& name, std::vector<int> reads, std::vector<int> writes, Step work);
   float* at(int value) const;
   void parallel(int64_t count, int64_t grain, const ThreadPool::Work& work);
   void scratch(int64_t floats);
+  float* scratch_of(int thread) const { return scratch_memory_.get() + thread * scratch_floats_; }
   int64_t plain_floats(int value) const;
   void place_values();
   void fuse_rings();
@@ -146,6 +147,8 @@ class Engine {
 
   struct Conv;  // one convolution step with its arguments
   void build_conv(const std::shared_ptr<Conv>& conv, const ConvSpec& spec);
+  void prepare_narrow(Conv& conv, const ConvSpec& spec);
+  void pack_weights(const Conv& conv, const float* weight);
   void run_conv(Conv& conv);
   void generate(Conv& conv);
   void pad_input(const Conv& conv);

@@ -66,8 +66,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
                                          : k.stride[i] == 2 && spec.tile[i] == 2;
       if (!fits || k.stride[i] != k.stride[0] || k.kernel[i] != 3 || k.dilation[i] != 1 ||
           spec.depthwise)
-        refuse("Winograd tiles are 2 or 4, for 3x3x3 kernels with dilation 1 and stride 1, or 2 with "
-               "stride 2");
+        refuse("Winograd tiles are 2 or 4, for 3x3x3 kernels with dilation 1 and stride 1, "
+               "or 2 with stride 2");
       points *= k.stride[i] == 2 ? 5 : spec.tile[i] + 2;
       a.tile[i] = spec.tile[i];
     }
@@ -124,21 +124,10 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   // 32-bit units of the packed weights for `n` inputs, and of a row of `n` factors
   const int64_t pair = points && !a.pairs ? 1 : kernels_.pair;
   const auto steps_of = [pair](int64_t n) { return (n + pair - 1) / pair; };
-  const auto pack_all = [&](const float* weight, float* to) {
-    if (points) {
-      parallel(vectors * steps_of(cin), 64, [&](int64_t b, int64_t n, int) {
-        kernels_.winograd_weights(weight, a, to, b, n);
-      });
-    } else {
-      parallel(panels, 1, [&](int64_t b, int64_t n, int) {
-        kernels_.pack(weight, cout, taps * cin, to, b, n);
-      });
-    }
-  };
   if (c->kind == Conv::Kind::winograd || c->kind == Conv::Kind::gather) {
     c->packed = reserve(points ? product({points, steps_of(cin), lanes})
                                : product({steps_of(taps * cin), lanes}));
-    if (spec.condition < 0) pack_all(spec.weight.data, c->packed);
+    if (spec.condition < 0) pack_weights(*c, spec.weight.data);
     a.weight = c->packed;
   } else if (c->kind == Conv::Kind::depthwise) {
     float* to = reserve(taps * lanes);
@@ -173,27 +162,7 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
         a.tile[0] * a.tile[1] * a.tile[2] * (filled(se.c) / kernels_.pair + lanes) + kBlock;
   }
 
-  // What the narrow kernel would need; see choose_narrow.
-  const auto plain = [](const ActivationSpec& act) { return act.kind != Act::prelu; };
-  if (points == 216 && cin <= kNarrowIn && cout <= kNarrowOut && spec.condition < 0 && !spec.pool &&
-      spec.residual < 0 && !spec.prologue_scale.data && plain(spec.act) && plain(spec.second_act) &&
-      k.padding[0] == 1 && k.padding[1] == 1 && k.padding[2] == 1 &&
-      (spec.shortcut < 0 || same_voxels(a.shortcut.in_extent, e))) {
-    const int64_t groups = narrow_groups(cout);
-    float* to = reserve(216 * groups * cin * kNarrowGroup);
-    a.narrow_weight = to;
-    for (int64_t i = 0; i < 36 * groups * 6 * cin * kNarrowGroup; ++i) {
-      const int64_t j = i % kNarrowGroup, ci = i / kNarrowGroup % cin;
-      const int64_t d = i / (kNarrowGroup * cin) % 6, g = i / (kNarrowGroup * cin * 6) % groups;
-      const int64_t point = d * 36 + i / (kNarrowGroup * cin * 6 * groups);
-      const int64_t co = g * kNarrowGroup + j;
-      to[i] = co < cout ? c->packed[(point * cin + ci) * lanes + co] : 0.0f;
-    }
-    if (spec.shortcut >= 0)
-      a.narrow_shortcut = keep(spec.shortcut_weight, a.shortcut.in_extent.c * cout,
-                               "the shortcut's weight", a.shortcut.in_extent.c * cout);
-    scratch(narrow_scratch(cin, cout));
-  }
+  if (points == 216) prepare_narrow(*c, spec);
 
   // Partition and scratch. Blocks are small enough for the second-level cache, and there are a
   // few tasks for each thread; what is left over is split along the output channels.
@@ -245,28 +214,60 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
   }
 }
 
+// What the narrow kernel would need, where it could do the convolution; see choose_narrow.
+void Engine::prepare_narrow(Conv& c, const ConvSpec& spec) {
+  ConvArgs& a = c.args;
+  const int64_t cin = a.in_extent.c, cout = a.conv_extent.c, groups = narrow_groups(cout);
+  const int64_t* padding = a.window.padding;
+  if (cin > kNarrowIn || cout > kNarrowOut || spec.condition >= 0 || spec.pool ||
+      spec.residual >= 0 || a.prologue.scale || a.epilogue.slopes() || padding[0] != 1 ||
+      padding[1] != 1 || padding[2] != 1 ||
+      (spec.shortcut >= 0 && !same_voxels(a.shortcut.in_extent, a.in_extent)))
+    return;
+  float* to = reserve(216 * groups * cin * kNarrowGroup);
+  a.narrow_weight = to;
+  for (int64_t plane = 0; plane < 36; ++plane)
+    for (int64_t first = 0; first < groups * kNarrowGroup; first += kNarrowGroup)
+      for (int64_t row = 0; row < 6 * cin; ++row, to += kNarrowGroup) {
+        const int64_t point = row / cin * 36 + plane;
+        const float* from = c.packed + (point * cin + row % cin) * filled(cout);
+        for (int64_t j = 0; j < kNarrowGroup && first + j < cout; ++j) to[j] = from[first + j];
+      }
+  if (spec.shortcut >= 0) {
+    const int64_t size = a.shortcut.in_extent.c * cout;
+    a.narrow_shortcut = keep(spec.shortcut_weight, size, "the shortcut's weight", size);
+  }
+  scratch(narrow_scratch(cin, cout));
+}
+
+// Weights [taps][Cin][Cout] as the convolution's kernel reads them.
+void Engine::pack_weights(const Conv& c, const float* weight) {
+  const ConvArgs& a = c.args;
+  const int64_t cin = a.in_extent.c, cout = a.conv_extent.c, vectors = blocks_of(cout);
+  if (c.kind == Conv::Kind::winograd) {
+    const int64_t pair = a.pairs ? kernels_.pair : 1;
+    parallel(vectors * ((cin + pair - 1) / pair), 32, [&](int64_t begin, int64_t end, int) {
+      kernels_.winograd_weights(weight, a, c.packed, begin, end);
+    });
+    return;
+  }
+  const int64_t* k = a.window.kernel;
+  const int64_t per = kernels_.vectors_per_panel, depth = k[0] * k[1] * k[2] * cin;
+  parallel((vectors + per - 1) / per, 1, [&](int64_t begin, int64_t end, int) {
+    kernels_.pack(weight, cout, depth, c.packed, begin, end);
+  });
+}
+
 void Engine::generate(Conv& c) {
   const float* e = at(c.condition);
   const ConvArgs& a = c.args;
   const int64_t cout = a.conv_extent.c, n = c.generator.size / c.conditions;
-  const Window& k = a.window;
-  const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2];
   parallel((n + 1023) / 1024, 1, [&](int64_t begin, int64_t end, int) {
     kernels_.mix(c.generator.data, e, c.conditions, n, c.raw, begin * 1024,
                  std::min(end * 1024, n));
   });
   kernels_.mix(c.bias_generator.data, e, c.conditions, cout, c.bias, 0, cout);
-  const int64_t per = kernels_.vectors_per_panel, vectors = blocks_of(cout);
-  const int64_t cin = a.in_extent.c;
-  if (c.kind == Conv::Kind::winograd)
-    parallel(vectors * (a.pairs ? (cin + kernels_.pair - 1) / kernels_.pair : cin), 32,
-             [&](int64_t begin, int64_t end, int) {
-      kernels_.winograd_weights(c.raw, a, c.packed, begin, end);
-    });
-  else
-    parallel((vectors + per - 1) / per, 1, [&](int64_t begin, int64_t end, int) {
-      kernels_.pack(c.raw, cout, taps * cin, c.packed, begin, end);
-    });
+  pack_weights(c, c.raw);
 }
 
 void Engine::run_conv(Conv& c) {
@@ -275,11 +276,10 @@ void Engine::run_conv(Conv& c) {
   a.out = at(c.out);
   a.epilogue.residual = c.residual >= 0 ? at(c.residual) : nullptr;
   a.epilogue.second = c.second >= 0 ? at(c.second) : nullptr;
-  const auto mine = [&](int thread) { return scratch_memory_.get() + thread * scratch_floats_; };
   if (c.kind == Conv::Kind::one_channel) {
     pad_input(c);
     parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
-      kernels_.one_channel(a, b, n, mine(t));
+      kernels_.one_channel(a, b, n, scratch_of(t));
     });
     return;
   }
@@ -289,14 +289,14 @@ void Engine::run_conv(Conv& c) {
     run_ring(c);
     return;
   }
-  if (c.narrow)
-    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.narrow(a, b, n, mine(t)); });
-  else if (c.kind == Conv::Kind::winograd)
-    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.winograd(a, b, n, mine(t)); });
-  else if (c.kind == Conv::Kind::gather)
-    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernels_.gather(a, b, n, mine(t)); });
-  else
+  if (c.kind == Conv::Kind::depthwise) {
     parallel(c.tasks, 4, [&](int64_t b, int64_t n, int) { kernels_.depthwise(a, b, n); });
+    return;
+  }
+  const auto kernel = c.narrow                            ? kernels_.narrow
+                      : c.kind == Conv::Kind::winograd ? kernels_.winograd
+                                                       : kernels_.gather;
+  parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernel(a, b, n, scratch_of(t)); });
 }
 
 void Engine::pad_input(const Conv& c) {
@@ -319,7 +319,6 @@ void Engine::run_ring(Conv& c) {
   pad_input(p);
   p.args.out = at(c.in);
   const Extent &o = a.conv_extent, &e = a.in_extent;
-  const auto mine = [&](int thread) { return scratch_memory_.get() + thread * scratch_floats_; };
   const int64_t layer =
       (o.h + a.tile[1] - 1) / a.tile[1] * ((o.w + a.tile[2] - 1) / a.tile[2]);
   const int64_t layers = (o.d + a.tile[0] - 1) / a.tile[0];
@@ -329,13 +328,13 @@ void Engine::run_ring(Conv& c) {
     const int64_t next = std::min(z + step, layers);
     const int64_t need = std::clamp<int64_t>(next * a.tile[0] + 2 - a.window.padding[0], made, e.d);
     parallel((need - made) * e.h, 4, [&](int64_t b, int64_t n, int t) {
-      kernels_.one_channel(p.args, made * e.h + b, made * e.h + n, mine(t));
+      kernels_.one_channel(p.args, made * e.h + b, made * e.h + n, scratch_of(t));
     });
     made = need;
     a.first = z * layer;
     a.count = (next - z) * layer;
     parallel((a.count + a.rows - 1) / a.rows, 1, [&](int64_t b, int64_t n, int t) {
-      kernels_.winograd(a, b, n, mine(t));
+      kernels_.winograd(a, b, n, scratch_of(t));
     });
   }
 }

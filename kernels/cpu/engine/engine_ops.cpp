@@ -117,11 +117,12 @@ int Engine::concat(const std::vector<int>& values) {
     for (int i : in) {
       const int64_t n = extent(i).c;
       if (c % kBlock == 0) {
-        char* to = place(out) + c * voxels * width;
-        if (to != place(i))
-          std::memmove(to, place(i), static_cast<size_t>(filled(n) * voxels * width));
+        char* to = memory(out) + c * voxels * width;
+        if (to != memory(i))
+          std::memmove(to, memory(i), static_cast<size_t>(filled(n) * voxels * width));
       } else {
-        for (int64_t j = 0; j < n; ++j) copy_channel(place(i), j, place(out), c + j, voxels, width);
+        for (int64_t j = 0; j < n; ++j)
+          copy_channel(memory(i), j, memory(out), c + j, voxels, width);
       }
       c += n;
     }
@@ -137,11 +138,11 @@ int Engine::slice(int in, int64_t start, int64_t stop) {
   step("slice", {in}, {out}, [=] {
     const int64_t voxels = e.voxels(), width = bytes(in);
     if (start % kBlock == 0)
-      std::memcpy(place(out), place(in) + start * voxels * width,
+      std::memcpy(memory(out), memory(in) + start * voxels * width,
                   static_cast<size_t>(filled(stop - start) * voxels * width));
     else
       for (int64_t j = start; j < stop; ++j)
-        copy_channel(place(in), j, place(out), j - start, voxels, width);
+        copy_channel(memory(in), j, memory(out), j - start, voxels, width);
   });
   return out;
 }
@@ -152,7 +153,7 @@ int Engine::flatten(int in) {
   const int out = add({e.c * e.voxels(), 1, 1, 1}, false);
   step("flatten", {in}, {out}, [=] {
     const int64_t voxels = e.voxels(), width = bytes(in);
-    const char* from = place(in);
+    const char* from = memory(in);
     float* to = at(out);
     parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t b = begin; b < end; ++b)
@@ -177,12 +178,12 @@ int Engine::pad(int in, const int64_t before[3], const int64_t after[3]) {
     parallel(blocks_of(e.c) * o.d, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t block = i / o.d, d = i % o.d - d0;
-        char* plane = place(out) + i * o.h * o.w * voxel;
+        char* plane = memory(out) + i * o.h * o.w * voxel;
         std::memset(plane, 0, static_cast<size_t>(o.h * o.w * voxel));
         if (d < 0 || d >= e.d) continue;
         for (int64_t h = 0; h < e.h; ++h)
           std::memcpy(plane + ((h + h0) * o.w + w0) * voxel,
-                      place(in) + ((block * e.d + d) * e.h + h) * e.w * voxel,
+                      memory(in) + ((block * e.d + d) * e.h + h) * e.w * voxel,
                       static_cast<size_t>(e.w * voxel));
       }
     });

@@ -16,8 +16,8 @@ void Engine::choose_narrow() {
     const Conv* c = steps_[s].conv.get();
     if (!c) continue;
     const Epilogue& e = c->args.epilogue;
-    const bool first = c->kind == Conv::Kind::one_channel && c->residual < 0 && !e.act.slope &&
-                       !e.second_act.slope && c->args.conv_extent.c <= kNarrowIn;
+    const bool first = c->kind == Conv::Kind::one_channel && c->residual < 0 && !e.slopes() &&
+                       c->args.conv_extent.c <= kNarrowIn;
     capable[s] = c->args.narrow_weight != nullptr;
     if ((first || capable[s]) && !e.sparse)
       for (int value : steps_[s].writes) phased[static_cast<size_t>(value)] = true;
@@ -58,12 +58,10 @@ void Engine::choose_narrow() {
     Conv& c = *steps_[s].conv;
     ConvArgs& a = c.args;
     a.phased = is(c.out);
-    if (!capable[s] && !a.phased) continue;
-    a.phases = Phases::of(a.out_extent);
+    const Phases& g = a.phases = Phases::of(capable[s] ? a.conv_extent : a.out_extent);
     if (!capable[s]) continue;
     c.narrow = true;
     names_[s] = "narrow winograd";
-    const Phases& g = a.phases = Phases::of(a.conv_extent);
     c.tasks = (a.conv_extent.d + 3) / 4 * g.vectors();
     float* valid = reserve(16 * g.plane);
     for (int64_t y = 0; y < a.conv_extent.h; ++y)
@@ -81,8 +79,10 @@ void Engine::fuse_rings() {
     const auto first = steps_[i].conv, second = steps_[i + 1].conv;
     if (!first || !second || first->kind != Conv::Kind::one_channel || first->args.epilogue.pool ||
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
-        second->in != first->out || second->args.window.stride[0] != 1 || second->condition >= 0 || second->residual == first->out ||
-        second->shortcut == first->out || second->narrow || values_[static_cast<size_t>(first->out)].floats < kLarge)
+        second->in != first->out || second->args.window.stride[0] != 1 || second->narrow ||
+        second->condition >= 0 || second->residual == first->out ||
+        second->shortcut == first->out ||
+        values_[static_cast<size_t>(first->out)].floats < kLarge)
       continue;
     const int value = first->out;
     bool elsewhere = std::count(outputs_.begin(), outputs_.end(), value) > 0;

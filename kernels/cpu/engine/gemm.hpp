@@ -33,7 +33,7 @@ __attribute__((noinline)) void micro(const float* a, int64_t lda, int64_t depth,
   constexpr int kBases = Lda ? 1 : (Rows + 2) / 3;
   const float* base[kBases];
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * lda;
-  const auto step = [&](int offset) __attribute__((always_inline)) {
+  const auto step = [&](int offset) HFRT_LAMBDA {
     V w[Vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) w[j] = load(b + (offset * Vectors + j) * kLanes);

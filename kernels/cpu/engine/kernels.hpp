@@ -58,6 +58,8 @@ struct Epilogue {
   const float* second_scale = nullptr;
   const float* second_shift = nullptr;
   Activation second_act;
+  // Whether an activation has a number per channel.
+  __attribute__((always_inline)) bool slopes() const { return act.slope || second_act.slope; }
   // Winograd only: y is kept at every second voxel along each axis, in an output of half the size.
   bool sparse = false;
 };
@@ -77,9 +79,9 @@ struct Shortcut {
 };
 
 // The layout of a volume of few channels whose readers are all `narrow`: [C][D][4][4][plane]. The
-// voxel (y, x) stands in the plane of its phases (y % 4, x % 4) at y / 4 * row + x / 4: the same voxel
-// of neighbouring 4x4 tiles side by side. Behind each row is one zero, behind each plane a row of
-// zeros and more, and before the volume `guard` zeros: what a 3x3 window reads over the border.
+// voxel (y, x) stands in the plane of its phases (y % 4, x % 4) at y / 4 * row + x / 4: the same
+// voxel of neighbouring 4x4 tiles side by side. Behind each row is one zero, behind each plane a row
+// of zeros and more, and before the volume `guard` zeros: what a 3x3 window reads over the border.
 struct Phases {
   int64_t rows = 0, row = 0, plane = 0;
   __attribute__((always_inline)) static Phases of(const Extent& e) {

@@ -7,27 +7,6 @@
 
 namespace {
 
-// Each plane of one channel, transformed along H and W: to [36][16].
-HFRT_INLINE void narrow_input(const Stored* plane, const int64_t* shift, float* to) {
-  V rows[6][6];
-#pragma GCC unroll 6
-  for (int h = 0; h < 6; ++h) {
-    V x[6];
-#pragma GCC unroll 6
-    for (int w = 0; w < 6; ++w) x[w] = load(plane + shift[h * 6 + w]);
-    Filter<4>::input(x, rows[h]);
-  }
-#pragma GCC unroll 6
-  for (int w = 0; w < 6; ++w) {
-    V x[6], y[6];
-#pragma GCC unroll 6
-    for (int h = 0; h < 6; ++h) x[h] = rows[h][w];
-    Filter<4>::input(x, y);
-#pragma GCC unroll 6
-    for (int h = 0; h < 6; ++h) store(to + (h * 6 + w) * kLanes, y[h]);
-  }
-}
-
 constexpr int kNarrowGroup = hfrt::kNarrowGroup;
 
 // One of the 36 points along H and W: D's transform of all the input channels (z [channel][6] at
@@ -60,7 +39,8 @@ HFRT_INLINE void narrow_point(const float* z, int64_t step, int64_t cin, const f
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < kNarrowGroup; ++j) store(m + ((d + i) * kNarrowGroup + j) * kLanes, acc[i][j]);
+      for (int j = 0; j < kNarrowGroup; ++j)
+        store(m + ((d + i) * kNarrowGroup + j) * kLanes, acc[i][j]);
   }
   for (int j = 0; j < kNarrowGroup; ++j) {
     V x[6], y[4];
@@ -69,27 +49,6 @@ HFRT_INLINE void narrow_point(const float* z, int64_t step, int64_t cin, const f
     Filter<4>::output(x, y);
 #pragma GCC unroll 4
     for (int d = 0; d < 4; ++d) store(to + (j * 4 + d) * step, y[d]);
-  }
-}
-
-// [36] at `from` -> y [16 positions] at `step` floats
-HFRT_INLINE void narrow_output(const float* from, float* y, int64_t step) {
-  V half[4][6];
-#pragma GCC unroll 6
-  for (int w = 0; w < 6; ++w) {
-    V x[6], r[4];
-#pragma GCC unroll 6
-    for (int h = 0; h < 6; ++h) x[h] = load(from + (h * 6 + w) * kLanes);
-    Filter<4>::output(x, r);
-#pragma GCC unroll 4
-    for (int h = 0; h < 4; ++h) half[h][w] = r[h];
-  }
-#pragma GCC unroll 4
-  for (int h = 0; h < 4; ++h) {
-    V r[4];
-    Filter<4>::output(half[h], r);
-#pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w) store(y + (h * 4 + w) * step, r[w]);
   }
 }
 
@@ -136,10 +95,13 @@ void narrow(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
       for (int64_t d = 0; d < 6; ++d) {
         const int64_t z = z0 - 1 + d;
         float* to = half + (c * 6 + d) * 36 * kLanes;
-        if (z < 0 || z >= e.d)
+        if (z < 0 || z >= e.d) {
           for (int i = 0; i < 36; ++i) store(to + i * kLanes, zero());
-        else
-          narrow_input(in + g.plane_of(c, z, e.d) + l0, shift, to);
+          continue;
+        }
+        const Stored* from = in + g.plane_of(c, z, e.d) + l0;
+        plane_input<Filter<4>, Filter<4>>(
+            [from, at = shift](int h, int w) HFRT_LAMBDA { return from + at[h * 6 + w]; }, to);
       }
     for (int64_t i = 0; i < 36; ++i)
       for (int64_t j = 0; j < groups; ++j)
@@ -157,7 +119,7 @@ void narrow(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
       const int64_t z = z0 + d;
       for (int64_t c = 0; c < e.c; ++c) {
         alignas(64) float tile[16 * kLanes];
-        narrow_output(made + (c * 4 + d) * 36 * kLanes, tile, kLanes);
+        plane_output<Filter<4>, Filter<4>>(made + (c * 4 + d) * 36 * kLanes, tile);
         const V bias = broadcast(p.bias[c]);
         const V scale = broadcast(second ? p.second_scale[c] : 0.0f);
         const V offset = broadcast(second ? p.second_shift[c] : 0.0f);

@@ -38,18 +38,14 @@ HFRT_INLINE void correlate(const float* const* at, const int64_t* shift, int64_t
   }
 }
 
-// Groups of C channels of one block; `put(channel, vectors)` takes the results.
+// Groups of C channels of one block; `put(channel, vectors)` takes the results, the zeros of a last
+// group that is not full as well.
 template <int C, int N, typename Put>
 HFRT_INLINE void correlate_block(const float* const* at, const int64_t* shift, int64_t taps,
                                  const float* weight, int64_t channels, const Put& put) {
   V acc[C][N];
-  for (int c = 0; c < kLanes; c += C) {
-    if (c < channels) {
-      correlate<C, N>(at, shift, taps, weight + c, acc);
-    } else {
-      for (auto& row : acc)
-        for (auto& v : row) v = zero();
-    }
+  for (int c = 0; c < kLanes && c < channels; c += C) {
+    correlate<C, N>(at, shift, taps, weight + c, acc);
 #pragma GCC unroll 16
     for (int i = 0; i < C; ++i) put(c + i, acc[i]);
   }
@@ -110,34 +106,29 @@ HFRT_INLINE void along_w_phased(const hfrt::ConvArgs& a, const float* const* at,
   const hfrt::Epilogue& e = a.epilogue;
   const hfrt::Window& k = a.window;
   const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2], channels = a.out_extent.c;
+  const int64_t first = y % 4 * 4 * g.plane + y / 4 * g.row + w / 4;
   const auto finish_phased = [&](int64_t c, V x) {
+    if (c >= channels) return;
     x = x + broadcast(e.bias[c]);
     x = activate(x, e.act, 0);
-    const int64_t place = g.plane_of(c, z, a.out_extent.d) + y % 4 * 4 * g.plane + y / 4 * g.row + w / 4;
+    const int64_t place = g.plane_of(c, z, a.out_extent.d) + first;
     put_phases(x, static_cast<Stored*>(a.out) + place, g.plane, n, e.pool);
     if (!e.second) return;
     x = activate(fma(x, broadcast(e.second_scale[c]), broadcast(e.second_shift[c])), e.second_act,
                  0);
     put_phases(x, static_cast<Stored*>(e.second) + place, g.plane, n, e.pool);
   };
-  if (!e.pool) {
-    for (int64_t c = 0; c < channels; c += kNarrowChannels) {
-      V r[kNarrowChannels][1];
-      correlate<kNarrowChannels, 1>(at, a.shift, taps, a.weight + c, r);
-      for (int64_t i = 0; i < kNarrowChannels && c + i < channels; ++i)
-        finish_phased(c + i, permuted(r[i][0], kByPhase));
-    }
-    return;
-  }
-  for (int64_t c = 0; c < channels; c += kPoolChannels) {
-    V r[kPoolChannels][4];
-    correlate<kPoolChannels, 4>(at, a.shift, taps, a.weight + c, r);
-    for (int64_t i = 0; i < kPoolChannels && c + i < channels; ++i) {
-      const V most = larger_or_nan(larger_or_nan(r[i][0], r[i][1]), larger_or_nan(r[i][2], r[i][3]));
-      const V pairs = permuted(most, kPairsByPhase);
-      finish_phased(c + i, larger_or_nan(pairs, upper_half(pairs)));
-    }
-  }
+  if (!e.pool)
+    correlate_block<kNarrowChannels, 1>(
+        at, a.shift, taps, a.weight, channels,
+        [&](int c, const V(&r)[1]) { finish_phased(c, permuted(r[0], kByPhase)); });
+  else
+    correlate_block<kPoolChannels, 4>(
+        at, a.shift, taps, a.weight, channels, [&](int c, const V(&r)[4]) {
+          const V most = larger_or_nan(larger_or_nan(r[0], r[1]), larger_or_nan(r[2], r[3]));
+          const V pairs = permuted(most, kPairsByPhase);
+          finish_phased(c, larger_or_nan(pairs, upper_half(pairs)));
+        });
 }
 
 // acc[g][r] = sum over taps of weight * x at `at[g] + shift[tap] + r * Step`, for `Vectors` blocks of
@@ -257,6 +248,7 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
     for (int64_t b = 0; b < blocks_of(o.c); ++b) {
       const float* weight = a.weight + b * taps * kLanes;
       const int64_t channels = o.c - b * kLanes;
+      if (!broadcast_inputs) __builtin_memset(tile, 0, kLanes * kLanes * sizeof(float));
       const int64_t base = b * block + od % a.ring * plane + oh * row;
       const bool pair =
           broadcast_inputs && many == 1 && kVectorsPerPanel == 2 && b + 1 < blocks_of(o.c);

@@ -13,13 +13,14 @@
 #endif
 
 #define HFRT_INLINE __attribute__((always_inline)) inline
+#define HFRT_LAMBDA __attribute__((always_inline))
 
 namespace {
 
 constexpr int kLanes = 16;
 
-// HFRT_STORED_bf16: volumes are stored in bfloat16, the upper half of a float32, rounded to nearest even.
-// With AVX512_BF16, `Factor`s, which pairwise products take, are bfloat16 too.
+// HFRT_STORED_bf16: volumes are stored in bfloat16, the upper half of a float32, rounded to nearest
+// even. With AVX512_BF16, `Factor`s, which pairwise products take, are bfloat16 too.
 using Bf16 = uint16_t;
 #if defined(HFRT_STORED_bf16)
 using Stored = Bf16;

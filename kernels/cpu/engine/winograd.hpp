@@ -89,6 +89,50 @@ struct Filter<2, 2> {
   }
 };
 
+// A plane along H and W: `at(h, w)` gives the inputs; to [points of H][points of W].
+template <typename H, typename W, typename At>
+HFRT_INLINE void plane_input(const At& at, float* to) {
+  V rows[H::N][W::N];
+#pragma GCC unroll 6
+  for (int h = 0; h < H::N; ++h) {
+    V x[W::N];
+#pragma GCC unroll 6
+    for (int w = 0; w < W::N; ++w) x[w] = load(at(h, w));
+    W::input(x, rows[h]);
+  }
+#pragma GCC unroll 6
+  for (int w = 0; w < W::N; ++w) {
+    V x[H::N], y[H::N];
+#pragma GCC unroll 6
+    for (int h = 0; h < H::N; ++h) x[h] = rows[h][w];
+    H::input(x, y);
+#pragma GCC unroll 6
+    for (int h = 0; h < H::N; ++h) store(to + (h * W::N + w) * kLanes, y[h]);
+  }
+}
+
+// And back: from [points of H][points of W] to the outputs [H][W].
+template <typename H, typename W>
+HFRT_INLINE void plane_output(const float* from, float* to) {
+  V rows[H::M][W::N];
+#pragma GCC unroll 6
+  for (int w = 0; w < W::N; ++w) {
+    V x[H::N], r[H::M];
+#pragma GCC unroll 6
+    for (int h = 0; h < H::N; ++h) x[h] = load(from + (h * W::N + w) * kLanes);
+    H::output(x, r);
+#pragma GCC unroll 4
+    for (int h = 0; h < H::M; ++h) rows[h][w] = r[h];
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < H::M; ++h) {
+    V r[W::M];
+    W::output(rows[h], r);
+#pragma GCC unroll 4
+    for (int w = 0; w < W::M; ++w) store(to + (h * W::M + w) * kLanes, r[w]);
+  }
+}
+
 constexpr int64_t kNoRow = INT64_MIN;
 alignas(64) constexpr Stored zeros[6 * kLanes] = {};
 
@@ -105,25 +149,10 @@ struct Winograd {
   // rows[d * NH + h]: the row's first vector. to: U for this tile and block, points `step` apart.
   static HFRT_INLINE void input(const Stored* const* rows, T* to, int64_t step) {
     alignas(64) float half[kPoints * kLanes];
-    for (int d = 0; d < ND; ++d) {
-      V plane[NH][NW];
-#pragma GCC unroll 6
-      for (int h = 0; h < NH; ++h) {
-        V x[NW];
-#pragma GCC unroll 6
-        for (int w = 0; w < NW; ++w) x[w] = load(rows[d * NH + h] + w * kLanes);
-        W::input(x, plane[h]);
-      }
-#pragma GCC unroll 6
-      for (int w = 0; w < NW; ++w) {
-        V x[NH], y[NH];
-#pragma GCC unroll 6
-        for (int h = 0; h < NH; ++h) x[h] = plane[h][w];
-        H::input(x, y);
-#pragma GCC unroll 6
-        for (int h = 0; h < NH; ++h) store(half + ((d * NH + h) * NW + w) * kLanes, y[h]);
-      }
-    }
+    for (int d = 0; d < ND; ++d)
+      plane_input<H, W>(
+          [rows, d](int h, int w) HFRT_LAMBDA { return rows[d * NH + h] + w * kLanes; },
+          half + d * NH * NW * kLanes);
     for (int i = 0; i < NH * NW; ++i) {
       V x[ND], y[ND];
 #pragma GCC unroll 6
@@ -145,25 +174,8 @@ struct Winograd {
 #pragma GCC unroll 4
       for (int d = 0; d < MD; ++d) store(half + (d * NH * NW + i) * kLanes, r[d]);
     }
-    for (int d = 0; d < MD; ++d) {
-      V plane[MH][NW];
-#pragma GCC unroll 6
-      for (int w = 0; w < NW; ++w) {
-        V x[NH], r[MH];
-#pragma GCC unroll 6
-        for (int h = 0; h < NH; ++h) x[h] = load(half + ((d * NH + h) * NW + w) * kLanes);
-        H::output(x, r);
-#pragma GCC unroll 4
-        for (int h = 0; h < MH; ++h) plane[h][w] = r[h];
-      }
-#pragma GCC unroll 4
-      for (int h = 0; h < MH; ++h) {
-        V r[MW];
-        W::output(plane[h], r);
-#pragma GCC unroll 4
-        for (int w = 0; w < MW; ++w) store(y + ((d * MH + h) * MW + w) * kLanes, r[w]);
-      }
-    }
+    for (int d = 0; d < MD; ++d)
+      plane_output<H, W>(half + d * NH * NW * kLanes, y + d * MH * MW * kLanes);
   }
 
   // Where a tile's rows of input begin, from the block's start, or kNoRow for zeros.
@@ -303,7 +315,7 @@ struct Winograd {
     }
   }
 
-  // scratch: U, M and two tiles; see `winograd_scratch` in the engine.
+  // scratch: U, M and two tiles; see `Engine::build_conv`.
   static void run(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
     const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
     const int64_t tiles_h = (o.h + MH - 1) / MH, tiles_w = (o.w + MW - 1) / MW;
