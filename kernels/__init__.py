@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.kernels.ops import hyper_conv3d, hyper_linear
+    from hyperfusion_rt.kernels.ops import Epilogue, hyper_conv3d, hyper_linear
 
-__all__ = ["hyper_conv3d", "hyper_linear"]
+__all__ = ["Epilogue", "hyper_conv3d", "hyper_linear"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,19 +10,41 @@ A 1x1x1 convolution is a batched matrix product with W[b]. Other convolutions us
 grouped convolution (groups = B), eager or compiled: it does 1 / (K + 1) of the shared form's
 multiplications. An exported graph keeps B symbolic, and ONNX's Conv takes no symbolic number of
 groups: there the shared form stands. Our own export reads each op as one node (`whole_ops`).
+
+On CUDA the convolution is one node too, and runs Triton kernels (`kernels/gpu`), forward and
+backward. Without Triton, and for float64, it is the composition above. Triton is not imported until
+then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv3d, linear
 
+from hyperfusion_rt.kernels.epilogue import Epilogue, apply
+
 Triple = tuple[int, int, int]
 _whole = False
+# Devices whose tensors Triton kernels take; tests with Triton's interpreter add the CPU.
+TRITON_DEVICES = {"cuda"}
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+def _on_triton(x: Tensor) -> bool:
+    return x.device.type in TRITON_DEVICES and x.dtype in _TRITON_DTYPES and has_triton()
 
 
 @contextmanager
@@ -105,6 +127,7 @@ def hyper_conv3d(
     padding: int | Triple = 0,
     dilation: int | Triple = 1,
     groups: int = 1,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Convolve every sample with its own, generated weights; no loop over samples.
 
@@ -113,7 +136,9 @@ def hyper_conv3d(
 
     `x [B, Cin, D, H, W]`, `condition e [B, K]`, `G [K, Cout, Cin/groups, kD, kH, kW]`,
     `h [K, Cout]`, `g0 [Cout, Cin/groups, kD, kH, kW]` and `h0 [Cout]`, one floating dtype
-    → `[B, Cout, D', H', W']`. Differentiable in all six tensors.
+    → `[B, Cout, D', H', W']`. Differentiable in all six tensors, and in those of the `epilogue`
+    that follows. On CUDA x may be float16 or bfloat16 and the rest float32: sums are float32, y has
+    the dtype of x, and under autocast x is cast.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -130,11 +155,21 @@ def hyper_conv3d(
         raise ValueError(
             f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
-    if _whole:
-        geometry = list(stride), list(padding), list(dilation), groups
-        y: Tensor = _whole_conv3d(x, condition, G, h, g0, h0, *geometry)
-        return y
-    return _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
+    after = epilogue or Epilogue()
+    fused = _on_triton(x) and not _whole
+    if not (fused or _whole):
+        y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
+        return apply(y, after)
+    if fused and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    geometry = list(stride), list(padding), list(dilation), groups
+    # The gradient of a scale needs the convolution's own result, which a fused epilogue does not keep.
+    if _whole or (after.scale is not None and after.scale.requires_grad):
+        return apply(_op_conv3d(x, condition, G, h, g0, h0, *geometry), after)
+    residual = None if after.residual is None else after.residual.to(x.dtype)
+    fields = after._replace(residual=residual)
+    made: Tensor = _op_conv3d(x, condition, G, h, g0, h0, *geometry, *fields)
+    return made
 
 
 def _conv3d(
@@ -210,7 +245,7 @@ def hyper_linear(
     if x.shape[1] != G.shape[2]:
         raise ValueError(f"hyper_linear: x has {x.shape[1]} features, but G reads {G.shape[2]}")
     if _whole:
-        y: Tensor = _whole_linear(x, condition, G, h, g0, h0)
+        y: Tensor = _op_linear(x, condition, G, h, g0, h0)
         return y
     return _linear(x, condition, G, h, g0, h0)
 
@@ -229,11 +264,11 @@ def _linear(
     return y if g0 is None else y + linear(x, g0)
 
 
-# Each op as one node.
+# Each op as one node: fake, autograd and vmap rules. On CUDA the convolution is always one.
 
 
 @torch.library.custom_op("hfrt::hyper_conv3d", mutates_args=())
-def _whole_conv3d(
+def _op_conv3d(
     x: Tensor,
     condition: Tensor,
     G: Tensor,
@@ -244,11 +279,26 @@ def _whole_conv3d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
-    return _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups).clone()
+    epilogue = Epilogue(scale, shift, residual, slope)
+    if _on_triton(x):
+        from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
+
+        geometry = gpu.Geometry.of(G, stride, padding, dilation, groups)
+        return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
+    y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
+    return apply(y, epilogue).clone(memory_format=torch.contiguous_format)
 
 
-@_whole_conv3d.register_fake
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if _on_triton(x) else torch.contiguous_format
+
+
+@_op_conv3d.register_fake
 def _(
     x: Tensor,
     condition: Tensor,
@@ -260,16 +310,121 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], G.shape[3:], stride, padding, dilation, strict=True)
     ]
-    return x.new_empty((x.shape[0], G.shape[1], *size))
+    shape = (x.shape[0], G.shape[1], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+
+
+@torch.library.custom_op("hfrt::hyper_conv3d_backward", mutates_args=())
+def _op_conv3d_backward(
+    dy: Tensor,
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    if _on_triton(x):
+        from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
+
+        geometry = gpu.Geometry.of(G, stride, padding, dilation, groups)
+        return gpu.backward(dy, x, condition, G, h, g0, h0, geometry, list(needs))
+    given = [x, condition, G, h, g0, h0]
+    leaves = [t if t is None else t.detach().requires_grad_() for t in given]
+    with torch.enable_grad():
+        y = _conv3d(*leaves, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(y, wanted, dy))
+    return [next(found).contiguous() if need else x.new_empty(0) for need in needs]
+
+
+@_op_conv3d_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    made = []
+    for tensor, need in zip((x, condition, G, h, g0, h0), needs, strict=True):
+        if not need or tensor is None:
+            made.append(x.new_empty(0))
+        else:
+            layout = _layout(x) if tensor is x else torch.contiguous_format
+            made.append(torch.empty_like(tensor, memory_format=layout))
+    return made
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, condition, G, h, g0, h0, *geometry, scale, shift, residual, slope = inputs
+    ctx.save_for_backward(x, condition, G, h, g0, h0, scale, output if slope != 1.0 else None)
+    ctx.geometry, ctx.slope = geometry, slope
+    ctx.dtypes = [None if t is None else t.dtype for t in (shift, residual)]
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, scale, y = ctx.saved_tensors
+    if y is not None:
+        dy = torch.where(y > 0, dy, ctx.slope * dy)
+    shift, residual = ctx.dtypes
+    dshift = None if shift is None else dy.sum((0, 2, 3, 4), dtype=torch.float32).to(shift)
+    dresidual = None if residual is None else dy
+    if scale is not None:
+        dy = dy * scale.to(dy.dtype)[:, None, None, None]
+    needs = [need and t is not None for need, t in zip(ctx.needs_input_grad, tensors, strict=False)]
+    found = _op_conv3d_backward(dy, *tensors, *ctx.geometry, needs)
+    gradients = [g if need else None for g, need in zip(found, needs, strict=True)]
+    return (*gradients, None, None, None, None, None, dshift, dresidual, None)
+
+
+_op_conv3d.register_autograd(_gradients, setup_context=_keep_for_backward)
+
+
+@_op_conv3d.register_vmap
+def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    """Samples under vmap join the batch; weights under vmap are one call each."""
+    dims = dims + (None,) * (len(arguments) - len(dims))
+    of_samples = (0, 1, 12)  # x, condition, residual
+    count = info.batch_size
+    if all(d is None for i, d in enumerate(dims) if i not in of_samples):
+        joined = list(arguments)
+        for i in of_samples:
+            if i < len(joined) and joined[i] is not None:
+                t = joined[i]
+                t = t.unsqueeze(0).expand(count, *t.shape) if dims[i] is None else t.movedim(dims[i], 0)
+                joined[i] = t.flatten(0, 1)
+        return _op_conv3d(*joined).unflatten(0, (count, -1)), 0
+    each = [
+        _op_conv3d(*(a if d is None else a.select(d, v) for a, d in zip(arguments, dims, strict=True)))
+        for v in range(count)
+    ]
+    return torch.stack(each), 0
 
 
 @torch.library.custom_op("hfrt::hyper_linear", mutates_args=())
-def _whole_linear(
+def _op_linear(
     x: Tensor,
     condition: Tensor,
     G: Tensor,
@@ -280,7 +435,7 @@ def _whole_linear(
     return _linear(x, condition, G, h, g0, h0).clone()
 
 
-@_whole_linear.register_fake
+@_op_linear.register_fake
 def _(
     x: Tensor,
     condition: Tensor,

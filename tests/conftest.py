@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Before torch is imported: on a shared machine spinning threads make training many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before Triton is imported: without a GPU its kernels run in its interpreter, on CPU tensors.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 

@@ -1,0 +1,109 @@
+"""When generated weights pay inside the convolution, from the bytes that each strategy moves.
+
+    generate in the convolution:  R · (K + 1) · |W| · s_G                  per sample
+    write W[b], then convolve:    (K + 1) · |W| · s_G + (1 + R) · |W| · s  per sample, one launch more
+
+|W| are the weights of one sample, s_G and s the bytes of one number of G and of x, R the row tiles
+(each reads all weights of its columns again). A launch is counted as the bytes that the second-level
+cache delivers meanwhile. Where G̃ exceeds that cache, what is read again comes from memory.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from hyperfusion_rt.kernels.gpu.configs import CONV3D, Triple, conv3d_config
+
+
+class Machine(NamedTuple):
+    """What the choice depends on. Default: A100 40 GB, the smallest of the data-centre chips.
+
+    `cache` bytes of L2; `cache_rate` and `memory_rate` bytes per second; `launch` seconds.
+    """
+
+    cache: int = 40 * 2**20
+    cache_rate: float = 4e12
+    memory_rate: float = 1.5e12
+    launch: float = 2.5e-6
+
+
+class Cost(NamedTuple):
+    """Bytes of weights that a batch moves, and the seconds they take."""
+
+    bytes: int
+    seconds: float
+
+
+class Shape(NamedTuple):
+    """One call: samples, generators K (without the constant), channels of x and y, geometry."""
+
+    batch: int
+    k: int
+    cin: int
+    cout: int
+    kernel: Triple
+    size: Triple
+    stride: Triple = (1, 1, 1)
+    padding: Triple = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
+    groups: int = 1
+
+    @property
+    def out(self) -> Triple:
+        """The size of y."""
+        d, h, w = (
+            (n + 2 * p - step * (k - 1) - 1) // s + 1
+            for n, k, s, p, step in zip(
+                self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return d, h, w
+
+    @property
+    def weights(self) -> int:
+        """|W|: weights of one sample."""
+        return self.cout * (self.cin // self.groups) * prod(self.kernel)
+
+
+def costs(shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = Machine()) -> dict[str, Cost]:
+    """The weights' traffic of `generate` and `write`."""
+    voxels = prod(shape.out)
+    rows = CONV3D[conv3d_config(voxels, shape.cout // shape.groups)].rows
+    tiles = -(-voxels // rows)
+    generators = (shape.k + 1) * shape.weights * generator_bytes
+    rate = machine.cache_rate if generators <= machine.cache else machine.memory_rate
+    inside = shape.batch * tiles * generators
+    once = shape.batch * generators
+    own = shape.batch * (1 + tiles) * shape.weights * bytes_
+    return {
+        "generate": Cost(inside, inside / rate + machine.launch),
+        "write": Cost(once + own, once / rate + own / machine.cache_rate + 2 * machine.launch),
+    }
+
+
+def choose_strategy(shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = Machine()) -> str:
+    """`generate` or `write`, whichever moves its weights in less time."""
+    found = costs(shape, generator_bytes, bytes_, machine)
+    return min(found, key=lambda name: found[name].seconds)
+
+
+def choose_weight_gradient(shape: Shape, processors: int = 108) -> str:
+    """`keep` (W's gradient stays in registers, one program per tile) or `write`.
+
+    `keep` needs no memory for dW[b], but only as many programs as there are tiles, each of which
+    goes through the whole batch. It is taken where K fits into registers and the tiles fill a
+    quarter of the chip's `processors`, or where the samples are so small that the launches and
+    the traffic of `write` cost more than the work.
+    """
+    from hyperfusion_rt.kernels.gpu.configs import WEIGHT_GRADIENT
+
+    if shape.k > 8:
+        return "write"
+    config = WEIGHT_GRADIENT["keep"]
+    rows = shape.cin // shape.groups * prod(shape.kernel)
+    tiles = -(-rows // config.step) * -(-(shape.cout // shape.groups) // config.columns)
+    work = shape.batch * prod(shape.out)
+    if tiles * shape.groups >= processors // 4 and work <= 32 * 1024:
+        return "keep"
+    return "write"

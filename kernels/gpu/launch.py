@@ -1,0 +1,262 @@
+"""From torch tensors to kernel launches: layouts, strides, grids. Called by the ops only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd, prod
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from hyperfusion_rt.kernels.epilogue import Epilogue
+from hyperfusion_rt.kernels.gpu import configs
+from hyperfusion_rt.kernels.gpu import conv3d as kernels
+from hyperfusion_rt.kernels.gpu.configs import Triple
+
+LIMIT = 2**31
+NO_EPILOGUE = Epilogue()
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    d, h, w = values
+    return d, h, w
+
+
+class Geometry(NamedTuple):
+    """What a convolution does to positions, and its groups."""
+
+    kernel: Triple
+    stride: Triple
+    padding: Triple
+    dilation: Triple
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        G: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Geometry:
+        """The geometry of a convolution with weights `G [K, Cout, Cin, kD, kH, kW]`."""
+        return cls(*(_triple(t) for t in (G.shape[3:], stride, padding, dilation)), groups)
+
+    def out(self, size: Triple) -> Triple:
+        """The size of y for x of `size`."""
+        d, h, w = (
+            (n + 2 * p - step * (k - 1) - 1) // s + 1
+            for n, k, s, p, step in zip(
+                size, self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return d, h, w
+
+
+class Weights(NamedTuple):
+    """Weights as the kernel reads them: `data` with element strides, `e [B or 1, K1]`, `h`.
+
+    `sample` is the stride between samples (0: shared), `k` between generators (generated inside).
+    """
+
+    data: Tensor
+    e: Tensor
+    h: Tensor | None
+    sample: int
+    k: int
+
+
+class Prologue(NamedTuple):
+    """`act(scale · x + shift)` on what the convolution reads; padding is zero after it."""
+
+    scale: Tensor
+    shift: Tensor
+    slope: float = 0.0
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x [B, C, D, H, W]` in memory order `[B, D, H, W, C]`; offsets in a sample must be int32."""
+    if x[0].numel() >= LIMIT:
+        raise ValueError(f"a sample of {x[0].numel()} numbers is too large: the limit is {LIMIT}")
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def size_of(x: Tensor) -> Triple:
+    """D, H, W."""
+    return _triple(x.shape[2:])
+
+
+def pack(generators: list[Tensor], groups: int) -> Tensor:
+    """`[k_i, Cout, Cin/groups, kD, kH, kW]` joined → `[K1, groups, taps · Cin/groups, Cout/groups]`."""
+    first = generators[0]
+    cout, cin, *kernel = first.shape[1:]
+    taps = prod(kernel)
+    count = sum(len(g) for g in generators)
+    made = first.new_empty((count, groups, taps, cin, cout // groups))
+    at = 0
+    for g in generators:
+        view = g.reshape(len(g), groups, cout // groups, cin, taps)
+        made[at : at + len(g)] = view.permute(0, 1, 4, 3, 2)
+        at += len(g)
+    return made.flatten(2, 3)
+
+
+def unpack(packed: Tensor, kernel: Triple) -> Tensor:
+    """The inverse of `pack`: `[K, groups, taps · Cin, Cout/groups]` → `[K, Cout, Cin, kD, kH, kW]`."""
+    taps = prod(kernel)
+    parts = packed.unflatten(2, (taps, -1)).permute(0, 1, 4, 3, 2)
+    return parts.flatten(1, 2).unflatten(3, kernel)
+
+
+def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """`W [B, groups, taps · Cin, Cout]` of every sample, written once."""
+    samples, n = len(e), packed[0].numel()
+    made = torch.empty((samples, *packed.shape[1:]), dtype=dtype, device=packed.device)
+    grid = (triton.cdiv(n, configs.GENERATE_BLOCK), samples)
+    kernels.generate[grid](e, packed, made, n, K1=len(packed), BLOCK=configs.GENERATE_BLOCK)
+    return made
+
+
+def _floats(values: Tensor | None, none: Tensor, default: float, count: int) -> Tensor:
+    """`values` in float32; without them `count` times `default`, or what is never read."""
+    if values is not None:
+        return values.float().contiguous()
+    return none.new_full((count,), default, dtype=torch.float32) if count else none
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """TF32 where torch's own convolutions may use it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def conv3d(
+    x: Tensor,
+    weights: Weights,
+    geometry: Geometry,
+    *,
+    channels: int,
+    transposed_size: Triple | None = None,
+    epilogue: Epilogue = NO_EPILOGUE,
+    prologue: Prologue | None = None,
+    pool: bool = False,
+    config: configs.Config | None = None,
+) -> Tensor:
+    """One launch for all samples. `x [B, C, D, H, W]` → `[B, channels, D', H', W']`, channels-last.
+
+    With `transposed_size` x is a gradient of the output, and what comes out has that size. With `pool`
+    the maximum over 2x2x2 of the result is stored.
+    """
+    x = channels_last(x)
+    groups = geometry.groups
+    cin, cout = x.shape[1] // groups, channels // groups
+    transposed = transposed_size is not None
+    out = transposed_size or geometry.out(size_of(x))
+    rows = prod(out)
+    phases = 1
+    steps = (1, 1, 1)
+    if transposed:
+        phases = prod(geometry.stride)
+        rows = prod(-(-n // s) for n, s in zip(out, geometry.stride, strict=True))
+        pairs = zip(geometry.stride, geometry.dilation, strict=True)
+        steps = tuple(s // gcd(s, step) for s, step in pairs)  # type: ignore[assignment]
+    if pool:
+        out = (out[0] // 2, out[1] // 2, out[2] // 2)
+        rows = 8 * prod(out)
+    y = torch.empty(
+        (x.shape[0], channels, *out),
+        dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d,
+    )  # fmt: skip
+    if y.numel() == 0:
+        return y
+    channels_last(y)
+    residual = epilogue.residual
+    if residual is not None:
+        residual = channels_last(residual)
+    scale, shift = epilogue.scale, epilogue.shift
+    affine = scale is not None or shift is not None
+    chosen = config or configs.CONV3D[configs.conv3d_config(rows, cout)]
+    grid = (triton.cdiv(rows, chosen.rows) * triton.cdiv(cout, chosen.columns), len(x) * groups, phases)
+    none = y  # a pointer for arguments that the kernel does not read
+    kernels.conv3d[grid](
+        x, weights.data, weights.e, none if weights.h is None else weights.h,
+        none if prologue is None else prologue.scale,
+        none if prologue is None else prologue.shift,
+        _floats(scale, none, 1.0, channels if affine else 0),
+        _floats(shift, none, 0.0, channels if affine else 0),
+        none if residual is None else residual,
+        y,
+        *size_of(x), *out,
+        weights.sample, weights.k,
+        0 if len(weights.e) == 1 else weights.e.shape[1],
+        1.0 if prologue is None else prologue.slope,
+        epilogue.slope,
+        CIN=cin, COUT=cout, GROUPS=groups, K1=weights.e.shape[1],
+        **dict(zip(("KD", "KH", "KW"), geometry.kernel)),
+        **dict(zip(("SD", "SH", "SW"), geometry.stride)),
+        **dict(zip(("PD", "PH", "PW"), geometry.padding)),
+        **dict(zip(("LD", "LH", "LW"), geometry.dilation)),
+        **dict(zip(("STEP_D", "STEP_H", "STEP_W"), steps)),
+        TRANSPOSED=transposed,
+        GENERATE=weights.k != 0,
+        BIAS=weights.h is not None,
+        PROLOGUE=prologue is not None,
+        AFFINE=affine,
+        RESIDUAL=residual is not None,
+        ACTIVATION=epilogue.slope != 1.0,
+        POOL=pool,
+        PRECISION=precision_of(x.dtype),
+        BM=chosen.rows, BN=chosen.columns, BK=chosen.step,
+        num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+    return y
+
+
+def weight_gradient(
+    x: Tensor, dy: Tensor, e: Tensor, packed: Tensor, geometry: Geometry, *, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients `(de [B, K], dG [K, ...], dg0 [...])` in float32, laid out as `pack` lays them.
+
+    `e [B, K]` and `packed [K, groups, taps · Cin, Cout]` without the constant. The sums over voxels
+    and over the batch have one order: the result is the same in every run.
+    """
+    x, dy = channels_last(x), channels_last(dy)
+    batch, groups = len(x), geometry.groups
+    count, rows, cout = len(packed), packed.shape[2], packed.shape[3]
+    cin, size, out = x.shape[1] // groups, size_of(x), size_of(dy)
+    name = "keep" if keep else "write"
+    config = configs.WEIGHT_GRADIENT[name]
+    tiles = triton.cdiv(rows, config.step) * triton.cdiv(cout, config.columns)
+    voxels = prod(out)
+    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=x.device)  # noqa: E731
+    splits = 1
+    if keep:
+        dG, dg0, de = new(*packed.shape), new(*packed.shape[1:]), new(batch, groups * tiles, count)
+        dw, depth = dG, 1
+    else:
+        # Enough programs to fill a chip; each share keeps a few steps of work.
+        wanted = triton.cdiv(4 * 132, tiles * groups * batch)
+        splits = max(1, min(wanted, voxels // (4 * config.rows)))
+        dw = new(splits, batch, *packed.shape[1:])
+        dG = dg0 = de = dw
+        depth = batch * splits
+    kernels.conv3d_weight_gradient[(tiles, groups, depth)](
+        x, dy, e, packed, dw, dG, dg0, de,
+        batch, *size, *out, splits,
+        CIN=cin, COUT=cout, GROUPS=groups, K=count, KP=triton.next_power_of_2(count),
+        **dict(zip(("KD", "KH", "KW"), geometry.kernel)),
+        **dict(zip(("SD", "SH", "SW"), geometry.stride)),
+        **dict(zip(("PD", "PH", "PW"), geometry.padding)),
+        **dict(zip(("LD", "LH", "LW"), geometry.dilation)),
+        WRITE=not keep,
+        PRECISION=precision_of(x.dtype),
+        BM=config.rows, BN=config.columns, BK=config.step,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    if keep:
+        return de.sum(1), dG, dg0
+    own = dw.sum(0) if splits > 1 else dw[0]
+    flat = own.flatten(1)
+    return flat @ packed.float().flatten(1).T, (e.T @ flat).view(packed.shape), own.sum(0)

@@ -1,0 +1,309 @@
+"""The Triton kernels in Triton's interpreter, on CPU tensors, against the float64 reference.
+
+Blocks are made huge: the interpreter's time goes with the number of programs and steps. What only a
+GPU can show (bfloat16, TF32, races, speed) is in `tests/gpu`.
+"""
+
+import importlib.util
+import itertools
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed: its kernels are NOT checked")
+
+from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, ops, reference
+from hyperfusion_rt.kernels.epilogue import apply
+from hyperfusion_rt.kernels.gpu import configs, cost, launch
+from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
+
+from .oracle import CASES, assert_within_rounding, magnitudes, make
+
+MORE = [
+    # More channels than a step and less than a tile; strides with dilations that share a factor.
+    ((1, 1, 1), (2, 2, 2), (0, 0, 0), (1, 1, 1), 1, 2, 8, 64, 70),
+    ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), 1, 2, 2, 32, 6),
+    ((3, 2, 2), (4, 3, 2), (2, 1, 0), (2, 3, 1), 2, 2, 2, 4, 6),
+]
+NAMES = ["x", "e", "G", "h", "g0", "h0"]
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """CPU tensors go to Triton; huge blocks; memory that nobody wrote is NaN."""
+    monkeypatch.setattr(ops, "TRITON_DEVICES", {"cpu", "cuda"})
+    huge = configs.Config(2048, 64, 32, 4, 1)
+    monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, huge))
+    tiles = configs.Config(2048, 64, 64, 4, 1)
+    monkeypatch.setattr(
+        configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, tiles)
+    )
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def guarded(tensor):
+    """The same values, channels-last where there are channels, between bands of NaN."""
+    if tensor is None:
+        return None
+    plain = tensor.detach().movedim(1, -1) if tensor.dim() == 5 else tensor.detach()
+    band = torch.full((plain.numel() + 512,), torch.nan, dtype=tensor.dtype)
+    inner = band[256:-256].view(plain.shape)
+    inner.copy_(plain)
+    return (inner.movedim(-1, 1) if tensor.dim() == 5 else inner).requires_grad_()
+
+
+def check(case, dtype, *, constants=True, strategy=None, keep=None):
+    """Forward and every gradient of one case; returns the largest error over the limit's scale."""
+    kernel, stride, padding, dilation, groups, batch, k, cin, cout = case
+    arguments = make(kernel, groups, batch, k, cin, cout, dtype, constants=constants)
+    gap = [None] * (6 - len(arguments))
+    exact = [a.detach().double().requires_grad_() for a in arguments] + gap
+    expected = reference.hyper_conv3d(*exact, stride, padding, dilation, groups)
+    generator = torch.Generator().manual_seed(8)
+    upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64).to(dtype)
+    size, sizes = magnitudes(
+        reference.hyper_conv3d, arguments, upstream, stride, padding, dilation, groups
+    )
+    given = [guarded(a) for a in arguments] + gap
+    geometry = gpu.Geometry(kernel, stride, padding, dilation, groups)
+    with torch.no_grad():
+        y = gpu.forward(*given, geometry, Epilogue(), strategy)
+        needs = [a is not None for a in given]
+        found = gpu.backward(guarded(upstream), *given, geometry, needs, strategy, keep)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    terms = (k + 1) * cin * kernel[0] * kernel[1] * kernel[2]
+    assert_within_rounding(y, expected, size, terms)
+    wanted = torch.autograd.grad(expected, exact[: len(arguments)], upstream.double())
+    for name, a, b, limit in zip(NAMES, found, wanted, sizes, strict=False):
+        assert_within_rounding(a, b, limit, upstream.numel() * (k + 1), name)
+
+
+@pytest.mark.parametrize("strategy", ["generate", "write"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("case", CASES + MORE)
+def test_forward_and_gradients(case, dtype, strategy):
+    check(case, dtype, strategy=strategy, keep=strategy == "generate")
+
+
+@pytest.mark.parametrize("case", [CASES[3], MORE[0]])
+def test_without_constants_and_with_one_of_the_two(case):
+    check(case, torch.float32, constants=False, keep=True)
+    kernel, stride, padding, dilation, groups, batch, k, cin, cout = case
+    x, e, G, h, g0, h0 = make(kernel, groups, batch, k, cin, cout, torch.float32)
+    geometry = stride, padding, dilation, groups
+    for constants in ((g0, None), (None, h0)):
+        expected = reference.hyper_conv3d(x, e, G, h, *constants, *geometry)
+        found = hyper_conv3d(x, e, G, h, *constants, *geometry)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "residual", "slope"),
+    [(True, True, True, 0.0), (False, True, False, 0.1), (True, False, True, 1.0)],
+)
+def test_the_epilogue_and_its_gradients(scale, shift, residual, slope):
+    arguments = make((3, 3, 3), 1, 2, 3, 4, 5, torch.float32)
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    shape = (2, 5, 5, 6, 7)
+    after = Epilogue(
+        draw(5) if scale else None,
+        draw(5) if shift else None,
+        draw(*shape) if residual else None,
+        slope,
+    )
+    for trains_scale in {False, scale}:
+        if scale:
+            after.scale.requires_grad_(trains_scale)
+        leaves = arguments + [t for t in after[:3] if t is not None and t.requires_grad]
+        padded = (1, 1, 1)
+        expected = apply(reference.hyper_conv3d(*arguments, padding=padded), after)
+        found = hyper_conv3d(*arguments, padding=1, epilogue=after)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        upstream = torch.randn(shape, generator=generator)
+        pairs = [torch.autograd.grad(y, leaves, upstream) for y in (found, expected)]
+        torch.testing.assert_close(*pairs, rtol=1e-3, atol=1e-3)
+
+
+def test_any_input_layout_gives_the_same():
+    arguments = make((3, 3, 3), 1, 2, 3, 4, 5, torch.float32)
+    x = arguments[0].detach()
+    expected = hyper_conv3d(x, *arguments[1:])
+    wide = torch.randn(2, 4, 5, 6, 14)
+    wide[..., ::2] = x
+    for other in (
+        x.contiguous(memory_format=torch.channels_last_3d),
+        wide[..., ::2],
+        x.permute(0, 1, 4, 3, 2).contiguous().permute(0, 1, 4, 3, 2),
+    ):
+        assert torch.equal(hyper_conv3d(other, *arguments[1:]), expected)
+    assert torch.isnan(hyper_conv3d(x * torch.nan, *arguments[1:])).all()
+
+
+def test_a_batch_pairs_sample_with_sample():
+    x, e, *rest = [a.detach() for a in make((3, 3, 3), 1, 4, 3, 2, 3, torch.float32)]
+    whole = hyper_conv3d(x, e, *rest, padding=1)
+    alone = [hyper_conv3d(x[b : b + 1], e[b : b + 1], *rest, padding=1) for b in range(4)]
+    assert torch.equal(whole, torch.cat(alone))
+    shifted = hyper_conv3d(x, e.roll(1, 0), *rest, padding=1)
+    assert (whole - shifted).abs().amax((1, 2, 3, 4)).min() > 0.1
+
+
+def test_empty_outputs_and_samples_too_large():
+    x, e, *rest = [a.detach() for a in make((1, 1, 1), 1, 2, 3, 2, 3, torch.float32)]
+    assert hyper_conv3d(x[:0], e[:0], *rest).shape == (0, 3, 5, 6, 7)
+    with pytest.raises(ValueError, match="too large"):
+        launch.channels_last(torch.empty(1, device="meta").expand(1, 2, 2**10, 2**10, 2**10))
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, arguments):
+        super().__init__()
+        self.arguments = torch.nn.ParameterList([a.detach() for a in arguments])
+
+    def forward(self, x, e):
+        return hyper_conv3d(x, e, *self.arguments, padding=1).relu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["triton", "reference"])
+def test_opcheck(dtype):
+    arguments = make((3, 3, 3), 1, 2, 2, 2, 3, dtype)
+    geometry = [1, 2, 1], [1, 1, 1], [1, 1, 1], 1
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor",
+              "test_aot_dispatch_dynamic")  # fmt: skip
+    torch.library.opcheck(
+        torch.ops.hfrt.hyper_conv3d.default, (*arguments, *geometry), test_utils=checks
+    )
+    after = torch.randn(3, dtype=dtype), torch.randn(3, dtype=dtype, requires_grad=True), None, 0.0
+    torch.library.opcheck(
+        torch.ops.hfrt.hyper_conv3d.default, (*arguments, *geometry, *after), test_utils=checks
+    )
+
+
+def test_gradcheck_of_the_op_on_the_reference():
+    arguments = make((1, 2, 2), 1, 2, 2, 1, 2, torch.float64, size=(2, 3, 3))
+    shift = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn(2, 2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def op(*tensors):
+        geometry = [1, 1, 1], [0, 0, 0], [1, 1, 1], 1
+        scale = torch.tensor([0.5, -2.0], dtype=torch.float64)
+        *most, shift, residual = tensors
+        return torch.ops.hfrt.hyper_conv3d(*most, *geometry, scale, shift, residual, 0.1)
+
+    assert torch.autograd.gradcheck(op, (*arguments, shift, residual))
+
+
+def test_the_compiler_takes_it_whole():
+    arguments = make((3, 3, 3), 1, 2, 2, 2, 3, torch.float32)
+    layer = Layer(arguments[2:])
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch in (2, 3):
+        x, e = make((3, 3, 3), 1, batch, 2, 2, 3, torch.float32)[:2]
+        found, expected = compiled(x, e), layer(x, e)
+        assert torch.equal(found, expected)
+        upstream = torch.randn_like(found)
+        pairs = [torch.autograd.grad(y, [x, e, *layer.parameters()], upstream)
+                 for y in (found, expected)]  # fmt: skip
+        torch.testing.assert_close(*pairs)
+
+
+def test_export_keeps_one_node_with_a_dynamic_batch():
+    arguments = make((3, 3, 3), 1, 2, 2, 2, 3, torch.float32)
+    layer = Layer(arguments[2:])
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        layer, tuple(a.detach() for a in arguments[:2]), dynamic_shapes=({0: batch}, {0: batch})
+    )
+    assert "hfrt.hyper_conv3d" in str(program.graph)
+    x, e = make((3, 3, 3), 1, 5, 2, 2, 3, torch.float32)[:2]
+    assert torch.equal(program.module()(x, e), layer(x, e))
+
+
+def test_autocast_casts_the_volume_only():
+    x, e, *rest = make((3, 3, 3), 1, 2, 2, 2, 3, torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        found = hyper_conv3d(x, e, *rest)
+    assert found.dtype == torch.float16
+    half = hyper_conv3d(x.half(), e, *rest)
+    assert torch.equal(found, half)
+    gradients = torch.autograd.grad(found, [x, e, *rest], torch.randn_like(found))
+    assert all(g.dtype == torch.float32 for g in gradients)
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["samples", "samples-and-weights"])
+def test_vmap(weights):
+    many = make((3, 3, 3), 1, 2, 2, 2, 3, torch.float32, size=(4, 4, 5))
+    x, e, *rest = [a.detach() for a in many]
+    xs, es = torch.stack([x, 2 * x, -x]), torch.stack([e, e + 1, e])
+    if weights:
+        all_ = [torch.stack([t, t + 0.5, -t]) for t in rest]
+        found = torch.vmap(hyper_conv3d)(xs, es, *all_)
+        each = [hyper_conv3d(xs[v], es[v], *(t[v] for t in all_)) for v in range(3)]
+    else:
+        found = torch.vmap(lambda x, e: hyper_conv3d(x, e, *rest))(xs, es)
+        each = [hyper_conv3d(xs[v], es[v], *rest) for v in range(3)]
+    assert torch.equal(found, torch.stack(each))
+
+
+def mutated(monkeypatch, tmp_path, old, new):
+    """The kernels with one bug: `old` replaced by `new` in their source."""
+    source = open(sys.modules["hyperfusion_rt.kernels.gpu.conv3d"].__file__).read()
+    assert old in source
+    path = tmp_path / "mutated.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("mutated", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(launch, "kernels", module)
+
+
+BUGS = {
+    "a missing mask": ("(iz >= 0) & (iz < D) & (iy >= 0)", "(iz >= 0) & (iy >= 0)"),
+    "a flipped tap": ("tw = tw0 + i % taps_w1 * STEP_W", "tw = KW - 1 - (tw0 + i % taps_w1 * STEP_W)"),
+    "a wrong row of the bias": ("tl.load(h + k *", "tl.load(h + (k + 1) % K1 *"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_checks_catch(bug, monkeypatch, tmp_path):
+    check(CASES[3], torch.float32)
+    mutated(monkeypatch, tmp_path, *BUGS[bug])
+    with pytest.raises(AssertionError, match="beyond the rounding"):
+        check(CASES[3], torch.float32)
+
+
+# The calls of the published networks that read generated weights, and two that others may make.
+SHAPES = {
+    "AD, f = 16, block4 shortcut": cost.Shape(32, 8, 128, 256, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
+    "AD, f = 4, block4 shortcut": cost.Shape(32, 8, 32, 64, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
+    "64 to 64, 3x3x3, early": cost.Shape(8, 16, 64, 64, (3, 3, 3), (24, 24, 28), padding=(1, 1, 1)),
+    "64 to 64, 3x3x3, late": cost.Shape(8, 8, 64, 64, (3, 3, 3), (4, 6, 4), padding=(1, 1, 1)),
+}
+
+
+def test_positions_and_weights_are_counted_as_the_reference_does():
+    for shape, kernel, stride, padding, dilation in itertools.product(
+        [(9, 8, 7)], [(3, 3, 3), (1, 2, 3)], [(1, 2, 3)], [(0, 1, 2)], [(1, 2, 1)]
+    ):
+        found = cost.Shape(1, 1, 2, 4, kernel, shape, stride, padding, dilation, 2)
+        layer = torch.nn.Conv3d(2, 4, kernel, stride, padding, dilation, 2)
+        assert found.out == layer(torch.zeros(1, 2, *shape)).shape[2:]
+        assert found.weights == layer.weight.numel()
+
+
+def test_a_launch_of_more_tiles_gives_the_same(monkeypatch):
+    """Small blocks, a few steps: tiles in every direction and a split sum over voxels."""
+    small = configs.Config(32, 16, 16, 4, 1)
+    monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, small))
+    monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(("keep", "write"), small))
+    case = ((2, 1, 1), (2, 1, 1), (1, 0, 0), (1, 1, 1), 1, 2, 2, 3, 18)
+    for keep in (False, True):
+        check(case, torch.float32, keep=keep)
