@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,15 +35,11 @@ _whole = False
 TRITON_DEVICES = {"cuda"}
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return find_spec("triton") is not None
+HAS_TRITON = find_spec("triton") is not None
 
 
 def _on_triton(x: Tensor) -> bool:
-    return x.device.type in TRITON_DEVICES and x.dtype in _TRITON_DTYPES and has_triton()
+    return x.device.type in TRITON_DEVICES and x.dtype in _TRITON_DTYPES and HAS_TRITON
 
 
 @contextmanager
@@ -343,13 +338,22 @@ def _op_conv3d_backward(
 
         geometry = gpu.Geometry.of(G, stride, padding, dilation, groups)
         return gpu.backward(dy, x, condition, G, h, g0, h0, geometry, list(needs))
-    given = [x, condition, G, h, g0, h0]
-    leaves = [t if t is None else t.detach().requires_grad_() for t in given]
-    with torch.enable_grad():
-        y = _conv3d(*leaves, stride, padding, dilation, groups)  # type: ignore[arg-type]
-        wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(y, wanted, dy))
-    return [next(found).contiguous() if need else x.new_empty(0) for need in needs]
+    batch = x.shape[0]
+    weight = _affine(condition, G, g0).flatten(0, 1)
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy.reshape(1, -1, *dy.shape[2:]), x.reshape(1, -1, *x.shape[2:]), weight, None,
+        stride, padding, dilation, False, [0, 0, 0], groups * batch, [True, True, False],
+    )  # fmt: skip
+    own, dbeta = dw.view(batch, -1), dy.sum((2, 3, 4))
+    found = [
+        dx.view_as(x),
+        own @ G.flatten(1).T + dbeta @ h.T,
+        (condition.T @ own).view_as(G),
+        condition.T @ dbeta,
+        own.sum(0).view(G.shape[1:]),
+        dbeta.sum(0),
+    ]
+    return [g.contiguous() if need else x.new_empty(0) for g, need in zip(found, needs, strict=True)]
 
 
 @_op_conv3d_backward.register_fake
@@ -405,19 +409,19 @@ _op_conv3d.register_autograd(_gradients, setup_context=_keep_for_backward)
 @_op_conv3d.register_vmap
 def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
     """Samples under vmap join the batch; weights under vmap are one call each."""
-    dims = dims + (None,) * (len(arguments) - len(dims))
-    of_samples = (0, 1, 12)  # x, condition, residual
     count = info.batch_size
-    if all(d is None for i, d in enumerate(dims) if i not in of_samples):
+    of_samples = (0, 1, 12)  # x, condition, residual
+    mapped = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and dims[i] is not None]
+    if all(i in of_samples for i in mapped):
         joined = list(arguments)
         for i in of_samples:
-            if i < len(joined) and joined[i] is not None:
-                t = joined[i]
-                t = t.unsqueeze(0).expand(count, *t.shape) if dims[i] is None else t.movedim(dims[i], 0)
+            t = joined[i] if i < len(joined) else None
+            if t is not None:
+                t = t.movedim(dims[i], 0) if i in mapped else t.expand(count, *t.shape)
                 joined[i] = t.flatten(0, 1)
         return _op_conv3d(*joined).unflatten(0, (count, -1)), 0
     each = [
-        _op_conv3d(*(a if d is None else a.select(d, v) for a, d in zip(arguments, dims, strict=True)))
+        _op_conv3d(*(a.select(dims[i], v) if i in mapped else a for i, a in enumerate(arguments)))
         for v in range(count)
     ]
     return torch.stack(each), 0

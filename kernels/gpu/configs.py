@@ -27,6 +27,7 @@ CONV3D = {
     "narrow": Config(128, 16, 32, 4, 2),
     "middle": Config(128, 32, 32, 4, 2),
     "wide": Config(128, 64, 32, 4, 2),
+    "wide-ieee": Config(128, 64, 32, 8, 2),
     "small": Config(64, 64, 32, 4, 2),
 }
 
@@ -37,14 +38,19 @@ WEIGHT_GRADIENT = {
     "keep": Config(32, 32, 16, 4, 2),
 }
 
-# Elements per program of the kernel that writes generated weights.
-GENERATE_BLOCK = 1024
+# Writing generated weights: `rows` samples by `columns` weights.
+GENERATE = {"all": Config(16, 256, 1, 4, 1)}
 
 
-def conv3d_config(voxels: int, channels: int) -> str:
-    """The configuration for `voxels` output voxels per sample and `channels` per group."""
+def conv3d_config(voxels: int, channels: int, precision: str = "tf32") -> str:
+    """The configuration for `voxels` output voxels per sample and `channels` per group.
+
+    `precision` is one of `DTYPES`: float32 sums without tensor cores need more registers.
+    """
     if channels <= 16:
         return "narrow"
     if channels <= 32:
         return "middle"
-    return "small" if voxels <= 4096 else "wide"
+    if voxels <= 64:
+        return "small"
+    return "wide-ieee" if precision == "fp32" else "wide"

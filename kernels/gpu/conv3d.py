@@ -190,19 +190,25 @@ def generate(
     e,  # [B, K1] float32
     G,  # [K1, N]
     out,  # [B, N]
+    B,
     N,
     K1: tl.constexpr,
+    SAMPLES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`out[b] = Σ_k e[b, k] G[k]`, summed in float32. Grid: (blocks of N, B)."""
+    """`out[b] = Σ_k e[b, k] G[k]`, summed in float32; G is read once for SAMPLES samples.
+
+    Grid: (blocks of N, blocks of B).
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b = tl.program_id(1)
-    made = tl.zeros((BLOCK,), tl.float32)
+    b = tl.program_id(1) * SAMPLES + tl.arange(0, SAMPLES)
+    made = tl.zeros((SAMPLES, BLOCK), tl.float32)
     for k in range(K1):
-        part = tl.load(G + i, mask=i < N, other=0.0)
-        made += tl.load(e + b * K1 + k) * part.to(tl.float32)
+        part = tl.load(G + i, mask=i < N, other=0.0).to(tl.float32)
+        made += tl.load(e + b * K1 + k, mask=b < B, other=0.0)[:, None] * part[None, :]
         G += N
-    tl.store(out + b.to(tl.int64) * N + i, made.to(out.dtype.element_ty), mask=i < N)
+    to = out + b.to(tl.int64)[:, None] * N + i[None, :]
+    tl.store(to, made.to(out.dtype.element_ty), mask=(b < B)[:, None] & (i < N)[None, :])
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 """When generated weights pay inside the convolution, from the bytes that each strategy moves.
 
-    generate in the convolution:  R · (K + 1) · |W| · s_G                  per sample
-    write W[b], then convolve:    (K + 1) · |W| · s_G + (1 + R) · |W| · s  per sample, one launch more
+    generate in the convolution:  B · R · (K + 1) · |W| · s_G
+    write W[b], then convolve:    ⌈B / 16⌉ · (K + 1) · |W| · s_G + B · (1 + R) · |W| · s,  one launch more
 
-|W| are the weights of one sample, s_G and s the bytes of one number of G and of x, R the row tiles
-(each reads all weights of its columns again). A launch is counted as the bytes that the second-level
+B samples, |W| weights of one sample, s_G and s the bytes of one number of G and of x, R the row tiles
+of one sample (each reads all weights of its columns again). A launch is counted as the bytes that the second-level
 cache delivers meanwhile. Where G̃ exceeds that cache, what is read again comes from memory.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from hyperfusion_rt.kernels.gpu.configs import CONV3D, Triple, conv3d_config
+from hyperfusion_rt.kernels.gpu.configs import CONV3D, GENERATE, WEIGHT_GRADIENT, Triple, conv3d_config
 
 
 class Machine(NamedTuple):
@@ -74,7 +74,7 @@ def costs(shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = Ma
     generators = (shape.k + 1) * shape.weights * generator_bytes
     rate = machine.cache_rate if generators <= machine.cache else machine.memory_rate
     inside = shape.batch * tiles * generators
-    once = shape.batch * generators
+    once = -(-shape.batch // GENERATE["all"].rows) * generators
     own = shape.batch * (1 + tiles) * shape.weights * bytes_
     return {
         "generate": Cost(inside, inside / rate + machine.launch),
@@ -96,8 +96,6 @@ def choose_weight_gradient(shape: Shape, processors: int = 108) -> str:
     quarter of the chip's `processors`, or where the samples are so small that the launches and
     the traffic of `write` cost more than the work.
     """
-    from hyperfusion_rt.kernels.gpu.configs import WEIGHT_GRADIENT
-
     if shape.k > 8:
         return "write"
     config = WEIGHT_GRADIENT["keep"]

@@ -79,8 +79,8 @@ class Prologue(NamedTuple):
 
 def channels_last(x: Tensor) -> Tensor:
     """`x [B, C, D, H, W]` in memory order `[B, D, H, W, C]`; offsets in a sample must be int32."""
-    if x[0].numel() >= LIMIT:
-        raise ValueError(f"a sample of {x[0].numel()} numbers is too large: the limit is {LIMIT}")
+    if (count := prod(x.shape[1:])) >= LIMIT:
+        raise ValueError(f"a sample of {count} numbers is too large: it must have less than {LIMIT}")
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -115,8 +115,12 @@ def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
     """`W [B, groups, taps · Cin, Cout]` of every sample, written once."""
     samples, n = len(e), packed[0].numel()
     made = torch.empty((samples, *packed.shape[1:]), dtype=dtype, device=packed.device)
-    grid = (triton.cdiv(n, configs.GENERATE_BLOCK), samples)
-    kernels.generate[grid](e, packed, made, n, K1=len(packed), BLOCK=configs.GENERATE_BLOCK)
+    tile = configs.GENERATE["all"]
+    grid = (triton.cdiv(n, tile.columns), triton.cdiv(samples, tile.rows))
+    kernels.generate[grid](
+        e, packed, made, samples, n, K1=len(packed), SAMPLES=tile.rows, BLOCK=tile.columns,
+        num_warps=tile.warps,
+    )  # fmt: skip
     return made
 
 
@@ -128,8 +132,10 @@ def _floats(values: Tensor | None, none: Tensor, default: float, count: int) -> 
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """TF32 where torch's own convolutions may use it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    """One of `configs.DTYPES`; TF32 where torch's own convolutions may use it."""
+    if dtype == torch.float32:
+        return "tf32" if torch.backends.cudnn.allow_tf32 else "fp32"
+    return "fp16" if dtype == torch.float16 else "bf16"
 
 
 def conv3d(
@@ -177,7 +183,8 @@ def conv3d(
         residual = channels_last(residual)
     scale, shift = epilogue.scale, epilogue.shift
     affine = scale is not None or shift is not None
-    chosen = config or configs.CONV3D[configs.conv3d_config(rows, cout)]
+    precision = precision_of(x.dtype)
+    chosen = config or configs.CONV3D[configs.conv3d_config(rows, cout, precision)]
     grid = (triton.cdiv(rows, chosen.rows) * triton.cdiv(cout, chosen.columns), len(x) * groups, phases)
     none = y  # a pointer for arguments that the kernel does not read
     kernels.conv3d[grid](
@@ -207,7 +214,7 @@ def conv3d(
         RESIDUAL=residual is not None,
         ACTIVATION=epilogue.slope != 1.0,
         POOL=pool,
-        PRECISION=precision_of(x.dtype),
+        PRECISION="tf32" if precision == "tf32" else "ieee",
         BM=chosen.rows, BN=chosen.columns, BK=chosen.step,
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
@@ -251,7 +258,7 @@ def weight_gradient(
         **dict(zip(("PD", "PH", "PW"), geometry.padding)),
         **dict(zip(("LD", "LH", "LW"), geometry.dilation)),
         WRITE=not keep,
-        PRECISION=precision_of(x.dtype),
+        PRECISION="tf32" if precision_of(x.dtype) == "tf32" else "ieee",
         BM=config.rows, BN=config.columns, BK=config.step,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip

@@ -7,6 +7,7 @@ GPU can show (bfloat16, TF32, races, speed) is in `tests/gpu`.
 import importlib.util
 import itertools
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,7 +256,7 @@ def test_vmap(weights):
 
 def mutated(monkeypatch, tmp_path, old, new):
     """The kernels with one bug: `old` replaced by `new` in their source."""
-    source = open(sys.modules["hyperfusion_rt.kernels.gpu.conv3d"].__file__).read()
+    source = Path(sys.modules["hyperfusion_rt.kernels.gpu.conv3d"].__file__).read_text()
     assert old in source
     path = tmp_path / "mutated.py"
     path.write_text(source.replace(old, new))
