@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check bench sanitize clean
+.PHONY: demo test lint check bench gpu-static sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -24,6 +24,12 @@ check: test lint
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/native.py
+
+# Compiles every shipped GPU kernel for every chip and dtype, without a GPU; fails where one spills,
+# exceeds the shared memory or lacks the matrix instruction. The counts of one layer are golden.
+gpu-static: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/gpu_static.py --check
+	$(BIN)/python benchmarks/gpu_static.py
 
 # The kernels' tests and the damaged engine files under AddressSanitizer and UBSan, in an environment
 # of its own; the thread pool under ThreadSanitizer. Python itself leaks, so leaks are not looked for.

@@ -1,11 +1,10 @@
 """What the compiler makes of every shipped GPU kernel, on a machine without a GPU.
 
-The launches of the layers below are recorded on tensors without memory, compiled ahead of time for
-every chip and dtype, and read: registers, stack (spills), shared memory, matrix instructions, and the
-floating-point operations and bytes of one program, its loops counted. Nothing is run: the times are a
-model, the larger of operations and bytes over public peak figures.
+The launches of the layers below are recorded on tensors without memory, compiled ahead of time
+for every chip and dtype, and read: registers, stack (spills), shared memory, matrix instructions,
+and the floating-point operations and bytes of one program, its loops counted. Nothing is run.
 
-    python benchmarks/gpu_static.py            # all; writes benchmarks/gpu_static.md and .json
+    python benchmarks/gpu_static.py            # all; writes benchmarks/gpu_static.json
     python benchmarks/gpu_static.py --check    # one layer on two chips, against gpu_static.json
 """
 
@@ -38,20 +37,19 @@ from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 from hyperfusion_rt.machine import usable_cores
 
 HERE = Path(__file__).parent
-# Shared memory that one program may have, in bytes (CUDA C++ Programming Guide, compute capabilities).
+# Shared memory that one program may have, in KiB (CUDA C++ Programming Guide).
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 MATRIX = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma",
           120: "mma.sync"}  # fmt: skip
-# Public peak figures, dense: TFLOP/s by dtype, TB/s of memory (NVIDIA data sheets).
-PEAKS = {
-    "A100 40 GB": {"fp32": 19.5, "tf32": 156, "fp16": 312, "bf16": 312, "memory": 1.555},
-    "H100 SXM": {"fp32": 67, "tf32": 494, "fp16": 989, "bf16": 989, "memory": 3.35},
-    "B200": {"fp32": 75, "tf32": 1100, "fp16": 2250, "bf16": 2250, "memory": 8.0},
+TORCH = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
 }
-TORCH = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# Calls with generated weights: the published ones (late, 1x1x1), and 3x3x3 ones that others make. The
-# channels are such that every configuration occurs.
+# Calls with generated weights: the published ones (late, 1x1x1), and 3x3x3 ones that others make.
+# The channels are such that every configuration occurs.
 LAYERS = {
     "AD f=16 block4 shortcut": cost.Shape(32, 8, 128, 256, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
     "AD f=4 block4 shortcut": cost.Shape(32, 8, 32, 64, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
@@ -82,6 +80,7 @@ class Launch:
     divisible: tuple[int, ...]
     warps: int
     stages: int
+    registers: int
 
     @property
     def name(self) -> str:
@@ -113,7 +112,7 @@ def _launch(layer: str, part: str, dtype: str, call: tuple[Any, ...]) -> Launch:
     kernel, grid, arguments, options = call
     names = getattr(kernels, kernel).arg_names
     options = dict(options)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages", 1)
+    warps, stages, registers = (options.pop(n) for n in ("num_warps", "num_stages", "maxnreg"))
     signature, constants, divisible = {}, {}, []
     for i, (name, value) in enumerate(zip(names, arguments, strict=False)):
         if isinstance(value, torch.Tensor):
@@ -132,10 +131,10 @@ def _launch(layer: str, part: str, dtype: str, call: tuple[Any, ...]) -> Launch:
     table = {"conv3d": configs.CONV3D, "generate": configs.GENERATE,
              "conv3d_weight_gradient": configs.WEIGHT_GRADIENT}[kernel]  # fmt: skip
     tile = (options.get("BM", options.get("SAMPLES")), options.get("BN", options.get("BLOCK")),
-            options.get("BK", 1), warps, stages)  # fmt: skip
+            options.get("BK", 1), warps, stages, registers)  # fmt: skip
     config = next(name for name, known in table.items() if known == tile)
     return Launch(layer, part, dtype, kernel, config, tuple(grid), tuple(signature.items()),
-                  tuple(constants.items()), tuple(divisible), warps, stages)  # fmt: skip
+                  tuple(constants.items()), tuple(divisible), warps, stages, registers)  # fmt: skip
 
 
 def launches(layer: str, shape: cost.Shape, dtype: str) -> list[Launch]:
@@ -151,9 +150,7 @@ def launches(layer: str, shape: cost.Shape, dtype: str) -> list[Launch]:
     arguments = (x, e, empty(shape.k, *w), empty(shape.k, shape.cout), empty(*w), empty(shape.cout))
     dy = empty(shape.batch, shape.cout, *shape.out, dtype=kind)
     after = Epilogue(empty(shape.cout), empty(shape.cout), dy, 0.0)
-    geometry = gpu.Geometry(
-        shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups
-    )
+    geometry = gpu.Geometry(shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
     found = []
     for strategy in ("generate", "write"):
         keep = strategy == "generate"
@@ -201,10 +198,13 @@ def _count(ptx: str, launch: Launch, voxels: int, batch: int) -> tuple[int, int]
     if launch.kernel == "conv3d_weight_gradient":
         c = dict(launch.constants)
         splits = 1 if not c["WRITE"] else launch.grid[2] // batch
-        turns = {"reduction": -(-(-(-voxels // splits)) // c["BM"]), "samples": batch}
+        share = triton.cdiv(voxels, splits)
+        turns = {"reduction": triton.cdiv(share, c["BM"]), "samples": batch}
     threads = 32 * launch.warps
     lines = ptx.splitlines()
-    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\$?(\S+):", line.strip()))}
+    labels = {
+        m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\$?(\S+):", line.strip()))
+    }
     loops = []
     for i, line in enumerate(lines):
         if (m := re.search(r"\bbra(?:\.uni)?\s+\$?(\S+);", line)) and labels.get(m[1], i) < i:
@@ -249,7 +249,11 @@ def compile_(job: tuple[Launch, int]) -> dict[str, Any]:
     made = triton.compile(
         source,
         target=GPUTarget("cuda", chip, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages},
+        options={
+            "num_warps": launch.warps,
+            "num_stages": launch.stages,
+            "maxnreg": launch.registers,
+        },
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -258,9 +262,12 @@ def compile_(job: tuple[Launch, int]) -> dict[str, Any]:
         text = subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    registers, stack, local = (int(re.search(rf"{n}:(\d+)", text)[1]) for n in ("REG", "STACK", "LOCAL"))  # type: ignore[index] # fmt: skip
+    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    registers, stack, local = (int(used[n]) for n in ("REG", "STACK", "LOCAL"))
     ptx = made.asm["ptx"]
-    matrix = [n for n in ("mma.sync", "wgmma", "tcgen05.mma") if re.search(rf"\b{re.escape(n)}", ptx)]
+    matrix = [
+        n for n in ("mma.sync", "wgmma", "tcgen05.mma") if re.search(rf"\b{re.escape(n)}", ptx)
+    ]
     shape = LAYERS[launch.layer]
     flop, moved = _count(ptx, launch, prod(shape.out), shape.batch)
     return {
@@ -281,7 +288,8 @@ def problems(row: dict[str, Any]) -> list[str]:
         found.append(f"{row['spilled']} bytes spilled")
     if row["shared"] > SHARED_LIMIT[row["chip"]] * 1024:
         found.append(f"{row['shared']} bytes of shared memory, the chip has {SHARED_LIMIT[row['chip']]} KiB")  # noqa: E501 # fmt: skip
-    wanted = MATRIX[row["chip"]]
+    # A tile that stays in registers has 16 rows: too few for the instructions of warp groups.
+    wanted = "mma.sync" if row["config"] == "keep" else MATRIX[row["chip"]]
     if row["dtype"] != "fp32" and row["kernel"] != "generate" and wanted not in row["matrix"]:
         found.append(f"no {wanted}, but {row['matrix'] or 'no matrix instruction'}")
     where = f"{row['layer']}, {row['part']}, {row['dtype']}, sm_{row['chip']}"
@@ -302,6 +310,7 @@ def compiled(layers: tuple[str, ...], chips: tuple[int, ...]) -> list[dict[str, 
 
 
 def main() -> None:
+    """Compile, compare or record, and report; exit status 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check

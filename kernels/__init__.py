@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.kernels.ops import Epilogue, hyper_conv3d, hyper_linear
+    from hyperfusion_rt.kernels.epilogue import Epilogue
+    from hyperfusion_rt.kernels.ops import hyper_conv3d, hyper_linear
 
 __all__ = ["Epilogue", "hyper_conv3d", "hyper_linear"]
 

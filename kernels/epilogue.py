@@ -10,8 +10,8 @@ from torch import Tensor
 class Epilogue(NamedTuple):
     """`act(scale · y + shift + residual)`, with `act(v) = v if v > 0 else slope · v`.
 
-    `scale [Cout]`, `shift [Cout]`, `residual` shaped like y. `slope` 1: no activation; 0: ReLU; between:
-    leaky ReLU.
+    `scale [Cout]`, `shift [Cout]`, `residual` shaped like y. `slope` 1: no
+    activation; 0: ReLU; between: leaky ReLU.
     """
 
     scale: Tensor | None = None

@@ -158,7 +158,7 @@ def hyper_conv3d(
     if fused and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     geometry = list(stride), list(padding), list(dilation), groups
-    # The gradient of a scale needs the convolution's own result, which a fused epilogue does not keep.
+    # The gradient of a scale needs the convolution's result, which a fused epilogue does not keep.
     if _whole or (after.scale is not None and after.scale.requires_grad):
         return apply(_op_conv3d(x, condition, G, h, g0, h0, *geometry), after)
     residual = None if after.residual is None else after.residual.to(x.dtype)
@@ -282,8 +282,9 @@ def _op_conv3d(
     epilogue = Epilogue(scale, shift, residual, slope)
     if _on_triton(x):
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
+        from hyperfusion_rt.kernels.gpu.launch import Geometry
 
-        geometry = gpu.Geometry.of(G, stride, padding, dilation, groups)
+        geometry = Geometry.of(G, stride, padding, dilation, groups)
         return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
     y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
     return apply(y, epilogue).clone(memory_format=torch.contiguous_format)
@@ -335,8 +336,9 @@ def _op_conv3d_backward(
 ) -> list[Tensor]:
     if _on_triton(x):
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
+        from hyperfusion_rt.kernels.gpu.launch import Geometry
 
-        geometry = gpu.Geometry.of(G, stride, padding, dilation, groups)
+        geometry = Geometry.of(G, stride, padding, dilation, groups)
         return gpu.backward(dy, x, condition, G, h, g0, h0, geometry, list(needs))
     batch = x.shape[0]
     weight = _affine(condition, G, g0).flatten(0, 1)
@@ -353,7 +355,9 @@ def _op_conv3d_backward(
         own.sum(0).view(G.shape[1:]),
         dbeta.sum(0),
     ]
-    return [g.contiguous() if need else x.new_empty(0) for g, need in zip(found, needs, strict=True)]
+    return [
+        g.contiguous() if need else x.new_empty(0) for g, need in zip(found, needs, strict=True)
+    ]
 
 
 @_op_conv3d_backward.register_fake

@@ -13,33 +13,41 @@ CHIPS = (80, 86, 89, 90, 100, 120)  # compute capabilities that the configuratio
 
 
 class Config(NamedTuple):
-    """A tile of `rows` voxels by `columns` channels, reduced in steps of `step`."""
+    """A tile of `rows` voxels by `columns` channels, reduced in steps of `step`.
+
+    `registers`: the most that a thread may have. Without a limit of ours ptxas aims at a round
+    number of resident programs, and spills for it.
+    """
 
     rows: int
     columns: int
     step: int
     warps: int
     stages: int
+    registers: int
 
 
 # Convolution: rows are voxels of one sample. The few names differ by the channels they suit.
 CONV3D = {
-    "narrow": Config(128, 16, 32, 4, 2),
-    "middle": Config(128, 32, 32, 4, 2),
-    "wide": Config(128, 64, 32, 4, 2),
-    "wide-ieee": Config(128, 64, 32, 8, 2),
-    "small": Config(64, 64, 32, 4, 2),
+    "narrow": Config(128, 16, 32, 8, 2, 255),
+    "narrow-ieee": Config(128, 16, 16, 8, 2, 255),
+    "middle": Config(128, 32, 32, 8, 2, 255),
+    "wide": Config(128, 64, 32, 8, 2, 255),
+    "wide-ieee": Config(128, 64, 16, 8, 2, 255),
+    "middle-ieee": Config(128, 32, 32, 8, 3, 255),
+    "small": Config(64, 64, 32, 8, 2, 255),
 }
 
 # Gradient of the weights: `step` weights (tap, input channel) by `columns` channels, summed over
 # chunks of `rows` voxels.
 WEIGHT_GRADIENT = {
-    "write": Config(32, 64, 64, 4, 2),
-    "keep": Config(32, 32, 16, 4, 2),
+    "write": Config(32, 64, 64, 8, 2, 255),
+    "write-ieee": Config(32, 32, 64, 8, 2, 255),
+    "keep": Config(32, 32, 16, 8, 2, 255),
 }
 
 # Writing generated weights: `rows` samples by `columns` weights.
-GENERATE = {"all": Config(16, 256, 1, 4, 1)}
+GENERATE = {"all": Config(16, 256, 1, 4, 1, 255)}
 
 
 def conv3d_config(voxels: int, channels: int, precision: str = "tf32") -> str:
@@ -48,9 +56,14 @@ def conv3d_config(voxels: int, channels: int, precision: str = "tf32") -> str:
     `precision` is one of `DTYPES`: float32 sums without tensor cores need more registers.
     """
     if channels <= 16:
-        return "narrow"
+        return "narrow-ieee" if precision == "fp32" else "narrow"
     if channels <= 32:
-        return "middle"
+        return "middle-ieee" if precision == "fp32" else "middle"
     if voxels <= 64:
         return "small"
     return "wide-ieee" if precision == "fp32" else "wide"
+
+
+def weight_gradient_config(precision: str) -> str:
+    """The configuration that writes the gradient of the weights."""
+    return "write-ieee" if precision == "fp32" else "write"

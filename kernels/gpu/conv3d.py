@@ -1,13 +1,15 @@
 """3D convolution as an implicit matrix product, every sample with its own weights.
 
-    y[b, o] = act(scale · (Σ_{t, c} x'[b, i(o, t), c] · W[b, t, c] + beta[b]) + shift + residual[b, o])
+    y[b, o] = act(scale · (Σ_{t, c} x'[b, i(o, t), c] · W[b, t, c] + beta[b]) + shift + r[b, o])
 
 Volumes lie channels-last: `[B, D, H, W, groups · C]`. Rows of the product are voxels of one sample,
 columns are output channels of one group, the reduction runs over taps and input channels. Weights
 are read (`GENERATE` off), or made in registers on the way (`W[b] = Σ_k ẽ[b, k] G̃[k]`). The same
-kernel is the gradient of the input (`TRANSPOSED`): then a row is a voxel of x, and only the taps that
-meet its phase of the stride are visited. Sums are float32. Offsets inside a sample are int32.
+kernel is the gradient of the input (`TRANSPOSED`): then a row is a voxel of x, and only the taps
+that meet its phase of the stride are visited. Sums are float32. Offsets inside a sample are int32.
 """
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ import triton.language as tl
 
 
 @triton.jit
-def _first_tap(phase, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr):
+def _first_tap(
+    phase, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr
+):
     """The first tap that reaches a voxel of this phase, or STEP where none does."""
     first = STEP
     for t in tl.static_range(STEP - 1, -1, -1):
@@ -28,7 +32,8 @@ def _first_tap(phase, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.cons
 @triton.jit
 def conv3d(
     x,  # [B, D, H, W, GROUPS * CIN]
-    w,  # [B or K1, GROUPS, taps, CIN, COUT]; TRANSPOSED: [..., taps, COUT, CIN]; outermost: w_sample, w_k
+    w,  # [B or K1, GROUPS, taps, CIN, COUT], outermost stride w_sample or w_k
+    #     TRANSPOSED: [..., taps, COUT, CIN]
     e,  # [B, K1] float32; [1, K1] with e_sample = 0
     h,  # [K1, GROUPS * COUT] float32
     pre_scale,  # [GROUPS * CIN] float32
@@ -37,18 +42,36 @@ def conv3d(
     shift,  # [GROUPS * COUT] float32
     residual,  # as y
     y,  # [B, OD, OH, OW, GROUPS * COUT]
-    D, H, W,  # size of x
-    OD, OH, OW,  # size of y
-    w_sample, w_k,
+    D,
+    H,
+    W,  # size of x
+    OD,
+    OH,
+    OW,  # size of y
+    w_sample,
+    w_k,
     e_sample,
     pre_slope,
     slope,
-    CIN: tl.constexpr, COUT: tl.constexpr, GROUPS: tl.constexpr, K1: tl.constexpr,
-    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,  # dilation
-    STEP_D: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,  # S / gcd(S, L); 1 if not TRANSPOSED
+    CIN: tl.constexpr,
+    COUT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K1: tl.constexpr,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SD: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PD: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    LD: tl.constexpr,
+    LH: tl.constexpr,
+    LW: tl.constexpr,  # dilation
+    STEP_D: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,  # S / gcd(S, L); 1 if not TRANSPOSED
     TRANSPOSED: tl.constexpr,
     GENERATE: tl.constexpr,
     BIAS: tl.constexpr,
@@ -58,9 +81,11 @@ def conv3d(
     ACTIVATION: tl.constexpr,
     POOL: tl.constexpr,  # max over 2x2x2 of what is stored; OD, OH, OW are the pooled sizes
     PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
-    """One tile of BM voxels and BN channels. Grid: (row tiles · column tiles, B · GROUPS, phases)."""
+    """One tile of BM voxels and BN channels. Grid: (tiles, B · GROUPS, phases)."""
     columns: tl.constexpr = (COUT + BN - 1) // BN
     w_in: tl.constexpr = 1 if TRANSPOSED else COUT
     w_out: tl.constexpr = CIN if TRANSPOSED else 1
@@ -162,7 +187,9 @@ def conv3d(
     if BIAS:
         beta = tl.zeros((BN,), tl.float32)
         for k in range(K1):
-            beta += tl.load(e + k) * tl.load(h + k * (GROUPS * COUT) + channel, mask=known_n, other=0.0)
+            beta += tl.load(e + k) * tl.load(
+                h + k * (GROUPS * COUT) + channel, mask=known_n, other=0.0
+            )
         acc += beta[None, :]
     if AFFINE:
         acc *= tl.load(scale + channel, mask=known_n, other=0.0)[None, :]
@@ -222,22 +249,40 @@ def conv3d_weight_gradient(
     dg0,  # else: [GROUPS, TAPS * CIN, COUT] float32
     de,  # else: [B, GROUPS * tiles, K] float32
     B,
-    D, H, W,
-    OD, OH, OW,
+    D,
+    H,
+    W,
+    OD,
+    OH,
+    OW,
     SPLITS,
-    CIN: tl.constexpr, COUT: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
-    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
+    CIN: tl.constexpr,
+    COUT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    KP: tl.constexpr,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SD: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PD: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    LD: tl.constexpr,
+    LH: tl.constexpr,
+    LW: tl.constexpr,
     WRITE: tl.constexpr,
     PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """One tile of BK weights (tap, input channel) by BN output channels of the gradient of W[b].
 
-    WRITE: of one sample, over one of SPLITS shares of its voxels, to memory. Else: of every sample in
-    turn, never written: its products with G give `de`, its sum over the batch `dG`, in registers.
+    WRITE: of one sample, over one of SPLITS shares of its voxels, to memory. Else: of every
+    sample in turn, never written: its products with G give `de`, its sum over the batch `dG`, in registers.
     Grid: (tiles, GROUPS, B · SPLITS or 1).
     """
     columns: tl.constexpr = (COUT + BN - 1) // BN
@@ -262,7 +307,9 @@ def conv3d_weight_gradient(
         total = tl.zeros((BK, BN), tl.float32)
         sums = tl.zeros((KP, BK, BN), tl.float32)
         at_k = ks[:, None, None].to(tl.int64) * (GROUPS * rows * COUT) + at_w[None]
-        made = tl.load(G + at_k, mask=(ks < K)[:, None, None] & known[None], other=0.0).to(tl.float32)
+        made = tl.load(G + at_k, mask=(ks < K)[:, None, None] & known[None], other=0.0).to(
+            tl.float32
+        )
     sample = (tl.program_id(2) // SPLITS).to(tl.int64)
     x += sample * D * H * W * (GROUPS * CIN) + g * CIN
     dy += sample * voxels * (GROUPS * COUT) + g * COUT

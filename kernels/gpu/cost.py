@@ -1,11 +1,11 @@
 """When generated weights pay inside the convolution, from the bytes that each strategy moves.
 
     generate in the convolution:  B · R · (K + 1) · |W| · s_G
-    write W[b], then convolve:    ⌈B / 16⌉ · (K + 1) · |W| · s_G + B · (1 + R) · |W| · s,  one launch more
+    write W[b], then convolve:    ⌈B / 16⌉ · (K + 1) · |W| · s_G + B · (1 + R) · |W| · s
 
-B samples, |W| weights of one sample, s_G and s the bytes of one number of G and of x, R the row tiles
-of one sample (each reads all weights of its columns again). A launch is counted as the bytes that the second-level
-cache delivers meanwhile. Where G̃ exceeds that cache, what is read again comes from memory.
+and one launch more. B samples, |W| weights of one sample, s_G and s the bytes of one number of G
+and of x, R the row tiles of one sample (each reads all weights of its columns again). Where G̃ exceeds
+the second-level cache, what is read again comes from memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from hyperfusion_rt.kernels.gpu.configs import CONV3D, GENERATE, WEIGHT_GRADIENT, Triple, conv3d_config
+from hyperfusion_rt.kernels.gpu.configs import (
+    CONV3D,
+    GENERATE,
+    WEIGHT_GRADIENT,
+    Triple,
+    conv3d_config,
+)
 
 
 class Machine(NamedTuple):
@@ -26,6 +32,9 @@ class Machine(NamedTuple):
     cache_rate: float = 4e12
     memory_rate: float = 1.5e12
     launch: float = 2.5e-6
+
+
+A100 = Machine()
 
 
 class Cost(NamedTuple):
@@ -66,7 +75,9 @@ class Shape(NamedTuple):
         return self.cout * (self.cin // self.groups) * prod(self.kernel)
 
 
-def costs(shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = Machine()) -> dict[str, Cost]:
+def costs(
+    shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = A100
+) -> dict[str, Cost]:
     """The weights' traffic of `generate` and `write`."""
     voxels = prod(shape.out)
     rows = CONV3D[conv3d_config(voxels, shape.cout // shape.groups)].rows
@@ -82,7 +93,9 @@ def costs(shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = Ma
     }
 
 
-def choose_strategy(shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = Machine()) -> str:
+def choose_strategy(
+    shape: Shape, generator_bytes: int, bytes_: int, machine: Machine = A100
+) -> str:
     """`generate` or `write`, whichever moves its weights in less time."""
     found = costs(shape, generator_bytes, bytes_, machine)
     return min(found, key=lambda name: found[name].seconds)

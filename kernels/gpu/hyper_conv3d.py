@@ -21,7 +21,10 @@ def _weights(
     x: Tensor, condition: Tensor, G: Tensor, g0: Tensor | None, geometry: Geometry, strategy: str
 ) -> tuple[Weights, Tensor]:
     """The weights as the convolution reads them (without bias), and the packed generators."""
-    e, packed = condition.float(), launch.pack([G] if g0 is None else [g0[None], G], geometry.groups)
+    e, packed = (
+        condition.float(),
+        launch.pack([G] if g0 is None else [g0[None], G], geometry.groups),
+    )
     if g0 is not None:
         e = torch.cat([torch.ones_like(e[:, :1]), e], 1)
     e = e.contiguous()
@@ -80,7 +83,7 @@ def backward(
     strategy: str | None = None,
     keep: bool | None = None,
 ) -> list[Tensor]:
-    """Gradients of `(x, condition, G, h, g0, h0)` for `dy [B, Cout, D', H', W']` before the epilogue.
+    """Gradients of `(x, condition, G, h, g0, h0)` for `dy` before the epilogue.
 
     Those that `needs` does not ask for come as empty tensors. Sums over voxels and samples are
     float32 and have one order. `keep`: dW[b] stays in registers; None: by

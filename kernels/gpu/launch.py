@@ -7,7 +7,6 @@ from math import gcd, prod
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from hyperfusion_rt.kernels.epilogue import Epilogue
@@ -17,6 +16,10 @@ from hyperfusion_rt.kernels.gpu.configs import Triple
 
 LIMIT = 2**31
 NO_EPILOGUE = Epilogue()
+
+
+def _tiles(count: int, size: int) -> int:
+    return -(-count // size)
 
 
 def _triple(values: Sequence[int]) -> Triple:
@@ -43,7 +46,9 @@ class Geometry(NamedTuple):
         groups: int,
     ) -> Geometry:
         """The geometry of a convolution with weights `G [K, Cout, Cin, kD, kH, kW]`."""
-        return cls(*(_triple(t) for t in (G.shape[3:], stride, padding, dilation)), groups)
+        return cls(
+            _triple(G.shape[3:]), _triple(stride), _triple(padding), _triple(dilation), groups
+        )
 
     def out(self, size: Triple) -> Triple:
         """The size of y for x of `size`."""
@@ -80,7 +85,9 @@ class Prologue(NamedTuple):
 def channels_last(x: Tensor) -> Tensor:
     """`x [B, C, D, H, W]` in memory order `[B, D, H, W, C]`; offsets in a sample must be int32."""
     if (count := prod(x.shape[1:])) >= LIMIT:
-        raise ValueError(f"a sample of {count} numbers is too large: it must have less than {LIMIT}")
+        raise ValueError(
+            f"a sample of {count} numbers is too large: it must have less than {LIMIT}"
+        )
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -90,7 +97,7 @@ def size_of(x: Tensor) -> Triple:
 
 
 def pack(generators: list[Tensor], groups: int) -> Tensor:
-    """`[k_i, Cout, Cin/groups, kD, kH, kW]` joined → `[K1, groups, taps · Cin/groups, Cout/groups]`."""
+    """`[k_i, Cout, Cin/groups, kD, kH, kW]` → `[K1, groups, taps · Cin/groups, Cout/groups]`."""
     first = generators[0]
     cout, cin, *kernel = first.shape[1:]
     taps = prod(kernel)
@@ -105,10 +112,11 @@ def pack(generators: list[Tensor], groups: int) -> Tensor:
 
 
 def unpack(packed: Tensor, kernel: Triple) -> Tensor:
-    """The inverse of `pack`: `[K, groups, taps · Cin, Cout/groups]` → `[K, Cout, Cin, kD, kH, kW]`."""
+    """The inverse: `[K, groups, taps · Cin, Cout/groups]` → `[K, Cout, Cin, kD, kH, kW]`."""
     taps = prod(kernel)
-    parts = packed.unflatten(2, (taps, -1)).permute(0, 1, 4, 3, 2)
-    return parts.flatten(1, 2).unflatten(3, kernel)
+    parts: Tensor = packed.unflatten(2, (taps, -1)).permute(0, 1, 4, 3, 2)
+    found: Tensor = parts.flatten(1, 2).unflatten(3, kernel)
+    return found
 
 
 def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,10 +124,10 @@ def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
     samples, n = len(e), packed[0].numel()
     made = torch.empty((samples, *packed.shape[1:]), dtype=dtype, device=packed.device)
     tile = configs.GENERATE["all"]
-    grid = (triton.cdiv(n, tile.columns), triton.cdiv(samples, tile.rows))
+    grid = (_tiles(n, tile.columns), _tiles(samples, tile.rows))
     kernels.generate[grid](
         e, packed, made, samples, n, K1=len(packed), SAMPLES=tile.rows, BLOCK=tile.columns,
-        num_warps=tile.warps,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     return made
 
@@ -152,8 +160,8 @@ def conv3d(
 ) -> Tensor:
     """One launch for all samples. `x [B, C, D, H, W]` → `[B, channels, D', H', W']`, channels-last.
 
-    With `transposed_size` x is a gradient of the output, and what comes out has that size. With `pool`
-    the maximum over 2x2x2 of the result is stored.
+    With `transposed_size` x is a gradient of the output, and what comes out has that size. With
+    `pool` the maximum over 2x2x2 of the result is stored.
     """
     x = channels_last(x)
     groups = geometry.groups
@@ -185,7 +193,11 @@ def conv3d(
     affine = scale is not None or shift is not None
     precision = precision_of(x.dtype)
     chosen = config or configs.CONV3D[configs.conv3d_config(rows, cout, precision)]
-    grid = (triton.cdiv(rows, chosen.rows) * triton.cdiv(cout, chosen.columns), len(x) * groups, phases)
+    grid = (
+        _tiles(rows, chosen.rows) * _tiles(cout, chosen.columns),
+        len(x) * groups,
+        phases,
+    )
     none = y  # a pointer for arguments that the kernel does not read
     kernels.conv3d[grid](
         x, weights.data, weights.e, none if weights.h is None else weights.h,
@@ -201,11 +213,11 @@ def conv3d(
         1.0 if prologue is None else prologue.slope,
         epilogue.slope,
         CIN=cin, COUT=cout, GROUPS=groups, K1=weights.e.shape[1],
-        **dict(zip(("KD", "KH", "KW"), geometry.kernel)),
-        **dict(zip(("SD", "SH", "SW"), geometry.stride)),
-        **dict(zip(("PD", "PH", "PW"), geometry.padding)),
-        **dict(zip(("LD", "LH", "LW"), geometry.dilation)),
-        **dict(zip(("STEP_D", "STEP_H", "STEP_W"), steps)),
+        **dict(zip(("KD", "KH", "KW"), geometry.kernel, strict=True)),
+        **dict(zip(("SD", "SH", "SW"), geometry.stride, strict=True)),
+        **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
+        **dict(zip(("LD", "LH", "LW"), geometry.dilation, strict=True)),
+        **dict(zip(("STEP_D", "STEP_H", "STEP_W"), steps, strict=True)),
         TRANSPOSED=transposed,
         GENERATE=weights.k != 0,
         BIAS=weights.h is not None,
@@ -216,7 +228,7 @@ def conv3d(
         POOL=pool,
         PRECISION="tf32" if precision == "tf32" else "ieee",
         BM=chosen.rows, BN=chosen.columns, BK=chosen.step,
-        num_warps=chosen.warps, num_stages=chosen.stages,
+        num_warps=chosen.warps, num_stages=chosen.stages, maxnreg=chosen.registers,
     )  # fmt: skip
     return y
 
@@ -233,18 +245,21 @@ def weight_gradient(
     batch, groups = len(x), geometry.groups
     count, rows, cout = len(packed), packed.shape[2], packed.shape[3]
     cin, size, out = x.shape[1] // groups, size_of(x), size_of(dy)
-    name = "keep" if keep else "write"
+    name = "keep" if keep else configs.weight_gradient_config(precision_of(x.dtype))
     config = configs.WEIGHT_GRADIENT[name]
-    tiles = triton.cdiv(rows, config.step) * triton.cdiv(cout, config.columns)
+    tiles = _tiles(rows, config.step) * _tiles(cout, config.columns)
     voxels = prod(out)
-    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=x.device)  # noqa: E731
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
     splits = 1
     if keep:
         dG, dg0, de = new(*packed.shape), new(*packed.shape[1:]), new(batch, groups * tiles, count)
         dw, depth = dG, 1
     else:
         # Enough programs to fill a chip; each share keeps a few steps of work.
-        wanted = triton.cdiv(4 * 132, tiles * groups * batch)
+        wanted = _tiles(4 * 132, tiles * groups * batch)
         splits = max(1, min(wanted, voxels // (4 * config.rows)))
         dw = new(splits, batch, *packed.shape[1:])
         dG = dg0 = de = dw
@@ -252,15 +267,15 @@ def weight_gradient(
     kernels.conv3d_weight_gradient[(tiles, groups, depth)](
         x, dy, e, packed, dw, dG, dg0, de,
         batch, *size, *out, splits,
-        CIN=cin, COUT=cout, GROUPS=groups, K=count, KP=triton.next_power_of_2(count),
-        **dict(zip(("KD", "KH", "KW"), geometry.kernel)),
-        **dict(zip(("SD", "SH", "SW"), geometry.stride)),
-        **dict(zip(("PD", "PH", "PW"), geometry.padding)),
-        **dict(zip(("LD", "LH", "LW"), geometry.dilation)),
+        CIN=cin, COUT=cout, GROUPS=groups, K=count, KP=1 << (count - 1).bit_length(),
+        **dict(zip(("KD", "KH", "KW"), geometry.kernel, strict=True)),
+        **dict(zip(("SD", "SH", "SW"), geometry.stride, strict=True)),
+        **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
+        **dict(zip(("LD", "LH", "LW"), geometry.dilation, strict=True)),
         WRITE=not keep,
         PRECISION="tf32" if precision_of(x.dtype) == "tf32" else "ieee",
         BM=config.rows, BN=config.columns, BK=config.step,
-        num_warps=config.warps, num_stages=config.stages,
+        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
     )  # fmt: skip
     if keep:
         return de.sum(1), dG, dg0

@@ -30,16 +30,23 @@ MORE = [
 NAMES = ["x", "e", "G", "h", "g0", "h0"]
 
 
+SHIPPED = dict(configs.CONV3D)
+
+
+@pytest.fixture
+def shipped(interpreted, monkeypatch):
+    """The shipped configurations instead of the huge blocks."""
+    monkeypatch.setattr(configs, "CONV3D", SHIPPED)
+
+
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """CPU tensors go to Triton; huge blocks; memory that nobody wrote is NaN."""
     monkeypatch.setattr(ops, "TRITON_DEVICES", {"cpu", "cuda"})
-    huge = configs.Config(2048, 64, 32, 4, 1)
+    huge = configs.Config(2048, 64, 32, 4, 1, 255)
     monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, huge))
-    tiles = configs.Config(2048, 64, 64, 4, 1)
-    monkeypatch.setattr(
-        configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, tiles)
-    )
+    tiles = configs.Config(2048, 64, 64, 4, 1, 255)
+    monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, tiles))
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -268,8 +275,8 @@ def mutated(monkeypatch, tmp_path, old, new):
 
 BUGS = {
     "a missing mask": ("(iz >= 0) & (iz < D) & (iy >= 0)", "(iz >= 0) & (iy >= 0)"),
-    "a flipped tap": ("tw = tw0 + i % taps_w1 * STEP_W", "tw = KW - 1 - (tw0 + i % taps_w1 * STEP_W)"),
-    "a wrong row of the bias": ("tl.load(h + k *", "tl.load(h + (k + 1) % K1 *"),
+    "a flipped tap": ("tw = tw0 + i % taps_w1 * STEP_W", "tw = KW - 1 - i % taps_w1"),
+    "a wrong row of the bias": ("h + k * (GROUPS", "h + (k + 1) % K1 * (GROUPS"),
 }  # fmt: skip
 
 
@@ -281,13 +288,26 @@ def test_the_checks_catch(bug, monkeypatch, tmp_path):
         check(CASES[3], torch.float32)
 
 
-# The calls of the published networks that read generated weights, and two that others may make.
-SHAPES = {
-    "AD, f = 16, block4 shortcut": cost.Shape(32, 8, 128, 256, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
-    "AD, f = 4, block4 shortcut": cost.Shape(32, 8, 32, 64, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
-    "64 to 64, 3x3x3, early": cost.Shape(8, 16, 64, 64, (3, 3, 3), (24, 24, 28), padding=(1, 1, 1)),
-    "64 to 64, 3x3x3, late": cost.Shape(8, 8, 64, 64, (3, 3, 3), (4, 6, 4), padding=(1, 1, 1)),
-}
+@pytest.mark.usefixtures("shipped")
+def test_the_strategy_of_the_published_shapes():
+    """The published calls, and a late and an early 3x3x3 one; bytes of weights per batch."""
+    late = (64, 64, (3, 3, 3), (4, 6, 4), (1, 1, 1), (1, 1, 1))
+    early = (64, 64, (3, 3, 3), (24, 24, 28), (1, 1, 1), (1, 1, 1))
+    f16 = (128, 256, (1, 1, 1), (8, 12, 8), (2, 2, 2))
+    f4 = (32, 64, (1, 1, 1), (8, 12, 8), (2, 2, 2))
+    # shape, batch, chosen, bytes of generate and of write, bytes per number 4 (G) and 2 (x)
+    for shape, batch, chosen, inside, written in [
+        (f16, 1, "generate", 9 * 32768 * 4, 9 * 32768 * 4 + 2 * 32768 * 2),
+        (f16, 8, "generate", 8 * 9 * 32768 * 4, 9 * 32768 * 4 + 8 * 2 * 32768 * 2),
+        (f16, 32, "write", 32 * 9 * 32768 * 4, 2 * 9 * 32768 * 4 + 32 * 2 * 32768 * 2),
+        (f4, 32, "generate", 32 * 9 * 2048 * 4, 2 * 9 * 2048 * 4 + 32 * 2 * 2048 * 2),
+        (late, 1, "generate", 9 * 110592 * 4, 9 * 110592 * 4 + 2 * 110592 * 2),
+        (early, 1, "write", 126 * 9 * 110592 * 4, 9 * 110592 * 4 + 127 * 110592 * 2),
+    ]:
+        found = cost.costs(cost.Shape(batch, 8, *shape), 4, 2)
+        assert found["generate"].bytes == inside
+        assert found["write"].bytes == written
+        assert cost.choose_strategy(cost.Shape(batch, 8, *shape), 4, 2) == chosen
 
 
 def test_positions_and_weights_are_counted_as_the_reference_does():
@@ -302,9 +322,9 @@ def test_positions_and_weights_are_counted_as_the_reference_does():
 
 def test_a_launch_of_more_tiles_gives_the_same(monkeypatch):
     """Small blocks, a few steps: tiles in every direction and a split sum over voxels."""
-    small = configs.Config(32, 16, 16, 4, 1)
+    small = configs.Config(32, 16, 16, 4, 1, 255)
     monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, small))
-    monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(("keep", "write"), small))
+    monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, small))
     case = ((2, 1, 1), (2, 1, 1), (1, 0, 0), (1, 1, 1), 1, 2, 2, 3, 18)
     for keep in (False, True):
         check(case, torch.float32, keep=keep)

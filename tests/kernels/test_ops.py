@@ -14,6 +14,7 @@ from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear, reference
 
 from .oracle import CASES, assert_within_rounding, magnitudes, make
 
+
 @pytest.fixture(params=["eager", "exported"])
 def form(request, monkeypatch):
     """Both forms of the general convolution; export takes the one with shared weights."""
