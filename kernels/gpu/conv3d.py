@@ -282,7 +282,8 @@ def conv3d_weight_gradient(
     """One tile of BK weights (tap, input channel) by BN output channels of the gradient of W[b].
 
     WRITE: of one sample, over one of SPLITS shares of its voxels, to memory. Else: of every
-    sample in turn, never written: its products with G give `de`, its sum over the batch `dG`, in registers.
+    sample in turn, never written: its products with G give `de`, its sum over the batch `dG`,
+    in registers.
     Grid: (tiles, GROUPS, B · SPLITS or 1).
     """
     columns: tl.constexpr = (COUT + BN - 1) // BN

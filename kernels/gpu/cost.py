@@ -4,8 +4,8 @@
     write W[b], then convolve:    ⌈B / 16⌉ · (K + 1) · |W| · s_G + B · (1 + R) · |W| · s
 
 and one launch more. B samples, |W| weights of one sample, s_G and s the bytes of one number of G
-and of x, R the row tiles of one sample (each reads all weights of its columns again). Where G̃ exceeds
-the second-level cache, what is read again comes from memory.
+and of x, R the row tiles of one sample (each reads all weights of its columns again). Where G̃
+exceeds the second-level cache, what is read again comes from memory.
 """
 
 from __future__ import annotations
