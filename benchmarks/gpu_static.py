@@ -150,16 +150,15 @@ def launches(layer: str, shape: cost.Shape, dtype: str) -> list[Launch]:
     arguments = (x, e, empty(shape.k, *w), empty(shape.k, shape.cout), empty(*w), empty(shape.cout))
     dy = empty(shape.batch, shape.cout, *shape.out, dtype=kind)
     after = Epilogue(empty(shape.cout), empty(shape.cout), dy, 0.0)
-    geometry = gpu.Geometry(shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
     found = []
     for strategy in ("generate", "write"):
         keep = strategy == "generate"
         recorder = _Recorder()
         launch.kernels, kept = recorder, launch.kernels  # type: ignore[assignment]
         try:
-            gpu.forward(*arguments, geometry, after, strategy)
+            gpu.forward(*arguments, shape.geometry, after, strategy)
             forward = len(recorder.calls)
-            gpu.backward(dy, *arguments, geometry, [True] * 6, strategy, keep)
+            gpu.backward(dy, *arguments, shape.geometry, [True] * 6, strategy, keep)
         finally:
             launch.kernels = kept
         for i, call in enumerate(recorder.calls):
@@ -183,23 +182,20 @@ _MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async\.sync)\.aligned\.m(\d+)n(\d+)k
 
 def _turns(launch: Launch) -> dict[str, int]:
     """How often the loops turn: over the reduction, over generators, over samples."""
-    c = dict(launch.constants)
-    taps = prod(c.get(n, 1) for n in ("KD", "KH", "KW"))
+    c, shape = dict(launch.constants), LAYERS[launch.layer]
+    if launch.kernel == "conv3d_weight_gradient":
+        splits = launch.grid[2] // shape.batch if c["WRITE"] else 1
+        share = triton.cdiv(prod(shape.out), splits)
+        return {"reduction": triton.cdiv(share, c["BM"]), "samples": shape.batch}
+    found = {"generators": c["K1"]}
     if launch.kernel == "conv3d":
-        return {"reduction": -(-taps * c["CIN"] // c["BK"]), "generators": c["K1"]}
-    if launch.kernel == "generate":
-        return {"generators": c["K1"]}
-    return {}
+        found["reduction"] = triton.cdiv(prod(shape.kernel) * c["CIN"], c["BK"])
+    return found
 
 
-def _count(ptx: str, launch: Launch, voxels: int, batch: int) -> tuple[int, int]:
+def _count(ptx: str, launch: Launch) -> tuple[int, int]:
     """FLOP and bytes from and to global memory of one program (all lanes, masked ones too)."""
     turns = _turns(launch)
-    if launch.kernel == "conv3d_weight_gradient":
-        c = dict(launch.constants)
-        splits = 1 if not c["WRITE"] else launch.grid[2] // batch
-        share = triton.cdiv(voxels, splits)
-        turns = {"reduction": triton.cdiv(share, c["BM"]), "samples": batch}
     threads = 32 * launch.warps
     lines = ptx.splitlines()
     labels = {
@@ -268,8 +264,7 @@ def compile_(job: tuple[Launch, int]) -> dict[str, Any]:
     matrix = [
         n for n in ("mma.sync", "wgmma", "tcgen05.mma") if re.search(rf"\b{re.escape(n)}", ptx)
     ]
-    shape = LAYERS[launch.layer]
-    flop, moved = _count(ptx, launch, prod(shape.out), shape.batch)
+    flop, moved = _count(ptx, launch)
     return {
         "layer": launch.layer, "part": launch.part, "dtype": launch.dtype, "chip": chip,
         "kernel": launch.kernel, "config": launch.config, "grid": list(launch.grid),
@@ -329,8 +324,11 @@ def main() -> None:
                 if golden.get(at) != (row["flop"], row["bytes"]):
                     wrong.append(f"{at}: {row['flop']} FLOP, {row['bytes']} bytes per program, recorded {golden.get(at)}")  # noqa: E501 # fmt: skip
     else:
-        content = {"triton": triton.__version__, "torch": torch.__version__, "rows": rows}
-        record.write_text(json.dumps(content, indent=0) + "\n")
+        shipped = {*configs.CONV3D, *configs.WEIGHT_GRADIENT, *configs.GENERATE}
+        wrong += [f"{n}: no layer takes it" for n in shipped - {row["config"] for row in rows}]
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        head = f'"triton": "{triton.__version__}", "torch": "{torch.__version__}"'
+        record.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n')
     for text in wrong:
         print(text, file=sys.stderr)
     print(f"{len(rows)} kernels compiled with Triton {triton.__version__}, {len(wrong)} problems")

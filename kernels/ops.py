@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn.functional import conv3d, linear
 
 from hyperfusion_rt.kernels.epilogue import Epilogue, apply
+from hyperfusion_rt.kernels.geometry import Geometry, Triple, triple
 
-Triple = tuple[int, int, int]
 _whole = False
 # Devices whose tensors Triton kernels take; tests with Triton's interpreter add the CPU.
 TRITON_DEVICES = {"cuda"}
@@ -151,11 +151,10 @@ def hyper_conv3d(
             f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
     after = epilogue or Epilogue()
-    fused = _on_triton(x) and not _whole
-    if not (fused or _whole):
+    if not (_whole or _on_triton(x)):
         y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
         return apply(y, after)
-    if fused and torch.is_autocast_enabled(x.device.type):
+    if not _whole and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     geometry = list(stride), list(padding), list(dilation), groups
     # The gradient of a scale needs the convolution's result, which a fused epilogue does not keep.
@@ -282,9 +281,8 @@ def _op_conv3d(
     epilogue = Epilogue(scale, shift, residual, slope)
     if _on_triton(x):
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
-        from hyperfusion_rt.kernels.gpu.launch import Geometry
 
-        geometry = Geometry.of(G, stride, padding, dilation, groups)
+        geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
         return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
     y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
     return apply(y, epilogue).clone(memory_format=torch.contiguous_format)
@@ -295,26 +293,8 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 
 @_op_conv3d.register_fake
-def _(
-    x: Tensor,
-    condition: Tensor,
-    G: Tensor,
-    h: Tensor,
-    g0: Tensor | None,
-    h0: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    slope: float = 1.0,
-) -> Tensor:
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], G.shape[3:], stride, padding, dilation, strict=True)
-    ]
+def _(x: Tensor, condition: Tensor, G: Tensor, h: Tensor, *others: Any) -> Tensor:
+    size = Geometry.of(G.shape[3:], *others[2:6]).out(triple(x.shape[2:]))
     shape = (x.shape[0], G.shape[1], *size)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
 
@@ -336,9 +316,8 @@ def _op_conv3d_backward(
 ) -> list[Tensor]:
     if _on_triton(x):
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
-        from hyperfusion_rt.kernels.gpu.launch import Geometry
 
-        geometry = Geometry.of(G, stride, padding, dilation, groups)
+        geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
         return gpu.backward(dy, x, condition, G, h, g0, h0, geometry, list(needs))
     batch = x.shape[0]
     weight = _affine(condition, G, g0).flatten(0, 1)
@@ -361,47 +340,37 @@ def _op_conv3d_backward(
 
 
 @_op_conv3d_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    condition: Tensor,
-    G: Tensor,
-    h: Tensor,
-    g0: Tensor | None,
-    h0: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def _(dy: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
+    *tensors, _stride, _padding, _dilation, _groups, needs = (x, *others)
     made = []
-    for tensor, need in zip((x, condition, G, h, g0, h0), needs, strict=True):
-        if not need or tensor is None:
-            made.append(x.new_empty(0))
-        else:
+    for tensor, need in zip(tensors, needs, strict=True):
+        if need:
             layout = _layout(x) if tensor is x else torch.contiguous_format
             made.append(torch.empty_like(tensor, memory_format=layout))
+        else:
+            made.append(x.new_empty(0))
     return made
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, condition, G, h, g0, h0, *geometry, scale, shift, residual, slope = inputs
+    x, condition, G, h, g0, h0, *geometry, scale, shift, _residual, slope = inputs
     ctx.save_for_backward(x, condition, G, h, g0, h0, scale, output if slope != 1.0 else None)
     ctx.geometry, ctx.slope = geometry, slope
-    ctx.dtypes = [None if t is None else t.dtype for t in (shift, residual)]
+    ctx.shift_type = None if shift is None else shift.dtype
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, scale, y = ctx.saved_tensors
+    # Trailing arguments at their defaults are left out of the call.
+    wanted = (*ctx.needs_input_grad, False, False, False, False)
+    need_shift, need_residual = wanted[11:13]
     if y is not None:
         dy = torch.where(y > 0, dy, ctx.slope * dy)
-    shift, residual = ctx.dtypes
-    dshift = None if shift is None else dy.sum((0, 2, 3, 4), dtype=torch.float32).to(shift)
-    dresidual = None if residual is None else dy
+    dshift = dy.sum((0, 2, 3, 4), dtype=torch.float32).to(ctx.shift_type) if need_shift else None
+    dresidual = dy if need_residual else None
     if scale is not None:
         dy = dy * scale.to(dy.dtype)[:, None, None, None]
-    needs = [need and t is not None for need, t in zip(ctx.needs_input_grad, tensors, strict=False)]
+    needs = list(wanted[: len(tensors)])
     found = _op_conv3d_backward(dy, *tensors, *ctx.geometry, needs)
     gradients = [g if need else None for g, need in zip(found, needs, strict=True)]
     return (*gradients, None, None, None, None, None, dshift, dresidual, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Triple = tuple[int, int, int]
 DTYPES = ("fp32", "tf32", "fp16", "bf16")
 CHIPS = (80, 86, 89, 90, 100, 120)  # compute capabilities that the configurations were compiled for
 
@@ -32,9 +31,9 @@ CONV3D = {
     "narrow": Config(128, 16, 32, 8, 2, 255),
     "narrow-ieee": Config(128, 16, 16, 8, 2, 255),
     "middle": Config(128, 32, 32, 8, 2, 255),
+    "middle-ieee": Config(128, 32, 32, 8, 3, 255),
     "wide": Config(128, 64, 32, 8, 2, 255),
     "wide-ieee": Config(128, 64, 16, 8, 2, 255),
-    "middle-ieee": Config(128, 32, 32, 8, 3, 255),
     "small": Config(64, 64, 32, 8, 2, 255),
 }
 
@@ -50,18 +49,20 @@ WEIGHT_GRADIENT = {
 GENERATE = {"all": Config(16, 256, 1, 4, 1, 255)}
 
 
+def tiles(count: int, size: int) -> int:
+    """How many tiles of `size` cover `count`."""
+    return -(-count // size)
+
+
 def conv3d_config(voxels: int, channels: int, precision: str = "tf32") -> str:
     """The configuration for `voxels` output voxels per sample and `channels` per group.
 
     `precision` is one of `DTYPES`: float32 sums without tensor cores need more registers.
     """
-    if channels <= 16:
-        return "narrow-ieee" if precision == "fp32" else "narrow"
-    if channels <= 32:
-        return "middle-ieee" if precision == "fp32" else "middle"
-    if voxels <= 64:
+    if channels > 32 and voxels <= 64:
         return "small"
-    return "wide-ieee" if precision == "fp32" else "wide"
+    name = "narrow" if channels <= 16 else "middle" if channels <= 32 else "wide"
+    return f"{name}-ieee" if precision == "fp32" else name
 
 
 def weight_gradient_config(precision: str) -> str:

@@ -1,6 +1,6 @@
 """3D convolution as an implicit matrix product, every sample with its own weights.
 
-    y[b, o] = act(scale · (Σ_{t, c} x'[b, i(o, t), c] · W[b, t, c] + beta[b]) + shift + r[b, o])
+    y[b, o] = act(scale · (Σ_{t, c} x[b, i(o, t), c] · W[b, t, c] + beta[b]) + shift + r[b, o])
 
 Volumes lie channels-last: `[B, D, H, W, groups · C]`. Rows of the product are voxels of one sample,
 columns are output channels of one group, the reduction runs over taps and input channels. Weights
@@ -36,8 +36,6 @@ def conv3d(
     #     TRANSPOSED: [..., taps, COUT, CIN]
     e,  # [B, K1] float32; [1, K1] with e_sample = 0
     h,  # [K1, GROUPS * COUT] float32
-    pre_scale,  # [GROUPS * CIN] float32
-    pre_shift,  # [GROUPS * CIN] float32
     scale,  # [GROUPS * COUT] float32
     shift,  # [GROUPS * COUT] float32
     residual,  # as y
@@ -51,7 +49,6 @@ def conv3d(
     w_sample,
     w_k,
     e_sample,
-    pre_slope,
     slope,
     CIN: tl.constexpr,
     COUT: tl.constexpr,
@@ -75,11 +72,9 @@ def conv3d(
     TRANSPOSED: tl.constexpr,
     GENERATE: tl.constexpr,
     BIAS: tl.constexpr,
-    PROLOGUE: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    POOL: tl.constexpr,  # max over 2x2x2 of what is stored; OD, OH, OW are the pooled sizes
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -112,15 +107,8 @@ def conv3d(
         taps_w = tl.maximum(KW - tw0 + STEP_W - 1, 0) // STEP_W * (tw0 < STEP_W).to(tl.int32)
         taps_h1, taps_w1 = tl.maximum(taps_h, 1), tl.maximum(taps_w, 1)
     else:
-        if POOL:
-            cell, sub = row // 8, row % 8
-            inside = cell < OD * OH * OW
-            od = cell // (OH * OW) * 2 + sub // 4
-            oh = cell // OW % OH * 2 + sub // 2 % 2
-            ow = cell % OW * 2 + sub % 2
-        else:
-            inside = row < OD * OH * OW
-            od, oh, ow = row // (OH * OW), row // OW % OH, row % OW
+        inside = row < OD * OH * OW
+        od, oh, ow = row // (OH * OW), row // OW % OH, row % OW
         td0, th0, tw0 = 0, 0, 0
         taps_d, taps_h, taps_w = KD, KH, KW
         taps_h1, taps_w1 = KH, KW
@@ -159,14 +147,6 @@ def conv3d(
             within = within & (kk < total)[None, :]
         at = ((iz * H + iy) * W + ix) * (GROUPS * CIN) + c[None, :]
         a = tl.load(x + at, mask=within, other=0.0)
-        if PROLOGUE:
-            known = kk < total
-            a_scale = tl.load(pre_scale + g * CIN + c, mask=known, other=0.0)
-            a_shift = tl.load(pre_shift + g * CIN + c, mask=known, other=0.0)
-            made = a.to(tl.float32) * a_scale[None, :] + a_shift[None, :]
-            made = tl.maximum(made, 0.0) + pre_slope * tl.minimum(made, 0.0)
-            # Padding is zero after the prologue, not before it.
-            a = tl.where(within, made, 0.0).to(kind)
         tap = (td0 + j // (taps_h1 * taps_w1) * STEP_D) * (KH * KW)
         tap += (th0 + j // taps_w1 % taps_h1 * STEP_H) * KW + tw0 + j % taps_w1 * STEP_W
         from_w = w + tap * (CIN * COUT) + c[:, None] * w_in + n[None, :] * w_out
@@ -195,20 +175,12 @@ def conv3d(
         acc *= tl.load(scale + channel, mask=known_n, other=0.0)[None, :]
         acc += tl.load(shift + channel, mask=known_n, other=0.0)[None, :]
     sample = b.to(tl.int64) * OD * OH * OW * (GROUPS * COUT)
-    if POOL:
-        if ACTIVATION:
-            acc = tl.maximum(acc, 0.0) + slope * tl.minimum(acc, 0.0)
-        acc = tl.max(tl.reshape(acc, (BM // 8, 8, BN)), 1)
-        cell = tile * (BM // 8) + tl.arange(0, BM // 8)
-        to = cell[:, None] * (GROUPS * COUT) + channel[None, :]
-        stored = (cell < OD * OH * OW)[:, None] & known_n[None, :]
-    else:
-        to = ((od * OH + oh) * OW + ow) * (GROUPS * COUT) + channel[None, :]
-        stored = inside[:, None] & known_n[None, :]
-        if RESIDUAL:
-            acc += tl.load(residual + sample + to, mask=stored, other=0.0).to(tl.float32)
-        if ACTIVATION:
-            acc = tl.maximum(acc, 0.0) + slope * tl.minimum(acc, 0.0)
+    to = ((od * OH + oh) * OW + ow) * (GROUPS * COUT) + channel[None, :]
+    stored = inside[:, None] & known_n[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual + sample + to, mask=stored, other=0.0).to(tl.float32)
+    if ACTIVATION:
+        acc = tl.maximum(acc, 0.0) + slope * tl.minimum(acc, 0.0)
     tl.store(y + sample + to, acc.to(y.dtype.element_ty), mask=stored)
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
+from hyperfusion_rt.kernels.geometry import Geometry, Triple
 from hyperfusion_rt.kernels.gpu.configs import (
     CONV3D,
     GENERATE,
     WEIGHT_GRADIENT,
-    Triple,
     conv3d_config,
+    tiles,
 )
 
 
@@ -59,15 +60,14 @@ class Shape(NamedTuple):
     groups: int = 1
 
     @property
+    def geometry(self) -> Geometry:
+        """Without the sizes."""
+        return Geometry(self.kernel, self.stride, self.padding, self.dilation, self.groups)
+
+    @property
     def out(self) -> Triple:
         """The size of y."""
-        d, h, w = (
-            (n + 2 * p - step * (k - 1) - 1) // s + 1
-            for n, k, s, p, step in zip(
-                self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
-        )
-        return d, h, w
+        return self.geometry.out(self.size)
 
     @property
     def weights(self) -> int:
@@ -81,12 +81,12 @@ def costs(
     """The weights' traffic of `generate` and `write`."""
     voxels = prod(shape.out)
     rows = CONV3D[conv3d_config(voxels, shape.cout // shape.groups)].rows
-    tiles = -(-voxels // rows)
+    row_tiles = tiles(voxels, rows)
     generators = (shape.k + 1) * shape.weights * generator_bytes
     rate = machine.cache_rate if generators <= machine.cache else machine.memory_rate
-    inside = shape.batch * tiles * generators
-    once = -(-shape.batch // GENERATE["all"].rows) * generators
-    own = shape.batch * (1 + tiles) * shape.weights * bytes_
+    inside = shape.batch * row_tiles * generators
+    once = tiles(shape.batch, GENERATE["all"].rows) * generators
+    own = shape.batch * (1 + row_tiles) * shape.weights * bytes_
     return {
         "generate": Cost(inside, inside / rate + machine.launch),
         "write": Cost(once + own, once / rate + own / machine.cache_rate + 2 * machine.launch),
@@ -105,16 +105,16 @@ def choose_weight_gradient(shape: Shape, processors: int = 108) -> str:
     """`keep` (W's gradient stays in registers, one program per tile) or `write`.
 
     `keep` needs no memory for dW[b], but only as many programs as there are tiles, each of which
-    goes through the whole batch. It is taken where K fits into registers and the tiles fill a
-    quarter of the chip's `processors`, or where the samples are so small that the launches and
-    the traffic of `write` cost more than the work.
+    goes through the whole batch. It is taken where K fits into registers, the tiles fill a quarter
+    of the chip's `processors`, and the batch has few voxels: then the launches and the traffic of
+    `write` would cost more than the work.
     """
     if shape.k > 8:
         return "write"
     config = WEIGHT_GRADIENT["keep"]
     rows = shape.cin // shape.groups * prod(shape.kernel)
-    tiles = -(-rows // config.step) * -(-(shape.cout // shape.groups) // config.columns)
+    own = tiles(rows, config.step) * tiles(shape.cout // shape.groups, config.columns)
     work = shape.batch * prod(shape.out)
-    if tiles * shape.groups >= processors // 4 and work <= 32 * 1024:
+    if own * shape.groups >= processors // 4 and work <= 32 * 1024:
         return "keep"
     return "write"

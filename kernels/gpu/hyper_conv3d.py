@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from hyperfusion_rt.kernels.epilogue import Epilogue
+from hyperfusion_rt.kernels.geometry import Geometry
 from hyperfusion_rt.kernels.gpu import cost, launch
-from hyperfusion_rt.kernels.gpu.launch import Geometry, Weights
+from hyperfusion_rt.kernels.gpu.launch import Weights
 
 
 def _shape(x: Tensor, G: Tensor, geometry: Geometry) -> cost.Shape:
@@ -17,21 +18,21 @@ def _shape(x: Tensor, G: Tensor, geometry: Geometry) -> cost.Shape:
     )  # fmt: skip
 
 
-def _weights(
-    x: Tensor, condition: Tensor, G: Tensor, g0: Tensor | None, geometry: Geometry, strategy: str
-) -> tuple[Weights, Tensor]:
-    """The weights as the convolution reads them (without bias), and the packed generators."""
-    e, packed = (
-        condition.float(),
-        launch.pack([G] if g0 is None else [g0[None], G], geometry.groups),
-    )
-    if g0 is not None:
+def _packed(G: Tensor, g0: Tensor | None, geometry: Geometry) -> Tensor:
+    """G̃: the constant first, where there is one."""
+    return launch.pack([G] if g0 is None else [g0[None], G], geometry.groups)
+
+
+def _weights(x: Tensor, condition: Tensor, packed: Tensor, strategy: str) -> Weights:
+    """The weights as the convolution reads them, without bias."""
+    e = condition.float()
+    if len(packed) > e.shape[1]:
         e = torch.cat([torch.ones_like(e[:, :1]), e], 1)
     e = e.contiguous()
     if strategy == "generate":
-        return Weights(packed, e, None, 0, packed[0].numel()), packed
+        return Weights(packed, e, None, 0, packed[0].numel())
     made = launch.write_weights(e, packed, x.dtype)
-    return Weights(made, e, None, made[0].numel(), 0), packed
+    return Weights(made, e, None, made[0].numel(), 0)
 
 
 def forward(
@@ -52,7 +53,7 @@ def forward(
     if strategy is None:
         shape = _shape(x, G, geometry)
         strategy = cost.choose_strategy(shape, G.element_size(), x.element_size())
-    weights, _ = _weights(x, condition, G, g0, geometry, strategy)
+    weights = _weights(x, condition, _packed(G, g0, geometry), strategy)
     bias = h.float()
     if g0 is not None:
         first = torch.zeros_like(bias[:1]) if h0 is None else h0.float()[None]
@@ -96,8 +97,11 @@ def backward(
     dx = de = dG = dh = dg0 = dh0 = none
     need_x, need_e, need_G, need_h, need_g0, need_h0 = needs
     dy = dy.to(x.dtype)
+    need_W = need_e or need_G or need_g0
+    if need_x or need_W:
+        packed = _packed(G, g0, geometry)
     if need_x:
-        weights, _ = _weights(x, condition, G, g0, geometry, strategy)
+        weights = _weights(x, condition, packed, strategy)
         dx = launch.conv3d(
             dy, weights, geometry, channels=x.shape[1], transposed_size=launch.size_of(x)
         )
@@ -108,11 +112,12 @@ def backward(
         de = dbeta @ h.float().T
         if h0 is not None:
             dh0 = dh0.to(h0.dtype)
-    if need_e or need_G or need_g0:
-        packed = launch.pack([G], geometry.groups)
+    if need_W:
         if keep is None:
             keep = cost.choose_weight_gradient(shape) == "keep"
-        own, packed_dG, packed_dg0 = launch.weight_gradient(x, dy, e, packed, geometry, keep=keep)
+        own, packed_dG, packed_dg0 = launch.weight_gradient(
+            x, dy, e, packed[-len(G) :], geometry, keep=keep
+        )
         de = de + own if need_e else none
         dG = launch.unpack(packed_dG, geometry.kernel).to(G.dtype)
         if g0 is not None:

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperfusion_rt.kernels.epilogue import Epilogue
+from hyperfusion_rt.kernels.geometry import Geometry, Triple, triple
 from hyperfusion_rt.kernels.gpu import configs
 from hyperfusion_rt.kernels.gpu import conv3d as kernels
-from hyperfusion_rt.kernels.gpu.configs import Triple
+from hyperfusion_rt.kernels.gpu.configs import Config, tiles
 
 LIMIT = 2**31
 NO_EPILOGUE = Epilogue()
-
-
-def _tiles(count: int, size: int) -> int:
-    return -(-count // size)
-
-
-def _triple(values: Sequence[int]) -> Triple:
-    d, h, w = values
-    return d, h, w
-
-
-class Geometry(NamedTuple):
-    """What a convolution does to positions, and its groups."""
-
-    kernel: Triple
-    stride: Triple
-    padding: Triple
-    dilation: Triple
-    groups: int
-
-    @classmethod
-    def of(
-        cls,
-        G: Tensor,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Geometry:
-        """The geometry of a convolution with weights `G [K, Cout, Cin, kD, kH, kW]`."""
-        return cls(
-            _triple(G.shape[3:]), _triple(stride), _triple(padding), _triple(dilation), groups
-        )
-
-    def out(self, size: Triple) -> Triple:
-        """The size of y for x of `size`."""
-        d, h, w = (
-            (n + 2 * p - step * (k - 1) - 1) // s + 1
-            for n, k, s, p, step in zip(
-                size, self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
-        )
-        return d, h, w
 
 
 class Weights(NamedTuple):
@@ -74,14 +31,6 @@ class Weights(NamedTuple):
     k: int
 
 
-class Prologue(NamedTuple):
-    """`act(scale · x + shift)` on what the convolution reads; padding is zero after it."""
-
-    scale: Tensor
-    shift: Tensor
-    slope: float = 0.0
-
-
 def channels_last(x: Tensor) -> Tensor:
     """`x [B, C, D, H, W]` in memory order `[B, D, H, W, C]`; offsets in a sample must be int32."""
     if (count := prod(x.shape[1:])) >= LIMIT:
@@ -93,7 +42,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def size_of(x: Tensor) -> Triple:
     """D, H, W."""
-    return _triple(x.shape[2:])
+    return triple(x.shape[2:])
 
 
 def pack(generators: list[Tensor], groups: int) -> Tensor:
@@ -124,7 +73,7 @@ def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
     samples, n = len(e), packed[0].numel()
     made = torch.empty((samples, *packed.shape[1:]), dtype=dtype, device=packed.device)
     tile = configs.GENERATE["all"]
-    grid = (_tiles(n, tile.columns), _tiles(samples, tile.rows))
+    grid = (tiles(n, tile.columns), tiles(samples, tile.rows))
     kernels.generate[grid](
         e, packed, made, samples, n, K1=len(packed), SAMPLES=tile.rows, BLOCK=tile.columns,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
@@ -132,18 +81,24 @@ def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
     return made
 
 
-def _floats(values: Tensor | None, none: Tensor, default: float, count: int) -> Tensor:
-    """`values` in float32; without them `count` times `default`, or what is never read."""
-    if values is not None:
-        return values.float().contiguous()
-    return none.new_full((count,), default, dtype=torch.float32) if count else none
-
-
 def precision_of(dtype: torch.dtype) -> str:
     """One of `configs.DTYPES`; TF32 where torch's own convolutions may use it."""
     if dtype == torch.float32:
         return "tf32" if torch.backends.cudnn.allow_tf32 else "fp32"
     return "fp16" if dtype == torch.float16 else "bf16"
+
+
+def _constants(geometry: Geometry, config: Config, precision: str) -> dict[str, Any]:
+    """What both kernels of a convolution are compiled for, and how they are launched."""
+    named = {"K": geometry.kernel, "S": geometry.stride, "P": geometry.padding,
+             "L": geometry.dilation}  # fmt: skip
+    along = {n + axis: v for n, of in named.items() for axis, v in zip("DHW", of, strict=True)}
+    return along | {
+        "GROUPS": geometry.groups,
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "BM": config.rows, "BN": config.columns, "BK": config.step,
+        "num_warps": config.warps, "num_stages": config.stages, "maxnreg": config.registers,
+    }  # fmt: skip
 
 
 def conv3d(
@@ -154,14 +109,10 @@ def conv3d(
     channels: int,
     transposed_size: Triple | None = None,
     epilogue: Epilogue = NO_EPILOGUE,
-    prologue: Prologue | None = None,
-    pool: bool = False,
-    config: configs.Config | None = None,
 ) -> Tensor:
     """One launch for all samples. `x [B, C, D, H, W]` → `[B, channels, D', H', W']`, channels-last.
 
-    With `transposed_size` x is a gradient of the output, and what comes out has that size. With
-    `pool` the maximum over 2x2x2 of the result is stored.
+    With `transposed_size` x is a gradient of the output, and what comes out has that size.
     """
     x = channels_last(x)
     groups = geometry.groups
@@ -173,12 +124,9 @@ def conv3d(
     steps = (1, 1, 1)
     if transposed:
         phases = prod(geometry.stride)
-        rows = prod(-(-n // s) for n, s in zip(out, geometry.stride, strict=True))
+        rows = prod(tiles(n, s) for n, s in zip(out, geometry.stride, strict=True))
         pairs = zip(geometry.stride, geometry.dilation, strict=True)
         steps = tuple(s // gcd(s, step) for s, step in pairs)  # type: ignore[assignment]
-    if pool:
-        out = (out[0] // 2, out[1] // 2, out[2] // 2)
-        rows = 8 * prod(out)
     y = torch.empty(
         (x.shape[0], channels, *out),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d,
@@ -186,49 +134,37 @@ def conv3d(
     if y.numel() == 0:
         return y
     channels_last(y)
-    residual = epilogue.residual
-    if residual is not None:
-        residual = channels_last(residual)
-    scale, shift = epilogue.scale, epilogue.shift
-    affine = scale is not None or shift is not None
+    unread = y  # a pointer for arguments that the kernel does not read
+    scale = shift = residual = unread
+    affine = epilogue.scale is not None or epilogue.shift is not None
+    if affine:
+        constants = y.new_ones(channels), y.new_zeros(channels)
+        pairs_of = zip((epilogue.scale, epilogue.shift), constants, strict=True)
+        scale, shift = (
+            (constant if given is None else given).float().contiguous()
+            for given, constant in pairs_of
+        )
+    if epilogue.residual is not None:
+        residual = channels_last(epilogue.residual)
     precision = precision_of(x.dtype)
-    chosen = config or configs.CONV3D[configs.conv3d_config(rows, cout, precision)]
-    grid = (
-        _tiles(rows, chosen.rows) * _tiles(cout, chosen.columns),
-        len(x) * groups,
-        phases,
-    )
-    none = y  # a pointer for arguments that the kernel does not read
+    config = configs.CONV3D[configs.conv3d_config(rows, cout, precision)]
+    grid = (tiles(rows, config.rows) * tiles(cout, config.columns), len(x) * groups, phases)
     kernels.conv3d[grid](
-        x, weights.data, weights.e, none if weights.h is None else weights.h,
-        none if prologue is None else prologue.scale,
-        none if prologue is None else prologue.shift,
-        _floats(scale, none, 1.0, channels if affine else 0),
-        _floats(shift, none, 0.0, channels if affine else 0),
-        none if residual is None else residual,
-        y,
+        x, weights.data, weights.e, unread if weights.h is None else weights.h,
+        scale, shift, residual, y,
         *size_of(x), *out,
         weights.sample, weights.k,
         0 if len(weights.e) == 1 else weights.e.shape[1],
-        1.0 if prologue is None else prologue.slope,
         epilogue.slope,
-        CIN=cin, COUT=cout, GROUPS=groups, K1=weights.e.shape[1],
-        **dict(zip(("KD", "KH", "KW"), geometry.kernel, strict=True)),
-        **dict(zip(("SD", "SH", "SW"), geometry.stride, strict=True)),
-        **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
-        **dict(zip(("LD", "LH", "LW"), geometry.dilation, strict=True)),
+        CIN=cin, COUT=cout, K1=weights.e.shape[1],
         **dict(zip(("STEP_D", "STEP_H", "STEP_W"), steps, strict=True)),
         TRANSPOSED=transposed,
         GENERATE=weights.k != 0,
         BIAS=weights.h is not None,
-        PROLOGUE=prologue is not None,
         AFFINE=affine,
-        RESIDUAL=residual is not None,
+        RESIDUAL=epilogue.residual is not None,
         ACTIVATION=epilogue.slope != 1.0,
-        POOL=pool,
-        PRECISION="tf32" if precision == "tf32" else "ieee",
-        BM=chosen.rows, BN=chosen.columns, BK=chosen.step,
-        num_warps=chosen.warps, num_stages=chosen.stages, maxnreg=chosen.registers,
+        **_constants(geometry, config, precision),
     )  # fmt: skip
     return y
 
@@ -245,9 +181,10 @@ def weight_gradient(
     batch, groups = len(x), geometry.groups
     count, rows, cout = len(packed), packed.shape[2], packed.shape[3]
     cin, size, out = x.shape[1] // groups, size_of(x), size_of(dy)
-    name = "keep" if keep else configs.weight_gradient_config(precision_of(x.dtype))
+    precision = precision_of(x.dtype)
+    name = "keep" if keep else configs.weight_gradient_config(precision)
     config = configs.WEIGHT_GRADIENT[name]
-    tiles = _tiles(rows, config.step) * _tiles(cout, config.columns)
+    programs = tiles(rows, config.step) * tiles(cout, config.columns)
     voxels = prod(out)
 
     def new(*shape: int) -> Tensor:
@@ -255,27 +192,25 @@ def weight_gradient(
 
     splits = 1
     if keep:
-        dG, dg0, de = new(*packed.shape), new(*packed.shape[1:]), new(batch, groups * tiles, count)
+        dG, dg0, de = (
+            new(*packed.shape),
+            new(*packed.shape[1:]),
+            new(batch, groups * programs, count),
+        )
         dw, depth = dG, 1
     else:
         # Enough programs to fill a chip; each share keeps a few steps of work.
-        wanted = _tiles(4 * 132, tiles * groups * batch)
+        wanted = tiles(4 * 132, programs * groups * batch)
         splits = max(1, min(wanted, voxels // (4 * config.rows)))
         dw = new(splits, batch, *packed.shape[1:])
         dG = dg0 = de = dw
         depth = batch * splits
-    kernels.conv3d_weight_gradient[(tiles, groups, depth)](
+    kernels.conv3d_weight_gradient[(programs, groups, depth)](
         x, dy, e, packed, dw, dG, dg0, de,
         batch, *size, *out, splits,
-        CIN=cin, COUT=cout, GROUPS=groups, K=count, KP=1 << (count - 1).bit_length(),
-        **dict(zip(("KD", "KH", "KW"), geometry.kernel, strict=True)),
-        **dict(zip(("SD", "SH", "SW"), geometry.stride, strict=True)),
-        **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
-        **dict(zip(("LD", "LH", "LW"), geometry.dilation, strict=True)),
+        CIN=cin, COUT=cout, K=count, KP=1 << (count - 1).bit_length(),
         WRITE=not keep,
-        PRECISION="tf32" if precision_of(x.dtype) == "tf32" else "ieee",
-        BM=config.rows, BN=config.columns, BK=config.step,
-        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
+        **_constants(geometry, config, precision),
     )  # fmt: skip
     if keep:
         return de.sum(1), dG, dg0

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors, against the float64 reference.
 
 Blocks are made huge: the interpreter's time goes with the number of programs and steps. What only a
-GPU can show (bfloat16, TF32, races, speed) is in `tests/gpu`.
+GPU can show is not checked here: bfloat16, TF32, races, speed.
 """
 
 import importlib.util
@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="Triton is not installed: its kernels are N
 
 from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, ops, reference
 from hyperfusion_rt.kernels.epilogue import apply
+from hyperfusion_rt.kernels.geometry import Geometry
 from hyperfusion_rt.kernels.gpu import configs, cost, launch
 from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 
@@ -76,7 +77,7 @@ def check(case, dtype, *, constants=True, strategy=None, keep=None):
         reference.hyper_conv3d, arguments, upstream, stride, padding, dilation, groups
     )
     given = [guarded(a) for a in arguments] + gap
-    geometry = gpu.Geometry(kernel, stride, padding, dilation, groups)
+    geometry = Geometry(kernel, stride, padding, dilation, groups)
     with torch.no_grad():
         y = gpu.forward(*given, geometry, Epilogue(), strategy)
         needs = [a is not None for a in given]
