@@ -101,6 +101,17 @@ def _check(
         raise ValueError(f"{op}: {x.shape[0]} samples in x, but {condition.shape[0]} in condition")
 
 
+def _check_epilogue(epilogue: Epilogue, y: tuple[int, ...]) -> None:
+    """Raise a ValueError where a tensor of the epilogue does not fit an output shaped `y`."""
+    for name, expected in (("scale", y[1:2]), ("shift", y[1:2]), ("residual", y)):
+        tensor = getattr(epilogue, name)
+        if tensor is not None and tuple(tensor.shape) != tuple(expected):
+            raise ValueError(
+                f"hyper_conv3d: the epilogue's {name} has shape {tuple(tensor.shape)}, but needs "
+                f"{tuple(expected)}"
+            )
+
+
 def _affine(condition: Tensor, generator: Tensor, constant: Tensor | None) -> Tensor:
     """`constant + Σ_k condition[b, k] generator[k]`, for all b: `[B, ...]`."""
     flat = generator.flatten(1)
@@ -151,6 +162,8 @@ def hyper_conv3d(
             f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
     after = epilogue or Epilogue()
+    size = Geometry.of(G.shape[3:], stride, padding, dilation, groups).out(triple(x.shape[2:]))
+    _check_epilogue(after, (x.shape[0], G.shape[1], *size))
     if not (_whole or _on_triton(x)):
         y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
         return apply(y, after)

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 
-from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear, reference
+from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, hyper_linear, reference
 
 from .oracle import CASES, assert_within_rounding, magnitudes, make
 
@@ -227,6 +227,13 @@ def test_bad_shapes_are_named():
         hyper_conv3d(**good, h0=torch.zeros(1))
     with pytest.raises(ValueError, match="features"):
         hyper_linear(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(1, 4, 5), torch.zeros(1, 4))
+
+
+def test_an_epilogue_that_does_not_fit_is_named():
+    arguments = make((3, 3, 3), 1, 2, 3, 2, 4, torch.float32)
+    for name, shape in {"scale": (3,), "shift": (4, 1), "residual": (2, 4, 3, 4, 4)}.items():
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            hyper_conv3d(*arguments, epilogue=Epilogue(**{name: torch.zeros(shape)}))
 
 
 def test_every_pair_of_kernel_and_padding_matches():
