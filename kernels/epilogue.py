@@ -32,3 +32,14 @@ def apply(y: Tensor, epilogue: Epilogue) -> Tensor:
     if epilogue.slope != 1.0:
         y = y.clamp(min=0) + epilogue.slope * y.clamp(max=0)
     return y
+
+
+def check_epilogue(op: str, epilogue: Epilogue, y: tuple[int, ...]) -> None:
+    """Raise a ValueError where a tensor of the epilogue does not fit an output shaped `y`."""
+    for name, expected in (("scale", y[1:2]), ("shift", y[1:2]), ("residual", y)):
+        tensor = getattr(epilogue, name)
+        if tensor is not None and tuple(tensor.shape) != tuple(expected):
+            raise ValueError(
+                f"{op}: the epilogue's {name} has shape {tuple(tensor.shape)}, but needs "
+                f"{tuple(expected)}"
+            )

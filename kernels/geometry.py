@@ -14,6 +14,20 @@ def triple(values: Iterable[int]) -> Triple:
     return d, h, w
 
 
+def three(value: int | Triple, name: str, minimum: int) -> Triple:
+    """One number or three of an argument `name` as three, none below `minimum`.
+
+    Raises:
+        ValueError: another count, or a smaller number.
+    """
+    found = (value, value, value) if isinstance(value, int) else tuple(value)
+    if len(found) != 3:
+        raise ValueError(f"{name} takes one number or three, not {value!r}")
+    if min(found) < minimum:
+        raise ValueError(f"{name} must be {minimum} or more along each axis, not {value!r}")
+    return found
+
+
 class Geometry(NamedTuple):
     """Kernel, stride, padding and dilation along D, H and W, and the groups of channels."""
 

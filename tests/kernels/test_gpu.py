@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are NOT checked")
 
-from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, ops, reference
+from hyperfusion_rt.kernels import Epilogue, backend, hyper_conv3d, reference
 from hyperfusion_rt.kernels.epilogue import apply
 from hyperfusion_rt.kernels.geometry import Geometry
 from hyperfusion_rt.kernels.gpu import configs, cost, launch
@@ -43,7 +43,7 @@ def shipped(interpreted, monkeypatch):
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """CPU tensors go to Triton; huge blocks; memory that nobody wrote is NaN."""
-    monkeypatch.setattr(ops, "TRITON_DEVICES", {"cpu", "cuda"})
+    monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu", "cuda"})
     huge = configs.Config(2048, 64, 32, 4, 1, 255)
     monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, huge))
     tiles = configs.Config(2048, 64, 64, 4, 1, 255)

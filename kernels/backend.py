@@ -1,0 +1,43 @@
+"""The choice of a backend, for all ops and only here. Triton is not imported until it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+whole = False  # see `whole_ops`
+
+# Devices whose tensors Triton kernels take; tests with Triton's interpreter add the CPU.
+TRITON_DEVICES = {"cuda"}
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+HAS_TRITON = find_spec("triton") is not None
+
+
+def on_triton(x: Tensor) -> bool:
+    """Whether an op on `x` runs Triton kernels."""
+    return x.device.type in TRITON_DEVICES and x.dtype in _TRITON_DTYPES and HAS_TRITON
+
+
+@contextmanager
+def whole_ops() -> Iterator[None]:
+    """While it is on, each op is traced as one node: `hfrt::hyper_conv3d`, `hfrt::hyper_linear`.
+
+    For graphs that will be folded, without gradients. It holds for the whole process: the compiler
+    cannot trace a context variable.
+    """
+    global whole
+    whole = True
+    try:
+        yield
+    finally:
+        whole = False
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """Of what a convolution of `x` makes."""
+    return torch.channels_last_3d if on_triton(x) else torch.contiguous_format
