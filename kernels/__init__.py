@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hyperfusion_rt.kernels.epilogue import Epilogue
-    from hyperfusion_rt.kernels.ops import hyper_conv3d, hyper_linear
+    from hyperfusion_rt.kernels.ops import conv3d_block, hyper_conv3d, hyper_linear
 
-__all__ = ["Epilogue", "hyper_conv3d", "hyper_linear"]
+__all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_linear"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,10 @@
 
 Volumes lie channels-last: `[B, D, H, W, groups · C]`. Rows of the product are voxels of one sample,
 columns are output channels of one group, the reduction runs over taps and input channels. Weights
-are read (`GENERATE` off), or made in registers on the way (`W[b] = Σ_k ẽ[b, k] G̃[k]`). The same
-kernel is the gradient of the input (`TRANSPOSED`): then a row is a voxel of x, and only the taps
-that meet its phase of the stride are visited. Sums are float32. Offsets inside a sample are int32.
+are read (`GENERATE` off), of one sample or the same for all, or made in registers on the way
+(`W[b] = Σ_k ẽ[b, k] G̃[k]`). The same kernel is the gradient of the input (`TRANSPOSED`): then a row
+is a voxel of x, and only the taps that meet its phase of the stride are visited. Sums are float32.
+Offsets inside a sample are int32.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -30,22 +31,27 @@ def _first_tap(
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def conv3d(
-    x,  # [B, D, H, W, GROUPS * CIN]
+    x,  # [B, D, H, W, XGROUPS * CIN]
     w,  # [B or K1, GROUPS, taps, CIN, COUT], outermost stride w_sample or w_k
     #     TRANSPOSED: [..., taps, COUT, CIN]
     e,  # [B, K1] float32; [1, K1] with e_sample = 0
     h,  # [K1, GROUPS * COUT] float32
     scale,  # [GROUPS * COUT] float32
     shift,  # [GROUPS * COUT] float32
-    residual,  # as y
-    y,  # [B, OD, OH, OW, GROUPS * COUT]
+    residual,  # [B, OD, OH, OW, GROUPS * COUT]
+    y,  # as residual; POOL: [B, OD // 2, OH // 2, OW // 2, GROUPS * COUT]
     D,
     H,
     W,  # size of x
     OD,
     OH,
-    OW,  # size of y
+    OW,  # size of what is summed
     w_sample,
     w_k,
     e_sample,
@@ -53,6 +59,7 @@ def conv3d(
     CIN: tl.constexpr,
     COUT: tl.constexpr,
     GROUPS: tl.constexpr,
+    XGROUPS: tl.constexpr,  # GROUPS; 1: all groups read the same channels
     K1: tl.constexpr,
     KD: tl.constexpr,
     KH: tl.constexpr,
@@ -75,6 +82,7 @@ def conv3d(
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    POOL: tl.constexpr,  # the largest of each 2x2x2 voxels is stored
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -107,14 +115,22 @@ def conv3d(
         taps_w = tl.maximum(KW - tw0 + STEP_W - 1, 0) // STEP_W * (tw0 < STEP_W).to(tl.int32)
         taps_h1, taps_w1 = tl.maximum(taps_h, 1), tl.maximum(taps_w, 1)
     else:
-        inside = row < OD * OH * OW
-        od, oh, ow = row // (OH * OW), row // OW % OH, row % OW
+        if POOL:
+            # Eight rows in turn are the voxels of one cell.
+            cell, sub = row // 8, row % 8
+            nh, nw = OH // 2, OW // 2
+            inside = cell < OD // 2 * nh * nw
+            od, oh = cell // (nh * nw) * 2 + sub // 4, cell // nw % nh * 2 + sub // 2 % 2
+            ow = cell % nw * 2 + sub % 2
+        else:
+            inside = row < OD * OH * OW
+            od, oh, ow = row // (OH * OW), row // OW % OH, row % OW
         td0, th0, tw0 = 0, 0, 0
         taps_d, taps_h, taps_w = KD, KH, KW
         taps_h1, taps_w1 = KH, KW
     od, oh, ow = od[:, None], oh[:, None], ow[:, None]
 
-    x += b.to(tl.int64) * D * H * W * (GROUPS * CIN) + g * CIN
+    x += b.to(tl.int64) * D * H * W * (XGROUPS * CIN) + g % XGROUPS * CIN
     w += b.to(tl.int64) * w_sample + g.to(tl.int64) * (KD * KH * KW * CIN * COUT)
     e += b * e_sample
     live = taps_d * taps_h * taps_w
@@ -145,7 +161,7 @@ def conv3d(
             within = within & inside[:, None]
         if CIN % BK != 0:
             within = within & (kk < total)[None, :]
-        at = ((iz * H + iy) * W + ix) * (GROUPS * CIN) + c[None, :]
+        at = ((iz * H + iy) * W + ix) * (XGROUPS * CIN) + c[None, :]
         a = tl.load(x + at, mask=within, other=0.0)
         tap = (td0 + j // (taps_h1 * taps_w1) * STEP_D) * (KH * KW)
         tap += (th0 + j // taps_w1 % taps_h1 * STEP_H) * KW + tw0 + j % taps_w1 * STEP_W
@@ -180,7 +196,14 @@ def conv3d(
     if RESIDUAL:
         acc += tl.load(residual + sample + to, mask=stored, other=0.0).to(tl.float32)
     if ACTIVATION:
-        acc = tl.maximum(acc, 0.0) + slope * tl.minimum(acc, 0.0)
+        acc = tl.where(acc < 0, slope * acc, acc)  # NaN stays NaN
+    if POOL:
+        acc = tl.reduce(tl.reshape(acc, (BM // 8, 8, BN)), 1, _larger)
+        cell = tile * (BM // 8) + tl.arange(0, BM // 8)
+        cells = (OD // 2) * (OH // 2) * (OW // 2)
+        sample = b.to(tl.int64) * cells * (GROUPS * COUT)
+        to = cell[:, None] * (GROUPS * COUT) + channel[None, :]
+        stored = (cell < cells)[:, None] & known_n[None, :]
     tl.store(y + sample + to, acc.to(y.dtype.element_ty), mask=stored)
 
 

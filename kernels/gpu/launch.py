@@ -47,17 +47,10 @@ def size_of(x: Tensor) -> Triple:
 
 def pack(generators: list[Tensor], groups: int) -> Tensor:
     """`[k_i, Cout, Cin/groups, kD, kH, kW]` → `[K1, groups, taps · Cin/groups, Cout/groups]`."""
-    first = generators[0]
-    cout, cin, *kernel = first.shape[1:]
-    taps = prod(kernel)
-    count = sum(len(g) for g in generators)
-    made = first.new_empty((count, groups, taps, cin, cout // groups))
-    at = 0
-    for g in generators:
-        view = g.reshape(len(g), groups, cout // groups, cin, taps)
-        made[at : at + len(g)] = view.permute(0, 1, 4, 3, 2)
-        at += len(g)
-    return made.flatten(2, 3)
+    views = [g.unflatten(1, (groups, -1)).flatten(4).permute(0, 1, 4, 3, 2) for g in generators]
+    # One that lies like this already is not copied.
+    joined = views[0] if len(views) == 1 else torch.cat(views)
+    return joined.contiguous().flatten(2, 3)
 
 
 def unpack(packed: Tensor, kernel: Triple) -> Tensor:
@@ -108,18 +101,23 @@ def conv3d(
     *,
     channels: int,
     transposed_size: Triple | None = None,
+    pool: bool = False,
     epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
     """One launch for all samples. `x [B, C, D, H, W]` → `[B, channels, D', H', W']`, channels-last.
 
-    With `transposed_size` x is a gradient of the output, and what comes out has that size.
+    With `transposed_size` x is a gradient of the output, and what comes out has that size. Where x
+    has the channels of one group, all groups read them. `pool`: 2x2x2 max-pooling at the end.
     """
     x = channels_last(x)
     groups = geometry.groups
-    cin, cout = x.shape[1] // groups, channels // groups
     transposed = transposed_size is not None
+    _, _, read, made = weights.data.shape
+    cin = made if transposed else read // prod(geometry.kernel)
+    cout = channels // groups
     out = transposed_size or geometry.out(size_of(x))
-    rows = prod(out)
+    stored = triple(n // 2 for n in out) if pool else out
+    rows = 8 * prod(stored) if pool else prod(out)
     phases = 1
     steps = (1, 1, 1)
     if transposed:
@@ -128,7 +126,7 @@ def conv3d(
         pairs = zip(geometry.stride, geometry.dilation, strict=True)
         steps = tuple(s // gcd(s, step) for s, step in pairs)  # type: ignore[assignment]
     y = torch.empty(
-        (x.shape[0], channels, *out),
+        (x.shape[0], channels, *stored),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d,
     )  # fmt: skip
     if y.numel() == 0:
@@ -156,7 +154,7 @@ def conv3d(
         weights.sample, weights.k,
         0 if len(weights.e) == 1 else weights.e.shape[1],
         epilogue.slope,
-        CIN=cin, COUT=cout, K1=weights.e.shape[1],
+        CIN=cin, COUT=cout, XGROUPS=x.shape[1] // cin, K1=weights.e.shape[1],
         **dict(zip(("STEP_D", "STEP_H", "STEP_W"), steps, strict=True)),
         TRANSPOSED=transposed,
         GENERATE=weights.k != 0,
@@ -164,6 +162,7 @@ def conv3d(
         AFFINE=affine,
         RESIDUAL=epilogue.residual is not None,
         ACTIVATION=epilogue.slope != 1.0,
+        POOL=pool,
         **_constants(geometry, config, precision),
     )  # fmt: skip
     return y

@@ -5,7 +5,6 @@ GPU can show is not checked here: bfloat16, TF32, races, speed.
 """
 
 import importlib.util
-import itertools
 import sys
 from pathlib import Path
 
@@ -14,13 +13,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are NOT checked")
 
-from hyperfusion_rt.kernels import Epilogue, backend, hyper_conv3d, reference
+from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, reference
 from hyperfusion_rt.kernels.epilogue import apply
 from hyperfusion_rt.kernels.geometry import Geometry
-from hyperfusion_rt.kernels.gpu import configs, cost, launch
+from hyperfusion_rt.kernels.gpu import configs, launch
 from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 
-from .oracle import CASES, assert_within_rounding, magnitudes, make
+from .oracle import CASES, assert_within_rounding, guarded, magnitudes, make
 
 MORE = [
     # More channels than a step and less than a tile; strides with dilations that share a factor.
@@ -28,40 +27,9 @@ MORE = [
     ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), 1, 2, 2, 32, 6),
     ((3, 2, 2), (4, 3, 2), (2, 1, 0), (2, 3, 1), 2, 2, 2, 4, 6),
 ]
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 NAMES = ["x", "e", "G", "h", "g0", "h0"]
-
-
-SHIPPED = dict(configs.CONV3D)
-
-
-@pytest.fixture
-def shipped(interpreted, monkeypatch):
-    """The shipped configurations instead of the huge blocks."""
-    monkeypatch.setattr(configs, "CONV3D", SHIPPED)
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """CPU tensors go to Triton; huge blocks; memory that nobody wrote is NaN."""
-    monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu", "cuda"})
-    huge = configs.Config(2048, 64, 32, 4, 1, 255)
-    monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, huge))
-    tiles = configs.Config(2048, 64, 64, 4, 1, 255)
-    monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, tiles))
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def guarded(tensor):
-    """The same values, channels-last where there are channels, between bands of NaN."""
-    if tensor is None:
-        return None
-    plain = tensor.detach().movedim(1, -1) if tensor.dim() == 5 else tensor.detach()
-    band = torch.full((plain.numel() + 512,), torch.nan, dtype=tensor.dtype)
-    inner = band[256:-256].view(plain.shape)
-    inner.copy_(plain)
-    return (inner.movedim(-1, 1) if tensor.dim() == 5 else inner).requires_grad_()
 
 
 def check(case, dtype, *, constants=True, strategy=None, keep=None):
@@ -287,38 +255,6 @@ def test_the_checks_catch(bug, monkeypatch, tmp_path):
     mutated(monkeypatch, tmp_path, *BUGS[bug])
     with pytest.raises(AssertionError, match="beyond the rounding"):
         check(CASES[3], torch.float32)
-
-
-@pytest.mark.usefixtures("shipped")
-def test_the_strategy_of_the_published_shapes():
-    """The published calls, and a late and an early 3x3x3 one; bytes of weights per batch."""
-    late = (64, 64, (3, 3, 3), (4, 6, 4), (1, 1, 1), (1, 1, 1))
-    early = (64, 64, (3, 3, 3), (24, 24, 28), (1, 1, 1), (1, 1, 1))
-    f16 = (128, 256, (1, 1, 1), (8, 12, 8), (2, 2, 2))
-    f4 = (32, 64, (1, 1, 1), (8, 12, 8), (2, 2, 2))
-    # shape, batch, chosen, bytes of generate and of write, bytes per number 4 (G) and 2 (x)
-    for shape, batch, chosen, inside, written in [
-        (f16, 1, "generate", 9 * 32768 * 4, 9 * 32768 * 4 + 2 * 32768 * 2),
-        (f16, 8, "generate", 8 * 9 * 32768 * 4, 9 * 32768 * 4 + 8 * 2 * 32768 * 2),
-        (f16, 32, "write", 32 * 9 * 32768 * 4, 2 * 9 * 32768 * 4 + 32 * 2 * 32768 * 2),
-        (f4, 32, "generate", 32 * 9 * 2048 * 4, 2 * 9 * 2048 * 4 + 32 * 2 * 2048 * 2),
-        (late, 1, "generate", 9 * 110592 * 4, 9 * 110592 * 4 + 2 * 110592 * 2),
-        (early, 1, "write", 126 * 9 * 110592 * 4, 9 * 110592 * 4 + 127 * 110592 * 2),
-    ]:
-        found = cost.costs(cost.Shape(batch, 8, *shape), 4, 2)
-        assert found["generate"].bytes == inside
-        assert found["write"].bytes == written
-        assert cost.choose_strategy(cost.Shape(batch, 8, *shape), 4, 2) == chosen
-
-
-def test_positions_and_weights_are_counted_as_the_reference_does():
-    for shape, kernel, stride, padding, dilation in itertools.product(
-        [(9, 8, 7)], [(3, 3, 3), (1, 2, 3)], [(1, 2, 3)], [(0, 1, 2)], [(1, 2, 1)]
-    ):
-        found = cost.Shape(1, 1, 2, 4, kernel, shape, stride, padding, dilation, 2)
-        layer = torch.nn.Conv3d(2, 4, kernel, stride, padding, dilation, 2)
-        assert found.out == layer(torch.zeros(1, 2, *shape)).shape[2:]
-        assert found.weights == layer.weight.numel()
 
 
 def test_a_launch_of_more_tiles_gives_the_same(monkeypatch):
