@@ -31,11 +31,6 @@ def _first_tap(
 
 
 @triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
 def conv3d(
     x,  # [B, D, H, W, XGROUPS * CIN]
     w,  # [B or K1, GROUPS, taps, CIN, COUT], outermost stride w_sample or w_k
@@ -198,7 +193,9 @@ def conv3d(
     if ACTIVATION:
         acc = tl.where(acc < 0, slope * acc, acc)  # NaN stays NaN
     if POOL:
-        acc = tl.reduce(tl.reshape(acc, (BM // 8, 8, BN)), 1, _larger)
+        cells_of = tl.reshape(acc, (BM // 8, 8, BN))
+        nans = tl.max((cells_of != cells_of).to(tl.int32), 1)
+        acc = tl.where(nans > 0, float("nan"), tl.max(cells_of, 1))
         cell = tile * (BM // 8) + tl.arange(0, BM // 8)
         cells = (OD // 2) * (OH // 2) * (OW // 2)
         sample = b.to(tl.int64) * cells * (GROUPS * COUT)
