@@ -23,7 +23,7 @@ from torch.nn.functional import conv3d
 
 from hyperfusion_rt.kernels import backend
 from hyperfusion_rt.kernels.epilogue import Epilogue, apply, check_epilogue
-from hyperfusion_rt.kernels.generator import check, generate
+from hyperfusion_rt.kernels.generator import check, generate, join_samples
 from hyperfusion_rt.kernels.geometry import Geometry, Triple, three, triple
 
 
@@ -256,20 +256,5 @@ _op_conv3d.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 @_op_conv3d.register_vmap
 def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-    """Samples under vmap join the batch; weights under vmap are one call each."""
-    count = info.batch_size
-    of_samples = (0, 1, 12)  # x, condition, residual
-    mapped = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and dims[i] is not None]
-    if all(i in of_samples for i in mapped):
-        joined = list(arguments)
-        for i in of_samples:
-            t = joined[i] if i < len(joined) else None
-            if t is not None:
-                t = t.movedim(dims[i], 0) if i in mapped else t.expand(count, *t.shape)
-                joined[i] = t.flatten(0, 1)
-        return _op_conv3d(*joined).unflatten(0, (count, -1)), 0
-    each = [
-        _op_conv3d(*(a.select(dims[i], v) if i in mapped else a for i, a in enumerate(arguments)))
-        for v in range(count)
-    ]
-    return torch.stack(each), 0
+    # x, condition and residual are per sample.
+    return join_samples(_op_conv3d, info, dims, arguments, of_samples=(0, 1, 12))

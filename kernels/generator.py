@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,3 +53,31 @@ def generate(condition: Tensor, generator: Tensor, constant: Tensor | None) -> T
     else:
         made = torch.addmm(constant.flatten(), condition, flat)
     return made.view(-1, *generator.shape[1:])
+
+
+def join_samples(
+    op: Callable[..., Tensor],
+    info: Any,
+    dims: tuple[Any, ...],
+    arguments: tuple[Any, ...],
+    of_samples: tuple[int, ...],
+) -> tuple[Tensor, int]:
+    """The vmap rule of an op whose arguments `of_samples` have a batch axis in front.
+
+    Samples under vmap join the batch; weights under vmap are one call each.
+    """
+    count = info.batch_size
+    mapped = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and dims[i] is not None]
+    if all(i in of_samples for i in mapped):
+        joined = list(arguments)
+        for i in of_samples:
+            t = joined[i] if i < len(joined) else None
+            if t is not None:
+                t = t.movedim(dims[i], 0) if i in mapped else t.expand(count, *t.shape)
+                joined[i] = t.flatten(0, 1)
+        return op(*joined).unflatten(0, (count, -1)), 0
+    each = [
+        op(*(a.select(dims[i], v) if i in mapped else a for i, a in enumerate(arguments)))
+        for v in range(count)
+    ]
+    return torch.stack(each), 0

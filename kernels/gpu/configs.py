@@ -48,6 +48,12 @@ WEIGHT_GRADIENT = {
 # Writing generated weights: `rows` samples by `columns` weights.
 GENERATE = {"all": Config(16, 256, 1, 4, 1, 255)}
 
+# `hyper_linear`: rows are samples, columns outputs, steps inputs.
+LINEAR = {
+    "few": Config(16, 32, 128, 4, 3, 255),
+    "many": Config(32, 32, 128, 4, 3, 255),
+}
+
 
 def tiles(count: int, size: int) -> int:
     """How many tiles of `size` cover `count`."""
@@ -68,3 +74,8 @@ def conv3d_config(voxels: int, channels: int, precision: str = "tf32") -> str:
 def weight_gradient_config(precision: str) -> str:
     """The configuration that writes the gradient of the weights."""
     return "write-ieee" if precision == "fp32" else "write"
+
+
+def linear_config(samples: int) -> str:
+    """The configuration of `hyper_linear`: up to 16 samples waste no more than the tile's rest."""
+    return "few" if samples <= 16 else "many"

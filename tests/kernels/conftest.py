@@ -1,5 +1,8 @@
 """Triton's interpreter for the kernels' tests."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +18,25 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, huge))
     tiles = configs.Config(2048, 64, 64, 4, 1, 255)
     monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, tiles))
+    many = configs.Config(32, 64, 64, 4, 1, 255)
+    monkeypatch.setattr(configs, "LINEAR", dict.fromkeys(configs.LINEAR, many))
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def mutated(tmp_path):
+    """`mutated(module, old, new)`: the module with one bug, `old` replaced in its source."""
+
+    def make(module, old, new):
+        source = Path(module.__file__).read_text()
+        assert old in source
+        path = tmp_path / "mutated.py"
+        path.write_text(source.replace(old, new))
+        spec = importlib.util.spec_from_file_location("mutated", path)
+        changed = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(changed)
+        return changed
+
+    return make
