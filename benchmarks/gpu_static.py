@@ -4,7 +4,7 @@ The launches of the layers below are recorded on tensors without memory, compile
 for every chip and dtype, and read: registers, stack (spills), shared memory, matrix instructions,
 and the floating-point operations and bytes of one program, its loops counted. Nothing is run.
 
-    python benchmarks/gpu_static.py            # all; writes benchmarks/gpu_static.json
+    python benchmarks/gpu_static.py            # all; writes gpu_static.json, gpu_static.md
     python benchmarks/gpu_static.py --check    # one layer on two chips, against gpu_static.json
 """
 
@@ -27,41 +27,33 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
+from gpu_layers import LAYERS, TORCH, Layer
+from gpu_report import SHARED_LIMIT, report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hyperfusion_rt.kernels.epilogue import Epilogue
-from hyperfusion_rt.kernels.gpu import configs, cost, launch
-from hyperfusion_rt.kernels.gpu import conv3d as kernels
-from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
+from hyperfusion_rt.kernels.gpu import (
+    configs,
+    conv3d,
+    conv3d_block,
+    cost,
+    hyper_conv3d,
+    hyper_linear,
+    launch,
+    linear,
+)
 from hyperfusion_rt.machine import usable_cores
 
 HERE = Path(__file__).parent
-# Shared memory that one program may have, in KiB (CUDA C++ Programming Guide).
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 MATRIX = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma",
           120: "mma.sync"}  # fmt: skip
-TORCH = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
-
-# Calls with generated weights: the published ones (late, 1x1x1), and 3x3x3 ones that others make.
-# The channels are such that every configuration occurs.
-LAYERS = {
-    "AD f=16 block4 shortcut": cost.Shape(32, 8, 128, 256, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
-    "AD f=4 block4 shortcut": cost.Shape(32, 8, 32, 64, (1, 1, 1), (8, 12, 8), (2, 2, 2)),
-    "64 to 64, 3x3x3, 24x24x28": cost.Shape(
-        8, 8, 64, 64, (3, 3, 3), (24, 24, 28), padding=(1, 1, 1)
-    ),
-    "64 to 64, 3x3x3, 3x4x5": cost.Shape(8, 8, 64, 64, (3, 3, 3), (3, 4, 5), padding=(1, 1, 1)),
-    "16 to 32, 3x3x3, stride 2": cost.Shape(
-        8, 8, 16, 32, (3, 3, 3), (32, 48, 32), (2, 2, 2), (1, 1, 1)
-    ),
-    "1 to 16, 3x3x3": cost.Shape(8, 8, 1, 16, (3, 3, 3), (64, 96, 64), padding=(1, 1, 1)),
-}
+KERNELS = {"conv3d": conv3d.conv3d, "generate": conv3d.generate,
+           "conv3d_weight_gradient": conv3d.conv3d_weight_gradient,
+           "hyper_linear": linear.hyper_linear}  # fmt: skip
+CONFIGS = {"conv3d": configs.CONV3D, "generate": configs.GENERATE,
+           "conv3d_weight_gradient": configs.WEIGHT_GRADIENT,
+           "hyper_linear": configs.LINEAR}  # fmt: skip
 CHECKED = ("64 to 64, 3x3x3, 24x24x28", (80, 90))
 
 
@@ -110,7 +102,7 @@ _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16
 def _launch(layer: str, part: str, dtype: str, call: tuple[Any, ...]) -> Launch:
     """As Triton specialises a call: ones are constants, multiples of 16 are known to be."""
     kernel, grid, arguments, options = call
-    names = getattr(kernels, kernel).arg_names
+    names = KERNELS[kernel].arg_names
     options = dict(options)
     warps, stages, registers = (options.pop(n) for n in ("num_warps", "num_stages", "maxnreg"))
     signature, constants, divisible = {}, {}, []
@@ -128,49 +120,66 @@ def _launch(layer: str, part: str, dtype: str, call: tuple[Any, ...]) -> Launch:
                 divisible.append(i)
     for name in names[len(arguments) :]:
         signature[name], constants[name] = "constexpr", options[name]
-    table = {"conv3d": configs.CONV3D, "generate": configs.GENERATE,
-             "conv3d_weight_gradient": configs.WEIGHT_GRADIENT}[kernel]  # fmt: skip
     tile = (options.get("BM", options.get("SAMPLES")), options.get("BN", options.get("BLOCK")),
             options.get("BK", 1), warps, stages, registers)  # fmt: skip
-    config = next(name for name, known in table.items() if known == tile)
+    config = next(name for name, known in CONFIGS[kernel].items() if known == tile)
     return Launch(layer, part, dtype, kernel, config, tuple(grid), tuple(signature.items()),
                   tuple(constants.items()), tuple(divisible), warps, stages, registers)  # fmt: skip
 
 
-def launches(layer: str, shape: cost.Shape, dtype: str) -> list[Launch]:
-    """Every launch of `layer` in both strategies, forward (with an epilogue) and backward."""
-    kind = TORCH[dtype]
+def _recorded(call: Any) -> list[tuple[Any, ...]]:
+    """The launches that `call()` makes, none of which runs."""
+    recorder = _Recorder()
+    kept = launch.kernels, hyper_linear.kernels
+    launch.kernels = hyper_linear.kernels = recorder  # type: ignore[assignment]
+    try:
+        call()
+    finally:
+        launch.kernels, hyper_linear.kernels = kept
+    return recorder.calls
+
+
+def launches(name: str, layer: Layer, dtype: str) -> list[Launch]:
+    """Every launch of `layer`, forward and backward; of `hyper_conv3d` in both strategies."""
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-
-    def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    w = (shape.cout, shape.cin // shape.groups, *shape.kernel)
-    x, e = empty(shape.batch, shape.cin, *shape.size, dtype=kind), empty(shape.batch, shape.k)
-    arguments = (x, e, empty(shape.k, *w), empty(shape.k, shape.cout), empty(*w), empty(shape.cout))
-    dy = empty(shape.batch, shape.cout, *shape.out, dtype=kind)
-    after = Epilogue(empty(shape.cout), empty(shape.cout), dy, 0.0)
-    found = []
+    made, shape = layer.arguments(dtype, "meta"), layer.shape
+    found: list[tuple[str, Any]] = []
+    if layer.op == "conv3d_block":
+        calls = _recorded(
+            lambda: conv3d_block.forward(
+                made["x"], made["weight"], shape.geometry, layer.epilogue(made), layer.pool
+            )
+        )
+        return [_launch(name, "block", dtype, call) for call in calls]
+    x, e, G, h, g0, h0 = made.values()
+    dy = torch.empty((shape.batch, shape.cout, *shape.out), dtype=TORCH[dtype], device="meta")
+    if layer.op == "hyper_linear":
+        back = lambda: hyper_linear.forward(  # noqa: E731
+            dy[..., 0, 0, 0], e, G.transpose(1, 2), None, g0.T, None
+        )
+        for part, call in (("forward", lambda: hyper_linear.forward(*made.values())), ("dX", back)):
+            found += [(part, c) for c in _recorded(call)]
+        return [_launch(name, part, dtype, call) for part, call in found]
+    after = Epilogue(made["h0"], made["h0"], dy, 0.0)
+    arguments = (x, e, G, h, g0, h0, shape.geometry)
     for strategy in ("generate", "write"):
         keep = strategy == "generate"
-        recorder = _Recorder()
-        launch.kernels, kept = recorder, launch.kernels  # type: ignore[assignment]
-        try:
-            gpu.forward(*arguments, shape.geometry, after, strategy)
-            forward = len(recorder.calls)
-            gpu.backward(dy, *arguments, shape.geometry, [True] * 6, strategy, keep)
-        finally:
-            launch.kernels = kept
-        for i, call in enumerate(recorder.calls):
-            if call[0] == "generate":
-                part = "write W"
-            elif call[0] == "conv3d":
-                part = f"{'forward' if i < forward else 'dX'}, W {'made' if keep else 'read'}"
-            else:
-                part = f"dW, {'kept' if keep else 'written'}"
-            if not (part == "write W" and i >= forward):
-                found.append(_launch(layer, part, dtype, call))
-    return found
+        how = "made" if keep else "read"
+        for call in _recorded(
+            lambda strategy=strategy: hyper_conv3d.forward(*arguments, after, strategy)
+        ):
+            part = "write W" if call[0] == "generate" else f"forward, W {how}"
+            found.append((part, call))
+        for call in _recorded(
+            lambda strategy=strategy, keep=keep: hyper_conv3d.backward(
+                dy, *arguments, [True] * 6, strategy, keep
+            )
+        ):
+            if call[0] == "conv3d":
+                found.append((f"dX, W {how}", call))
+            elif call[0] == "conv3d_weight_gradient":
+                found.append((f"dW, {'kept' if keep else 'written'}", call))
+    return [_launch(name, part, dtype, call) for part, call in found]
 
 
 # ---- reading what came out
@@ -180,16 +189,32 @@ _COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*, 0x([0-9a-f]+)[,;]?")
 _MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async\.sync)\.aligned\.m(\d+)n(\d+)k(\d+)")
 
 
-def _turns(launch: Launch) -> dict[str, int]:
-    """How often the loops turn: over the reduction, over generators, over samples."""
-    c, shape = dict(launch.constants), LAYERS[launch.layer]
+def _taps(shape: cost.Shape) -> list[int]:
+    """The taps that each phase of the stride meets in the gradient of x."""
+    along = [
+        [sum((f + p - t * step) % s == 0 for t in range(k)) for f in range(s)]
+        for k, s, p, step, _ in zip(*shape.geometry[:4], range(3), strict=True)
+    ]
+    return [d * h * w for d in along[0] for h in along[1] for w in along[2]]
+
+
+def _turns(launch: Launch) -> dict[str, float]:
+    """How often the loops turn: over the reduction, over generators, over samples.
+
+    The phases of a strided gradient of x differ: their mean.
+    """
+    c, shape = dict(launch.constants), LAYERS[launch.layer].shape
     if launch.kernel == "conv3d_weight_gradient":
         splits = launch.grid[2] // shape.batch if c["WRITE"] else 1
         share = triton.cdiv(prod(shape.out), splits)
         return {"reduction": triton.cdiv(share, c["BM"]), "samples": shape.batch}
-    found = {"generators": c["K1"]}
+    if launch.kernel == "hyper_linear":
+        length = shape.cout if launch.part == "dX" else shape.cin
+        return {"reduction": triton.cdiv(length, c["BK"] * launch.grid[2]), "generators": shape.k}
+    found: dict[str, float] = {"generators": c["K1"]}
     if launch.kernel == "conv3d":
-        found["reduction"] = triton.cdiv(prod(shape.kernel) * c["CIN"], c["BK"])
+        taps = _taps(shape) if c["TRANSPOSED"] else [prod(shape.kernel)]
+        found["reduction"] = sum(triton.cdiv(n * c["CIN"], c["BK"]) for n in taps) / len(taps)
     return found
 
 
@@ -206,19 +231,21 @@ def _count(ptx: str, launch: Launch) -> tuple[int, int]:
         if (m := re.search(r"\bbra(?:\.uni)?\s+\$?(\S+);", line)) and labels.get(m[1], i) < i:
             loops.append((labels[m[1]], i))
     has_dot = [any("mma" in line or "fma.rn" in line for line in lines[a:b]) for a, b in loops]
-    times = [1] * len(lines)
+    times = [1.0] * len(lines)
     for (a, b), dot in zip(loops, has_dot, strict=True):
         outer = any(a < other[0] and other[1] < b for other in loops)
         inner = any(other[0] < a and b < other[1] for other in loops)
         if launch.kernel == "conv3d_weight_gradient":
             turn = turns["samples"] if outer else turns["reduction"]
+        elif launch.kernel == "hyper_linear":
+            turn = turns["generators"] if outer else turns["reduction"]
         elif launch.kernel == "conv3d" and not inner and dot:
             turn = turns["reduction"]
         else:
             turn = turns["generators"]
         for i in range(a, b + 1):
             times[i] *= turn
-    flop = moved = 0
+    flop = moved = 0.0
     for line, n in zip(lines, times, strict=True):
         if m := _MMA.search(line):
             # mma.sync is issued by each warp, wgmma by each group of four.
@@ -230,14 +257,14 @@ def _count(ptx: str, launch: Launch) -> tuple[int, int]:
             moved += n * threads * int(m[1], 16)
         elif m := _BYTES.search(line):
             moved += n * threads * int(m[2] or 1) * int(m[3]) // 8
-    return flop, moved
+    return round(flop), round(moved)
 
 
 def compile_(job: tuple[Launch, int]) -> dict[str, Any]:
     """Compile one launch for one chip and read the result."""
     launch, chip = job
     source = ASTSource(
-        fn=getattr(kernels, launch.kernel),
+        fn=KERNELS[launch.kernel],
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.divisible},
@@ -283,8 +310,10 @@ def problems(row: dict[str, Any]) -> list[str]:
         found.append(f"{row['spilled']} bytes spilled")
     if row["shared"] > SHARED_LIMIT[row["chip"]] * 1024:
         found.append(f"{row['shared']} bytes of shared memory, the chip has {SHARED_LIMIT[row['chip']]} KiB")  # noqa: E501 # fmt: skip
-    # A tile that stays in registers has 16 rows: too few for the instructions of warp groups.
-    wanted = "mma.sync" if row["config"] == "keep" else MATRIX[row["chip"]]
+    # Tiles of fewer than 64 rows are too small for the instructions of warp groups.
+    config = CONFIGS[row["kernel"]][row["config"]]
+    height = config.step if row["kernel"] == "conv3d_weight_gradient" else config.rows
+    wanted = "mma.sync" if height < 64 else MATRIX[row["chip"]]
     if row["dtype"] != "fp32" and row["kernel"] != "generate" and wanted not in row["matrix"]:
         found.append(f"no {wanted}, but {row['matrix'] or 'no matrix instruction'}")
     where = f"{row['layer']}, {row['part']}, {row['dtype']}, sm_{row['chip']}"
@@ -324,11 +353,14 @@ def main() -> None:
                 if golden.get(at) != (row["flop"], row["bytes"]):
                     wrong.append(f"{at}: {row['flop']} FLOP, {row['bytes']} bytes per program, recorded {golden.get(at)}")  # noqa: E501 # fmt: skip
     else:
-        shipped = {*configs.CONV3D, *configs.WEIGHT_GRADIENT, *configs.GENERATE}
-        wrong += [f"{n}: no layer takes it" for n in shipped - {row["config"] for row in rows}]
+        shipped = {(k, name) for k, table in CONFIGS.items() for name in table}
+        taken = {(row["kernel"], row["config"]) for row in rows}
+        wrong += [f"{k}, {name}: no layer takes it" for k, name in shipped - taken]
         lines = ",\n".join(json.dumps(row) for row in rows)
         head = f'"triton": "{triton.__version__}", "torch": "{torch.__version__}"'
         record.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n')
+        versions = f"Triton {triton.__version__} and torch {torch.__version__}"
+        (HERE / "gpu_static.md").write_text(report(rows, versions))
     for text in wrong:
         print(text, file=sys.stderr)
     print(f"{len(rows)} kernels compiled with Triton {triton.__version__}, {len(wrong)} problems")

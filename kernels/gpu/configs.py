@@ -41,8 +41,10 @@ CONV3D = {
 # chunks of `rows` voxels.
 WEIGHT_GRADIENT = {
     "write": Config(32, 64, 64, 8, 2, 255),
+    "write-narrow": Config(64, 32, 32, 4, 2, 255),
     "write-ieee": Config(32, 32, 64, 8, 2, 255),
-    "keep": Config(32, 32, 16, 8, 2, 255),
+    "keep": Config(32, 64, 16, 8, 2, 255),
+    "keep-ieee": Config(32, 32, 16, 8, 2, 255),
 }
 
 # Writing generated weights: `rows` samples by `columns` weights.
@@ -51,7 +53,9 @@ GENERATE = {"all": Config(16, 256, 1, 4, 1, 255)}
 # `hyper_linear`: rows are samples, columns outputs, steps inputs.
 LINEAR = {
     "few": Config(16, 32, 128, 4, 3, 255),
-    "many": Config(32, 32, 128, 4, 3, 255),
+    "few-ieee": Config(16, 32, 32, 4, 3, 255),
+    "many": Config(32, 32, 64, 4, 3, 255),
+    "many-ieee": Config(32, 32, 32, 8, 3, 255),
 }
 
 
@@ -71,11 +75,18 @@ def conv3d_config(voxels: int, channels: int, precision: str = "tf32") -> str:
     return f"{name}-ieee" if precision == "fp32" else name
 
 
-def weight_gradient_config(precision: str) -> str:
-    """The configuration that writes the gradient of the weights."""
-    return "write-ieee" if precision == "fp32" else "write"
+def weight_gradient_config(channels: int, precision: str, *, keep: bool) -> str:
+    """The configuration that keeps or writes the gradient of the weights of `channels` per group.
+
+    `precision` is one of `DTYPES`.
+    """
+    name = "keep" if keep else "write"
+    if precision == "fp32":
+        return f"{name}-ieee"
+    return "write-narrow" if channels <= 32 and not keep else name
 
 
-def linear_config(samples: int) -> str:
+def linear_config(samples: int, precision: str) -> str:
     """The configuration of `hyper_linear`: up to 16 samples waste no more than the tile's rest."""
-    return "few" if samples <= 16 else "many"
+    name = "few" if samples <= 16 else "many"
+    return f"{name}-ieee" if precision == "fp32" else name

@@ -28,7 +28,7 @@ def forward(
     if g0 is not None and g0.stride() != G.stride()[1:]:
         G, g0 = G.contiguous(), g0.contiguous()
     precision = precision_of(x.dtype)
-    config = configs.LINEAR[configs.linear_config(batch)]
+    config = configs.LINEAR[configs.linear_config(batch, precision)]
     if cin * cout >= LIMIT:
         raise ValueError(f"a matrix of {cout} x {cin} is too large: it must have less than {LIMIT}")
     programs = tiles(cout, config.columns), tiles(batch, config.rows)

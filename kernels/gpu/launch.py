@@ -181,8 +181,7 @@ def weight_gradient(
     count, rows, cout = len(packed), packed.shape[2], packed.shape[3]
     cin, size, out = x.shape[1] // groups, size_of(x), size_of(dy)
     precision = precision_of(x.dtype)
-    name = "keep" if keep else configs.weight_gradient_config(precision)
-    config = configs.WEIGHT_GRADIENT[name]
+    config = configs.WEIGHT_GRADIENT[configs.weight_gradient_config(cout, precision, keep=keep)]
     programs = tiles(rows, config.step) * tiles(cout, config.columns)
     voxels = prod(out)
 
