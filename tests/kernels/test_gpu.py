@@ -11,49 +11,13 @@ pytest.importorskip("triton", reason="Triton is not installed: its kernels are N
 
 from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, reference
 from hyperfusion_rt.kernels.epilogue import apply
-from hyperfusion_rt.kernels.geometry import Geometry
 from hyperfusion_rt.kernels.gpu import configs, launch
 from hyperfusion_rt.kernels.gpu import conv3d as kernels
-from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 
-from .oracle import CASES, assert_within_rounding, guarded, magnitudes, make
+from .oracle import CASES, MORE, make
+from .oracle import check_conv as check
 
-MORE = [
-    # More channels than a step and less than a tile; strides with dilations that share a factor.
-    ((1, 1, 1), (2, 2, 2), (0, 0, 0), (1, 1, 1), 1, 2, 8, 64, 70),
-    ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), 1, 2, 2, 32, 6),
-    ((3, 2, 2), (4, 3, 2), (2, 1, 0), (2, 3, 1), 2, 2, 2, 4, 6),
-]
 pytestmark = pytest.mark.usefixtures("interpreted")
-
-NAMES = ["x", "e", "G", "h", "g0", "h0"]
-
-
-def check(case, dtype, *, constants=True, strategy=None, keep=None):
-    """Forward and every gradient of one case; returns the largest error over the limit's scale."""
-    kernel, stride, padding, dilation, groups, batch, k, cin, cout = case
-    arguments = make(kernel, groups, batch, k, cin, cout, dtype, constants=constants)
-    gap = [None] * (6 - len(arguments))
-    exact = [a.detach().double().requires_grad_() for a in arguments] + gap
-    expected = reference.hyper_conv3d(*exact, stride, padding, dilation, groups)
-    generator = torch.Generator().manual_seed(8)
-    upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64).to(dtype)
-    size, sizes = magnitudes(
-        reference.hyper_conv3d, arguments, upstream, stride, padding, dilation, groups
-    )
-    given = [guarded(a) for a in arguments] + gap
-    geometry = Geometry(kernel, stride, padding, dilation, groups)
-    with torch.no_grad():
-        y = gpu.forward(*given, geometry, Epilogue(), strategy)
-        needs = [a is not None for a in given]
-        found = gpu.backward(guarded(upstream), *given, geometry, needs, strategy, keep)
-    assert y.dtype == dtype
-    assert y.is_contiguous(memory_format=torch.channels_last_3d)
-    terms = (k + 1) * cin * kernel[0] * kernel[1] * kernel[2]
-    assert_within_rounding(y, expected, size, terms)
-    wanted = torch.autograd.grad(expected, exact[: len(arguments)], upstream.double())
-    for name, a, b, limit in zip(NAMES, found, wanted, sizes, strict=False):
-        assert_within_rounding(a, b, limit, upstream.numel() * (k + 1), name)
 
 
 @pytest.mark.parametrize("strategy", ["generate", "write"])

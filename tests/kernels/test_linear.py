@@ -9,61 +9,11 @@ from hyperfusion_rt.kernels import hyper_linear, reference
 from hyperfusion_rt.kernels.gpu import hyper_linear as gpu
 from hyperfusion_rt.kernels.gpu import linear as kernels
 
-from .oracle import assert_within_rounding, guarded, magnitudes
+from .oracle import LINEAR_CASES as CASES
+from .oracle import check_linear as check
+from .oracle import make_linear as make
 
 pytestmark = pytest.mark.usefixtures("interpreted")
-CASES = [
-    # B, K, Cin, Cout, g0, h0
-    (3, 1, 700, 16, True, True),  # a long sum, split; as the first layer of the brain-age network
-    (2, 8, 40, 6, True, True),
-    (33, 3, 5, 70, True, False),  # more samples and more outputs than a tile has
-    (1, 1, 1, 1, False, True),
-    (4, 2, 65, 33, False, False),
-]
-NAMES = ["x", "e", "G", "h", "g0", "h0"]
-
-
-def make(case, dtype, others=None):
-    batch, k, cin, cout, has_g0, has_h0 = case
-    generator = torch.Generator().manual_seed(5)
-
-    def draw(*shape, dtype=others or dtype):
-        made = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return made.to(dtype).requires_grad_()
-
-    return [
-        draw(batch, cin, dtype=dtype), draw(batch, k), draw(k, cout, cin), draw(k, cout),
-        draw(cout, cin) if has_g0 else None, draw(cout) if has_h0 else None,
-    ]  # fmt: skip
-
-
-def check(case, dtype, others=None):
-    """Forward and every gradient of one case."""
-    arguments = make(case, dtype, others)
-    exact = [None if a is None else a.detach().double().requires_grad_() for a in arguments]
-    expected = reference.hyper_linear(*exact)
-    generator = torch.Generator().manual_seed(8)
-    upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64).to(dtype)
-    leaves = [i for i, a in enumerate(arguments) if a is not None]
-
-    def op(*some):
-        whole = [None] * 6
-        for i, a in zip(leaves, some[: len(leaves)], strict=True):
-            whole[i] = a
-        return reference.hyper_linear(*whole)
-
-    size, sizes = magnitudes(op, [arguments[i] for i in leaves], upstream)
-    given = [guarded(a) for a in arguments]
-    y = hyper_linear(*given)
-    assert y.dtype == dtype
-    batch, k, cin, cout = case[:4]
-    assert_within_rounding(y, expected, size, (k + 1) * cin)
-    found = torch.autograd.grad(y, [given[i] for i in leaves], upstream)
-    wanted = torch.autograd.grad(expected, [exact[i] for i in leaves], upstream.double())
-    for i, a, b, limit in zip(leaves, found, wanted, sizes, strict=True):
-        assert a.dtype == arguments[i].dtype
-        # A gradient as wide as the generators comes from numbers as narrow as y.
-        assert_within_rounding(a, b, limit, (k + 1) * batch * cin * cout, NAMES[i])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
