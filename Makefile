@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check bench gpu-static sanitize clean
+.PHONY: demo test lint check bench gpu-static gpu-test gpu-bench sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -30,6 +30,17 @@ bench: $(VENV)/dev.stamp
 gpu-static: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/gpu_static.py --check
 	$(BIN)/python benchmarks/gpu_static.py
+
+# On a machine with a GPU: the ops' suite there, and their times against PyTorch's, written to
+# benchmarks/gpu_bench-<device>.json. Elsewhere both say so, and nothing is recorded.
+GPU := $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+
+gpu-test: $(VENV)/dev.stamp
+	@if $(GPU); then TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu -rs; \
+	else echo "no GPU on this machine: nothing was tested"; fi
+
+gpu-bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/gpu_bench.py
 
 # The kernels' tests and the damaged engine files under AddressSanitizer and UBSan, in an environment
 # of its own; the thread pool under ThreadSanitizer. Python itself leaks, so leaks are not looked for.

@@ -29,6 +29,8 @@ from .oracle import (
     make,
 )
 
+pytestmark = pytest.mark.gpu
+
 # dtype of the volumes, whether products may be TF32, the unit of rounding
 TYPES = {
     "fp32": (torch.float32, False, None),
