@@ -97,7 +97,8 @@ class TrainingConfig(Frozen):
     members: int = Field(1, ge=1)
     combine: Literal["mean", "confidence_weighted"] = "mean"
     seed: int = 0
-    amp: bool = True
+    amp: bool = Field(True, description="CUDA: bfloat16, or float16 with a scaled loss")
+    cuda_graph: bool = Field(False, description="CUDA: forward and backward captured as graphs")
 
 
 class Config(Frozen):

@@ -108,6 +108,37 @@ def summarise(config: Config, outputs: NDArray[np.float64]) -> NDArray[np.float6
     return np.stack([combine(outputs[:, i], config.task, how)[0] for i in cases])
 
 
+class Captured:
+    """`network(image, tabular)`, its forward and backward replayed as CUDA graphs.
+
+    The first batch's size is captured; batches of another size (an epoch's last) run as they are.
+    """
+
+    def __init__(self, network: nn.Module, amp: torch.autocast) -> None:
+        self.network, self.amp = network, amp
+        self.plain = network.forward
+        self.captured: torch.Size | None = None
+
+    def __call__(self, image: Tensor, tabular: Tensor) -> Tensor:
+        """`image [B, 1, D, H, W]`, `tabular [B, T]` → `[B, C]`."""
+        if self.captured is None:
+            self._capture(image, tabular)
+        forward = self.network if image.shape == self.captured else self.plain
+        outputs: Tensor = forward(image, tabular)
+        return outputs
+
+    def _capture(self, image: Tensor, tabular: Tensor) -> None:
+        """Capturing runs the network a few times: running statistics and the seed are put back."""
+        kept = [buffer.clone() for buffer in self.network.buffers()]
+        seed = torch.cuda.get_rng_state(image.device)
+        with self.amp:
+            torch.cuda.make_graphed_callables(self.network, (image.clone(), tabular.clone()))
+        for buffer, value in zip(self.network.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        torch.cuda.set_rng_state(seed, image.device)
+        self.captured = image.shape
+
+
 class Trainer:
     """Trains one member and keeps its folder."""
 
@@ -179,11 +210,19 @@ class Trainer:
         )
         network = self.build()
         optimiser = torch.optim.Adam(
-            network.parameters(), lr=training.lr, weight_decay=training.weight_decay
+            network.parameters(),
+            lr=training.lr,
+            weight_decay=training.weight_decay,
+            fused=self.device.type == "cuda",
         )
         cuda = self.device.type == "cuda"
         half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
-        amp = torch.autocast(self.device.type, dtype=half, enabled=training.amp and cuda)
+        capture = training.cuda_graph and cuda
+        # A graph cannot read casts that were kept from before it.
+        amp = torch.autocast(
+            self.device.type, half, enabled=training.amp and cuda, cache_enabled=not capture
+        )
+        forward = Captured(network, amp) if capture else network
         scaler = torch.amp.GradScaler(enabled=training.amp and cuda and half == torch.float16)
         start = self._restore(network, optimiser, scaler) if resume else 0
         board = self._board(start)
@@ -194,7 +233,7 @@ class Trainer:
                 began = time.perf_counter()
                 for group in optimiser.param_groups:
                     group["lr"] = self._rate(epoch)
-                train_loss = self._epoch(network, optimiser, scaler, amp, epoch)
+                train_loss = self._epoch(network, forward, optimiser, scaler, amp, epoch)
                 row = {"epoch": epoch, "lr": self._rate(epoch), "train_loss": train_loss}
                 row |= self._validate(network)
                 self._keep_best(network, row)
@@ -218,6 +257,7 @@ class Trainer:
     def _epoch(
         self,
         network: nn.Module,
+        forward: Callable[[Tensor, Tensor], Tensor],
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         amp: torch.autocast,
@@ -226,7 +266,8 @@ class Trainer:
         rng = np.random.default_rng([self.seed, 0, epoch])
         torch.manual_seed(int(rng.integers(1 << 62)))
         network.train()
-        total, count = 0.0, 0
+        # Summed on the device: reading each loss would wait for each step.
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for batch in _batches(self.split.train, self.config.training.batch_size, rng):
             images = self.dataset.images(batch)
             # Augmentation of the protocol: one hippocampus per sample, left or right at random.
@@ -236,14 +277,14 @@ class Trainer:
             targets = torch.from_numpy(self.dataset.targets[batch]).float().to(self.device)
             optimiser.zero_grad(set_to_none=True)
             with amp:
-                outputs = network(image, tabular)
+                outputs = forward(image, tabular)
             loss = self.loss(outputs.float(), targets)
             scaler.scale(loss).backward()
             scaler.step(optimiser)
             scaler.update()
-            total += float(loss.detach()) * len(batch)
+            total += loss.detach().double() * len(batch)
             count += len(batch)
-        mean = total / count
+        mean = float(total) / count
         if not math.isfinite(mean):
             raise HyperFusionError(
                 f"the training loss became {mean} in epoch {epoch}: lower training.lr "
