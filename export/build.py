@@ -33,7 +33,7 @@ from hyperfusion_rt.runtime.artifact import (
     Manifest,
     Provenance,
 )
-from hyperfusion_rt.runtime.engines import EXPORTABLE, PRECISIONS, check_name, open_file
+from hyperfusion_rt.runtime.engines import DEFAULT_ENGINES, PRECISIONS, check_name, open_file
 from hyperfusion_rt.runtime.plan import write_plan
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
@@ -83,7 +83,7 @@ def export_run(
     run: Run,
     out: Path,
     *,
-    engines: Sequence[str] = EXPORTABLE,
+    engines: Sequence[str] = DEFAULT_ENGINES,
     precision: str = "fp32",
     force: bool = False,
 ) -> Artifact:
@@ -147,8 +147,8 @@ def _write_engine(
     engine: str, graph: Graph, folder: Path, stem: str, precision: str
 ) -> Iterator[tuple[str, Path]]:
     """Write one member's files of `engine`; yields (part, path), the whole network first."""
-    if engine == "native":
-        path = folder / f"{stem}.native"
+    if engine in ("native", "torch"):
+        path = folder / f"{stem}.{engine}"
         write_plan(plan(graph, folded=True, precision=precision), path)
         yield "whole", path
         return

@@ -219,11 +219,12 @@ def import_checkpoint(
 @app.command(epilog="Example: hfrt export --engine native")
 def export(
     engine: Annotated[
-        list[str] | None, typer.Option(help="native or onnx; repeatable; default: both.")
+        list[str] | None,
+        typer.Option(help="native, onnx or torch; repeatable; default: the first two."),
     ] = None,
     precision: Annotated[
         Literal["fp32", "bf16"],
-        typer.Option(help="Of the native engine; bf16 is faster and differs by about 1e-3."),
+        typer.Option(help="Of native and torch; bf16 is faster and differs by about 1e-3."),
     ] = "fp32",
     run: Annotated[Path | None, typer.Option(help="The run; default: the latest.")] = None,
     out: Annotated[
@@ -233,9 +234,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an artifact from a run, and compare its engine with torch in float64."""
-    from hyperfusion_rt.runtime.engines import EXPORTABLE, check_name
+    from hyperfusion_rt.runtime.engines import DEFAULT_ENGINES, check_name
 
-    engines = engine or EXPORTABLE
+    engines = engine or DEFAULT_ENGINES
     for name in engines:
         check_name(name)
     _need_torch("exporting")
@@ -273,7 +274,7 @@ def infer(
     report: Annotated[
         Path | None, typer.Option(help="The report; default: report.html beside the table.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="native, onnx, or auto.")] = "auto",
+    engine: Annotated[str, typer.Option(help="native, onnx, torch, or auto.")] = "auto",
     threads: Threads = None,
     id_column: Annotated[str | None, typer.Option(help="The column of subjects.")] = None,
     duplicates: Annotated[

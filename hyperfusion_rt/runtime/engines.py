@@ -31,17 +31,17 @@ class Engine(Protocol):
 _ENGINES = {
     "native": ("hyperfusion_rt.runtime.engine_native", "NativeEngine"),
     "onnx": ("hyperfusion_rt.runtime.engine_onnx", "OnnxEngine"),
+    "torch": ("hyperfusion_rt.runtime.engine_torch", "TorchEngine"),
 }
 _LATER = {
     "trt": "TensorRT engines are not part of this version; they will need an NVIDIA GPU and "
     "pip install 'hyperfusion_rt[trt]'",
     "trt-rtx": "TensorRT-RTX engines are not part of this version; they will need "
     "pip install tensorrt_rtx",
-    "torch": "the torch engine is not part of this version",
 }
-EXPORTABLE = tuple(_ENGINES)
+DEFAULT_ENGINES = ("native", "onnx")  # that an export makes unless told
 # The precisions in which each engine can be exported.
-PRECISIONS = {"native": ("fp32", "bf16"), "onnx": ("fp32",)}
+PRECISIONS = {"native": ("fp32", "bf16"), "onnx": ("fp32",), "torch": ("fp32", "bf16")}
 
 
 def check_name(name: str) -> None:
@@ -70,7 +70,7 @@ def open_engines(
 ) -> tuple[str, list[Engine]]:
     """Open one engine per member of `artifact`; returns the engine's name and the engines.
 
-    `auto` takes the artifact's first engine in the order of preference: native, onnx.
+    `auto` takes the artifact's first engine in the order of preference: native, onnx, torch.
     `threads`: None uses every core that the process may use.
 
     Raises:

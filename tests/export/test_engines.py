@@ -16,6 +16,7 @@ from hyperfusion_rt.export.plan import plan
 from hyperfusion_rt.export.tiles import choose_tile
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.runtime.engine_native import NativeEngine
+from hyperfusion_rt.runtime.engine_torch import TorchEngine
 
 from .networks import FUSIONS, SHAPES, MidTrunk, difference, exact, inputs, published, shaken
 from .test_lower import MODULES, V
@@ -36,7 +37,10 @@ def compare_all(network, shapes, path: Path):
     graph = lower(network, shapes)
     folded = fold(graph)
     engine = NativeEngine(plan(folded, folded=True), threads=2)
-    rounded = NativeEngine(plan(folded, folded=True, precision="bf16"), threads=2)
+    narrow = plan(folded, folded=True, precision="bf16")
+    rounded = NativeEngine(narrow, threads=2)
+    in_torch = TorchEngine(plan(folded, folded=True), 2, "cpu")
+    rounded_in_torch = TorchEngine(narrow, 2, "cpu")
     everything = inputs(graph, 7)
     outputs = exact(network, everything)
     scale = max(np.abs(outputs).max(), 0.1)  # a network of dead units leaves a bias of 0.001
@@ -61,6 +65,8 @@ def compare_all(network, shapes, path: Path):
         given = [feeds.get(k, torch.zeros(batch, 0)).float().numpy() for k in ("image", "tabular")]
         assert off(engine(*given), expected) <= TOLERANCE
         assert off(rounded(*given), expected) <= BF16
+        assert off(in_torch(*given), expected) <= TOLERANCE
+        assert off(rounded_in_torch(*given), expected) <= BF16
     return engine
 
 
@@ -90,8 +96,9 @@ def test_every_operation(name, tmp_path):
     assert difference(found, expected) <= TOLERANCE
     image, none = feeds["image"].float().numpy(), np.zeros((3, 0), np.float32)
     for precision, limit in (("fp32", TOLERANCE), ("bf16", BF16)):
-        engine = NativeEngine(plan(graph, precision=precision), threads=2)
-        assert difference(engine(image, none), expected) <= limit
+        made = plan(graph, precision=precision)
+        for engine in (NativeEngine(made, threads=2), TorchEngine(made, 2, "cpu")):
+            assert difference(engine(image, none), expected) <= limit
 
 
 class PreActivation(nn.Module):
@@ -188,8 +195,9 @@ def test_networks_that_others_wrote(name, tmp_path):
     (found,) = onnx_outputs(folded, feeds, tmp_path / "x.onnx")
     assert difference(found, expected) <= 1e-4
     image, none = feeds["image"].float().numpy(), np.zeros((1, 0), np.float32)
-    engine = NativeEngine(plan(folded, folded=True), threads=2)
-    assert difference(engine(image, none), expected) <= 1e-4
+    made = plan(folded, folded=True)
+    for engine in (NativeEngine(made, threads=2), TorchEngine(made, 2, "cpu")):
+        assert difference(engine(image, none), expected) <= 1e-4
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         own = network.float()(feeds["image"].float()).float().numpy()
     engine = NativeEngine(plan(folded, folded=True, precision="bf16"), threads=2)
