@@ -440,6 +440,24 @@ def inspect(
         terminal.table(title, ["", ""], [list(row) for row in rows])
 
 
+@app.command(epilog="Example: hfrt doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Print what this machine has, which engines it can use, and what is known to be bad here."""
+    from hyperfusion_rt.doctor import as_dict, diagnose
+
+    found = diagnose()
+    if as_json:
+        terminal.print_json(as_dict(found))
+        return
+    terminal.table("This machine", ["", ""], [list(row) for row in found.rows])
+    rows = [[name, "yes" if usable else "no", note] for name, usable, note in found.engines]
+    terminal.table("Engines", ["engine", "usable", ""], rows)
+    for text in found.warnings:
+        print(f"warning: {text}")
+    if not found.warnings:
+        print("nothing known to be bad")
+
+
 @app.command(epilog="Example: hfrt demo demo")
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
