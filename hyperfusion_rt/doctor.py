@@ -18,7 +18,8 @@ class Facts:
     """What was found. Versions are texts; None is what is not here.
 
     `native`: instruction sets. `capability`: of the first GPU, 9.0 as (9, 0). `onnxruntime`: the
-    packages that own this import name. `problems`: what is installed and cannot be imported, with the reason.
+    packages that own this import name. `problems`: what is installed and cannot be imported, and
+    why.
     """
 
     native: tuple[str, ...] | None = None
