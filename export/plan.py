@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.export.fold import cut, fold
 from hyperfusion_rt.export.graph import Graph, Node
-from hyperfusion_rt.export.tiles import choose_tile
+from hyperfusion_rt.kernels.tiles import choose_tile
 from hyperfusion_rt.runtime.plan import Op, Plan, Program
 
 _CONVS = ("conv", "hyper_conv")

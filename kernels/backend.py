@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -21,6 +21,21 @@ HAS_TRITON = find_spec("triton") is not None
 def on_triton(x: Tensor) -> bool:
     """Whether an op on `x` runs Triton kernels."""
     return x.device.type in TRITON_DEVICES and x.dtype in _TRITON_DTYPES and HAS_TRITON
+
+
+def on_native(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a convolution of these tensors may run in the native engine: inference on the CPU.
+
+    A compiler or an exporter gets the composition, of which it sees every part.
+    """
+    given = [t for t in tensors if t is not None]
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and "cpu" not in TRITON_DEVICES
+    )
 
 
 @contextmanager

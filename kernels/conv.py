@@ -69,7 +69,9 @@ def hyper_conv3d(
     after = epilogue or Epilogue()
     size = Geometry.of(G.shape[3:], stride, padding, dilation, groups).out(triple(x.shape[2:]))
     check_epilogue("hyper_conv3d", after, (x.shape[0], G.shape[1], *size))
-    if not (backend.whole or backend.on_triton(x)):
+    tensors = [x, condition, G, h, g0, h0, *after[:3]]
+    native = not backend.whole and backend.on_native(tensors)
+    if not (backend.whole or native or backend.on_triton(x)):
         y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
         return apply(y, after)
     if not backend.whole and torch.is_autocast_enabled(x.device.type):
@@ -163,6 +165,13 @@ def _op_conv3d(
 
         geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
         return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
+    if x.device.type == "cpu":
+        from hyperfusion_rt.kernels import native
+
+        tensors = [x, condition, G, h, g0, h0, scale, shift, residual]
+        geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
+        if native.covers(tensors, geometry, geometry.out(triple(x.shape[2:]))):
+            return native.hyper_conv3d(x, condition, G, h, g0, h0, geometry, epilogue)
     y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
     return apply(y, epilogue).clone(memory_format=torch.contiguous_format)
 

@@ -13,8 +13,8 @@ from torch import nn
 from hyperfusion_rt.export.fold import cut, fold
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan
-from hyperfusion_rt.export.tiles import choose_tile
 from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.kernels.tiles import choose_tile
 from hyperfusion_rt.runtime.engine_native import NativeEngine
 from hyperfusion_rt.runtime.engine_torch import TorchEngine
 

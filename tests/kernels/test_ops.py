@@ -10,7 +10,8 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 
-from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, hyper_linear, reference
+from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, hyper_linear, native, reference
+from hyperfusion_rt.kernels.epilogue import apply
 
 from .oracle import CASES, assert_within_rounding, magnitudes, make
 
@@ -241,3 +242,86 @@ def test_every_pair_of_kernel_and_padding_matches():
         args = make(kernel, 1, 2, 2, 2, 2, torch.float64)
         expected = reference.hyper_conv3d(*args, padding=(padding,) * 3)
         torch.testing.assert_close(hyper_conv3d(*args, padding=padding), expected)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The engines that the native backend made in this test, newest last."""
+    native._engines.clear()
+    found = []
+    plain = native._convolve
+    monkeypatch.setattr(native, "_convolve", lambda *a: found.append(a) or plain(*a))
+    return found
+
+
+@pytest.mark.parametrize("constants", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_inference_on_the_cpu_runs_the_native_engine(case, constants, made):
+    kernel, stride, padding, dilation, groups, batch, k, cin, cout = case
+    args = make(kernel, groups, batch, k, cin, cout, torch.float32, constants=constants)
+    geometry = stride, padding, dilation, groups
+    gap = (None,) * (6 - len(args))
+    expected = reference.hyper_conv3d(*(a.detach().double() for a in args), *gap, *geometry)
+    with torch.no_grad():
+        found = hyper_conv3d(*args, *gap, *geometry)
+        again = hyper_conv3d(*args, *gap, *geometry)
+    assert len(made) == (groups == 1)
+    assert torch.equal(found, again)
+    # Winograd's filtering loses a digit.
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("constants", [True, False])
+def test_the_native_epilogue(constants, made):
+    args = make((3, 3, 3), 1, 3, 3, 4, 5, torch.float32, constants=constants)
+    g = torch.Generator().manual_seed(4)
+    shapes = (5,), (5,), (3, 5, 5, 6, 7)
+    scale, shift, residual = (torch.randn(s, generator=g) for s in shapes)
+    for after in (
+        Epilogue(scale, shift, residual, 0.1),
+        Epilogue(shift=shift, slope=0.0),
+        Epilogue(scale=scale),
+        Epilogue(residual=residual, slope=0.0),
+    ):
+        with torch.no_grad():
+            found = hyper_conv3d(*args, padding=1, epilogue=after)
+            gap = (None,) * (6 - len(args))
+            expected = apply(reference.hyper_conv3d(*args, *gap, padding=(1, 1, 1)), after)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("which", range(2, 6))
+def test_changed_weights_make_a_new_engine(which, made):
+    args = [a.detach() for a in make((3, 3, 3), 1, 2, 3, 4, 5, torch.float32)]
+    first = hyper_conv3d(*args, padding=1)
+    args[which].data.flatten()[3] += 1  # which torch counts as no change
+    found = hyper_conv3d(*args, padding=1)
+    expected = reference.hyper_conv3d(*args, padding=(1, 1, 1))
+    assert len(made) == 2
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (found - first).abs().max() > 1e-2
+    assert len(native._engines) == 1
+
+
+def test_training_and_tracing_do_not_run_the_native_engine(made):
+    args = make((3, 3, 3), 1, 2, 3, 4, 5, torch.float32)
+    assert hyper_conv3d(*args, padding=1).requires_grad
+    with torch.no_grad():
+        torch.export.export(Conv(args, ()), (args[0].detach(), args[1].detach()))
+    assert made == []
+    with torch.no_grad():
+        mapped = torch.vmap(lambda x, e: hyper_conv3d(x, e, *args[2:]), 0)(
+            torch.stack([args[0], -args[0]]), torch.stack([args[1]] * 2)
+        )
+        assert (mapped[0] - hyper_conv3d(*args)).abs().max() <= 1e-4
+    assert len(made) == 1
+
+
+def test_engines_are_kept_for_the_latest_weights_only(made, monkeypatch):
+    monkeypatch.setattr(native, "KEPT", 2)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        args = [a.detach().clone() for a in make((1, 1, 1), 1, 1, 2, 3, 4 + seed, torch.float32)]
+        hyper_conv3d(*args)
+    assert len(native._engines) == 2
