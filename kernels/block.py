@@ -70,9 +70,7 @@ def conv3d_block(
 def _block(x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue, pool: bool) -> Tensor:
     """In plain PyTorch."""
     _, stride, padding, dilation, groups = geometry
-    shared = x.shape[1] == weight.shape[1]
-    # Members that read the same channels are one convolution.
-    y = conv3d(x, weight.to(x.dtype), None, stride, padding, dilation, 1 if shared else groups)
+    y = conv3d(x, weight.to(x.dtype), None, stride, padding, dilation, groups)
     y = apply(y, epilogue).to(x.dtype)
     return max_pool3d(y, 2) if pool else y
 
@@ -92,11 +90,20 @@ def _op(
     pool: bool,
 ) -> Tensor:
     geometry = Geometry.of(weight.shape[2:], stride, padding, dilation, groups)
+    size = geometry.out(triple(x.shape[2:]))
     epilogue = Epilogue(scale, shift, residual, slope)
     if backend.on_triton(x):
         from hyperfusion_rt.kernels.gpu import conv3d_block as gpu
 
         return gpu.forward(x, weight, geometry, epilogue, pool)
+    # Members that read the same channels are one convolution.
+    shared = x.shape[1] == weight.shape[1]
+    geometry = geometry._replace(groups=1 if shared else groups)
+    if x.device.type == "cpu":
+        from hyperfusion_rt.kernels import native
+
+        if native.covers([x, weight, scale, shift, residual], geometry, size):
+            return native.conv3d_block(x, weight, geometry, epilogue, pool)
     return _block(x, weight, geometry, epilogue, pool).contiguous()
 
 

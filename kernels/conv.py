@@ -9,12 +9,14 @@ multiplications. An exported graph keeps B symbolic, and ONNX's Conv takes no sy
 groups: there the shared form stands. Our own export reads each op as one node (`whole_ops`).
 
 On CUDA the convolution is one node too, and runs Triton kernels (`kernels/gpu`), forward and
-backward. Without Triton, and for float64, it is the composition above.
+backward. Without Triton, and for float64, it is the composition above. On the CPU, without gradients
+and in float32, the native engine convolves (`kernels/native.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -170,7 +172,9 @@ def _op_conv3d(
 
         tensors = [x, condition, G, h, g0, h0, scale, shift, residual]
         geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
-        if native.covers(tensors, geometry, geometry.out(triple(x.shape[2:]))):
+        size = geometry.out(triple(x.shape[2:]))
+        # A 1x1x1 product costs no more than comparing its weights with those of the engine.
+        if prod(geometry.kernel) > 1 and native.covers(tensors, geometry, size):
             return native.hyper_conv3d(x, condition, G, h, g0, h0, geometry, epilogue)
     y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
     return apply(y, epilogue).clone(memory_format=torch.contiguous_format)

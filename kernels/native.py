@@ -141,3 +141,38 @@ def hyper_conv3d(
     inputs = [x.detach(), e] + ([] if residual is None else [residual.detach()])
     engine.run([t.contiguous().numpy() for t in inputs], [y.numpy()])
     return y
+
+
+def conv3d_block(
+    x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue, pool: bool
+) -> Tensor:
+    """`conv3d_block` of one group; arguments as there, and `covers` them."""
+    batch, cin, *extent = x.shape
+    cout = len(weight)
+    size = geometry.out(triple(extent))
+    scale, shift, residual, slope = epilogue
+    weights = [weight, scale, shift]
+
+    def make() -> _native.Engine:
+        own = weight.detach()
+        if scale is not None:
+            own = own * scale.detach()[:, None, None, None, None]
+        bias = own.new_zeros(cout) if shift is None else shift.detach()
+        engine = _native.Engine(torch.get_num_threads())
+        given = engine.input(cin, *extent)
+        beside = None if residual is None else engine.input(cout, *size)
+        y = _convolve(engine, given, own, bias, geometry, size, slope, None, beside)
+        if pool:
+            y = engine.pool(y, [2] * 3, [2] * 3, [0] * 3, [1] * 3, False)
+        engine.output(y)
+        engine.finish()
+        return engine
+
+    missing = (t is None for t in (*weights, residual))
+    key = ("conv3d_block", weight.data_ptr(), tuple(x.shape[1:]), tuple(weight.shape), geometry,
+           slope, pool, *missing, torch.get_num_threads())  # fmt: skip
+    engine = _engine(key, weights, make)
+    y = torch.empty((batch, cout, *(n // 2 if pool else n for n in size)))
+    inputs = [x] if residual is None else [x, residual]
+    engine.run([t.detach().contiguous().numpy() for t in inputs], [y.numpy()])
+    return y

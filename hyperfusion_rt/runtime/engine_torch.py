@@ -97,10 +97,12 @@ class TorchEngine:
         return output
 
     def _stored(self, x: Tensor) -> Tensor:
-        """As the plan keeps it: volumes channels-last in their type, vectors in float32."""
+        """As the ops take it best: volumes in their type, vectors in float32."""
         if x.dim() == 2:
             return x.float()
-        return x.to(self.volumes, memory_format=torch.channels_last_3d)
+        native = self.device.type == "cpu" and self.volumes == torch.float32
+        layout = torch.contiguous_format if native else torch.channels_last_3d
+        return x.to(self.volumes).contiguous(memory_format=layout)
 
     def _step(self, op: Op) -> Callable[[Values], None]:
         make = _CONVS.get(op.op, _plain)
