@@ -9,8 +9,8 @@ multiplications. An exported graph keeps B symbolic, and ONNX's Conv takes no sy
 groups: there the shared form stands. Our own export reads each op as one node (`whole_ops`).
 
 On CUDA the convolution is one node too, and runs Triton kernels (`kernels/gpu`), forward and
-backward. Without Triton, and for float64, it is the composition above. On the CPU, without gradients
-and in float32, the native engine convolves (`kernels/native.py`).
+backward. Without Triton, and for float64, it is the composition above. In float32 without
+gradients, the native engine convolves on the CPU (`kernels/native.py`).
 """
 
 from __future__ import annotations
