@@ -36,6 +36,8 @@ from hyperfusion_rt.export.fold import fold
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan
 from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.kernels import hyper_conv3d
+from hyperfusion_rt.kernels.conv import _conv3d as composition
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import HyperConv3d
 from hyperfusion_rt.runtime.engine_native import NativeEngine
@@ -183,8 +185,13 @@ def hyper_conv(threads: int, rounds: int, scratch: Path) -> list[Row]:
                 ).numpy()
 
         def grouped(x: torch.Tensor = x, t: torch.Tensor = t) -> Any:
+            weights = big, h, g0, h0
             with torch.inference_mode():
-                return module(x, t).numpy()
+                return composition(x, t, *weights, [1] * 3, [1] * 3, [1] * 3, 1).numpy()
+
+        def op(x: torch.Tensor = x, t: torch.Tensor = t) -> Any:
+            with torch.inference_mode():
+                return hyper_conv3d(x, t, big, h, g0, h0, padding=1).numpy()
 
         with torch.no_grad():
             exact = OneHyper(64, 8).double()
@@ -194,6 +201,7 @@ def hyper_conv(threads: int, rounds: int, scratch: Path) -> list[Row]:
         peers["openvino f32"] = _openvino(path, threads, batch, "f32")
         calls = {
             "hfrt native": lambda i=image, t=tabular: engine(i, t),
+            "hfrt op, in torch": op,
             "torch, loop": loop,
             "torch, grouped": grouped,
             **{k: lambda c=c, i=image, t=tabular: c(i, t) for k, c in peers.items()},

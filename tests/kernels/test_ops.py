@@ -2,10 +2,12 @@
 
 import io
 import itertools
+import re
 import subprocess
 import sys
 import warnings
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 import torch
@@ -325,3 +327,15 @@ def test_engines_are_kept_for_the_latest_weights_only(made, monkeypatch):
         args = [a.detach().clone() for a in make((1, 1, 2), 1, 1, 2, 3, 4 + seed, torch.float32)]
         hyper_conv3d(*args)
     assert len(native._engines) == 2
+
+
+def test_the_layer_in_the_library_page():
+    page = (Path(__file__).parents[2] / "kernels" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    block, x, row = names["block"], names["x"], names["row"]
+    y = block(x, row)
+    assert y.shape == (2, 32, 24, 24, 24)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
+    assert (y - block(x, row + 1)).abs().max() > 1e-2
