@@ -70,9 +70,11 @@ class Launch:
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[int, ...]
-    warps: int
-    stages: int
-    registers: int
+
+    @property
+    def tile(self) -> configs.Config:
+        """Its configuration."""
+        return CONFIGS[self.kernel][self.config]
 
     @property
     def name(self) -> str:
@@ -104,7 +106,8 @@ def _launch(layer: str, part: str, dtype: str, call: tuple[Any, ...]) -> Launch:
     kernel, grid, arguments, options = call
     names = KERNELS[kernel].arg_names
     options = dict(options)
-    warps, stages, registers = (options.pop(n) for n in ("num_warps", "num_stages", "maxnreg"))
+    table = CONFIGS[kernel]
+    flags = [options.pop(n) for n in next(iter(table.values())).options]
     signature, constants, divisible = {}, {}, []
     for i, (name, value) in enumerate(zip(names, arguments, strict=False)):
         if isinstance(value, torch.Tensor):
@@ -121,10 +124,10 @@ def _launch(layer: str, part: str, dtype: str, call: tuple[Any, ...]) -> Launch:
     for name in names[len(arguments) :]:
         signature[name], constants[name] = "constexpr", options[name]
     tile = (options.get("BM", options.get("SAMPLES")), options.get("BN", options.get("BLOCK")),
-            options.get("BK", 1), warps, stages, registers)  # fmt: skip
-    config = next(name for name, known in CONFIGS[kernel].items() if known == tile)
+            options.get("BK", 1), *flags[:3])  # fmt: skip
+    config = next(name for name, known in table.items() if known == tile)
     return Launch(layer, part, dtype, kernel, config, tuple(grid), tuple(signature.items()),
-                  tuple(constants.items()), tuple(divisible), warps, stages, registers)  # fmt: skip
+                  tuple(constants.items()), tuple(divisible))  # fmt: skip
 
 
 def _recorded(call: Any) -> list[tuple[Any, ...]]:
@@ -221,7 +224,7 @@ def _turns(launch: Launch) -> dict[str, float]:
 def _count(ptx: str, launch: Launch) -> tuple[int, int]:
     """FLOP and bytes from and to global memory of one program (all lanes, masked ones too)."""
     turns = _turns(launch)
-    threads = 32 * launch.warps
+    threads = 32 * launch.tile.warps
     lines = ptx.splitlines()
     labels = {
         m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\$?(\S+):", line.strip()))
@@ -249,7 +252,7 @@ def _count(ptx: str, launch: Launch) -> tuple[int, int]:
     for line, n in zip(lines, times, strict=True):
         if m := _MMA.search(line):
             # mma.sync is issued by each warp, wgmma by each group of four.
-            units = launch.warps if m[1] == "mma.sync" else launch.warps // 4
+            units = launch.tile.warps if m[1] == "mma.sync" else launch.tile.warps // 4
             flop += n * units * 2 * int(m[2]) * int(m[3]) * int(m[4])
         elif "fma.rn.f32" in line:
             flop += n * threads * (4 if "fma.rn.f32x2" in line else 2)
@@ -272,11 +275,7 @@ def compile_(job: tuple[Launch, int]) -> dict[str, Any]:
     made = triton.compile(
         source,
         target=GPUTarget("cuda", chip, 32),
-        options={
-            "num_warps": launch.warps,
-            "num_stages": launch.stages,
-            "maxnreg": launch.registers,
-        },
+        options=launch.tile.options,
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

@@ -11,6 +11,7 @@ from torch.nn.functional import conv3d, max_pool3d
 
 from hyperfusion_rt.kernels import backend
 from hyperfusion_rt.kernels.epilogue import Epilogue, apply, check_epilogue
+from hyperfusion_rt.kernels.generator import join_samples
 from hyperfusion_rt.kernels.geometry import Geometry, Triple, three, triple
 
 
@@ -33,7 +34,7 @@ def conv3d_block(
     scan); `weight [groups · Cout, Cin, kD, kH, kW]` → `[B, groups · Cout, D', H', W']`. A folded
     bias is the epilogue's `shift`. `pool`: 2x2x2 max-pooling, an odd voxel at the end is left out;
     the residual has the size before it. On CUDA x may be float32, float16 or bfloat16; weights are
-    cast to it, sums are float32.
+    cast to it, sums are float32; under autocast x is cast.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -62,6 +63,10 @@ def conv3d_block(
     check_epilogue(op, after, (x.shape[0], weight.shape[0], *size))
     if min(size) < 1 + pool:
         raise ValueError(f"{op}: x of {tuple(x.shape[2:])} voxels is too small: y has {size}")
+    if backend.on_triton(x) and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if after.residual is not None:
+        after = after._replace(residual=after.residual.to(x.dtype))
     _, *positions, groups = geometry
     made: Tensor = _op(x, weight, *(list(p) for p in positions), groups, *after, pool)
     return made
@@ -113,3 +118,9 @@ def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
     size = Geometry.of(weight.shape[2:], *positions).out(triple(x.shape[2:]))
     shape = (x.shape[0], weight.shape[0], *(n // 2 if pool else n for n in size))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=backend.layout(x))
+
+
+@_op.register_vmap
+def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    # x and residual are per sample.
+    return join_samples(_op, info, dims, arguments, of_samples=(0, 8))

@@ -5,7 +5,7 @@ Every configuration below is compiled for each chip and dtype by `benchmarks/gpu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DTYPES = ("fp32", "tf32", "fp16", "bf16")
 CHIPS = (80, 86, 89, 90, 100, 120)  # compute capabilities that the configurations were compiled for
@@ -24,6 +24,18 @@ class Config(NamedTuple):
     warps: int
     stages: int
     registers: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a launch passes to the compiler. Triton 3.10 fuses a product and a sum no more
+        unless it is told to.
+        """
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": self.registers,
+            "enable_fp_fusion": True,
+        }
 
 
 # Convolution: rows are voxels of one sample. The few names differ by the channels they suit.

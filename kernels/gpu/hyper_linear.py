@@ -49,6 +49,6 @@ def forward(
         CONSTANT=g0 is not None, BIAS=h is not None, BIAS_CONSTANT=h0 is not None,
         PRECISION="tf32" if precision == "tf32" else "ieee",
         BM=config.rows, BN=config.columns, BK=config.step,
-        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
+        **config.options,
     )  # fmt: skip
     return y[0] if splits == 1 else y.sum(0).to(x.dtype)

@@ -69,7 +69,7 @@ def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
     grid = (tiles(n, tile.columns), tiles(samples, tile.rows))
     kernels.generate[grid](
         e, packed, made, samples, n, K1=len(packed), SAMPLES=tile.rows, BLOCK=tile.columns,
-        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
+        **tile.options,
     )  # fmt: skip
     return made
 
@@ -90,7 +90,7 @@ def _constants(geometry: Geometry, config: Config, precision: str) -> dict[str, 
         "GROUPS": geometry.groups,
         "PRECISION": "tf32" if precision == "tf32" else "ieee",
         "BM": config.rows, "BN": config.columns, "BK": config.step,
-        "num_warps": config.warps, "num_stages": config.stages, "maxnreg": config.registers,
+        **config.options,
     }  # fmt: skip
 
 

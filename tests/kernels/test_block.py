@@ -71,3 +71,35 @@ def test_what_does_not_fit_is_refused(message, change):
         conv3d_block(
             x, weight, sizes["stride"], groups=3, epilogue=Epilogue(shift=shift), pool=True
         )
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["samples", "samples-and-weights"])
+def test_vmap(weights):
+    x, weight, after, options = make(CASES[2], torch.float32)
+    xs, residuals = torch.stack([x, 2 * x, -x]), torch.stack([after.residual] * 3)
+    ws = torch.stack([weight, -weight, weight + 1])
+
+    def block(x, residual, w):
+        return conv3d_block(x, w, epilogue=after._replace(residual=residual), **options)
+
+    found = torch.vmap(block, (0, 0, 0 if weights else None))(
+        xs, residuals, ws if weights else weight
+    )
+    each = [block(xs[v], residuals[v], ws[v] if weights else weight) for v in range(3)]
+    torch.testing.assert_close(found, torch.stack(each))
+
+
+def test_autocast_casts_the_volume(interpreted):
+    x, weight, after, options = make(CASES[2], torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        found = conv3d_block(x, weight, epilogue=after, **options)
+    assert found.dtype == torch.float16
+    half = after._replace(residual=after.residual.half())
+    assert torch.equal(found, conv3d_block(x.half(), weight, epilogue=half, **options))
+
+
+def test_there_are_no_gradients():
+    x, weight, after, options = make(CASES[0], torch.float32)
+    y = conv3d_block(x.requires_grad_(), weight, epilogue=after, **options)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        y.sum().backward()
