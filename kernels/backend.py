@@ -32,6 +32,7 @@ def on_native(tensors: Sequence[Tensor | None]) -> bool:
     return (
         all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and "cpu" not in TRITON_DEVICES

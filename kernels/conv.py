@@ -70,9 +70,15 @@ def hyper_conv3d(
         )
     after = epilogue or Epilogue()
     size = Geometry.of(G.shape[3:], stride, padding, dilation, groups).out(triple(x.shape[2:]))
+    if min(size) < 1:
+        raise ValueError(
+            f"hyper_conv3d: x of {tuple(x.shape[2:])} voxels is too small for a kernel of "
+            f"{tuple(G.shape[3:])}, dilation {dilation}, padding {padding}"
+        )
     check_epilogue("hyper_conv3d", after, (x.shape[0], G.shape[1], *size))
     tensors = [x, condition, G, h, g0, h0, *after[:3]]
-    native = not backend.whole and backend.on_native(tensors)
+    # A 1x1x1 product costs no more than comparing its weights with those of the engine.
+    native = prod(G.shape[3:]) > 1 and not backend.whole and backend.on_native(tensors)
     if not (backend.whole or native or backend.on_triton(x)):
         y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
         return apply(y, after)
@@ -173,7 +179,6 @@ def _op_conv3d(
         tensors = [x, condition, G, h, g0, h0, scale, shift, residual]
         geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
         size = geometry.out(triple(x.shape[2:]))
-        # A 1x1x1 product costs no more than comparing its weights with those of the engine.
         if prod(geometry.kernel) > 1 and native.covers(tensors, geometry, size):
             return native.hyper_conv3d(x, condition, G, h, g0, h0, geometry, epilogue)
     y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)

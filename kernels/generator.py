@@ -30,6 +30,9 @@ def check(
             raise ValueError(
                 f"{op}: {name} has shape {tuple(tensor.shape)}, but needs {expected} dimensions"
             )
+    for name, other in (("condition", condition), ("G", G), ("h", h), ("g0", g0), ("h0", h0)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{op}: x is on {x.device}, but {name} is on {other.device}")
     if G.shape[0] != condition.shape[1] or h.shape[0] != condition.shape[1]:
         raise ValueError(
             f"{op}: condition has K = {condition.shape[1]}, but G has {G.shape[0]} and h has "

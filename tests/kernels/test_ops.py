@@ -228,6 +228,10 @@ def test_bad_shapes_are_named():
         hyper_conv3d(**good, g0=torch.zeros(1))
     with pytest.raises(ValueError, match="h0"):
         hyper_conv3d(**good, h0=torch.zeros(1))
+    with pytest.raises(ValueError, match="too small for a kernel"):
+        hyper_conv3d(**{**good, "G": torch.zeros(3, 4, 2, 1, 1, 8)})
+    with pytest.raises(ValueError, match="x is on cpu, but G is on meta"):
+        hyper_conv3d(**{**good, "G": good["G"].detach().to("meta")})
     with pytest.raises(ValueError, match="features"):
         hyper_linear(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(1, 4, 5), torch.zeros(1, 4))
 
@@ -318,6 +322,16 @@ def test_training_and_tracing_do_not_run_the_native_engine(made):
         )
         assert (mapped[0] - hyper_conv3d(*args)).abs().max() <= 1e-4
     assert len(made) == 1
+
+
+def test_autocast_on_the_cpu_is_left_to_torch(made):
+    args = [a.detach() for a in make((3, 3, 3), 1, 2, 3, 4, 5, torch.float32)]
+    expected = hyper_conv3d(*args)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hyper_conv3d(*args)
+    assert found.dtype == torch.bfloat16
+    assert len(made) == 1
+    assert (found - expected).abs().max() <= 3e-2 * expected.abs().max()
 
 
 def test_engines_are_kept_for_the_latest_weights_only(made, monkeypatch):
