@@ -11,7 +11,7 @@ from torch.nn.functional import conv3d, max_pool3d
 
 from hyperfusion_rt.kernels import backend
 from hyperfusion_rt.kernels.epilogue import Epilogue, apply, check_epilogue
-from hyperfusion_rt.kernels.generator import join_samples
+from hyperfusion_rt.kernels.generator import check_devices, join_samples
 from hyperfusion_rt.kernels.geometry import Geometry, Triple, three, triple
 
 
@@ -40,6 +40,8 @@ def conv3d_block(
         ValueError: shapes that do not fit together.
     """
     op = "conv3d_block"
+    after = epilogue or Epilogue()
+    check_devices(op, x, weight=weight, **after.tensors)
     if x.dim() != 5 or weight.dim() != 5:
         raise ValueError(
             f"{op}: x and weight need 5 dimensions, not {tuple(x.shape)} and {tuple(weight.shape)}"
@@ -58,7 +60,6 @@ def conv3d_block(
         three(dilation, "dilation", 1),
         groups,
     )
-    after = epilogue or Epilogue()
     size = geometry.out(triple(x.shape[2:]))
     check_epilogue(op, after, (x.shape[0], weight.shape[0], *size))
     if min(size) < 1 + pool:
@@ -100,7 +101,8 @@ def _op(
     if backend.on_triton(x):
         from hyperfusion_rt.kernels.gpu import conv3d_block as gpu
 
-        return gpu.forward(x, weight, geometry, epilogue, pool)
+        with torch.cuda.device_of(x):
+            return gpu.forward(x, weight, geometry, epilogue, pool)
     # Members that read the same channels are one convolution.
     shared = x.shape[1] == weight.shape[1]
     geometry = geometry._replace(groups=1 if shared else groups)

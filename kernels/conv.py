@@ -25,7 +25,7 @@ from torch.nn.functional import conv3d
 
 from hyperfusion_rt.kernels import backend
 from hyperfusion_rt.kernels.epilogue import Epilogue, apply, check_epilogue
-from hyperfusion_rt.kernels.generator import check, generate, join_samples
+from hyperfusion_rt.kernels.generator import check, check_devices, generate, join_samples
 from hyperfusion_rt.kernels.geometry import Geometry, Triple, three, triple
 
 
@@ -69,6 +69,7 @@ def hyper_conv3d(
             f"hyper_conv3d: G makes {G.shape[1]} channels, which {groups} groups cannot share"
         )
     after = epilogue or Epilogue()
+    check_devices("hyper_conv3d", x, **after.tensors)
     size = Geometry.of(G.shape[3:], stride, padding, dilation, groups).out(triple(x.shape[2:]))
     if min(size) < 1:
         raise ValueError(
@@ -112,7 +113,8 @@ def _conv3d(
         weight = generate(condition, G, g0).flatten(2)
         y: Tensor = torch.baddbmm(beta.unsqueeze(2), weight, picked.flatten(2))
         return y.view(-1, *weight.shape[1:2], *picked.shape[2:])
-    if torch.compiler.is_exporting():
+    # A grouped convolution has at least one group.
+    if torch.compiler.is_exporting() or x.shape[0] == 0:
         return (
             _shared(x, condition, G, g0, stride, padding, dilation, groups)
             + beta[:, :, None, None, None]
@@ -172,7 +174,8 @@ def _op_conv3d(
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 
         geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
-        return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
+        with torch.cuda.device_of(x):
+            return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
     if x.device.type == "cpu":
         from hyperfusion_rt.kernels import native
 
@@ -211,7 +214,8 @@ def _op_conv3d_backward(
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 
         geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
-        return gpu.backward(dy, x, condition, G, h, g0, h0, geometry, list(needs))
+        with torch.cuda.device_of(x):
+            return gpu.backward(dy, x, condition, G, h, g0, h0, geometry, list(needs))
     batch = x.shape[0]
     weight = generate(condition, G, g0).flatten(0, 1)
     dx, dw, _ = torch.ops.aten.convolution_backward(

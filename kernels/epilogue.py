@@ -19,6 +19,11 @@ class Epilogue(NamedTuple):
     residual: Tensor | None = None
     slope: float = 1.0
 
+    @property
+    def tensors(self) -> dict[str, Tensor | None]:
+        """By name."""
+        return {"scale": self.scale, "shift": self.shift, "residual": self.residual}
+
 
 def apply(y: Tensor, epilogue: Epilogue) -> Tensor:
     """The epilogue of `y [B, C, ...]` in plain PyTorch."""

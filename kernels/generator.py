@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def check_devices(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """Raise a ValueError where a tensor is not where x is: a kernel would read another's memory."""
+    for name, other in others.items():
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{op}: x is on {x.device}, but {name} is on {other.device}")
+
+
 def check(
     op: str,
     x: Tensor,
@@ -30,9 +37,7 @@ def check(
             raise ValueError(
                 f"{op}: {name} has shape {tuple(tensor.shape)}, but needs {expected} dimensions"
             )
-    for name, other in (("condition", condition), ("G", G), ("h", h), ("g0", g0), ("h0", h0)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"{op}: x is on {x.device}, but {name} is on {other.device}")
+    check_devices(op, x, condition=condition, G=G, h=h, g0=g0, h0=h0)
     if G.shape[0] != condition.shape[1] or h.shape[0] != condition.shape[1]:
         raise ValueError(
             f"{op}: condition has K = {condition.shape[1]}, but G has {G.shape[0]} and h has "

@@ -72,7 +72,8 @@ def _op(
     if backend.on_triton(x):
         from hyperfusion_rt.kernels.gpu import hyper_linear as gpu
 
-        return gpu.forward(x, condition, G, h, g0, h0)
+        with torch.cuda.device_of(x):
+            return gpu.forward(x, condition, G, h, g0, h0)
     return _linear(x, condition, G, h, g0, h0).clone()
 
 

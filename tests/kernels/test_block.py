@@ -62,14 +62,21 @@ def test_the_op_is_well_behaved(interpreted, dtype):
         ("too small", {"x": (1, 6, 3, 3, 3)}),
         ("shift has shape", {"shift": (5,)}),
         ("stride must be 1 or more", {"stride": 0}),
+        ("x is on cpu, but shift is on meta", {"device": "meta"}),
     ],
 )
 def test_what_does_not_fit_is_refused(message, change):
-    sizes = {"x": (1, 6, 5, 5, 5), "weight": (6, 2, 3, 3, 3), "shift": (6,), "stride": 1} | change
+    sizes = {"x": (1, 6, 5, 5, 5), "weight": (6, 2, 3, 3, 3), "shift": (6,), "stride": 1,
+             "device": "cpu"} | change  # fmt: skip
     x, weight, shift = (torch.zeros(sizes[n]) for n in ("x", "weight", "shift"))
     with pytest.raises(ValueError, match=message):
         conv3d_block(
-            x, weight, sizes["stride"], groups=3, epilogue=Epilogue(shift=shift), pool=True
+            x,
+            weight,
+            sizes["stride"],
+            groups=3,
+            epilogue=Epilogue(shift=shift.to(sizes["device"])),
+            pool=True,
         )
 
 

@@ -353,3 +353,13 @@ def test_the_layer_in_the_library_page():
     assert y.shape == (2, 32, 24, 24, 24)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
     assert (y - block(x, row + 1)).abs().max() > 1e-2
+
+
+def test_a_batch_of_none():
+    args = make((3, 3, 3), 1, 2, 3, 4, 5, torch.float32)
+    y = hyper_conv3d(args[0][:0], args[1][:0], *args[2:])
+    assert y.shape == (0, 5, 3, 4, 5)
+    gradients = torch.autograd.grad(y.sum(), args[2:])
+    assert all(not g.any() for g in gradients)
+    with torch.no_grad():
+        assert hyper_conv3d(args[0][:0], args[1][:0], *args[2:]).shape == y.shape
