@@ -144,7 +144,7 @@ def _recorded(call: Any) -> list[tuple[Any, ...]]:
 
 def launches(name: str, layer: Layer, dtype: str) -> list[Launch]:
     """Every launch of `layer`, forward and backward; of `hyper_conv3d` in both strategies."""
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     made, shape = layer.arguments(dtype, "meta"), layer.shape
     found: list[tuple[str, Any]] = []
     if layer.op == "conv3d_block":

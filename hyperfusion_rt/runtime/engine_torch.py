@@ -30,8 +30,8 @@ Values = dict[str, Tensor]
 class TorchEngine:
     """Runs one plan; see `hyperfusion_rt.runtime.engines.Engine`.
 
-    On CUDA where torch has it, otherwise on the CPU. Products of float32 numbers are float32, never
-    TF32. A plan in bf16 keeps volumes in bfloat16 and sums in float32; vectors are float32.
+    On CUDA where torch has it, otherwise on the CPU. Convolutions of float32 numbers are float32,
+    never TF32; products are TF32 only where torch's switch for them says so. A plan in bf16 keeps volumes in bfloat16 and sums in float32; vectors are float32.
 
     Args:
         source: an engine file, or a plan.
@@ -90,7 +90,7 @@ class TorchEngine:
                 tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
                 values[name] = self._stored(tensor.to(self.device))
         # TF32 is a switch of the whole process.
-        with self._turn, torch.backends.cudnn.flags(allow_tf32=False):
+        with self._turn, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for step in self._steps:
                 step(values)
             output: Floats = values[self._output].float().cpu().numpy()

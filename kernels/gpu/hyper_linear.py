@@ -27,7 +27,7 @@ def forward(
         return x.new_empty((batch, cout))
     if g0 is not None and g0.stride() != G.stride()[1:]:
         G, g0 = G.contiguous(), g0.contiguous()
-    precision = precision_of(x.dtype)
+    precision = precision_of(x.dtype, convolution=False)
     config = configs.LINEAR[configs.linear_config(batch, precision)]
     if cin * cout >= LIMIT:
         raise ValueError(f"a matrix of {cout} x {cin} is too large: it must have less than {LIMIT}")

@@ -15,6 +15,7 @@ from hyperfusion_rt.kernels.gpu import conv3d as kernels
 from hyperfusion_rt.kernels.gpu.configs import Config, tiles
 
 LIMIT = 2**31
+GRID_LIMIT = 65535  # programs along the second and third axis of a grid (CUDA)
 NO_EPILOGUE = Epilogue()
 
 
@@ -38,6 +39,15 @@ def channels_last(x: Tensor) -> Tensor:
             f"a sample of {count} numbers is too large: it must have less than {LIMIT}"
         )
     return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _within_grid(samples: int, groups: int) -> None:
+    """Raise a ValueError where a launch would have too many programs along an axis."""
+    if samples * groups > GRID_LIMIT:
+        raise ValueError(
+            f"{samples} samples of {groups} groups are more than {GRID_LIMIT} in one launch: "
+            "split the batch"
+        )
 
 
 def size_of(x: Tensor) -> Triple:
@@ -74,10 +84,17 @@ def write_weights(e: Tensor, packed: Tensor, dtype: torch.dtype) -> Tensor:
     return made
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """One of `configs.DTYPES`; TF32 where torch's own convolutions may use it."""
+def precision_of(dtype: torch.dtype, *, convolution: bool = True) -> str:
+    """One of `configs.DTYPES`; TF32 where torch's own convolutions (or products) may use it."""
     if dtype == torch.float32:
-        return "tf32" if torch.backends.cudnn.allow_tf32 else "fp32"
+        of: Any = torch.backends.cudnn if convolution else torch.backends.cuda.matmul
+        # Since torch 2.9 this switch is the one that can always be read.
+        switch = getattr(of, "conv", of)
+        if hasattr(switch, "fp32_precision"):
+            allowed = switch.fp32_precision == "tf32"
+        else:
+            allowed = of.allow_tf32
+        return "tf32" if allowed else "fp32"
     return "fp16" if dtype == torch.float16 else "bf16"
 
 
@@ -111,6 +128,7 @@ def conv3d(
     """
     x = channels_last(x)
     groups = geometry.groups
+    _within_grid(len(x), groups)
     transposed = transposed_size is not None
     _, _, read, made = weights.data.shape
     cin = made if transposed else read // prod(geometry.kernel)

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are NOT checked")
 
-from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, reference
+from hyperfusion_rt.kernels import Epilogue, conv3d_block, hyper_conv3d, reference
 from hyperfusion_rt.kernels.epilogue import apply
 from hyperfusion_rt.kernels.gpu import configs, launch
 from hyperfusion_rt.kernels.gpu import conv3d as kernels
@@ -97,6 +97,9 @@ def test_a_batch_pairs_sample_with_sample():
 def test_empty_outputs_and_samples_too_large():
     x, e, *rest = [a.detach() for a in make((1, 1, 1), 1, 2, 3, 2, 3, torch.float32)]
     assert hyper_conv3d(x[:0], e[:0], *rest).shape == (0, 3, 5, 6, 7)
+    many = x[:1].expand(40000, -1, -1, -1, -1)[..., :1, :1, :1]
+    with pytest.raises(ValueError, match="split the batch"):
+        conv3d_block(many, torch.zeros(2, 1, 1, 1, 1), groups=2)
     with pytest.raises(ValueError, match="too large"):
         launch.channels_last(torch.empty(1, device="meta").expand(1, 2, 2**10, 2**10, 2**10))
 
@@ -214,3 +217,24 @@ def test_a_launch_of_more_tiles_gives_the_same(monkeypatch):
     case = ((2, 1, 1), (2, 1, 1), (1, 0, 0), (1, 1, 1), 1, 2, 2, 3, 18)
     for keep in (False, True):
         check(case, torch.float32, keep=keep)
+
+
+def test_tf32_follows_torchs_own_switches():
+    """Those before 2.9 and the later ones, of convolutions and of products."""
+    conv, product = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    kept = conv.fp32_precision, product.fp32_precision
+    try:
+        for tf32 in (False, True):
+            torch.backends.cudnn.allow_tf32 = tf32
+            product.allow_tf32 = not tf32
+            assert launch.precision_of(torch.float32) == ("tf32" if tf32 else "fp32")
+            found = launch.precision_of(torch.float32, convolution=False)
+            assert found == ("fp32" if tf32 else "tf32")
+        for name in ("ieee", "tf32"):
+            conv.fp32_precision = product.fp32_precision = name
+            expected = "tf32" if name == "tf32" else "fp32"
+            assert launch.precision_of(torch.float32) == expected
+            assert launch.precision_of(torch.float32, convolution=False) == expected
+        assert launch.precision_of(torch.float16) == "fp16"
+    finally:
+        conv.fp32_precision, product.fp32_precision = kept
