@@ -31,7 +31,8 @@ class TorchEngine:
     """Runs one plan; see `hyperfusion_rt.runtime.engines.Engine`.
 
     On CUDA where torch has it, otherwise on the CPU. Convolutions of float32 numbers are float32,
-    never TF32; products are TF32 only where torch's switch for them says so. A plan in bf16 keeps volumes in bfloat16 and sums in float32; vectors are float32.
+    never TF32; products are TF32 only where torch's switch for them says so. A plan in bf16 keeps
+    volumes in bfloat16 and sums in float32; vectors are float32.
 
     Args:
         source: an engine file, or a plan.
