@@ -46,6 +46,14 @@ def _own_conv(x: Tensor, e: Tensor, G: Tensor, h: Tensor, g0: Tensor, h0: Tensor
     return y[0]
 
 
+def _block(layer: Layer, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    """A block in PyTorch's own operations."""
+    g = layer.shape.geometry
+    groups = 1 if layer.shared else g.groups
+    y = conv3d(x, weight, shift, g.stride, g.padding, g.dilation, groups).relu()
+    return max_pool3d(y, 2) if layer.pool else y
+
+
 def contenders(layer: Layer) -> dict[str, Contender]:
     """name → call of one layer. The first one is ours."""
     g = layer.shape.geometry
@@ -56,13 +64,7 @@ def contenders(layer: Layer) -> dict[str, Contender]:
         return tuple(t.to(a["x"].dtype) for t in a.values())
 
     if layer.op == "conv3d_block":
-
-        def plain(a: dict[str, Tensor]) -> Tensor:
-            x, weight, shift = narrow(a)
-            y = conv3d(x, weight, shift, g.stride, g.padding, g.dilation,
-                       1 if layer.shared else g.groups).relu()  # fmt: skip
-            return max_pool3d(y, 2) if layer.pool else y
-
+        plain = lambda a: _block(layer, *narrow(a))  # noqa: E731
         return {
             "conv3d_block": lambda a: conv3d_block(
                 a["x"], a["weight"], **options, epilogue=layer.epilogue(a), pool=layer.pool
@@ -103,9 +105,7 @@ def exact(layer: Layer, arguments: dict[str, Tensor]) -> Tensor:
         return reference.hyper_linear(*a.values())
     if layer.op == "hyper_conv3d":
         return reference.hyper_conv3d(*a.values(), g.stride, g.padding, g.dilation, g.groups)
-    groups = 1 if layer.shared else g.groups
-    y = conv3d(a["x"], a["weight"], a["shift"], g.stride, g.padding, g.dilation, groups).relu()
-    return max_pool3d(y, 2) if layer.pool else y
+    return _block(layer, *a.values())
 
 
 def error(found: Tensor, expected: Tensor) -> float:

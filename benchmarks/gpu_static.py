@@ -76,11 +76,6 @@ class Launch:
         """Its configuration."""
         return CONFIGS[self.kernel][self.config]
 
-    @property
-    def name(self) -> str:
-        """Layer, part and dtype."""
-        return f"{self.layer} | {self.part} | {self.dtype}"
-
 
 class _Recorder:
     """Takes the place of the kernels and keeps what they are launched with."""
@@ -196,7 +191,7 @@ def _taps(shape: cost.Shape) -> list[int]:
     """The taps that each phase of the stride meets in the gradient of x."""
     along = [
         [sum((f + p - t * step) % s == 0 for t in range(k)) for f in range(s)]
-        for k, s, p, step, _ in zip(*shape.geometry[:4], range(3), strict=True)
+        for k, s, p, step in zip(*shape.geometry[:4], strict=True)
     ]
     return [d * h * w for d in along[0] for h in along[1] for w in along[2]]
 

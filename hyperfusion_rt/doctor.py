@@ -76,9 +76,9 @@ def look() -> Facts:
 
     if (native := load("hyperfusion_rt._native")) is not None:
         found["native"] = tuple(native.available_isas())
-    with contextlib.suppress(OSError, IndexError):
-        text = Path("/proc/driver/nvidia/version").read_text()
-        found["driver"] = next(w for w in text.split() if w[0].isdigit() and "." in w)
+    with contextlib.suppress(OSError):
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+        found["driver"] = next((w for w in words if w[0].isdigit() and "." in w), None)
     for package in ("torch", "triton", "tensorrt", "tensorrt_rtx"):
         found[package] = _version(package)
     if found["torch"] and (torch := load("torch")) is not None:

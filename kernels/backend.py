@@ -23,17 +23,17 @@ def on_triton(x: Tensor) -> bool:
     return x.device.type in TRITON_DEVICES and x.dtype in _TRITON_DTYPES and HAS_TRITON
 
 
-def on_native(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a convolution of these tensors may run in the native engine: inference on the CPU.
+def inferring(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether an op on these tensors may run in the native engine: eagerly, without gradients.
 
     A compiler or an exporter gets the composition, of which it sees every part.
     """
-    given = [t for t in tensors if t is not None]
     return (
-        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        not torch.compiler.is_compiling()
+        and not (
+            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        )
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and "cpu" not in TRITON_DEVICES
     )
@@ -52,6 +52,12 @@ def whole_ops() -> Iterator[None]:
         yield
     finally:
         whole = False
+
+
+def autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype of autocast, where that is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def layout(x: Tensor) -> torch.memory_format:

@@ -64,8 +64,8 @@ def conv3d_block(
     check_epilogue(op, after, (x.shape[0], weight.shape[0], *size))
     if min(size) < 1 + pool:
         raise ValueError(f"{op}: x of {tuple(x.shape[2:])} voxels is too small: y has {size}")
-    if backend.on_triton(x) and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if backend.on_triton(x):
+        x = backend.autocast(x)
     if after.residual is not None:
         after = after._replace(residual=after.residual.to(x.dtype))
     _, *positions, groups = geometry
@@ -96,7 +96,6 @@ def _op(
     pool: bool,
 ) -> Tensor:
     geometry = Geometry.of(weight.shape[2:], stride, padding, dilation, groups)
-    size = geometry.out(triple(x.shape[2:]))
     epilogue = Epilogue(scale, shift, residual, slope)
     if backend.on_triton(x):
         from hyperfusion_rt.kernels.gpu import conv3d_block as gpu
@@ -109,7 +108,7 @@ def _op(
     if x.device.type == "cpu":
         from hyperfusion_rt.kernels import native
 
-        if native.covers([x, weight, scale, shift, residual], geometry, size):
+        if native.covers([x, weight, scale, shift, residual], geometry):
             return native.conv3d_block(x, weight, geometry, epilogue, pool)
     return _block(x, weight, geometry, epilogue, pool).contiguous()
 

@@ -16,7 +16,6 @@ gradients, the native engine convolves on the CPU (`kernels/native.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -70,29 +69,37 @@ def hyper_conv3d(
         )
     after = epilogue or Epilogue()
     check_devices("hyper_conv3d", x, **after.tensors)
-    size = Geometry.of(G.shape[3:], stride, padding, dilation, groups).out(triple(x.shape[2:]))
+    geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
+    size = geometry.out(triple(x.shape[2:]))
     if min(size) < 1:
         raise ValueError(
             f"hyper_conv3d: x of {tuple(x.shape[2:])} voxels is too small for a kernel of "
             f"{tuple(G.shape[3:])}, dilation {dilation}, padding {padding}"
         )
     check_epilogue("hyper_conv3d", after, (x.shape[0], G.shape[1], *size))
-    tensors = [x, condition, G, h, g0, h0, *after[:3]]
-    # A 1x1x1 product costs no more than comparing its weights with those of the engine.
-    native = prod(G.shape[3:]) > 1 and not backend.whole and backend.on_native(tensors)
-    if not (backend.whole or native or backend.on_triton(x)):
+    tensors = [x, condition, G, h, g0, h0, *after.tensors.values()]
+    if not (backend.whole or backend.on_triton(x) or _on_native(tensors, geometry)):
         y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
         return apply(y, after)
-    if not backend.whole and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    geometry = list(stride), list(padding), list(dilation), groups
+    if not backend.whole:
+        x = backend.autocast(x)
+    positions = list(stride), list(padding), list(dilation), groups
     # The gradient of a scale needs the convolution's result, which a fused epilogue does not keep.
     if backend.whole or (after.scale is not None and after.scale.requires_grad):
-        return apply(_op_conv3d(x, condition, G, h, g0, h0, *geometry), after)
+        return apply(_op_conv3d(x, condition, G, h, g0, h0, *positions), after)
     residual = None if after.residual is None else after.residual.to(x.dtype)
     fields = after._replace(residual=residual)
-    made: Tensor = _op_conv3d(x, condition, G, h, g0, h0, *geometry, *fields)
+    made: Tensor = _op_conv3d(x, condition, G, h, g0, h0, *positions, *fields)
     return made
+
+
+def _on_native(tensors: list[Tensor | None], geometry: Geometry) -> bool:
+    """Whether the native engine convolves."""
+    if not backend.inferring(tensors):
+        return False
+    from hyperfusion_rt.kernels import native
+
+    return native.covers_generated(tensors, geometry)
 
 
 def _conv3d(
@@ -170,19 +177,17 @@ def _op_conv3d(
     slope: float = 1.0,
 ) -> Tensor:
     epilogue = Epilogue(scale, shift, residual, slope)
+    geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
     if backend.on_triton(x):
         from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
 
-        geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
         with torch.cuda.device_of(x):
             return gpu.forward(x, condition, G, h, g0, h0, geometry, epilogue)
     if x.device.type == "cpu":
         from hyperfusion_rt.kernels import native
 
         tensors = [x, condition, G, h, g0, h0, scale, shift, residual]
-        geometry = Geometry.of(G.shape[3:], stride, padding, dilation, groups)
-        size = geometry.out(triple(x.shape[2:]))
-        if prod(geometry.kernel) > 1 and native.covers(tensors, geometry, size):
+        if native.covers_generated(tensors, geometry):
             return native.hyper_conv3d(x, condition, G, h, g0, h0, geometry, epilogue)
     y = _conv3d(x, condition, G, h, g0, h0, stride, padding, dilation, groups)
     return apply(y, epilogue).clone(memory_format=torch.contiguous_format)

@@ -41,8 +41,8 @@ def apply(y: Tensor, epilogue: Epilogue) -> Tensor:
 
 def check_epilogue(op: str, epilogue: Epilogue, y: tuple[int, ...]) -> None:
     """Raise a ValueError where a tensor of the epilogue does not fit an output shaped `y`."""
-    for name, expected in (("scale", y[1:2]), ("shift", y[1:2]), ("residual", y)):
-        tensor = getattr(epilogue, name)
+    fitting = (y[1:2], y[1:2], y)
+    for (name, tensor), expected in zip(epilogue.tensors.items(), fitting, strict=True):
         if tensor is not None and tuple(tensor.shape) != tuple(expected):
             raise ValueError(
                 f"{op}: the epilogue's {name} has shape {tuple(tensor.shape)}, but needs "

@@ -39,8 +39,8 @@ def hyper_linear(
         raise ValueError(f"hyper_linear: x has {x.shape[1]} features, but G reads {G.shape[2]}")
     if not (backend.whole or backend.on_triton(x)):
         return _linear(x, condition, G, h, g0, h0)
-    if not backend.whole and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not backend.whole:
+        x = backend.autocast(x)
     y: Tensor = _op(x, condition, G, h, g0, h0)
     return y
 

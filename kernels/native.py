@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -33,13 +34,23 @@ _lock = threading.Lock()
 AVAILABLE = bool(_native.available_isas())
 
 
-def covers(tensors: list[Tensor | None], geometry: Geometry, size: Triple) -> bool:
-    """Whether the engine takes these tensors and this geometry; `size` is that of the output."""
+def covers(tensors: list[Tensor | None], geometry: Geometry) -> bool:
+    """Whether the engine takes these tensors, x first, and this geometry."""
     plain = all(
         t is None or (t.dtype == torch.float32 and t.device.type == "cpu" and t.numel())
         for t in tensors
     )
-    return AVAILABLE and plain and geometry.groups == 1 and min(size) > 0
+    if not (AVAILABLE and plain and geometry.groups == 1 and tensors[0] is not None):
+        return False
+    return min(geometry.out(triple(tensors[0].shape[2:]))) > 0
+
+
+def covers_generated(tensors: list[Tensor | None], geometry: Geometry) -> bool:
+    """`covers`, for generated weights.
+
+    A 1x1x1 product costs no more than comparing its weights with those of the engine.
+    """
+    return prod(geometry.kernel) > 1 and covers(tensors, geometry)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -66,30 +77,62 @@ def _packed(weight: Tensor) -> Tensor:
     return weight.flatten(-3).movedim((-3, -2), (-1, -2)).contiguous()
 
 
-def _convolve(
-    engine: _native.Engine,
-    x: int,
-    weight: Tensor,
-    bias: Tensor,
-    geometry: Geometry,
-    size: Triple,
-    slope: float,
-    condition: int | None,
-    residual: int | None,
-) -> int:
-    """Add one convolution to `engine`; returns its value."""
+def _tile(weight: Tensor, geometry: Geometry, size: Triple) -> list[int] | None:
+    """The tile of Winograd's filtering, or None where the engine gathers."""
     cout, cin = weight.shape[-5:-3]
     strides = set(geometry.stride)
     winograd = geometry.kernel == (3, 3, 3) and cin > 1 and set(geometry.dilation) == {1}
-    tile = None
-    if winograd and strides in ({1}, {2}):
-        tile, _ = choose_tile(cin, cout, size, "fp32", strides.pop())
-    return engine.conv(
-        x, cout, list(geometry.kernel), list(geometry.stride), list(geometry.padding),
-        list(geometry.dilation), _packed(weight).numpy(), bias.contiguous().numpy(),
-        condition=condition, residual=residual, tile=None if tile is None else list(tile),
-        act=None if slope == 1.0 else ("leaky_relu", slope, None),
-    )  # fmt: skip
+    if not winograd or strides not in ({1}, {2}):
+        return None
+    tile, _ = choose_tile(cin, cout, size, "fp32", strides.pop())
+    return None if tile is None else list(tile)
+
+
+def _convolved(
+    x: Tensor,
+    condition: Tensor | None,
+    weights: list[Tensor | None],
+    fold: Callable[[], tuple[Tensor, Tensor]],
+    geometry: Geometry,
+    channels: int,
+    epilogue: Epilogue,
+    pool: bool = False,
+) -> Tensor:
+    """One convolution of `x`. `fold()` makes weight and bias, scale and shift inside, of `weights`.
+
+    With a condition `[B, K]` the weight is `[K, Cout, Cin, kD, kH, kW]`, the bias `[K, Cout]`.
+    """
+    cin, *extent = x.shape[1:]
+    size = geometry.out(triple(extent))
+    residual, slope, threads = epilogue.residual, epilogue.slope, torch.get_num_threads()
+
+    def make() -> _native.Engine:
+        weight, bias = fold()
+        engine = _native.Engine(threads)
+        given = engine.input(cin, *extent)
+        e = None if condition is None else engine.input(condition.shape[1])
+        beside = None if residual is None else engine.input(channels, *size)
+        y = engine.conv(
+            given, channels, list(geometry.kernel), list(geometry.stride), list(geometry.padding),
+            list(geometry.dilation), _packed(weight).numpy(), bias.contiguous().numpy(),
+            condition=e, residual=beside, tile=_tile(weight, geometry, size),
+            act=None if slope == 1.0 else ("leaky_relu", slope, None),
+        )  # fmt: skip
+        if pool:
+            y = engine.pool(y, [2] * 3, [2] * 3, [0] * 3, [1] * 3, False)
+        engine.output(y)
+        engine.finish()
+        return engine
+
+    first = weights[0]
+    assert first is not None
+    missing = (t is None for t in (*weights, residual))
+    key = (first.data_ptr(), first.shape, x.shape[1:], geometry, slope, pool, *missing, threads)
+    engine = _engine(key, weights, make)
+    y = torch.empty((len(x), channels, *(n // 2 if pool else n for n in size)))
+    inputs = [t.detach() for t in (x, condition, residual) if t is not None]
+    engine.run([t.contiguous().numpy() for t in inputs], [y.numpy()])
+    return y
 
 
 def hyper_conv3d(
@@ -102,16 +145,12 @@ def hyper_conv3d(
     geometry: Geometry,
     epilogue: Epilogue,
 ) -> Tensor:
-    """`hyper_conv3d` and its epilogue; arguments as there, and `covers` them."""
-    batch, cin, *extent = x.shape
-    cout = G.shape[1]
-    size = geometry.out(triple(extent))
-    scale, shift, residual, slope = epilogue
+    """`hyper_conv3d` and its epilogue; arguments as there, and `covers_generated` them."""
+    scale, shift = epilogue.scale, epilogue.shift
     # The engine has one ẽ for weights and biases.
     constant = any(t is not None for t in (g0, h0, shift))
-    weights = [G, h, g0, h0, scale, shift]
 
-    def make() -> _native.Engine:
+    def fold() -> tuple[Tensor, Tensor]:
         made, bias = G.detach(), h.detach()
         if constant:
             firsts = torch.zeros_like(made[0]), torch.zeros_like(bias[0])
@@ -124,55 +163,26 @@ def hyper_conv3d(
             made, bias = made * scale.detach()[:, None, None, None, None], bias * scale.detach()
         if shift is not None:
             bias = torch.cat([bias[:1] + shift.detach(), bias[1:]])
-        engine = _native.Engine(torch.get_num_threads())
-        given, e = engine.input(cin, *extent), engine.input(len(made))
-        beside = None if residual is None else engine.input(cout, *size)
-        engine.output(_convolve(engine, given, made, bias, geometry, size, slope, e, beside))
-        engine.finish()
-        return engine
+        return made, bias
 
-    key = ("hyper_conv3d", G.data_ptr(), tuple(x.shape[1:]), tuple(G.shape), geometry, slope,
-           *(t is None for t in (*weights, residual)), torch.get_num_threads())  # fmt: skip
-    engine = _engine(key, weights, make)
     e = condition.detach()
     if constant:
         e = torch.cat([torch.ones_like(e[:, :1]), e], 1)
-    y = torch.empty((batch, cout, *size))
-    inputs = [x.detach(), e] + ([] if residual is None else [residual.detach()])
-    engine.run([t.contiguous().numpy() for t in inputs], [y.numpy()])
-    return y
+    weights = [G, h, g0, h0, scale, shift]
+    return _convolved(x, e, weights, fold, geometry, G.shape[1], epilogue)
 
 
 def conv3d_block(
     x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue, pool: bool
 ) -> Tensor:
     """`conv3d_block` of one group; arguments as there, and `covers` them."""
-    batch, cin, *extent = x.shape
-    cout = len(weight)
-    size = geometry.out(triple(extent))
-    scale, shift, residual, slope = epilogue
-    weights = [weight, scale, shift]
+    scale, shift = epilogue.scale, epilogue.shift
 
-    def make() -> _native.Engine:
+    def fold() -> tuple[Tensor, Tensor]:
         own = weight.detach()
         if scale is not None:
             own = own * scale.detach()[:, None, None, None, None]
-        bias = own.new_zeros(cout) if shift is None else shift.detach()
-        engine = _native.Engine(torch.get_num_threads())
-        given = engine.input(cin, *extent)
-        beside = None if residual is None else engine.input(cout, *size)
-        y = _convolve(engine, given, own, bias, geometry, size, slope, None, beside)
-        if pool:
-            y = engine.pool(y, [2] * 3, [2] * 3, [0] * 3, [1] * 3, False)
-        engine.output(y)
-        engine.finish()
-        return engine
+        return own, own.new_zeros(len(own)) if shift is None else shift.detach()
 
-    missing = (t is None for t in (*weights, residual))
-    key = ("conv3d_block", weight.data_ptr(), tuple(x.shape[1:]), tuple(weight.shape), geometry,
-           slope, pool, *missing, torch.get_num_threads())  # fmt: skip
-    engine = _engine(key, weights, make)
-    y = torch.empty((batch, cout, *(n // 2 if pool else n for n in size)))
-    inputs = [x] if residual is None else [x, residual]
-    engine.run([t.detach().contiguous().numpy() for t in inputs], [y.numpy()])
-    return y
+    weights = [weight, scale, shift]
+    return _convolved(x, None, weights, fold, geometry, len(weight), epilogue, pool)

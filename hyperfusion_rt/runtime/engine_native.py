@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hyperfusion_rt import _native
 from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.machine import usable_cores
-from hyperfusion_rt.runtime.plan import Op, Plan, Program, read_plan
+from hyperfusion_rt.runtime.plan import Op, Plan, Program, check_plan, fitting, read_plan
 
 Floats = NDArray[np.float32]
 
@@ -233,19 +233,6 @@ _HANDLERS: dict[str, Callable[[Part, Op], int]] = {
 }
 
 
-def _check(plan: Plan) -> None:
-    """Refuse a plan whose parts do not fit together."""
-    given = {"image", "tabular"}
-    for name, part in (("trunk", plan.trunk), ("head", plan.head)):
-        missing = sorted(set(part.inputs) - given)
-        if missing:
-            raise EngineError(f"the {name} reads {missing}, which nothing makes")
-        if part.ops:
-            given |= set(part.outputs)
-    if len(plan.head.outputs) != 1 or plan.head.outputs[0] not in given:
-        raise EngineError(f"the plan's outputs are {plan.head.outputs}, not one that it makes")
-
-
 class NativeEngine:
     """Runs one plan on the CPU; see `hyperfusion_rt.runtime.engines.Engine`.
 
@@ -261,7 +248,7 @@ class NativeEngine:
     def __init__(self, source: Path | Plan, threads: int | None = None) -> None:
         plan = source if isinstance(source, Plan) else read_plan(source)
         try:
-            _check(plan)
+            check_plan(plan)
             threads = threads or usable_cores()
             self.trunk = Part(plan.trunk, plan.tensors, threads, precision=plan.precision)
             # A head on vectors takes microseconds: a second thread would cost more than it does.
@@ -282,15 +269,7 @@ class NativeEngine:
         feed: dict[str, Any] = {"image": image, "tabular": tabular}
         for part in (self.trunk, self.head):
             if part.program.ops:
-                inputs = [_input(name, feed[name], s) for name, s in part.program.inputs.items()]
+                inputs = [fitting(name, feed[name], s) for name, s in part.program.inputs.items()]
                 feed.update(zip(part.program.outputs, part(inputs), strict=True))
         output: Floats = feed[self.head.program.outputs[0]]
         return output
-
-
-def _input(name: str, value: Any, shape: tuple[int, ...]) -> Floats:
-    if value is None or np.shape(value)[1:] != shape:
-        found = "nothing" if value is None else f"an array of shape {np.shape(value)}"
-        wanted = ", ".join(str(n) for n in shape)
-        raise EngineError(f"the network's {name} is [B, {wanted}], but it was given {found}")
-    return np.ascontiguousarray(value, dtype=np.float32)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import EngineError, MissingExtraError
 from hyperfusion_rt.machine import usable_cores
-from hyperfusion_rt.runtime.plan import Op, Plan, Program, read_plan
+from hyperfusion_rt.runtime.plan import Op, Plan, check_plan, fitting, read_plan
 
 try:
     import torch
@@ -50,15 +50,16 @@ class TorchEngine:
         self.volumes = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self._turn = threading.Lock()
         self._inputs = {**plan.head.inputs, **plan.trunk.inputs}
-        self._output = plan.head.outputs[0]
         # The file may be mapped read-only: torch gets a copy.
         self._tensors = {
             name: torch.from_numpy(array.copy()).to(self.device)
             for name, array in plan.tensors.items()
         }
         try:
+            check_plan(plan)
+            _check_reads([*plan.trunk.ops, *plan.head.ops])
+            self._output = plan.head.outputs[0]
             self._steps = [self._step(op) for part in (plan.trunk, plan.head) for op in part.ops]
-            _check(plan.trunk, plan.head)
         except (
             EngineError,
             LookupError,
@@ -80,15 +81,8 @@ class TorchEngine:
         given: dict[str, Any] = {"image": image, "tabular": tabular}
         values: Values = {}
         for name, shape in self._inputs.items():
-            array = given.get(name)
-            if name in given and (array is None or np.shape(array)[1:] != tuple(shape)):
-                found = "nothing" if array is None else f"an array of shape {np.shape(array)}"
-                wanted = ", ".join(str(n) for n in shape)
-                raise EngineError(
-                    f"the network's {name} is [B, {wanted}], but it was given {found}"
-                )
             if name in given:
-                tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+                tensor = torch.from_numpy(fitting(name, given[name], shape))
                 values[name] = self._stored(tensor.to(self.device))
         # TF32 is a switch of the whole process.
         with self._turn, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -145,22 +139,15 @@ class TorchEngine:
         return lambda x: act(_along(scale, x) * x.float() + _along(shift, x))
 
 
-def _check(trunk: Program, head: Program) -> None:
+def _check_reads(ops: list[Op]) -> None:
     """Refuse a plan that reads what nothing makes."""
     made = {"image", "tabular"}
-    for part in (trunk, head):
-        for op in part.ops:
-            read = [
-                *op.inputs,
-                op.attrs.get("residual"),
-                (op.attrs.get("shortcut") or {}).get("input"),
-            ]
-            missing = [name for name in read if name is not None and name not in made]
-            if missing:
-                raise EngineError(f"the plan reads {missing[0]!r} before anything makes it")
-            made |= {op.output, (op.attrs.get("second") or {}).get("output", op.output)}
-    if len(head.outputs) != 1 or head.outputs[0] not in made:
-        raise EngineError(f"the plan's outputs are {head.outputs}, not one that it makes")
+    for op in ops:
+        short, second = op.attrs.get("shortcut") or {}, op.attrs.get("second") or {}
+        for name in (*op.inputs, op.attrs.get("residual"), short.get("input")):
+            if name is not None and name not in made:
+                raise EngineError(f"the plan reads {name!r} before anything makes it")
+        made |= {op.output, second.get("output", op.output)}
 
 
 def _along(vector: Tensor, x: Tensor) -> Tensor:
@@ -262,13 +249,16 @@ def _linear(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
 
 
 def _affine(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    scale, shift = (op.tensors.get(role) for role in ("scale", "shift"))
+    scale, shift = (
+        engine.weights(op.tensors[role]) if role in op.tensors else None
+        for role in ("scale", "shift")
+    )
 
     def call(x: Tensor) -> Tensor:
         y = x.float()
         if scale is not None:
-            y = y * _along(engine.weights(scale), x)
-        return y if shift is None else y + _along(engine.weights(shift), x)
+            y = y * _along(scale, x)
+        return y if shift is None else y + _along(shift, x)
 
     return call
 

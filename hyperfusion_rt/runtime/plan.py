@@ -141,3 +141,25 @@ def _program(body: dict[str, Any]) -> Program:
             raise EngineError(f"operation {op.output}: attributes and tensors must be objects")
     inputs = {str(name): tuple(int(n) for n in shape) for name, shape in body["inputs"].items()}
     return Program(inputs, ops, [str(name) for name in body["outputs"]])
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise an EngineError where the parts of a plan do not fit together."""
+    given = {"image", "tabular"}
+    for name, part in (("trunk", plan.trunk), ("head", plan.head)):
+        missing = sorted(set(part.inputs) - given)
+        if missing:
+            raise EngineError(f"the {name} reads {missing}, which nothing makes")
+        if part.ops:
+            given |= set(part.outputs)
+    if len(plan.head.outputs) != 1 or plan.head.outputs[0] not in given:
+        raise EngineError(f"the plan's outputs are {plan.head.outputs}, not one that it makes")
+
+
+def fitting(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`value` as the input `name` of a program, `[B, *shape]`; an EngineError where it is not."""
+    if value is None or np.shape(value)[1:] != shape:
+        found = "nothing" if value is None else f"an array of shape {np.shape(value)}"
+        wanted = ", ".join(str(n) for n in shape)
+        raise EngineError(f"the network's {name} is [B, {wanted}], but it was given {found}")
+    return np.ascontiguousarray(value, dtype=np.float32)

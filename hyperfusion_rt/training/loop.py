@@ -209,13 +209,10 @@ class Trainer:
             self.member.folder / "encoder.json", self.split.encoder.model_dump_json(indent=2)
         )
         network = self.build()
-        optimiser = torch.optim.Adam(
-            network.parameters(),
-            lr=training.lr,
-            weight_decay=training.weight_decay,
-            fused=self.device.type == "cuda",
-        )
         cuda = self.device.type == "cuda"
+        optimiser = torch.optim.Adam(
+            network.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=cuda
+        )
         half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
         capture = training.cuda_graph and cuda
         # A graph cannot read casts that were kept from before it.

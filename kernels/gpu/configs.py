@@ -25,6 +25,11 @@ class Config(NamedTuple):
     stages: int
     registers: int
 
+    def constants(self, precision: str) -> dict[str, Any]:
+        """The tile and its options, as a matrix product's launch takes them."""
+        tile = {"BM": self.rows, "BN": self.columns, "BK": self.step}
+        return {**tile, "PRECISION": "tf32" if precision == "tf32" else "ieee", **self.options}
+
     @property
     def options(self) -> dict[str, Any]:
         """What a launch passes to the compiler. Triton 3.10 fuses a product and a sum no more

@@ -47,8 +47,6 @@ def forward(
         unread if h is None else h, unread if h0 is None else h0, y,
         batch, cin, cout, count, share, *G.stride(),
         CONSTANT=g0 is not None, BIAS=h is not None, BIAS_CONSTANT=h0 is not None,
-        PRECISION="tf32" if precision == "tf32" else "ieee",
-        BM=config.rows, BN=config.columns, BK=config.step,
-        **config.options,
+        **config.constants(precision),
     )  # fmt: skip
     return y[0] if splits == 1 else y.sum(0).to(x.dtype)

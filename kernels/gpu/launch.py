@@ -103,12 +103,7 @@ def _constants(geometry: Geometry, config: Config, precision: str) -> dict[str, 
     named = {"K": geometry.kernel, "S": geometry.stride, "P": geometry.padding,
              "L": geometry.dilation}  # fmt: skip
     along = {n + axis: v for n, of in named.items() for axis, v in zip("DHW", of, strict=True)}
-    return along | {
-        "GROUPS": geometry.groups,
-        "PRECISION": "tf32" if precision == "tf32" else "ieee",
-        "BM": config.rows, "BN": config.columns, "BK": config.step,
-        **config.options,
-    }  # fmt: skip
+    return {**along, "GROUPS": geometry.groups, **config.constants(precision)}
 
 
 def conv3d(

@@ -6,20 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from .oracle import HUGE
+
 
 @pytest.fixture
 def interpreted(monkeypatch):
     """CPU tensors go to Triton; huge blocks; memory that nobody wrote is NaN."""
+    pytest.importorskip("triton", reason="Triton is not installed: its kernels are NOT checked")
     from hyperfusion_rt.kernels import backend
     from hyperfusion_rt.kernels.gpu import configs
 
     monkeypatch.setattr(backend, "TRITON_DEVICES", {"cpu", "cuda"})
-    huge = configs.Config(2048, 64, 32, 4, 1, 255)
-    monkeypatch.setattr(configs, "CONV3D", dict.fromkeys(configs.CONV3D, huge))
-    tiles = configs.Config(2048, 64, 64, 4, 1, 255)
-    monkeypatch.setattr(configs, "WEIGHT_GRADIENT", dict.fromkeys(configs.WEIGHT_GRADIENT, tiles))
-    many = configs.Config(32, 64, 64, 4, 1, 255)
-    monkeypatch.setattr(configs, "LINEAR", dict.fromkeys(configs.LINEAR, many))
+    for name, tile in HUGE.items():
+        monkeypatch.setattr(
+            configs, name, dict.fromkeys(getattr(configs, name), configs.Config(*tile))
+        )
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -13,6 +13,7 @@ import triton
 from oracle import (
     BLOCK_CASES,
     CASES,
+    HUGE,
     LINEAR_CASES,
     MORE,
     check_block,
@@ -52,10 +53,8 @@ def rows():
 
 def main():
     backend.TRITON_DEVICES.add("cpu")
-    huge = configs.Config(2048, 64, 32, 4, 1, 255)
-    configs.CONV3D = dict.fromkeys(configs.CONV3D, huge)
-    configs.WEIGHT_GRADIENT = dict.fromkeys(configs.WEIGHT_GRADIENT, huge._replace(step=64))
-    configs.LINEAR = dict.fromkeys(configs.LINEAR, configs.Config(32, 64, 64, 4, 1, 255))
+    for name, tile in HUGE.items():
+        setattr(configs, name, dict.fromkeys(getattr(configs, name), configs.Config(*tile)))
     head = ["op", "shape", "dtype", "strategy", *OUTPUTS]
     lines = [head, ["---"] * len(head)]
     for *of, found in rows():

@@ -25,6 +25,14 @@ MORE = [
     ((3, 2, 2), (4, 3, 2), (2, 1, 0), (2, 3, 1), 2, 2, 2, 4, 6),
 ]
 
+# For the interpreter, whose time goes with the number of programs and steps: (rows, columns, step,
+# warps, stages, registers) of every configuration in each table of `configs`.
+HUGE = {
+    "CONV3D": (2048, 64, 32, 4, 1, 255),
+    "WEIGHT_GRADIENT": (2048, 64, 64, 4, 1, 255),
+    "LINEAR": (32, 64, 64, 4, 1, 255),
+}
+
 
 def make(kernel, groups, batch, k, cin, cout, dtype, *, constants=True, size=(5, 6, 7)):
     g = torch.Generator().manual_seed(7)
