@@ -252,7 +252,7 @@ from hyperfusion_rt.runtime.engine_native import NativeEngine
 from pathlib import Path
 e = NativeEngine(Path(sys.argv[1]), int(sys.argv[2]))
 shape = [int(n) for n in sys.argv[3].split(",")]
-x = np.random.default_rng(0).standard_normal((1, 1, *shape), np.float32)
+x = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
 e(x, np.eye(1, int(sys.argv[4]), dtype=np.float32))
 # Not ru_maxrss, which begins with the size of the process that started this one.
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
@@ -265,7 +265,7 @@ def small_figures(threads: int, rounds: int, scratch: Path) -> Row:
     for preset in ("ad", "brain-age"):
         run = random_run(preset, 16, scratch / preset)
         artifact = export_run(run, scratch / f"{preset}.hfrt", engines=["native"])
-        path = artifact.files("native")[0]
+        path = artifact.file("native")
         loads = []
         for _ in range(rounds):
             start = time.perf_counter()
@@ -279,7 +279,8 @@ def small_figures(threads: int, rounds: int, scratch: Path) -> Row:
             start = time.perf_counter()
             head(inputs)
             points.append(1e6 * (time.perf_counter() - start))
-        sizes = ",".join(map(str, shape))
+        boxes = len(run.config.preprocessing.boxes)
+        sizes = ",".join(map(str, (boxes, *shape)))
         command = [sys.executable, "-c", _START, str(path), str(threads), sizes, str(width)]
         memory = [float(subprocess.check_output(command)) for _ in range(3)]
         found[preset] = {

@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import hyperfusion_rt
 from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.export.compare import compare, reference_outputs
-from hyperfusion_rt.export.fold import cut, fold
+from hyperfusion_rt.export.compare import Expected, compare
+from hyperfusion_rt.export.ensemble import Ensemble, join
+from hyperfusion_rt.export.fold import fold
 from hyperfusion_rt.export.graph import Graph
 from hyperfusion_rt.export.lower import lower
-from hyperfusion_rt.export.plan import plan
+from hyperfusion_rt.export.plan import plan_ensemble
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import sha256
 from hyperfusion_rt.runtime.artifact import (
@@ -31,6 +32,7 @@ from hyperfusion_rt.runtime.artifact import (
     Artifact,
     EngineFile,
     Manifest,
+    Part,
     Provenance,
 )
 from hyperfusion_rt.runtime.engines import DEFAULT_ENGINES, PRECISIONS, check_name, open_file
@@ -51,7 +53,7 @@ def gflop(network: nn.Module, shape: Sequence[int], width: int) -> float:
 
 
 def load_cases(run: Run) -> Cases:
-    """Images `[N, 1, D, H, W]` and each member's encoded rows `[N, T]`: real ones where kept.
+    """Images `[K, N, D, H, W]` and each member's encoded rows `[K, T]`: real ones where kept.
 
     An imported checkpoint has no cohort; its cases are drawn from a normal distribution, and the
     manifest says so.
@@ -62,9 +64,14 @@ def load_cases(run: Run) -> Cases:
     widths = [member.encoder.width for member in run.members]
     if path.exists():
         content = load_file(path)
-        return content["image"], [content[f"tabular_{i}"] for i in range(len(widths))], True
+        image = content["image"]
+        if image.shape[1] < len(run.config.preprocessing.boxes):  # an older run kept one box
+            shifts = range(len(run.config.preprocessing.boxes))
+            image = np.concatenate([np.roll(image, -n, 0) for n in shifts], 1)
+        return image, [content[f"tabular_{i}"] for i in range(len(widths))], True
     rng = np.random.default_rng(0)
-    shape = (EXPORT_CASES, 1, *run.config.preprocessing.shape)
+    boxes = run.config.preprocessing.boxes
+    shape = (EXPORT_CASES, len(boxes), *run.config.preprocessing.shape)
     rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for width in widths]
     return rng.standard_normal(shape, np.float32), rows, False
 
@@ -144,60 +151,54 @@ def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) ->
 
 
 def _write_engine(
-    engine: str, graph: Graph, folder: Path, stem: str, precision: str
-) -> Iterator[tuple[str, Path]]:
-    """Write one member's files of `engine`; yields (part, path), the whole network first."""
+    engine: str, ensemble: Ensemble, folder: Path, precision: str
+) -> Iterator[tuple[Part, Path]]:
+    """Write the files of `engine`; yields (part, path), the whole network first."""
     if engine in ("native", "torch"):
-        path = folder / f"{stem}.{engine}"
-        write_plan(plan(graph, folded=True, precision=precision), path)
+        path = folder / f"model.{engine}"
+        write_plan(plan_ensemble(ensemble, precision=precision), path)
         yield "whole", path
         return
-    trunk, head = cut(graph)
-    for part, content in (("whole", graph), ("trunk", trunk), ("head", head)):
-        if content.nodes:
-            path = folder / f"{stem}{'' if part == 'whole' else f'.{part}'}.onnx"
-            write_onnx(content, path)
-            yield part, path
+    parts: list[tuple[Part, Ensemble | Graph]] = [("whole", ensemble), ("head", ensemble.head)]
+    if ensemble.trunk.nodes:
+        parts.append(("trunk", ensemble.trunk))
+    for part, content in parts:
+        path = folder / f"{'model' if part == 'whole' else part}.onnx"
+        write_onnx(content, path)
+        yield part, path
 
 
 def _build(run: Run, folder: Path, name: str, engines: Sequence[str], precision: str) -> Artifact:
     config, members = run.config, run.members
     image, rows, real = load_cases(run)
-    shape = config.preprocessing.shape
+    shape, rule = config.preprocessing.shape, config.training.combine
+    networks = [load_member(run, member) for member in members]
+    widths = [member.encoder.width for member in members]
+    cost = gflop(networks[0], shape, widths[0])
+    parameters = sum(p.numel() for p in networks[0].parameters())
+    graphs = [folded(n, shape, m.encoder) for n, m in zip(networks, members, strict=True)]
+    classes = bool(config.tabular.classes)
+    ensemble = join(graphs, widths, image.shape[1], classes=classes, rule=rule)
+    expected = Expected.of(networks, image, rows, real=real, task=config.task, rule=rule)
     files: list[EngineFile] = []
-    for index, member in enumerate(members):
-        network, encoder = load_member(run, member), member.encoder
-        if index == 0:
-            cost = gflop(network, shape, encoder.width)
-            parameters = sum(p.numel() for p in network.parameters())
-        graph = folded(network, shape, encoder)
-        expected = reference_outputs(network, image, rows[index])
-        for engine in dict.fromkeys(engines):
-            mine = precision if precision in PRECISIONS[engine] else "fp32"
-            written = list(_write_engine(engine, graph, folder, f"member-{index}", mine))
-            comparison = compare(
-                open_file(engine, written[0][1]),
-                expected,
-                image,
-                rows[index],
-                real_cases=real,
-                name=written[0][1].name,
+    for engine in dict.fromkeys(engines):
+        mine = precision if precision in PRECISIONS[engine] else "fp32"
+        written = list(_write_engine(engine, ensemble, folder, mine))
+        path = written[0][1]
+        comparison = compare(open_file(engine, path), expected, name=path.name, precision=mine)
+        files += [
+            EngineFile(
+                engine=engine,
+                part=part,
+                file=path.name,
+                sha256=sha256(path),
+                size=path.stat().st_size,
                 precision=mine,
+                device="any",
+                comparison=comparison,
             )
-            files += [
-                EngineFile(
-                    engine=engine,
-                    member=index,
-                    part=part,
-                    file=path.name,
-                    sha256=sha256(path),
-                    size=path.stat().st_size,
-                    precision=mine,
-                    device="any",
-                    comparison=comparison,
-                )
-                for part, path in written
-            ]
+            for part, path in written
+        ]
     metrics = run.metrics
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -208,7 +209,7 @@ def _build(run: Run, folder: Path, name: str, engines: Sequence[str], precision:
         preprocessing=config.preprocessing,
         table=config.tabular,
         members=tuple(member.encoder for member in members),
-        combine=config.training.combine,
+        combine=rule,
         engines=tuple(files),
         provenance=Provenance(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hyperfusion_rt.config import Rule, Task
+from hyperfusion_rt.ensemble import combine
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.runtime.artifact import Comparison
 from hyperfusion_rt.runtime.engines import Engine
 
 BATCHES = (1, 2, 7)
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of the outputs' scale
+DRIFT = {"ad": 0.01, "brain-age": 0.1}  # of a result: probability, years
+RULE_TOLERANCE = 1e-5  # of a result made of the same outputs
 
 
 def reference_outputs(
@@ -31,44 +37,94 @@ def reference_outputs(
     return result
 
 
+@dataclass(frozen=True)
+class Expected:
+    """K cases with every member's raw output in float64.
+
+    `image [K, N, D, H, W]`, `rows`: each member's encoded rows `[K, T]`, `outputs [K, M, N, C]`.
+    """
+
+    image: NDArray[np.float32]
+    rows: Sequence[NDArray[np.float32]]
+    outputs: NDArray[np.float64]
+    real: bool
+    task: Task
+    rule: Rule
+
+    @classmethod
+    def of(
+        cls,
+        networks: Sequence[nn.Module],
+        image: NDArray[np.float32],
+        rows: Sequence[NDArray[np.float32]],
+        *,
+        real: bool,
+        task: Task,
+        rule: Rule,
+    ) -> Expected:
+        """Run `networks` one box at a time."""
+        boxes = range(image.shape[1])
+        outputs = [
+            np.stack([reference_outputs(network, image[:, n, None], row) for n in boxes], 1)
+            for network, row in zip(networks, rows, strict=True)
+        ]
+        return cls(image, rows, np.stack(outputs, 1), real, task, rule)
+
+    @property
+    def results(self) -> NDArray[np.float64]:
+        """`[K, C]`: probabilities, or years."""
+        return np.stack([combine(o, self.task, self.rule) for o in self.outputs])
+
+
 def compare(
-    engine: Engine,
-    expected: NDArray[np.float64],
-    image: NDArray[np.float32],
-    tabular: NDArray[np.float32],
-    *,
-    real_cases: bool,
-    name: str,
-    precision: str = "fp32",
+    engine: Engine, expected: Expected, *, name: str, precision: str = "fp32"
 ) -> Comparison:
     """Run `engine` on the cases at batch 1, 2 and 7 and compare with float64.
 
-    The difference is relative to the largest output. `expected [N, C]` as `reference_outputs`
-    makes it, `image [N, 1, D, H, W]`, `tabular [N, T]`.
+    Each member's raw outputs, relative to its largest one, and the result that they make.
 
     Raises:
-        HyperFusionError: it exceeds the precision's `TOLERANCE` or is not a number.
+        HyperFusionError: they exceed the precision's `TOLERANCE` or the task's `DRIFT`, or the
+            result is not what the rule makes of the outputs, or a number is not finite.
     """
-    tolerance = TOLERANCE[precision]
-    scale = max(float(np.abs(expected).max()), 1e-12)
-    largest = 0.0
+    tolerance, most = TOLERANCE[precision], DRIFT[expected.task]
+    image, results = expected.image, expected.results
+    tabular = np.concatenate(expected.rows, 1)
+    scale = np.maximum(np.abs(expected.outputs).max((0, 2, 3)), 1e-12)[:, None, None]
+    largest = drift = off_rule = 0.0
     for batch in BATCHES:
         for start in range(0, len(image), batch):
             # A last, smaller batch is filled up with the first cases: the batch size is the point.
             index = np.arange(start, start + batch) % len(image)
-            found = engine(image[index], tabular[index])
-            difference = float(np.abs(found - expected[index]).max()) / scale
-            largest = max(largest, difference) if np.isfinite(difference) else float("inf")
-    if not largest <= tolerance:
-        raise HyperFusionError(
-            f"{name}: its outputs differ from torch in float64 by {largest:.2e} of the outputs' "
-            f"scale, more than the tolerance {tolerance:.0e}; nothing was exported"
-        )
+            found = engine.run(image[index], tabular[index])
+            raw = found["members"].reshape(batch, *expected.outputs.shape[1:]).astype(np.float64)
+            made = np.stack([combine(o, expected.task, expected.rule) for o in raw])
+            largest = _worse(largest, (raw - expected.outputs[index]) / scale)
+            drift = _worse(drift, found["output"] - results[index])
+            off_rule = _worse(off_rule, (found["output"] - made) / max(1.0, np.abs(made).max()))
+    unit = "in probability" if expected.task == "ad" else "years"
+    for value, limit, what in (
+        (largest, tolerance, "of the outputs' scale"),
+        (drift, most, unit),
+        (off_rule, RULE_TOLERANCE, f"{unit} from '{expected.rule}' of its members"),
+    ):
+        if not value <= limit:
+            raise HyperFusionError(
+                f"{name}: differs from torch in float64 by {value:.2e} {what}, more than the "
+                f"tolerance {limit:.0e}; nothing was exported"
+            )
     return Comparison(
         against="torch float64",
         cases=len(image),
-        real_cases=real_cases,
+        real_cases=expected.real,
         batches=BATCHES,
         largest_difference=largest,
         tolerance=tolerance,
+        drift=drift,
+        drift_tolerance=most,
     )
+
+
+def _worse(so_far: float, difference: NDArray[np.floating]) -> float:
+    found = float(np.abs(difference).max())
+    return max(so_far, found) if np.isfinite(found) else float("inf")

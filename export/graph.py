@@ -16,6 +16,7 @@ Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Ope
     concat(...), slice(x)  along channels; start, stop
     pad(x)                 zeros; before, after
     reshape(x)             shape;   softmax(x [F]);   instance_norm(x): scale, shift [C]; eps
+    ensemble(x [M·N·C])    [C]; members M, boxes N, classes, rule: see models.ensemble
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hyperfusion_rt.models.ensemble import combine_outputs
 
 Array = NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -260,4 +263,5 @@ _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
     "reshape": lambda x, a, n: x[0].reshape(len(x[0]), *n.attrs["shape"]),
     "softmax": lambda x, a, n: torch.softmax(x[0], 1),
     "instance_norm": _instance_norm,
+    "ensemble": lambda x, a, n: combine_outputs(x[0], **n.attrs),
 }

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.export.ensemble import Ensemble
 from hyperfusion_rt.export.fold import cut, fold
 from hyperfusion_rt.export.graph import Graph, Node
 from hyperfusion_rt.kernels.tiles import choose_tile
@@ -72,13 +73,22 @@ def plan(graph: Graph, *, folded: bool = False, precision: str = "fp32") -> Plan
     """
     if not folded:
         graph = fold(graph)
-    trunk, head = cut(graph)
+    return _plan(*cut(graph), 1, precision)
+
+
+def plan_ensemble(ensemble: Ensemble, *, precision: str = "fp32") -> Plan:
+    """The plan of a joined ensemble of folded networks."""
+    return _plan(ensemble.trunk, ensemble.head, ensemble.boxes, precision)
+
+
+def _plan(trunk: Graph, head: Graph, boxes: int, precision: str) -> Plan:
     tensors: dict[str, NDArray[np.float32]] = {}
     return Plan(
         trunk=_Fuser(trunk, "trunk", tensors, precision).program(),
         head=_Fuser(head, "head", tensors, precision).program(),
         tensors=tensors,
         precision=precision,
+        boxes=boxes,
     )
 
 

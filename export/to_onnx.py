@@ -6,6 +6,7 @@ per sample.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
-from hyperfusion_rt.export.graph import Graph, Node
+from hyperfusion_rt.export.ensemble import Ensemble
+from hyperfusion_rt.export.graph import Graph, Node, Shape
 from hyperfusion_rt.files import replacing
 
 OPSET = 20
 IR_VERSION = 9  # what ONNX Runtime 1.18 reads
 
 
-def write_onnx(graph: Graph, path: Path) -> None:
-    """Write `graph` in float32. Inputs and outputs keep their names; the batch axis is `batch`.
+def write_onnx(content: Graph | Ensemble, path: Path) -> None:
+    """Write `content` in float32. Inputs and outputs keep their names; the batch axis is `batch`.
 
     Raises:
         MissingExtraError: onnx is not installed.
@@ -32,45 +34,82 @@ def write_onnx(graph: Graph, path: Path) -> None:
         import onnx
     except ImportError:
         raise MissingExtraError("onnx", "train", "the export to ONNX") from None
-    model = _Writer(graph).model()
+    writer = _Writer()
+    if isinstance(content, Ensemble):
+        writer.ensemble(content)
+        model = writer.model(content.inputs, content.head.outputs, content.head.shapes)
+    else:
+        writer.add(content)
+        model = writer.model(content.inputs, content.outputs, content.shapes)
     try:
         onnx.checker.check_model(model, full_check=True)
-        content = model.SerializeToString()
+        serialized = model.SerializeToString()
     except ValueError as error:
         raise HyperFusionError(f"{path.name}: cannot be written as ONNX: {error}") from None
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(serialized)
 
 
 class _Writer:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self) -> None:
+        self.graph = Graph({}, [], [], {})  # the one whose nodes are being written
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.constants: dict[bytes, Any] = {}  # by content: equal ones are kept once
 
-    def model(self) -> Any:
-        from onnx import TensorProto, helper
-
-        graph = self.graph
+    def add(self, graph: Graph) -> None:
+        self.graph = graph
         for node in graph.nodes:
             _WRITERS[node.op](self, node)
-        outputs = []
-        for name in graph.outputs:
-            # An output may be an input or be named twice; ONNX wants a node for each.
-            target = f"{name}_out" if name in graph.inputs else name
-            if name in graph.inputs:
-                self.op("Identity", [name], target)
-            outputs.append((target, graph.shapes[name]))
+
+    def ensemble(self, ensemble: Ensemble) -> None:
+        """The trunk on a batch of boxes, the head on a batch of cases."""
+        trunk, head = ensemble.trunk, ensemble.head
+        if ensemble.boxes == 1 or not trunk.nodes:
+            self.add(trunk)
+            self.add(head)
+            return
+
+        def each(value: str) -> str:
+            return f"{value}.boxes"  # the same value with a batch of boxes
+
+        nodes = [
+            Node(n.op, [each(v) for v in n.inputs], each(n.output), n.attrs, n.arrays, n.layer)
+            for n in trunk.nodes
+        ]
+        for name, shape in trunk.inputs.items():
+            self.rebatch(name, shape, each(name))
+        self.add(Graph({}, nodes, [], {each(v): shape for v, shape in trunk.shapes.items()}))
+        for name in trunk.outputs:
+            if name not in trunk.inputs:
+                self.rebatch(each(name), head.inputs[name], name)
+        self.add(head)
+
+    def rebatch(self, x: str, shape: Sequence[int], output: str) -> None:
+        """`x` with `shape` per sample; the batch is what is left."""
+        target = self.constant(f"{output}.shape", np.array([-1, *shape], np.int64))
+        self.op("Reshape", [x, target], output)
+
+    def model(
+        self, inputs: dict[str, Shape], outputs: Sequence[str], shapes: dict[str, Shape]
+    ) -> Any:
+        from onnx import TensorProto, helper
 
         def info(name: str, shape: Sequence[int]) -> Any:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
 
+        targets = []
+        for name in outputs:
+            # An output may be an input or be named twice; ONNX wants a node for each.
+            target = f"{name}_out" if name in inputs else name
+            if name in inputs:
+                self.op("Identity", [name], target)
+            targets.append(info(target, shapes[name]))
         body = helper.make_graph(
             self.nodes,
             "hyperfusion",
-            [info(name, shape) for name, shape in graph.inputs.items()],
-            [info(name, shape) for name, shape in outputs],
-            self.constants,
+            [info(name, shape) for name, shape in inputs.items()],
+            targets,
+            list(self.constants.values()),
         )
         return helper.make_model(
             body,
@@ -88,11 +127,13 @@ class _Writer:
     def constant(self, name: str, array: NDArray[Any]) -> str:
         from onnx import numpy_helper
 
-        wanted = np.int64 if array.dtype.kind == "i" else np.float32
-        self.constants.append(
-            numpy_helper.from_array(np.ascontiguousarray(array, dtype=wanted), name)
-        )
-        return name
+        kind = np.int64 if array.dtype.kind == "i" else np.float32
+        wanted = np.ascontiguousarray(array, dtype=kind)
+        key = hashlib.sha256(repr((wanted.dtype, wanted.shape)).encode())
+        key.update(wanted.tobytes())
+        if key.digest() not in self.constants:
+            self.constants[key.digest()] = numpy_helper.from_array(wanted, name)
+        return str(self.constants[key.digest()].name)
 
     def weight(self, node: Node, role: str, array: NDArray[Any] | None = None) -> str:
         return self.constant(f"{node.output}.{role}", node.arrays[role] if array is None else array)
@@ -294,6 +335,44 @@ def _pad(w: _Writer, node: Node) -> None:
     w.op("Pad", [node.inputs[0], pads], node.output)
 
 
+def _ensemble(w: _Writer, node: Node) -> None:
+    name, x, a = node.output, node.inputs[0], node.attrs
+    (n,) = w.graph.shapes[name]
+
+    def axis(which: int) -> str:
+        return w.constant(f"{name}.axis{which}", np.array([which], np.int64))
+
+    def number(value: float) -> str:
+        return w.constant(f"{name}.{value:g}", np.array(value))
+
+    each = w.reshape(x, [a["members"], a["boxes"], n], f"{name}.outputs")
+    if a["classes"]:
+        each = w.op("Softmax", [each], f"{name}.probabilities", axis=3)
+    each = w.op("ReduceMean", [each, axis(2)], f"{name}.members", keepdims=0)
+    if a["rule"] == "mean":
+        w.op("ReduceMean", [each, axis(1)], name, keepdims=0)
+        return
+    safe = w.op("Clip", [each, number(1e-12), number(1.0)], f"{name}.safe")
+    terms = w.op("Mul", [safe, w.op("Log", [safe], f"{name}.log")], f"{name}.terms")
+    entropy = w.op("ReduceSum", [terms, axis(2)], f"{name}.sum", keepdims=1)
+    entropy = w.op("Max", [w.op("Neg", [entropy], f"{name}.neg"), number(1e-6)], f"{name}.entropy")
+    values = w.constant(f"{name}.one_hot", np.array([0.0, 1.0]))
+    if a["rule"] == "most_confident":
+        best = w.op("ArgMin", [entropy], f"{name}.best", axis=1, keepdims=0)
+        depth = w.constant(f"{name}.depth", np.array([a["members"]], np.int64))
+        weights = w.op("OneHot", [best, depth, values], f"{name}.weights", axis=1)
+    else:
+        weights = w.op("Reciprocal", [entropy], f"{name}.confidence")
+        total = w.op("ReduceSum", [weights, axis(1)], f"{name}.total", keepdims=1)
+        weights = w.op("Div", [weights, total], f"{name}.weights")
+    if a["rule"] == "weighted_voting":
+        top = w.op("ArgMax", [each], f"{name}.top", axis=2, keepdims=0)
+        depth = w.constant(f"{name}.depth", np.array([n], np.int64))
+        each = w.op("OneHot", [top, depth, values], f"{name}.votes", axis=2)
+    weighted = w.op("Mul", [weights, each], f"{name}.weighted")
+    w.op("ReduceSum", [weighted, axis(1)], name, keepdims=0)
+
+
 def _instance_norm(w: _Writer, node: Node) -> None:
     inputs = [node.inputs[0], w.weight(node, "scale"), w.weight(node, "shift")]
     w.op("InstanceNormalization", inputs, node.output, epsilon=float(node.attrs["eps"]))
@@ -324,4 +403,5 @@ _WRITERS: dict[str, Callable[[_Writer, Node], Any]] = {
     "reshape": lambda w, n: w.reshape(n.inputs[0], n.attrs["shape"], n.output),
     "softmax": lambda w, n: w.op("Softmax", n.inputs, n.output, axis=1),
     "instance_norm": _instance_norm,
+    "ensemble": _ensemble,
 }

@@ -26,15 +26,15 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import folded, load_cases
 from hyperfusion_rt.export.compare import reference_outputs
+from hyperfusion_rt.export.graph import Graph
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact
-from hyperfusion_rt.runtime.engine_native import NativeEngine
 from hyperfusion_rt.runtime.engines import open_file
-from hyperfusion_rt.runtime.plan import Plan
+from hyperfusion_rt.runtime.plan import write_plan
 from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import load_member
@@ -186,19 +186,19 @@ def _faster(openers: Sequence[Callable[[], Call]], inputs: tuple[Array, Array]) 
 
 def contenders(
     network: nn.Module,
-    predictor: Predictor,
+    graph: Graph,
+    engines: Mapping[str, str],
     threads: int,
     inputs: tuple[Array, Array],
-    unfolded: Path,
-    bf16: Plan,
+    scratch: Path,
 ) -> dict[str, tuple[str, Callable[[], Call]]]:
     """Name → (precision, how to open it), for one batch.
 
-    onnxruntime and OpenVINO get our folded file and the network as it was (`unfolded`); the faster
-    counts. `bf16`: for the native engine, if the artifact's is in fp32.
+    `engines`: name → precision of ours, which run the folded `graph`. onnxruntime and OpenVINO get
+    our folded file and the network as it was; the faster counts.
     """
     batch = len(inputs[0])
-    files = [predictor.artifact.files("onnx")[0], unfolded]
+    files = [scratch / "folded.onnx", scratch / "unfolded.onnx"]
 
     def ort() -> Call:
         def opener(path: Path) -> Callable[[], Call]:
@@ -212,16 +212,17 @@ def contenders(
 
         return lambda: _faster([opener(path) for path in files], inputs)
 
-    entries = predictor.artifact.manifest.engines
-    ours: dict[str, tuple[str, Callable[[], Call]]] = {
-        f"hfrt {name}": (
-            next(entry.precision for entry in entries if entry.engine == name),
-            partial(open_file, name, predictor.artifact.files(name)[0], threads),
-        )
-        for name in predictor.artifact.engines
-    }
-    if "hfrt native" in ours and ours["hfrt native"][0] == "fp32":
-        ours["hfrt native bf16"] = ("bf16", partial(NativeEngine, bf16, threads))
+    def own(engine: str, precision: str) -> Call:
+        path = files[0]
+        if engine != "onnx":
+            path = scratch / f"{precision}.{engine}"
+            write_plan(plan(graph, folded=True, precision=precision), path)
+        opened = open_file(engine, path, threads)
+        return lambda image, tabular: opened.run(image, tabular)["output"]
+
+    ours = {f"hfrt {name}": (p, partial(own, name, p)) for name, p in engines.items()}
+    if engines.get("native") == "fp32":
+        ours["hfrt native bf16"] = ("bf16", partial(own, "native", "bf16"))
     return {
         **ours,
         "onnxruntime": ("fp32", ort),
@@ -257,7 +258,7 @@ def bench(
     cases: Sequence[Case] = (),
     on_step: Callable[[str], None] | None = None,
 ) -> Report:
-    """Time the artifact's engine and its peers on member 0's network.
+    """Time the artifact's engines and their peers on one box and member 0's network.
 
     `only`: names (or their beginnings) of the contenders to run; all by default. `cases`: scans
     with rows for the end-to-end time.
@@ -273,11 +274,12 @@ def bench(
         predictor = Predictor(artifact, engine, threads)
         network = load_member(run, run.members[0])
         image, rows, _ = load_cases(run)
-        unfolded = Path(scratch.name) / "unfolded.onnx"
+        image = image[:, :1]  # one box
         shapes = {"image": image.shape[1:], "tabular": rows[0].shape[1:]}
-        write_onnx(lower(network, shapes), unfolded)
+        write_onnx(lower(network, shapes), Path(scratch.name) / "unfolded.onnx")
         graph = folded(network, image.shape[2:], run.members[0].encoder)
-        bf16 = plan(graph, folded=True, precision="bf16")
+        write_onnx(graph, Path(scratch.name) / "folded.onnx")
+        engines = {entry.engine: entry.precision for entry in artifact.manifest.engines}
         limit, copy = machine_limits(threads)
         info = artifact.manifest.provenance.network
         report = Report(
@@ -296,7 +298,7 @@ def bench(
             index = np.arange(batch) % len(image)
             inputs = image[index], rows[0][index]
             expected = everything[index]
-            named = contenders(network, predictor, threads, inputs, unfolded, bf16)
+            named = contenders(network, graph, engines, threads, inputs, Path(scratch.name))
             opened = dict(_open(report, named, batch, only, inputs, on_step))
             report.timings += _race(report, opened, batch, inputs, expected, scale, on_step)
         if cases:

@@ -257,7 +257,8 @@ def export(
         kind = "real" if found.real_cases else "random"
         print(
             f"{target / entry.file}: {entry.precision}, {entry.size / 2**20:.1f} MiB; differs from "
-            f"{found.against} by {found.largest_difference:.1e} of the outputs' scale "
+            f"{found.against} by {found.largest_difference:.1e} of the outputs' scale, "
+            f"in the result by {found.drift:.1e} {artifact.manifest.unit} "
             f"({found.cases} {kind} cases, batch {', '.join(map(str, found.batches))}; "
             f"tolerance {found.tolerance:.0e})"
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hyperfusion_rt.errors import ConfigError
 
 Task = Literal["ad", "brain-age"]
+Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -95,7 +96,7 @@ class TrainingConfig(Frozen):
     embedding_epochs: int = Field(100, ge=0, description="of the tabular network trained before")
     parts: int = Field(5, ge=3)
     members: int = Field(1, ge=1)
-    combine: Literal["mean", "confidence_weighted"] = "mean"
+    combine: Rule = "mean"
     seed: int = 0
     amp: bool = Field(True, description="CUDA: bfloat16, or float16 with a scaled loss")
     cuda_graph: bool = Field(False, description="CUDA: forward and backward captured as graphs")
@@ -112,6 +113,12 @@ class Config(Frozen):
     tabular: TableSpec
     network: NetworkConfig
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.task == "brain-age" and self.training.combine != "mean":
+            raise ValueError(f"training.combine {self.training.combine} needs classes; use mean")
+        return self
 
 
 # The hippocampus lies near (±26, -21, -15) mm in MNI space. The right box is mirrored, so that one

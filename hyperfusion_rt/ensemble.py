@@ -1,13 +1,15 @@
-"""From the raw outputs of members and boxes to one prediction. NumPy only: both sides use it."""
+"""From the raw outputs of members and boxes to one prediction.
+
+The NumPy definition of what an exported ensemble computes in its own graph. Both sides use it:
+validation during training, the comparison at export.
+"""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Task
+from hyperfusion_rt.config import Rule, Task
 
 Float = NDArray[np.float64]
 
@@ -20,32 +22,57 @@ def softmax(logits: NDArray[np.floating]) -> Float:
     return result
 
 
-def confidence_weights(probabilities: Float) -> Float:
-    """Weights [M] inverse to the entropy of each member's `probabilities [M, C]`; they sum to 1."""
+def confidences(probabilities: Float) -> Float:
+    """`[M]`, the inverse of the entropy (in nats) of each member's `probabilities [M, C]`."""
     safe = np.clip(probabilities, 1e-12, 1.0)
     entropy = -(safe * np.log(safe)).sum(-1)
-    weights = 1.0 / np.maximum(entropy, 1e-6)
-    result: Float = weights / weights.sum()
+    result: Float = 1.0 / np.maximum(entropy, 1e-6)
     return result
 
 
-def combine(
-    outputs: NDArray[np.floating], task: Task, how: Literal["mean", "confidence_weighted"]
-) -> tuple[Float, float | None]:
-    """Combine `outputs [M, N, C]` of M members on N boxes into `[C]` and the members' spread.
+def per_member(outputs: NDArray[np.floating], task: Task) -> Float:
+    """Raw `outputs [M, N, C]` of M members on N boxes → `[M, C]`, averaged over the boxes.
 
-    AD: logits become probabilities, averaged over the boxes (the two hippocampi), then over the
-    members, plainly or weighted by confidence. Brain age: years, averaged over both. The spread is
-    the standard deviation over the members of the predicted class's probability, or of the years;
-    None for a single member.
+    AD: probabilities; brain age: years.
     """
     values = np.asarray(outputs, np.float64) if task == "brain-age" else softmax(outputs)
-    members = values.mean(1)
-    if task == "ad" and how == "confidence_weighted":
-        combined: Float = confidence_weights(members) @ members
-    else:
-        combined = members.mean(0)
-    if len(members) == 1:
-        return combined, None
-    index = int(combined.argmax()) if task == "ad" else 0
-    return combined, float(members[:, index].std())
+    result: Float = values.mean(1)
+    return result
+
+
+def spread(outputs: NDArray[np.floating], task: Task, index: int) -> float | None:
+    """Standard deviation over the members of output `index` (a class's probability, or the years).
+
+    `outputs [M, N, C]` as in `combine`. None for a single member.
+    """
+    members = per_member(outputs, task)
+    return None if len(members) == 1 else float(members[:, index].std())
+
+
+def combine(outputs: NDArray[np.floating], task: Task, how: Rule) -> Float:
+    """Combine raw `outputs [M, N, C]` of M members on N boxes into `[C]`.
+
+    AD: logits become probabilities, averaged over the boxes (the two hippocampi), then combined:
+
+    - `mean`: the plain average;
+    - `confidence_weighted`: weights inverse to each member's entropy;
+    - `weighted_voting`: each member votes for its most probable class with that weight; the result
+      is each class's share of the votes;
+    - `most_confident`: the member of the smallest entropy alone.
+
+    Brain age: years, averaged over both; `how` must be `mean`.
+    """
+    members = per_member(outputs, task)
+    if how == "mean":
+        combined: Float = members.mean(0)
+        return combined
+    if task != "ad":
+        raise ValueError(f"{how} needs classes, and {task} has none")
+    weights = confidences(members)
+    if how == "most_confident":
+        best: Float = members[int(weights.argmax())]
+        return best
+    if how == "weighted_voting":
+        members = np.eye(members.shape[1])[members.argmax(1)]
+    weighted: Float = weights @ members / weights.sum()
+    return weighted

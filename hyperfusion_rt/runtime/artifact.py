@@ -1,8 +1,9 @@
 """The artifact: a folder `NAME.hfrt/` that inference needs and nothing else.
 
     manifest.json          what the engines compute, from which inputs, and how that was checked
-    member-0.onnx, ...     one engine file per member and engine; the network in two parts
-                           (trunk and head) where an engine keeps these apart
+    model.onnx, ...        one file per engine: all members on all boxes of a case, and what they
+                           say together; also in two parts (trunk and head) where an engine keeps
+                           these apart
 
 The manifest carries the SHA-256 of every file and of itself. A file that was changed, a manifest
 that was edited, and a format that is newer than this program are refused. Nothing is unpickled.
@@ -18,17 +19,22 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from hyperfusion_rt.config import Frozen, Preprocessing, TableSpec, Task
+from hyperfusion_rt.config import Frozen, Preprocessing, Rule, TableSpec, Task
 from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+Part = Literal["whole", "trunk", "head"]
 
 
 class Comparison(Frozen):
-    """What was compared at export. `largest_difference` is relative to the outputs' scale."""
+    """What was compared at export, at every batch size.
+
+    `largest_difference`: of the members' raw outputs, relative to their scale; at most `tolerance`.
+    `drift`: of the result (probability, or years); at most `drift_tolerance`.
+    """
 
     against: str
     cases: int
@@ -36,18 +42,20 @@ class Comparison(Frozen):
     batches: tuple[int, ...]
     largest_difference: float
     tolerance: float
+    drift: float
+    drift_tolerance: float
 
 
 class EngineFile(Frozen):
-    """One file that one engine executes: one member's network, or a part of it.
+    """One file that one engine executes: all members and boxes, or a part of that.
 
-    `whole`: image, tabular → output. `trunk`: image → features; `head`: features, tabular →
-    output.
+    `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
+    and M members. `trunk`: `image [B·N, 1, D, H, W] →` features; `head`: features, tabular →
+    output, members.
     """
 
     engine: str
-    member: int
-    part: Literal["whole", "trunk", "head"]
+    part: Part
     file: str
     sha256: str
     size: int
@@ -80,7 +88,7 @@ class Manifest(Frozen):
     preprocessing: Preprocessing
     table: TableSpec
     members: tuple[TabularEncoder, ...]
-    combine: Literal["mean", "confidence_weighted"]
+    combine: Rule
     engines: tuple[EngineFile, ...]
     provenance: Provenance
     checksum: str = ""
@@ -151,26 +159,22 @@ class Artifact:
         """The names of the engines that have a file here, in order, each once."""
         return list(dict.fromkeys(file.engine for file in self.manifest.engines))
 
-    def files(self, engine: str) -> list[Path]:
-        """The whole networks' files of `engine`, one per member in order, each with the right
-        hash; the hashes of its other files are checked too.
+    def file(self, engine: str) -> Path:
+        """The whole network's file of `engine`; the hashes of all its files are checked.
 
         Raises:
             ArtifactError: a file is missing or changed, or the artifact lacks this engine.
         """
-        entries = sorted(
-            (entry for entry in self.manifest.engines if entry.engine == engine),
-            key=lambda entry: entry.member,
-        )
+        entries = [entry for entry in self.manifest.engines if entry.engine == engine]
         if not entries:
             raise ArtifactError(
                 f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
                 f"add it with 'hfrt export --engine {engine}'"
             )
-        whole = [entry for entry in entries if entry.part == "whole"]
-        if [entry.member for entry in whole] != list(range(len(self.manifest.members))):
+        whole = [entry.file for entry in entries if entry.part == "whole"]
+        if len(whole) != 1:
             raise ArtifactError(
-                f"{self.folder}: the '{engine}' engine has not one file per member; export again"
+                f"{self.folder}: the '{engine}' engine has not one file; export again"
             )
         for entry in entries:
             path = self.folder / entry.file
@@ -189,7 +193,7 @@ class Artifact:
                     f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
                     f"{entry.sha256[:12]}...); copy it again, or export again"
                 )
-        return [self.folder / entry.file for entry in whole]
+        return self.folder / whole[0]
 
 
 def latest_artifact(folder: Path) -> Path:

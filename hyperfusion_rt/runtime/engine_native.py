@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from hyperfusion_rt import _native
 from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.machine import usable_cores
-from hyperfusion_rt.runtime.plan import Op, Plan, Program, check_plan, fitting, read_plan
+from hyperfusion_rt.runtime.plan import (
+    ENSEMBLE,
+    Op,
+    Plan,
+    Program,
+    check_plan,
+    fitting,
+    join_boxes,
+    read_plan,
+    split_boxes,
+)
 
 Floats = NDArray[np.float32]
 
@@ -220,6 +230,9 @@ _HANDLERS: dict[str, Callable[[Part, Op], int]] = {
         p._value(o.inputs[0]), p._value(o.inputs[1]), p._act(o.attrs["act"])
     ),
     "softmax": lambda p, o: p.engine.softmax(p._value(o.inputs[0])),
+    "ensemble": lambda p, o: p.engine.ensemble(
+        p._value(o.inputs[0]), *(o.attrs[name] for name in ENSEMBLE)
+    ),
     "global_avg_pool": lambda p, o: p.engine.global_pool(
         p._value(o.inputs[0]), list(o.attrs.get("stride", (1, 1, 1))), True
     ),
@@ -249,6 +262,7 @@ class NativeEngine:
         plan = source if isinstance(source, Plan) else read_plan(source)
         try:
             check_plan(plan)
+            self.boxes = plan.boxes
             threads = threads or usable_cores()
             self.trunk = Part(plan.trunk, plan.tensors, threads, precision=plan.precision)
             # A head on vectors takes microseconds: a second thread would cost more than it does.
@@ -261,15 +275,23 @@ class NativeEngine:
             raise EngineError(f"{where}{error}") from None
 
     def __call__(self, image: Floats, tabular: Floats | None = None) -> Floats:
-        """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`.
+        """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → the first output, `[B, F]`.
 
         Raises:
             EngineError: an input is missing or has another shape.
         """
+        return self.run(image, tabular)[self.head.program.outputs[0]]
+
+    def run(self, image: Floats, tabular: Floats | None = None) -> dict[str, Floats]:
+        """As a call, with every output by its name."""
         feed: dict[str, Any] = {"image": image, "tabular": tabular}
-        for part in (self.trunk, self.head):
-            if part.program.ops:
-                inputs = [fitting(name, feed[name], s) for name, s in part.program.inputs.items()]
-                feed.update(zip(part.program.outputs, part(inputs), strict=True))
-        output: Floats = feed[self.head.program.outputs[0]]
-        return output
+        for part, boxes in ((self.trunk, self.boxes), (self.head, 1)):
+            if not part.program.ops:
+                continue
+            inputs = []
+            for name, (c, *extent) in part.program.inputs.items():
+                value = fitting(name, feed[name], (boxes * c, *extent))
+                inputs.append(split_boxes(value, boxes))
+            made = [join_boxes(y, boxes) for y in part(inputs)]
+            feed.update(zip(part.program.outputs, made, strict=True))
+        return {name: feed[name] for name in self.head.program.outputs}

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from hyperfusion_rt.errors import EngineError, MissingExtraError
 from hyperfusion_rt.machine import usable_cores
 
+Floats = NDArray[np.float32]
+
 
 class OnnxEngine:
     """Runs one ONNX file with ONNX Runtime; see `hyperfusion_rt.runtime.engines.Engine`.
@@ -32,11 +34,9 @@ class OnnxEngine:
             self._session = ort.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:
             raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from None
+        self._outputs = [item.name for item in self._session.get_outputs()]
 
-    def __call__(
-        self, image: NDArray[np.float32], tabular: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Run one batch: `image [B, 1, D, H, W]`, `tabular [B, T]` → `[B, C]`."""
+    def run(self, image: Floats, tabular: Floats) -> dict[str, Floats]:
+        """Run one batch: `image [B, N, D, H, W]`, `tabular [B, T]`; every output by its name."""
         feed = {"image": image, "tabular": tabular}
-        output: NDArray[np.float32] = self._session.run(["output"], feed)[0]
-        return output
+        return dict(zip(self._outputs, self._session.run(None, feed), strict=True))

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import EngineError, MissingExtraError
 from hyperfusion_rt.machine import usable_cores
-from hyperfusion_rt.runtime.plan import Op, Plan, check_plan, fitting, read_plan
+from hyperfusion_rt.runtime.plan import (
+    ENSEMBLE,
+    Op,
+    Plan,
+    check_plan,
+    fitting,
+    join_boxes,
+    read_plan,
+    split_boxes,
+)
 
 try:
     import torch
@@ -22,6 +31,7 @@ except ImportError:
     raise MissingExtraError("torch", "train", "the torch engine") from None
 
 from hyperfusion_rt.kernels import Epilogue, backend, conv3d_block, hyper_conv3d, hyper_linear
+from hyperfusion_rt.models.ensemble import combine_outputs
 
 Floats = NDArray[np.float32]
 Values = dict[str, Tensor]
@@ -49,7 +59,11 @@ class TorchEngine:
             torch.set_num_threads(threads or usable_cores())
         self.volumes = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         self._turn = threading.Lock()
-        self._inputs = {**plan.head.inputs, **plan.trunk.inputs}
+        self._inputs = dict(plan.head.inputs)
+        if plan.trunk.ops:
+            for name, (c, *extent) in plan.trunk.inputs.items():
+                self._inputs[name] = (plan.boxes * c, *extent)
+        self._boxes, self._features = plan.boxes, plan.trunk.outputs if plan.trunk.ops else []
         # The file may be mapped read-only: torch gets a copy.
         self._tensors = {
             name: torch.from_numpy(array.copy()).to(self.device)
@@ -58,8 +72,9 @@ class TorchEngine:
         try:
             check_plan(plan)
             _check_reads([*plan.trunk.ops, *plan.head.ops])
-            self._output = plan.head.outputs[0]
-            self._steps = [self._step(op) for part in (plan.trunk, plan.head) for op in part.ops]
+            self._outputs = plan.head.outputs
+            self._trunk = [self._step(op) for op in plan.trunk.ops]
+            self._head = [self._step(op) for op in plan.head.ops]
         except (
             EngineError,
             LookupError,
@@ -71,13 +86,17 @@ class TorchEngine:
             where = f"{source}: " if isinstance(source, Path) else ""
             raise EngineError(f"{where}not an engine file that torch can run: {error}") from None
 
-    @torch.inference_mode()
     def __call__(self, image: Floats, tabular: Floats | None = None) -> Floats:
-        """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`.
+        """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → the first output, `[B, F]`.
 
         Raises:
             EngineError: an input is missing or has another shape.
         """
+        return self.run(image, tabular)[self._outputs[0]]
+
+    @torch.inference_mode()
+    def run(self, image: Floats, tabular: Floats | None = None) -> dict[str, Floats]:
+        """As a call, with every output by its name."""
         given: dict[str, Any] = {"image": image, "tabular": tabular}
         values: Values = {}
         for name, shape in self._inputs.items():
@@ -86,10 +105,16 @@ class TorchEngine:
                 values[name] = self._stored(tensor.to(self.device))
         # TF32 is a switch of the whole process.
         with self._turn, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for step in self._steps:
+            case = values.get("image")
+            if self._trunk:
+                values["image"] = self._stored(split_boxes(case, self._boxes))
+            for step in self._trunk:
                 step(values)
-            output: Floats = values[self._output].float().cpu().numpy()
-        return output
+            for name in self._features:
+                values[name] = self._stored(join_boxes(values[name], self._boxes))
+            for step in self._head:
+                step(values)
+            return {name: values[name].float().cpu().numpy() for name in self._outputs}
 
     def _stored(self, x: Tensor) -> Tensor:
         """As the ops take it best: volumes in their type, vectors in float32."""
@@ -273,6 +298,11 @@ def _combine(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
     return lambda p, e: torch.einsum("bk,bkc->bc", e, p.view(len(p), e.shape[1], -1))
 
 
+def _ensemble(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
+    given = [op.attrs[name] for name in ENSEMBLE]
+    return lambda x: combine_outputs(x, *given)
+
+
 def _pad(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
     both = zip(op.attrs["before"][::-1], op.attrs["after"][::-1], strict=True)
     widths = [int(width) for pair in both for width in pair]
@@ -293,6 +323,7 @@ _PLAIN: dict[str, Callable[[TorchEngine, Op], Callable[..., Tensor]]] = {
     "affine": _affine,
     "instance_norm": _norm,
     "combine": _combine,
+    "ensemble": _ensemble,
     "pad": _pad,
     "global_avg_pool": _global_average,
     "reshape": lambda t, o: lambda x: x.reshape(len(x), *o.shape),

@@ -14,16 +14,16 @@ from hyperfusion_rt.runtime.artifact import Artifact
 
 
 class Engine(Protocol):
-    """Executes one member's network.
+    """Executes an artifact's network: all members on all boxes. Several threads may call it."""
 
-    `image float32 [B, 1, D, H, W]`, `tabular float32 [B, T]` (encoded) → `float32 [B, C]`: logits,
-    or years. Safe to call from several threads.
-    """
-
-    def __call__(
+    def run(
         self, image: NDArray[np.float32], tabular: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Run one batch."""
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run one batch of cases, float32.
+
+        `image [B, N, D, H, W]` of N boxes, `tabular [B, ΣT]` (the members' encoded rows in turn) →
+        `output [B, C]`: probabilities, or years; `members [B, M·N·C]`: the M members' raw outputs.
+        """
         ...
 
 
@@ -65,10 +65,10 @@ def open_file(name: str, path: Path, threads: int | None = None) -> Engine:
     return found
 
 
-def open_engines(
+def open_engine(
     artifact: Artifact, name: str = "auto", threads: int | None = None
-) -> tuple[str, list[Engine]]:
-    """Open one engine per member of `artifact`; returns the engine's name and the engines.
+) -> tuple[str, Engine]:
+    """Open an engine of `artifact`; returns its name and the engine.
 
     `auto` takes the artifact's first engine in the order of preference: native, onnx, torch.
     `threads`: None uses every core that the process may use.
@@ -79,4 +79,4 @@ def open_engines(
     if name == "auto":
         name = next((known for known in _ENGINES if known in artifact.engines), "onnx")
     check_name(name)
-    return name, [open_file(name, path, threads) for path in artifact.files(name)]
+    return name, open_file(name, artifact.file(name), threads)

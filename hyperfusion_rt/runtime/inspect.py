@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def describe(folder: Path) -> Description:
     """
     artifact = Artifact.open(folder)
     for engine in artifact.engines:
-        artifact.files(engine)
+        artifact.file(engine)
     m = artifact.manifest
     source = m.provenance
     prep = m.preprocessing
@@ -69,7 +70,8 @@ def describe(folder: Path) -> Description:
             f"{e.file}, {e.size / 2**20:.1f} MiB, device {e.device}; differs from "
             f"{e.comparison.against} by {e.comparison.largest_difference:.1e} "
             f"({e.comparison.cases} {'real' if e.comparison.real_cases else 'random'} cases, "
-            f"tolerance {e.comparison.tolerance:.0e})",
+            f"tolerance {e.comparison.tolerance:.0e}), the result by {e.comparison.drift:.1e} "
+            f"{m.unit} (tolerance {e.comparison.drift_tolerance:g})",
         )
         for e in m.engines
     ]
@@ -80,17 +82,19 @@ PLAN_HEADER = ["part", "operation", "layer", "output", "how", "fused", "GFLOP", 
 
 
 def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
-    """The fused operations of one member's native plan, one row each, under `PLAN_HEADER`.
+    """The fused operations of one member in the native plan, one row each, under `PLAN_HEADER`.
 
     GFLOP of the direct algorithm; MB of inputs and outputs as stored, and of weights in float32.
 
     Raises:
         HyperFusionError: the artifact has no native engine, or it is damaged.
     """
-    plan = read_plan(Artifact.open(folder).files("native")[member])
+    plan = read_plan(Artifact.open(folder).file("native"))
     rows = []
     for part, program in (("trunk", plan.trunk), ("head", plan.head)):
         for op in program.ops:
+            if re.match(r"m\d+\.", op.output) and not op.output.startswith(f"m{member}."):
+                continue
             a = op.attrs
             how = str(a.get("algorithm", ""))
             if a.get("tile"):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.files import replacing
 
-FORMAT = "hfrt-plan-1"
+FORMAT = "hfrt-plan-2"
+ENSEMBLE = ("members", "boxes", "classes", "rule")  # an ensemble's attributes, in this order
 
 
 @dataclass
@@ -50,18 +51,20 @@ class Plan:
         precision: fp32, or bf16: volumes are stored in bfloat16, and convolutions that are not
             one-channel, depthwise or Winograd (but see `pairs`) multiply bfloat16 numbers; sums,
             vectors and everything else are float32.
+        boxes: N of a case; see `hyperfusion_rt.export.ensemble`. The trunk runs on each of them.
     """
 
     trunk: Program
     head: Program
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     precision: str = "fp32"
+    boxes: int = 1
 
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a safetensors file: float32 tensors, and the plan as JSON in the metadata."""
     body: dict[str, Any] = {part: asdict(getattr(plan, part)) for part in ("trunk", "head")}
-    body["precision"] = plan.precision
+    body["precision"], body["boxes"] = plan.precision, plan.boxes
     header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "plan": json.dumps(body)}}
     offset = 0
     for name, array in plan.tensors.items():
@@ -131,7 +134,8 @@ def _parse(content: mmap.mmap) -> Plan:
         # A header of another program's making may leave the tensors unaligned.
         tensors[name] = array if array.flags.aligned else array.copy()
     body = json.loads(metadata["plan"])
-    return Plan(_program(body["trunk"]), _program(body["head"]), tensors, body["precision"])
+    parts = _program(body["trunk"]), _program(body["head"])
+    return Plan(*parts, tensors, body["precision"], int(body["boxes"]))
 
 
 def _program(body: dict[str, Any]) -> Program:
@@ -146,14 +150,26 @@ def _program(body: dict[str, Any]) -> Program:
 def check_plan(plan: Plan) -> None:
     """Raise an EngineError where the parts of a plan do not fit together."""
     given = {"image", "tabular"}
+    if plan.boxes < 1:
+        raise EngineError(f"a case of {plan.boxes} boxes")
     for name, part in (("trunk", plan.trunk), ("head", plan.head)):
         missing = sorted(set(part.inputs) - given)
         if missing:
             raise EngineError(f"the {name} reads {missing}, which nothing makes")
         if part.ops:
             given |= set(part.outputs)
-    if len(plan.head.outputs) != 1 or plan.head.outputs[0] not in given:
-        raise EngineError(f"the plan's outputs are {plan.head.outputs}, not one that it makes")
+    if not plan.head.outputs or not given.issuperset(plan.head.outputs):
+        raise EngineError(f"the plan's outputs are {plan.head.outputs}, not what it makes")
+
+
+def split_boxes(x: Any, boxes: int) -> Any:
+    """`[B, N·C, ...]` of cases → `[B·N, C, ...]` of their boxes."""
+    return x.reshape(len(x) * boxes, x.shape[1] // boxes, *x.shape[2:])
+
+
+def join_boxes(x: Any, boxes: int) -> Any:
+    """`[B·N, C, ...]` of boxes → `[B, N·C, ...]` of cases."""
+    return x.reshape(len(x) // boxes, boxes * x.shape[1], *x.shape[2:])
 
 
 def fitting(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

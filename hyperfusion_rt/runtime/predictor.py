@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, read_volume
-from hyperfusion_rt.ensemble import combine
+from hyperfusion_rt.ensemble import spread
 from hyperfusion_rt.errors import EngineError, HyperFusionError
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest
-from hyperfusion_rt.runtime.engines import open_engines
+from hyperfusion_rt.runtime.engines import open_engine
 
 PathLike = str | os.PathLike[str]
 Status = Literal["ok", "error", "skipped"]
@@ -76,7 +76,7 @@ class Predictor:
     ) -> None:
         self.artifact = artifact
         self.threads = threads or usable_cores()
-        self.engine, self.engines = open_engines(artifact, engine, self.threads)
+        self.engine, self._network = open_engine(artifact, engine, self.threads)
 
     @property
     def manifest(self) -> Manifest:
@@ -148,15 +148,15 @@ class Predictor:
         Raises:
             EngineError: an output is not finite.
         """
-        outputs = np.stack(
-            [
-                engine(images, np.repeat(row[None], len(images), 0))
-                for engine, row in zip(self.engines, tabular, strict=True)
-            ]
+        boxes, _, *shape = images.shape
+        found = self._network.run(
+            images.reshape(1, boxes, *shape), np.concatenate(tabular, dtype=np.float32)[None]
         )
-        if not np.isfinite(outputs).all():
+        values, raw = found["output"][0].astype(np.float64), found["members"]
+        if not (np.isfinite(raw).all() and np.isfinite(values).all()):
             raise EngineError("the network's output is not finite; are the inputs plausible?")
-        return combine(outputs, self.manifest.task, self.manifest.combine)
+        members = raw.reshape(len(tabular), boxes, -1)
+        return values, spread(members, self.manifest.task, int(values.argmax()))
 
     def _prepare(self, case: Case) -> _Inputs:
         encoders = self.manifest.members

@@ -105,7 +105,7 @@ def summarise(config: Config, outputs: NDArray[np.float64]) -> NDArray[np.float6
     """Probabilities or years `[N, C]` from members' raw `outputs [M, N, boxes, C]`."""
     how = config.training.combine
     cases = range(outputs.shape[1])
-    return np.stack([combine(outputs[:, i], config.task, how)[0] for i in cases])
+    return np.stack([combine(outputs[:, i], config.task, how) for i in cases])
 
 
 class Captured:

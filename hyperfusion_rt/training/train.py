@@ -151,7 +151,7 @@ def _keep_cases(run: Run, dataset: Dataset) -> None:
 
     splits = [split_of(dataset, run.config, index) for index in range(len(run.members))]
     chosen = np.concatenate([splits[0].test, splits[0].validation, splits[0].train])[:EXPORT_CASES]
-    content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, 0])}
+    content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, :, 0])}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
     with replacing(run.folder / "cases.safetensors") as temporary:

@@ -281,6 +281,7 @@ void define_engine(nb::module_& m) {
           },
           "x"_a, "condition"_a, "act"_a = nb::none())
       .def("softmax", &Engine::softmax, "x"_a)
+      .def("ensemble", &Engine::ensemble, "x"_a, "members"_a, "boxes"_a, "classes"_a, "rule"_a)
       .def(
           "instance_norm",
           [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,

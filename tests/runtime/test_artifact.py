@@ -9,9 +9,9 @@ import pytest
 import hyperfusion_rt
 from hyperfusion_rt.errors import ArtifactError, ConfigError, EngineError, HyperFusionError
 from hyperfusion_rt.export import build, export_run
-from hyperfusion_rt.export.compare import compare, reference_outputs
+from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.runtime.artifact import Artifact, latest_artifact
-from hyperfusion_rt.runtime.engines import open_engines
+from hyperfusion_rt.runtime.engines import open_engine
 from hyperfusion_rt.training.train import load_member
 
 
@@ -32,30 +32,30 @@ def test_the_manifest_round_trips(session_artifact):
     assert manifest.checksum == manifest.digest()
     assert manifest.classes == ("CN", "MCI", "AD")
     assert len(manifest.members) == 2
-    parts = [(e.engine, e.member, e.part) for e in manifest.engines]
-    whole = [("native", i, "whole") for i in range(2)]
-    onnx = [("onnx", i, part) for i in range(2) for part in ("whole", "trunk", "head")]
-    assert sorted(parts) == sorted(whole + onnx)
+    parts = [(e.engine, e.part) for e in manifest.engines]
+    onnx = [("onnx", part) for part in ("whole", "trunk", "head")]
+    assert sorted(parts) == sorted([("native", "whole"), *onnx])
     assert manifest.provenance.cases["train"] == 24
     for entry in manifest.engines:
         assert entry.comparison.real_cases
         assert entry.comparison.cases == 7
         assert entry.comparison.batches == (1, 2, 7)
         assert 0 < entry.comparison.largest_difference <= 1e-4
+        assert 0 < entry.comparison.drift <= 1e-5
 
 
 def test_a_changed_byte_is_refused(artifact):
-    path = artifact / "member-1.native"
+    path = artifact / "model.native"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"member-1\.native: is damaged"):
+    with pytest.raises(ArtifactError, match=r"model\.native: is damaged"):
         hyperfusion_rt.load(artifact)
 
 
 def test_a_missing_file_is_named(artifact):
-    (artifact / "member-0.native").unlink()
-    with pytest.raises(ArtifactError, match=r"member-0\.native: is missing"):
+    (artifact / "model.native").unlink()
+    with pytest.raises(ArtifactError, match=r"model\.native: is missing"):
         hyperfusion_rt.load(artifact)
 
 
@@ -76,8 +76,8 @@ def test_a_newer_format_is_refused(artifact):
     [
         ("", "cannot be read"),
         ("[]", "no format_version"),
-        ('{"format_version": 2}', "damaged at name"),
-        ('{"format_version": 1}', "format version 1, but this program reads 2; export again"),
+        ('{"format_version": 3}', "damaged at name"),
+        ('{"format_version": 2}', "format version 2, but this program reads 3; export again"),
         ("\udcff", "cannot be read"),
     ],
 )
@@ -93,17 +93,17 @@ def test_a_file_name_cannot_leave_the_folder(artifact):
     moved = first.model_copy(update={"file": "../outside.native"})
     manifest = opened.manifest.model_copy(update={"engines": (moved, *others)})
     with pytest.raises(ArtifactError, match="leaves the folder"):
-        Artifact(artifact, manifest).files(first.engine)
+        Artifact(artifact, manifest).file(first.engine)
 
 
 def test_engines_are_chosen_and_refused_by_name(session_artifact):
     artifact = Artifact.open(session_artifact)
-    assert open_engines(artifact)[0] == "native"
-    assert open_engines(artifact, "onnx")[0] == "onnx"
+    assert open_engine(artifact)[0] == "native"
+    assert open_engine(artifact, "onnx")[0] == "onnx"
     with pytest.raises(EngineError, match="will need an NVIDIA GPU"):
-        open_engines(artifact, "trt")
+        open_engine(artifact, "trt")
     with pytest.raises(EngineError, match="there is no engine 'turbo'"):
-        open_engines(artifact, "turbo")
+        open_engine(artifact, "turbo")
 
 
 def test_no_artifact(tmp_path):
@@ -114,28 +114,42 @@ def test_no_artifact(tmp_path):
 
 
 class Wrong:
-    """An engine that is off by a little in one class, and only in larger batches."""
+    """An engine that is off by a little in one output, and only in larger batches."""
 
-    def __init__(self, engine, error):
-        self.engine, self.error = engine, error
+    def __init__(self, engine, output, error):
+        self.engine, self.output, self.error = engine, output, error
 
-    def __call__(self, image, tabular):
-        found = self.engine(image, tabular).copy()
+    def run(self, image, tabular):
+        found = {name: value.copy() for name, value in self.engine.run(image, tabular).items()}
         if len(image) > 2:
-            found[-1, 1] += self.error
+            found[self.output][-1, 1] += self.error
         return found
 
 
-def test_the_comparison_catches_a_wrong_engine(session_run, session_artifact):
+@pytest.fixture(scope="module")
+def expected(session_run):
     image, rows, real = build.load_cases(session_run)
-    network = load_member(session_run, session_run.members[0])
-    expected = reference_outputs(network, image, rows[0])
-    _, engines = open_engines(Artifact.open(session_artifact))
-    for error in (np.float32(np.abs(engines[0](image, rows[0])).max() * 2e-4), np.nan):
-        with pytest.raises(HyperFusionError, match="more than the tolerance"):
-            compare(
-                Wrong(engines[0], error), expected, image, rows[0], real_cases=real, name="wrong"
-            )
+    networks = [load_member(session_run, member) for member in session_run.members]
+    return Expected.of(networks, image, rows, real=real, task="ad", rule="mean")
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        ("members", 2e-4, "of the outputs' scale, more than the tolerance 1e-04"),
+        ("members", np.nan, "inf of the outputs' scale"),
+        ("output", 0.02, "in probability, more than the tolerance 1e-02"),
+        ("output", 2e-5, "in probability from 'mean' of its members"),
+        ("output", np.nan, "inf in probability"),
+    ],
+)
+def test_the_comparison_catches_a_wrong_engine(expected, session_artifact, output, error, message):
+    _, engine = open_engine(Artifact.open(session_artifact))
+    if output == "members":
+        error *= np.abs(expected.outputs[:, 0]).max()
+    compare(engine, expected, name="right")
+    with pytest.raises(HyperFusionError, match=message):
+        compare(Wrong(engine, output, np.float32(error)), expected, name="wrong")
 
 
 def test_a_failed_export_leaves_the_old_artifact(session_run, artifact, monkeypatch):

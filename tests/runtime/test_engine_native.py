@@ -79,6 +79,24 @@ def narrow_plan() -> Plan:
     return Plan(trunk, head, tensors, "bf16")
 
 
+def boxed_plan() -> Plan:
+    """Two boxes: a trunk that runs on each, a head that combines two members' outputs."""
+    plan = small_plan()
+    rule = {"members": 2, "boxes": 2, "classes": True, "rule": "weighted_voting"}
+    head = Program(
+        {"y": (6,), "tabular": (3,)},
+        [
+            Op("slice", ["y"], "a", (3,), {"start": 0, "stop": 3, "act": None}, {}, "", 0.0, 0.0),
+            Op("slice", ["y"], "b", (3,), {"start": 3, "stop": 6, "act": None}, {}, "", 0.0, 0.0),
+            Op("add", ["b", "tabular"], "c", (3,), {"act": None}, {}, "", 0.0, 0.0),
+            Op("concat", ["a", "b", "c", "a"], "members", (12,), {}, {}, "", 0.0, 0.0),
+            Op("ensemble", ["members"], "output", (3,), rule, {}, "", 0.0, 0.0),
+        ],
+        ["output", "members"],
+    )
+    return Plan(plan.trunk, head, plan.tensors, boxes=2)
+
+
 def run(engine, channels=2):
     return engine(np.ones((2, channels, 5, 6, 7), np.float32), np.ones((2, 3), np.float32))
 
@@ -118,7 +136,7 @@ def test_other_programs_can_read_the_tensors(file):
 
 
 def test_it_loads_fast(session_artifact):
-    path = session_artifact / "member-0.native"
+    path = session_artifact / "model.native"
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -179,7 +197,7 @@ def attempt(file, channels=2):
         run(NativeEngine(file, threads=1), channels)
 
 
-@pytest.mark.parametrize(("make", "channels"), [(small_plan, 2), (narrow_plan, 1)])
+@pytest.mark.parametrize(("make", "channels"), [(small_plan, 2), (narrow_plan, 1), (boxed_plan, 4)])
 def test_hostile_plans(file, make, channels):
     """Every number, name and list of the plan and the header, replaced by what it should not be."""
     write_plan(make(), file)
@@ -218,6 +236,8 @@ def test_random_bytes(file):
         (lambda p: p["trunk"]["ops"][0]["tensors"].update(weight="v"), "tensor 'v'"),
         (lambda p: p["trunk"]["ops"][1].update(output="x"), "'x' twice"),
         (lambda p: p["head"]["ops"][0].update(inputs=["y", "image"]), "reads 'image' before"),
+        (lambda p: p.update(boxes=0), "a case of 0 boxes"),
+        (lambda p: p["head"].update(outputs=[]), "the plan's outputs are"),
     ],
 )
 def test_what_is_wrong_is_said(file, change, message):

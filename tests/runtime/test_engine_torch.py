@@ -21,12 +21,12 @@ from hyperfusion_rt.runtime.plan import read_plan
 
 @pytest.fixture
 def plan(session_artifact):
-    return read_plan(Artifact.open(session_artifact).files("native")[0])
+    return read_plan(Artifact.open(session_artifact).file("native"))
 
 
 def given(plan, batch=3):
     rng = np.random.default_rng(2)
-    shapes = {**plan.head.inputs, **plan.trunk.inputs}
+    shapes = {**plan.head.inputs, "image": (plan.boxes, *plan.trunk.inputs["image"][1:])}
     return [rng.standard_normal((batch, *shapes[n]), np.float32) for n in ("image", "tabular")]
 
 
@@ -77,7 +77,7 @@ def test_exported_and_used(session_run, cohort, hfrt, precision):
     out = cohort / "torch.hfrt"
     artifact = export_run(session_run, out, engines=["torch"], precision=precision)
     entry = artifact.manifest.engines[0]
-    assert (entry.engine, entry.precision, entry.file) == ("torch", precision, "member-0.torch")
+    assert (entry.engine, entry.precision, entry.file) == ("torch", precision, "model.torch")
     assert 0 < entry.comparison.largest_difference < entry.comparison.tolerance
     base = ["infer", "scans", "--tabular", "data.csv", "--unmatched-rows", "ignore"]
     status, _, err = hfrt(cohort, *base, "--artifact", out, "--engine", "torch", "--out", "a.csv")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hyperfusion_rt.ensemble import combine, confidence_weights, softmax
+from hyperfusion_rt.ensemble import combine, confidences, softmax, spread
 from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.training.metrics import (
     balanced_accuracy,
@@ -86,17 +86,21 @@ def test_regression_figures():
 
 
 def test_combining_members():
-    outputs = np.log(np.array([[[0.8, 0.2], [0.6, 0.4]], [[0.5, 0.5], [0.5, 0.5]]]))
-    values, spread = combine(outputs, "ad", "mean")
-    assert values == pytest.approx([0.6, 0.4])
-    assert spread == pytest.approx(0.1)
-    p = np.array([[0.7, 0.3], [0.5, 0.5]])
-    entropy = -(p * np.log(p)).sum(1)
-    weights = (1 / entropy) / (1 / entropy).sum()
-    assert confidence_weights(p) == pytest.approx(weights)
-    values, _ = combine(outputs, "ad", "confidence_weighted")
-    assert values == pytest.approx(weights @ p)
-    years, spread = combine(np.array([[[60.0]], [[70.0]]]), "brain-age", "mean")
-    assert (years[0], spread) == (65, 5)
-    assert combine(outputs[:1], "ad", "mean")[1] is None
+    outputs = np.log(np.array([[[0.8, 0.2], [0.6, 0.4]], [[0.45, 0.55], [0.45, 0.55]]]))
+    assert combine(outputs, "ad", "mean") == pytest.approx([0.575, 0.425])
+    assert spread(outputs, "ad", 0) == pytest.approx(0.125)
+    p = np.array([[0.7, 0.3], [0.45, 0.55]])
+    weights = 1 / -(p * np.log(p)).sum(1)
+    assert confidences(p) == pytest.approx(weights)
+    weights /= weights.sum()
+    assert combine(outputs, "ad", "confidence_weighted") == pytest.approx(weights @ p)
+    # The first member votes for the first class, the second for the second.
+    assert combine(outputs, "ad", "weighted_voting") == pytest.approx(weights)
+    assert combine(outputs, "ad", "most_confident") == pytest.approx(p[0])
+    years = np.array([[[60.0]], [[70.0]]])
+    assert combine(years, "brain-age", "mean") == pytest.approx([65])
+    assert spread(years, "brain-age", 0) == 5
+    assert spread(outputs[:1], "ad", 0) is None
+    with pytest.raises(ValueError, match="needs classes"):
+        combine(years, "brain-age", "most_confident")
     assert softmax(np.array([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])

@@ -87,6 +87,8 @@ class Engine {
   int one_and(int in);
   int combine(int in, int condition, const ActivationSpec& act);
   int softmax(int in);
+  // [members * boxes * n] raw outputs -> [n]: see ensemble.py, which defines the rules.
+  int ensemble(int in, int64_t members, int64_t boxes, bool classes, const std::string& rule);
   int instance_norm(int in, Array scale, Array shift, float eps, const ActivationSpec& act);
   void output(int value);
   // Plans the arena. After it nothing can be added.

@@ -285,6 +285,64 @@ int Engine::softmax(int in) {
   return out;
 }
 
+int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
+                     const std::string& rule) {
+  in = as(in, false);
+  const Extent e = extent(in);
+  if (e.voxels() != 1 || members < 1 || boxes < 1 || e.c % members || e.c / members % boxes)
+    refuse("an ensemble of " + std::to_string(members) + " members on " + std::to_string(boxes) +
+           " boxes from " + text(e));
+  const bool votes = rule == "weighted_voting", best = rule == "most_confident";
+  const bool plain = rule == "mean";
+  if (!plain && !votes && !best && rule != "confidence_weighted")
+    refuse("an ensemble's rule " + rule);
+  if (!plain && !classes) refuse("an ensemble's rule " + rule + " without classes");
+  const int64_t n = e.c / members / boxes;
+  const int out = add({n, 1, 1, 1}, false);
+  step("ensemble", {in}, {out}, [=] {
+    // A few dozen numbers: double costs nothing.
+    std::vector<double> each(static_cast<size_t>(n)), box(each), sum(each);
+    double total = best ? 1 : 0, most = 0;
+    for (int64_t m = 0; m < members; ++m) {
+      std::fill(each.begin(), each.end(), 0.0);
+      for (int64_t b = 0; b < boxes; ++b) {
+        const float* x = at(in) + (m * boxes + b) * n;
+        std::copy(x, x + n, box.begin());
+        if (classes) {
+          const double top = *std::max_element(box.begin(), box.end());
+          double norm = 0;
+          for (double& v : box) norm += v = std::exp(v - top);
+          for (double& v : box) v /= norm;
+        }
+        for (size_t i = 0; i < box.size(); ++i) each[i] += box[i] / static_cast<double>(boxes);
+      }
+      double weight = 1;
+      if (!plain) {
+        double entropy = 0;
+        for (double v : each) {
+          const double p = std::min(std::max(v, 1e-12), 1.0);
+          entropy -= p * std::log(p);
+        }
+        weight = 1 / std::max(entropy, 1e-6);
+      }
+      if (votes) {
+        const auto top = std::max_element(each.begin(), each.end()) - each.begin();
+        std::fill(each.begin(), each.end(), 0.0);
+        each[static_cast<size_t>(top)] = 1;
+      }
+      if (best) {
+        total += 0 * weight;  // NaN stays NaN
+        if (m == 0 || weight > most) most = weight, sum = each;
+        continue;
+      }
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += weight * each[i];
+      total += weight;
+    }
+    for (size_t i = 0; i < sum.size(); ++i) at(out)[i] = static_cast<float>(sum[i] / total);
+  });
+  return out;
+}
+
 int Engine::instance_norm(int in, Array scale, Array shift, float eps,
                           const ActivationSpec& spec) {
   const Extent e = extent(in);
