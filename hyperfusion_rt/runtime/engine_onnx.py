@@ -28,6 +28,8 @@ class OnnxEngine:
         options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Between two runs its threads would spin on cores that decoding, or another session, needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         available = ort.get_available_providers()
         wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
         try:
