@@ -160,19 +160,31 @@ def activate(x: Tensor, node: Node) -> Tensor:
     return simple[kind](x)
 
 
-def run(graph: Graph, feeds: dict[str, Tensor]) -> list[Tensor]:
+def _as_it_is(node: Node, x: Tensor) -> Tensor:
+    return x
+
+
+def run(
+    graph: Graph,
+    feeds: dict[str, Tensor],
+    *,
+    before: Callable[[Node, Tensor], Tensor] = _as_it_is,
+    after: Callable[[Node, Tensor], Tensor] = _as_it_is,
+) -> list[Tensor]:
     """Execute `graph` in plain PyTorch, in the inputs' dtype: the reference of every engine.
 
-    `feeds`: `[B, ...]` for every input. Returns the outputs, `[B, ...]`.
+    `feeds`: `[B, ...]` for every input. `before` maps what a node reads, inputs and weights;
+    `after` what it makes. Returns the outputs, `[B, ...]`.
     """
     values = dict(feeds)
     for node in graph.nodes:
-        inputs = [values[name] for name in node.inputs]
+        inputs = [before(node, values[name]) for name in node.inputs]
         like = inputs[0]
         arrays = {
-            k: torch.from_numpy(np.ascontiguousarray(v)).to(like) for k, v in node.arrays.items()
+            k: before(node, torch.from_numpy(np.ascontiguousarray(v)).to(like))
+            for k, v in node.arrays.items()
         }
-        values[node.output] = _OPS[node.op](inputs, arrays, node)
+        values[node.output] = after(node, _OPS[node.op](inputs, arrays, node))
         expected = (len(like), *graph.shapes[node.output])
         if tuple(values[node.output].shape) != expected:
             raise AssertionError(f"{node.op} {node.output}: {values[node.output].shape}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ from numpy.typing import NDArray
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.ensemble import Ensemble
 from hyperfusion_rt.export.graph import Graph, Node, Shape
+from hyperfusion_rt.export.precision import Typed
 from hyperfusion_rt.files import replacing
 
 OPSET = 20
 IR_VERSION = 9  # what ONNX Runtime 1.18 reads
+BF16_OPSET, BF16_IR_VERSION = 22, 10  # the first in which convolutions may be bfloat16
+EACH = ".boxes"
+FP32 = Typed("fp32")
 
 
-def write_onnx(content: Graph | Ensemble, path: Path) -> None:
-    """Write `content` in float32. Inputs and outputs keep their names; the batch axis is `batch`.
+def write_onnx(content: Graph | Ensemble, path: Path, typed: Typed = FP32) -> None:
+    """Write `content`. Inputs and outputs are float32 and keep their names; the batch axis is
+    `batch`. Inside, the nodes that `typed` names have its narrow type.
 
     Raises:
         MissingExtraError: onnx is not installed.
@@ -34,7 +40,7 @@ def write_onnx(content: Graph | Ensemble, path: Path) -> None:
         import onnx
     except ImportError:
         raise MissingExtraError("onnx", "train", "the export to ONNX") from None
-    writer = _Writer()
+    writer = _Writer(typed)
     if isinstance(content, Ensemble):
         writer.ensemble(content)
         model = writer.model(content.inputs, content.head.outputs, content.head.shapes)
@@ -50,16 +56,64 @@ def write_onnx(content: Graph | Ensemble, path: Path) -> None:
         temporary.write_bytes(serialized)
 
 
+def _onnx_type(precision: str) -> int:
+    from onnx import TensorProto
+
+    types = {
+        "fp32": TensorProto.FLOAT,
+        "fp16": TensorProto.FLOAT16,
+        "bf16": TensorProto.BFLOAT16,
+    }
+    return int(types[precision])
+
+
+def _numpy_type(precision: str) -> np.dtype[Any]:
+    from onnx import helper
+
+    found: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(_onnx_type(precision))
+    return found
+
+
 class _Writer:
-    def __init__(self) -> None:
+    def __init__(self, typed: Typed) -> None:
+        self.typed = typed
         self.graph = Graph({}, [], [], {})  # the one whose nodes are being written
+        self.type = "fp32"  # of the node that is being written
+        self.types: dict[str, str] = {}  # of every value that is not fp32
         self.nodes: list[Any] = []
         self.constants: dict[bytes, Any] = {}  # by content: equal ones are kept once
 
     def add(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph = Graph(graph.inputs, graph.nodes, graph.outputs, dict(graph.shapes))
         for node in graph.nodes:
-            _WRITERS[node.op](self, node)
+            narrow = node.output.removesuffix(EACH) in self.typed.narrow
+            self.type = self.typed.precision if narrow else "fp32"
+            if not self.typed.narrow:
+                _WRITERS[node.op](self, node)
+                continue
+            # A strongly typed network: every cast is written, and every value has one type.
+            output = node.output
+            if narrow and output in graph.outputs:
+                output = f"{output}.{self.type}"
+                self.graph.shapes[output] = self.graph.shapes[node.output]
+            inputs = [self.cast(name, self.type) for name in node.inputs]
+            _WRITERS[node.op](self, replace(node, inputs=inputs, output=output))
+            if narrow:
+                self.types[output] = self.type
+            if output != node.output:
+                self.op("Cast", [output], node.output, to=_onnx_type("fp32"))
+        self.type = "fp32"
+
+    def cast(self, name: str, wanted: str) -> str:
+        """`name` as a value of the type `wanted`."""
+        if self.types.get(name, "fp32") == wanted:
+            return name
+        made = f"{name}.as_{wanted}"
+        if made not in self.types:
+            self.op("Cast", [name], made, to=_onnx_type(wanted))
+            self.types[made] = wanted
+            self.graph.shapes[made] = self.graph.shapes[name]
+        return made
 
     def ensemble(self, ensemble: Ensemble) -> None:
         """The trunk on a batch of boxes, the head on a batch of cases."""
@@ -70,7 +124,7 @@ class _Writer:
             return
 
         def each(value: str) -> str:
-            return f"{value}.boxes"  # the same value with a batch of boxes
+            return value + EACH  # the same value with a batch of boxes
 
         nodes = [
             Node(n.op, [each(v) for v in n.inputs], each(n.output), n.attrs, n.arrays, n.layer)
@@ -88,6 +142,8 @@ class _Writer:
         """`x` with `shape` per sample; the batch is what is left."""
         target = self.constant(f"{output}.shape", np.array([-1, *shape], np.int64))
         self.op("Reshape", [x, target], output)
+        if x in self.types:
+            self.types[output] = self.types[x]
 
     def model(
         self, inputs: dict[str, Shape], outputs: Sequence[str], shapes: dict[str, Shape]
@@ -111,10 +167,11 @@ class _Writer:
             targets,
             list(self.constants.values()),
         )
+        bf16 = self.typed.precision == "bf16"
         return helper.make_model(
             body,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", BF16_OPSET if bf16 else OPSET)],
+            ir_version=BF16_IR_VERSION if bf16 else IR_VERSION,
             producer_name="hyperfusion_rt",
         )
 
@@ -127,8 +184,8 @@ class _Writer:
     def constant(self, name: str, array: NDArray[Any]) -> str:
         from onnx import numpy_helper
 
-        kind = np.int64 if array.dtype.kind == "i" else np.float32
-        wanted = np.ascontiguousarray(array, dtype=kind)
+        kind = np.dtype(np.int64) if array.dtype.kind == "i" else _numpy_type(self.type)
+        wanted = np.ascontiguousarray(array).astype(kind)
         key = hashlib.sha256(repr((wanted.dtype, wanted.shape)).encode())
         key.update(wanted.tobytes())
         if key.digest() not in self.constants:

@@ -1,0 +1,168 @@
+"""Narrow types in a graph: which operations can have them, and what they cost, emulated on the CPU.
+
+Volumes are kept in float16 or bfloat16, vectors (the table, the head, pooled features) in float32:
+all the memory and time is in the volumes. An operation whose numbers do not fit the type's range
+stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.export.compare import Expected
+from hyperfusion_rt.export.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
+from hyperfusion_rt.export.fold import TABLE
+from hyperfusion_rt.export.graph import Graph, Node, run
+from hyperfusion_rt.runtime.plan import join_boxes, split_boxes
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# A scan may be this much more extreme than the calibration scans.
+HEADROOM = 8.0
+# Statistics over a volume: sums of very many numbers, and their squares.
+_EXACT = ("instance_norm",)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A network with a narrow type.
+
+    Attributes:
+        narrow: the outputs of the nodes that have the type; all others are float32.
+        kept: what could have it but does not fit: layer → largest number on the calibration scans.
+    """
+
+    precision: str
+    narrow: frozenset[str] = frozenset()
+    kept: Mapping[str, float] | None = None
+
+
+def could_be_narrow(graph: Graph, node: Node) -> bool:
+    """Whether `node` reads a volume and makes a volume."""
+    read, made = graph.shapes[node.inputs[0]], graph.shapes[node.output]
+    return len(read) == 4 and len(made) == 4 and node.op not in _EXACT
+
+
+def run_ensemble(
+    ensemble: Ensemble,
+    image: Tensor,
+    tabular: Tensor,
+    before: Callable[[Node, Tensor], Tensor],
+    after: Callable[[Node, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`output [B, C]` and `members [B, M·N·C]` in plain torch, in the inputs' dtype.
+
+    `before` maps what a node reads (inputs and weights), `after` what it makes.
+    """
+    trunk, head, boxes = ensemble.trunk, ensemble.head, ensemble.boxes
+    feed = {IMAGE: image, TABLE: tabular}
+    if trunk.nodes:
+        made = run(trunk, {IMAGE: split_boxes(image, boxes)}, before=before, after=after)
+        features = [join_boxes(x, boxes) for x in made]
+        feed |= dict(zip(trunk.outputs, features, strict=True))
+    wanted = {name: feed[name] for name in head.inputs}
+    found = dict(zip(head.outputs, run(head, wanted, before=before, after=after), strict=True))
+    return found[OUTPUT], found[MEMBERS]
+
+
+def choose(ensemble: Ensemble, precision: str, expected: Expected) -> Typed:
+    """Which operations of `ensemble` take `precision`, by their numbers on the cases."""
+    if precision == "fp32":
+        return Typed(precision)
+    largest: dict[str, float] = {}
+
+    def note(node: Node, x: Tensor) -> Tensor:
+        found = float(x.abs().max()) if x.numel() else 0.0
+        largest[node.output] = max(largest.get(node.output, 0.0), found)
+        return x
+
+    tabular = torch.from_numpy(np.concatenate(expected.rows, 1))
+    with torch.inference_mode():
+        run_ensemble(ensemble, torch.from_numpy(expected.image), tabular, note, note)
+    limit = torch.finfo(TYPES[precision]).max / HEADROOM
+    narrow, kept = set(), {}
+    for graph in (ensemble.trunk, ensemble.head):
+        for node in graph.nodes:
+            if not could_be_narrow(graph, node):
+                continue
+            if largest[node.output] <= limit:
+                narrow.add(node.output)
+            else:
+                kept[node.layer or node.output] = largest[node.output]
+    return Typed(precision, frozenset(narrow), kept)
+
+
+class Emulated:
+    """The typed network as an engine: numbers are rounded before and after every narrow operation.
+
+    Sums inside an operation are float32. See `hyperfusion_rt.runtime.engines.Engine`.
+    """
+
+    def __init__(self, ensemble: Ensemble, precision: str, narrow: Collection[str]) -> None:
+        self.ensemble, self.narrow, self.dtype = ensemble, narrow, TYPES.get(precision)
+
+    def _rounded(self, node: Node, x: Tensor) -> Tensor:
+        if self.dtype is None or node.output not in self.narrow:
+            return x
+        return x.to(self.dtype).to(x.dtype)
+
+    def run(
+        self, image: NDArray[np.float32], tabular: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run one batch of cases."""
+        with torch.inference_mode():
+            output, raw = run_ensemble(
+                self.ensemble,
+                torch.from_numpy(image),
+                torch.from_numpy(tabular),
+                after=self._rounded,
+                before=self._rounded,
+            )
+        return {OUTPUT: output.numpy(), MEMBERS: raw.numpy()}
+
+
+def drift(ensemble: Ensemble, typed: Typed, expected: Expected) -> float:
+    """The largest change of a result (probability, years) that the narrow type makes, emulated."""
+    found = Emulated(ensemble, typed.precision, typed.narrow).run(
+        expected.image, np.concatenate(expected.rows, 1)
+    )
+    worst = float(np.abs(found[OUTPUT] - expected.results).max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def blame(ensemble: Ensemble, typed: Typed, expected: Expected) -> tuple[str, float]:
+    """The layer that alone makes the largest drift, and that drift."""
+    layers: dict[str, set[str]] = {}
+    for graph in (ensemble.trunk, ensemble.head):
+        for node in graph.nodes:
+            if node.output in typed.narrow:
+                layers.setdefault(node.layer or node.output, set()).add(node.output)
+    alone = {
+        layer: drift(ensemble, Typed(typed.precision, frozenset(names)), expected)
+        for layer, names in layers.items()
+    }
+    worst = max(alone, key=lambda layer: alone[layer])
+    return worst, alone[worst]
+
+
+def check_drift(ensemble: Ensemble, typed: Typed, expected: Expected, limit: float) -> float:
+    """The emulated drift.
+
+    Raises:
+        HyperFusionError: it is more than `limit`; names the layer that causes most of it.
+    """
+    found = drift(ensemble, typed, expected)
+    if not found <= limit:
+        layer, part = blame(ensemble, typed, expected)
+        raise HyperFusionError(
+            f"{typed.precision} (emulated): the result drifts by {found:.2g}, more than the "
+            f"tolerance {limit:g}; '{layer}' alone causes {part:.2g}. Export with another "
+            "--precision; nothing was exported"
+        )
+    return found
