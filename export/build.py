@@ -6,6 +6,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hyperfusion_rt
+from hyperfusion_rt.config import Rule
 from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export.compare import Expected, compare
@@ -26,6 +28,7 @@ from hyperfusion_rt.export.graph import Graph
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan_ensemble
 from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.export.to_tensorrt import Progress, export_tensorrt
 from hyperfusion_rt.files import sha256
 from hyperfusion_rt.runtime.artifact import (
     FORMAT_VERSION,
@@ -33,10 +36,18 @@ from hyperfusion_rt.runtime.artifact import (
     EngineFile,
     Manifest,
     Part,
+    Precision,
     Provenance,
 )
-from hyperfusion_rt.runtime.engines import DEFAULT_ENGINES, PRECISIONS, check_name, open_file
+from hyperfusion_rt.runtime.engines import (
+    DEFAULT_ENGINES,
+    PRECISIONS,
+    TENSORRT,
+    check_name,
+    open_file,
+)
 from hyperfusion_rt.runtime.plan import write_plan
+from hyperfusion_rt.runtime.trt_build import BuildOptions
 from hyperfusion_rt.training.run import Run
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
@@ -78,7 +89,7 @@ def load_cases(run: Run) -> Cases:
 
 def _versions() -> dict[str, str]:
     found = {"hyperfusion_rt": hyperfusion_rt.__version__}
-    for package in ("torch", "onnx", "onnxruntime", "numpy", "nibabel"):
+    for package in ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "nibabel"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -91,13 +102,19 @@ def export_run(
     out: Path,
     *,
     engines: Sequence[str] = DEFAULT_ENGINES,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
+    rule: Rule | None = None,
+    options: BuildOptions | None = None,
     force: bool = False,
+    on_progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
 
-    `precision`: fp32 or bf16, for the engines that have it; the others are fp32, and at least one
-    must have it.
+    Args:
+        precision: for the engines that have it; the others are fp32, and at least one must have it.
+        rule: how members are combined; None takes the run's.
+        options: of TensorRT engines.
+        on_progress: told (phase, done, steps) while one is built.
 
     It is built in a temporary folder and put in place whole: after an error, an older artifact of
     the same name still stands.
@@ -112,6 +129,9 @@ def export_run(
             f"precision '{precision}': "
             + "; ".join(f"{engine} has {', '.join(PRECISIONS[engine])}" for engine in engines)
         )
+    rule = rule or run.config.training.combine
+    if rule != "mean" and not run.config.tabular.classes:
+        raise ConfigError(f"--combine {rule}: needs classes, and this run predicts a number")
     if out.suffix != ".hfrt":
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
     if out.exists() and not force:
@@ -128,7 +148,10 @@ def export_run(
     except OSError as error:
         raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from None
     try:
-        artifact = _build(run, folder, out.stem, engines, precision)
+        settings = _Settings(
+            tuple(engines), precision, rule, options or BuildOptions(), on_progress
+        )
+        artifact = _build(run, folder, out.stem, settings)
         folder.chmod(0o755)
         old = folder.with_name(f"{folder.name}.old")
         if out.exists():
@@ -168,10 +191,53 @@ def _write_engine(
         yield part, path
 
 
-def _build(run: Run, folder: Path, name: str, engines: Sequence[str], precision: str) -> Artifact:
-    config, members = run.config, run.members
+@dataclass(frozen=True)
+class _Settings:
+    engines: tuple[str, ...]
+    precision: Precision
+    rule: Rule
+    options: BuildOptions
+    on_progress: Progress | None
+
+
+def _export(
+    engine: str, ensemble: Ensemble, expected: Expected, folder: Path, settings: _Settings
+) -> list[EngineFile]:
+    """Write and compare one engine."""
+    wanted = settings.precision
+    precision: Precision = wanted if wanted in PRECISIONS[engine] else "fp32"
+    device, made = "any", None
+    written: list[tuple[Part, Path]]
+    if engine in TENSORRT:
+        exported = export_tensorrt(
+            engine, ensemble, expected, folder, precision, settings.options, settings.on_progress
+        )
+        written, device = exported.files, exported.device
+        comparison, made = exported.comparison, exported.build
+    else:
+        written = list(_write_engine(engine, ensemble, folder, precision))
+        path = written[0][1]
+        comparison = compare(open_file(engine, path), expected, name=path.name, precision=precision)
+    return [
+        EngineFile(
+            engine=engine,
+            part=part,
+            file=path.name,
+            sha256=sha256(path),
+            size=path.stat().st_size,
+            precision=precision,
+            device=device,
+            comparison=comparison,
+            build=made,
+        )
+        for part, path in written
+    ]
+
+
+def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
+    config, members, rule = run.config, run.members, settings.rule
     image, rows, real = load_cases(run)
-    shape, rule = config.preprocessing.shape, config.training.combine
+    shape = config.preprocessing.shape
     networks = [load_member(run, member) for member in members]
     widths = [member.encoder.width for member in members]
     cost = gflop(networks[0], shape, widths[0])
@@ -180,25 +246,11 @@ def _build(run: Run, folder: Path, name: str, engines: Sequence[str], precision:
     classes = bool(config.tabular.classes)
     ensemble = join(graphs, widths, image.shape[1], classes=classes, rule=rule)
     expected = Expected.of(networks, image, rows, real=real, task=config.task, rule=rule)
-    files: list[EngineFile] = []
-    for engine in dict.fromkeys(engines):
-        mine = precision if precision in PRECISIONS[engine] else "fp32"
-        written = list(_write_engine(engine, ensemble, folder, mine))
-        path = written[0][1]
-        comparison = compare(open_file(engine, path), expected, name=path.name, precision=mine)
-        files += [
-            EngineFile(
-                engine=engine,
-                part=part,
-                file=path.name,
-                sha256=sha256(path),
-                size=path.stat().st_size,
-                precision=mine,
-                device="any",
-                comparison=comparison,
-            )
-            for part, path in written
-        ]
+    files = [
+        file
+        for engine in dict.fromkeys(settings.engines)
+        for file in _export(engine, ensemble, expected, folder, settings)
+    ]
     metrics = run.metrics
     manifest = Manifest(
         format_version=FORMAT_VERSION,

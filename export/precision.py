@@ -8,7 +8,7 @@ stays float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Typed:
 
     precision: str
     narrow: frozenset[str] = frozenset()
-    kept: Mapping[str, float] | None = None
+    kept: Mapping[str, float] = field(default_factory=dict)
 
 
 def could_be_narrow(graph: Graph, node: Node) -> bool:

@@ -216,52 +216,81 @@ def import_checkpoint(
         print(f"{run.folder}: imported. Next: hfrt export --run {run.folder}")
 
 
-@app.command(epilog="Example: hfrt export --engine native")
+@app.command(
+    epilog="Examples: hfrt export; hfrt export --engine onnx --engine trt-rtx --precision fp16 "
+    "--batch 1:8:32"
+)
 def export(
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="native, onnx or torch; repeatable; default: the first two."),
+        typer.Option(
+            help="native, onnx, trt, trt-rtx or torch; repeatable; default: the first two."
+        ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option(help="Of native and torch; bf16 is faster and differs by about 1e-3."),
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(help="Of the engines that have it; the others stay fp32."),
     ] = "fp32",
+    combine: Annotated[
+        Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"] | None,
+        typer.Option(help="What several members say together; default: as the run says."),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="The run; default: the latest.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The artifact's folder; default: the run's name.")
     ] = None,
+    batch: Annotated[
+        str, typer.Option(help="TensorRT: smallest, usual and largest batch of cases.")
+    ] = "1:8:32",
+    workspace: Annotated[float, typer.Option(help="TensorRT: GiB that a layer may use.")] = 4.0,
+    compute_capability: Annotated[
+        list[int] | None,
+        typer.Option(help="trt-rtx: 80 for 8.0; repeatable; default: 80, 86, 89 and 120."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write an artifact from a run, and compare its engine with torch in float64."""
+    """Write an artifact from a run, and compare its engines with torch in float64."""
     from hyperfusion_rt.runtime.engines import DEFAULT_ENGINES, check_name
+    from hyperfusion_rt.runtime.inspect import describe_file
+    from hyperfusion_rt.runtime.trt_build import CAPABILITIES, BuildOptions
 
     engines = engine or DEFAULT_ENGINES
     for name in engines:
         check_name(name)
+    try:
+        low, usual, high = (int(part) for part in batch.split(":"))
+    except ValueError:
+        raise ConfigError(
+            f"--batch {batch}: write it as SMALLEST:USUAL:LARGEST, such as 1:8:32"
+        ) from None
+    capabilities = tuple(dict.fromkeys(compute_capability or CAPABILITIES))
+    options = BuildOptions((low, usual, high), workspace, capabilities)
     _need_torch("exporting")
     from hyperfusion_rt.export import export_run
     from hyperfusion_rt.training.run import Run
 
     chosen = Run.open(run) if run else Run.latest(Path("runs"))
     target = out or Path(f"{chosen.folder.name}.hfrt")
-    with terminal.console().status("exporting and comparing"):
+    with terminal.progress() as progress:
+        bar = progress.add_task("exporting and comparing", total=None)
         artifact = export_run(
-            chosen, target, engines=engines, precision=precision, force=force or out is None
+            chosen,
+            target,
+            engines=engines,
+            precision=precision,
+            rule=combine,
+            options=options,
+            force=force or out is None,
+            on_progress=lambda phase, done, steps: progress.update(
+                bar, description=f"TensorRT: {phase[:40].lower()}", completed=done, total=steps
+            ),
         )
     if as_json:
         terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
         return
     for entry in artifact.manifest.engines:
-        found = entry.comparison
-        kind = "real" if found.real_cases else "random"
-        print(
-            f"{target / entry.file}: {entry.precision}, {entry.size / 2**20:.1f} MiB; differs from "
-            f"{found.against} by {found.largest_difference:.1e} of the outputs' scale, "
-            f"in the result by {found.drift:.1e} {artifact.manifest.unit} "
-            f"({found.cases} {kind} cases, batch {', '.join(map(str, found.batches))}; "
-            f"tolerance {found.tolerance:.0e})"
-        )
+        print(f"{target / entry.file}: {describe_file(entry, artifact.manifest.unit)}")
 
 
 @app.command(epilog="Example: hfrt infer scans/ --tabular data.csv")
@@ -275,7 +304,9 @@ def infer(
     report: Annotated[
         Path | None, typer.Option(help="The report; default: report.html beside the table.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="native, onnx, torch, or auto.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="native, onnx, trt, trt-rtx, torch, or auto: the fastest here.")
+    ] = "auto",
     threads: Threads = None,
     id_column: Annotated[str | None, typer.Option(help="The column of subjects.")] = None,
     duplicates: Annotated[
@@ -318,6 +349,8 @@ def infer(
             parts = " + ".join(f"{name} {value:.0f}" for name, value in ms.items())
             rate = summary["wall_seconds"] / summary["ok"]
             print(f"{summary['ok']} predicted: {1e3 * rate:.0f} ms per scan ({parts}, in ms)")
+        for note in result.predictor.notes:
+            print(f"warning: {note}", file=sys.stderr)
         for item in result.failed[:10]:
             print(f"{item.subject}: {item.reason}", file=sys.stderr)
         if len(result.failed) > 10:

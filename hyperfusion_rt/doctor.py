@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.gpu import nvidia_driver
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def look() -> Facts:
 
     if (native := load("hyperfusion_rt._native")) is not None:
         found["native"] = tuple(native.available_isas())
-    with contextlib.suppress(OSError):
-        words = Path("/proc/driver/nvidia/version").read_text().split()
-        found["driver"] = next((w for w in words if w[0].isdigit() and "." in w), None)
+    found["driver"] = nvidia_driver()
     for package in ("torch", "triton", "tensorrt", "tensorrt_rtx"):
         found[package] = _version(package)
     if found["torch"] and (torch := load("torch")) is not None:

@@ -44,6 +44,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again: `$XDG_CACHE_HOME/hyperfusion_rt`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "hyperfusion_rt"
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

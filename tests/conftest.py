@@ -2,12 +2,16 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: on a shared machine spinning threads make training many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Before Triton is imported: without a GPU its kernels run in its interpreter, on CPU tensors.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The outcome of trials and built engines of the tests are not kept among the user's.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hfrt-tests-cache-")
 
 import pytest
 

@@ -26,15 +26,20 @@ from hyperfusion_rt.files import sha256, write_text
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-Part = Literal["whole", "trunk", "head"]
+Part = Literal["whole", "trunk", "head", "source", "log"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class Comparison(Frozen):
     """What was compared at export, at every batch size.
 
     `largest_difference`: of the members' raw outputs, relative to their scale; at most `tolerance`.
-    `drift`: of the result (probability, or years); at most `drift_tolerance`.
+    `drift`: of the result (probability, or years); at most `drift_tolerance`. `by`: what ran: the
+    engine itself, or in its place (where there is no GPU) ONNX Runtime with the same graph, or the
+    graph with emulated rounding.
     """
+
+    by: Literal["engine", "ONNX Runtime, same graph", "emulated"] = "engine"
 
     against: str
     cases: int
@@ -46,12 +51,35 @@ class Comparison(Frozen):
     drift_tolerance: float
 
 
+class Build(Frozen):
+    """How a TensorRT engine was built. `batch`: smallest, usual, largest.
+
+    `narrow` operations have the precision; `kept` (layer → its largest number on the calibration
+    scans) stay float32 because of their range. `emulated_drift`: of the result, by rounding alone.
+    """
+
+    version: str
+    batch: tuple[int, int, int]
+    workspace_gib: float
+    capabilities: tuple[int, ...]
+    gpu: str | None
+    driver: str | None
+    seconds: float
+    layers: int
+    narrow: int
+    kept: dict[str, float]
+    emulated_drift: float
+    source_sha256: str
+    status: Literal["run and compared", "built, not run"]
+
+
 class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
     `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
     and M members. `trunk`: `image [B·N, 1, D, H, W] →` features; `head`: features, tabular →
-    output, members.
+    output, members. Of TensorRT also `source`, the ONNX file that it was built from and can be
+    built from again, and `log`, what the builder said.
     """
 
     engine: str
@@ -59,9 +87,10 @@ class EngineFile(Frozen):
     file: str
     sha256: str
     size: int
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     device: str
     comparison: Comparison
+    build: Build | None = None
 
 
 class Provenance(Frozen):
@@ -159,8 +188,13 @@ class Artifact:
         """The names of the engines that have a file here, in order, each once."""
         return list(dict.fromkeys(file.engine for file in self.manifest.engines))
 
-    def file(self, engine: str) -> Path:
-        """The whole network's file of `engine`; the hashes of all its files are checked.
+    def entry(self, engine: str) -> EngineFile:
+        """What the manifest says of the whole network's file of `engine`, which it has."""
+        return next(e for e in self.manifest.engines if (e.engine, e.part) == (engine, "whole"))
+
+    def file(self, engine: str, part: Part = "whole") -> Path:
+        """The file of `engine` with the whole network, or another part; the hashes of all its files
+        are checked.
 
         Raises:
             ArtifactError: a file is missing or changed, or the artifact lacks this engine.
@@ -171,10 +205,10 @@ class Artifact:
                 f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
                 f"add it with 'hfrt export --engine {engine}'"
             )
-        whole = [entry.file for entry in entries if entry.part == "whole"]
+        whole = [entry.file for entry in entries if entry.part == part]
         if len(whole) != 1:
             raise ArtifactError(
-                f"{self.folder}: the '{engine}' engine has not one file; export again"
+                f"{self.folder}: the '{engine}' engine has not one file ({part}); export again"
             )
         for entry in entries:
             path = self.folder / entry.file

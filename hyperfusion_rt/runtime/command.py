@@ -35,7 +35,12 @@ class Result:
         """For JSON."""
         manifest = self.predictor.manifest
         rows = [record(manifest, item) for item in self.predictions]
-        return {"engine": self.predictor.engine, "summary": self.summary, "predictions": rows}
+        return {
+            "engine": self.predictor.engine,
+            "notes": list(self.predictor.notes),
+            "summary": self.summary,
+            "predictions": rows,
+        }
 
 
 def infer(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.errors import EngineError
-from hyperfusion_rt.runtime.artifact import Artifact
+import hyperfusion_rt
+from hyperfusion_rt.errors import EngineError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.files import cache_folder, write_text
+from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.artifact import Artifact, Build
+from hyperfusion_rt.runtime.gpu import Gpu, nvidia_driver
 
 
 class Engine(Protocol):
@@ -27,30 +37,40 @@ class Engine(Protocol):
         ...
 
 
-# name → (module, class); in the order in which `auto` prefers them.
+# name → (module, class); in the order in which `auto` tries them.
 _ENGINES = {
+    "trt": ("hyperfusion_rt.runtime.engine_trt", "TrtEngine"),
+    "trt-rtx": ("hyperfusion_rt.runtime.engine_trt", "TrtEngine"),
     "native": ("hyperfusion_rt.runtime.engine_native", "NativeEngine"),
     "onnx": ("hyperfusion_rt.runtime.engine_onnx", "OnnxEngine"),
     "torch": ("hyperfusion_rt.runtime.engine_torch", "TorchEngine"),
 }
-_LATER = {
-    "trt": "TensorRT engines are not part of this version; they will need an NVIDIA GPU and "
-    "pip install 'hyperfusion_rt[trt]'",
-    "trt-rtx": "TensorRT-RTX engines are not part of this version; they will need "
-    "pip install tensorrt_rtx",
-}
+TENSORRT = ("trt", "trt-rtx")
 DEFAULT_ENGINES = ("native", "onnx")  # that an export makes unless told
 # The precisions in which each engine can be exported.
-PRECISIONS = {"native": ("fp32", "bf16"), "onnx": ("fp32",), "torch": ("fp32", "bf16")}
+PRECISIONS = {
+    "trt": ("fp32", "fp16", "bf16"),
+    "trt-rtx": ("fp32", "fp16", "bf16"),
+    "native": ("fp32", "bf16"),
+    "onnx": ("fp32",),
+    "torch": ("fp32", "bf16"),
+}
+_TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine that is ready. `notes`: what its user should know of how it was chosen."""
+
+    name: str
+    engine: Engine
+    notes: tuple[str, ...] = ()
 
 
 def check_name(name: str) -> None:
-    """Raise an EngineError that says why `name` cannot be used, unless it can."""
-    if name in _ENGINES:
-        return
-    if name in _LATER:
-        raise EngineError(f"engine '{name}': {_LATER[name]}. Use: {', '.join(_ENGINES)}")
-    raise EngineError(f"there is no engine '{name}'; choose from {', '.join(_ENGINES)}")
+    """Raise an EngineError unless there is an engine `name`."""
+    if name not in _ENGINES:
+        raise EngineError(f"there is no engine '{name}'; choose from {', '.join(_ENGINES)}")
 
 
 def open_file(name: str, path: Path, threads: int | None = None) -> Engine:
@@ -65,18 +85,129 @@ def open_file(name: str, path: Path, threads: int | None = None) -> Engine:
     return found
 
 
-def open_engine(
-    artifact: Artifact, name: str = "auto", threads: int | None = None
-) -> tuple[str, Engine]:
-    """Open an engine of `artifact`; returns its name and the engine.
+def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = None) -> Opened:
+    """Open an engine of `artifact`.
 
-    `auto` takes the artifact's first engine in the order of preference: native, onnx, torch.
+    `auto` takes the fastest of the artifact's engines that run here, by a short trial whose outcome
+    is kept in the cache folder. A TensorRT engine of another GPU, driver or version is built again
+    from its ONNX file, into the cache folder; where that cannot be, the onnx engine takes over.
     `threads`: None uses every core that the process may use.
 
     Raises:
         EngineError, MissingExtraError, ArtifactError: what is wrong and how to repair it.
     """
-    if name == "auto":
-        name = next((known for known in _ENGINES if known in artifact.engines), "onnx")
-    check_name(name)
-    return name, open_file(name, artifact.file(name), threads)
+    if name != "auto":
+        check_name(name)
+        return _open(artifact, name, threads)
+    names = [known for known in _ENGINES if known in artifact.engines]
+    if len(names) == 1:
+        return _open(artifact, names[0], threads)
+    trials = _Trials(artifact, threads)
+    if trials.chosen in names:
+        with contextlib.suppress(EngineError, MissingExtraError):
+            return _open(artifact, trials.chosen, threads)
+    opened: list[Opened] = []
+    reasons = []
+    for candidate in names:
+        try:
+            found = _open(artifact, candidate, threads)
+        except (EngineError, MissingExtraError) as error:
+            reasons.append(f"{candidate}: {error}")
+            continue
+        if found.name == candidate:
+            opened.append(found)
+    if not opened:
+        raise EngineError(f"{artifact.folder}: no engine runs here: {'; '.join(reasons)}")
+    return opened[0] if len(opened) == 1 else trials.fastest(opened)
+
+
+def _open(artifact: Artifact, name: str, threads: int | None) -> Opened:
+    path = artifact.file(name)
+    if name not in TENSORRT:
+        return Opened(name, open_file(name, path, threads))
+    try:
+        return _open_tensorrt(artifact, name, path)
+    except (EngineError, MissingExtraError) as error:
+        if "onnx" not in artifact.engines:
+            raise
+        reason = f"the {name} engine cannot be used ({error}); the onnx engine takes over"
+        return Opened("onnx", open_file("onnx", artifact.file("onnx"), threads), (reason,))
+
+
+def _open_tensorrt(artifact: Artifact, name: str, path: Path) -> Opened:
+    from hyperfusion_rt.runtime import trt_build
+    from hyperfusion_rt.runtime.engine_trt import TrtEngine
+    from hyperfusion_rt.runtime.gpu import find_gpu
+
+    gpu = find_gpu()
+    version = str(trt_build.load_package(name).__version__)
+    made = artifact.entry(name).build
+    if made is None:
+        raise EngineError(f"{path}: the manifest does not say how it was built; export again")
+    stale = _stale(made, name, version, gpu)
+    if not stale:
+        return Opened(name, TrtEngine(path))
+    options = trt_build.BuildOptions(made.batch, made.workspace_gib, (gpu.capability,))
+    rebuilt = trt_build.rebuild(name, artifact.file(name, "source"), options, gpu)
+    note = f"the {name} engine was built for {stale}: built again for this machine, in {rebuilt}"
+    return Opened(name, TrtEngine(rebuilt, engine=name), (note,))
+
+
+def _stale(made: Build, name: str, version: str, gpu: Gpu) -> str:
+    """What an engine was built for, if that is not this machine; otherwise nothing."""
+    if made.version != version:
+        return f"version {made.version}, not {version}"
+    if name == "trt-rtx":
+        if gpu.capability not in made.capabilities:
+            known = ", ".join(map(str, made.capabilities))
+            return f"compute capabilities {known}, not {gpu.capability}"
+    elif (made.gpu, made.driver) != (gpu.name, gpu.driver):
+        return f"{made.gpu} with driver {made.driver}, not {gpu.name} with {gpu.driver}"
+    return ""
+
+
+class _Trials:
+    """Which engine was the fastest, by artifact, machine and threads; kept as JSON."""
+
+    def __init__(self, artifact: Artifact, threads: int | None) -> None:
+        self.artifact = artifact
+        self.path = cache_folder() / "trials.json"
+        machine = {**describe_machine(), "driver": nvidia_driver(), "threads": threads}
+        parts = [artifact.manifest.checksum, hyperfusion_rt.__version__, machine]
+        self.key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def chosen(self) -> str | None:
+        """The fastest engine of an earlier trial."""
+        entry = self._known().get(self.key)
+        found = entry.get("engine") if isinstance(entry, dict) else None
+        return found if isinstance(found, str) else None
+
+    def fastest(self, opened: Sequence[Opened]) -> Opened:
+        """Time one case on each; the first of equals."""
+        manifest = self.artifact.manifest
+        boxes, shape = len(manifest.preprocessing.boxes), manifest.preprocessing.shape
+        image = np.zeros((1, boxes, *shape), np.float32)
+        tabular = np.zeros((1, sum(member.width for member in manifest.members)), np.float32)
+        times = {}
+        for item in opened:
+            item.engine.run(image, tabular)
+            taken = []
+            for _ in range(_TRIALS):
+                start = time.perf_counter()
+                item.engine.run(image, tabular)
+                taken.append(1e3 * (time.perf_counter() - start))
+            times[item.name] = min(taken)
+        best = min(opened, key=lambda item: times[item.name])
+        entry = {"engine": best.name, "ms": times, "artifact": manifest.name}
+        # A folder that cannot be written only means another trial next time.
+        with contextlib.suppress(HyperFusionError):
+            write_text(self.path, json.dumps({**self._known(), self.key: entry}, indent=1) + "\n")
+        return best

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperfusion_rt.runtime.artifact import Artifact
+from hyperfusion_rt.runtime.artifact import Artifact, EngineFile
 from hyperfusion_rt.runtime.plan import read_plan
 from hyperfusion_rt.runtime.report import figures
 
@@ -65,17 +65,37 @@ def describe(folder: Path) -> Description:
     columns.append(("gaps are filled by", imputer))
     sections["table"] = columns
     sections["engines (every file's SHA-256 is right)"] = [
-        (
-            f"{e.engine} {e.precision} {e.part}",
-            f"{e.file}, {e.size / 2**20:.1f} MiB, device {e.device}; differs from "
-            f"{e.comparison.against} by {e.comparison.largest_difference:.1e} "
-            f"({e.comparison.cases} {'real' if e.comparison.real_cases else 'random'} cases, "
-            f"tolerance {e.comparison.tolerance:.0e}), the result by {e.comparison.drift:.1e} "
-            f"{m.unit} (tolerance {e.comparison.drift_tolerance:g})",
-        )
+        (f"{e.engine} {e.precision} {e.part}", f"{e.file}, {describe_file(e, m.unit)}")
         for e in m.engines
     ]
     return Description(m.model_dump(mode="json"), sections)
+
+
+def describe_file(entry: EngineFile, unit: str) -> str:
+    """One engine file in words: size, device, and how it was checked."""
+    size = f"{entry.size / 2**20:.1f} MiB" if entry.size > 2**20 else f"{entry.size / 1024:.0f} KiB"
+    if entry.part == "log":
+        return f"{size}, what the builder said"
+    words = [entry.precision, size]
+    made, found = entry.build, entry.comparison
+    if entry.part == "source":
+        words.append(f"what {entry.engine} was built from")
+    elif made is not None:
+        low, usual, high = made.batch
+        kept = f", {len(made.kept)} layers kept in fp32" if made.kept else ""
+        words.append(
+            f"{made.status}: for {entry.device}, batch {low} to {high} (usually {usual}), "
+            f"{made.layers} layers in {made.seconds:.1f} s{kept}"
+        )
+    kind = "real" if found.real_cases else "random"
+    by = "" if found.by == "engine" else f"{found.by}: "
+    words.append(
+        f"{by}differs from {found.against} by {found.largest_difference:.1e} of the outputs' scale "
+        f"(tolerance {found.tolerance:.1g}), in the result by {found.drift:.1e} {unit} (tolerance "
+        f"{found.drift_tolerance:g}); {found.cases} {kind} cases, batch "
+        f"{', '.join(map(str, found.batches))}"
+    )
+    return "; ".join(words)
 
 
 PLAN_HEADER = ["part", "operation", "layer", "output", "how", "fused", "GFLOP", "MB"]

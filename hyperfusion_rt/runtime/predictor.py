@@ -76,7 +76,8 @@ class Predictor:
     ) -> None:
         self.artifact = artifact
         self.threads = threads or usable_cores()
-        self.engine, self._network = open_engine(artifact, engine, self.threads)
+        opened = open_engine(artifact, engine, self.threads)
+        self.engine, self._network, self.notes = opened.name, opened.engine, opened.notes
 
     @property
     def manifest(self) -> Manifest:

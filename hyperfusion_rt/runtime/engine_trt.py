@@ -1,0 +1,171 @@
+"""The TensorRT engines, `trt` and `trt-rtx`, without torch.
+
+A batch is cut into pieces of the profile's usual size, which two slots take in turn. A slot has a
+stream, pinned host memory, device memory and an execution context: while one computes, the other's
+piece is copied. What a slot does for a given batch is captured once as a CUDA graph and replayed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.errors import EngineError
+from hyperfusion_rt.runtime.gpu import checked, cudart, find_gpu
+from hyperfusion_rt.runtime.trt_build import complaints, load_package, runtime_of
+
+Floats = NDArray[np.float32]
+SLOTS = 2
+
+
+@dataclass
+class _Buffer:
+    """One input or output of a slot: pinned host memory, and device memory."""
+
+    shape: tuple[int, ...]  # per case
+    host: Floats  # [usual batch, *shape]
+    host_pointer: int
+    device_pointer: int
+
+    def bytes_of(self, batch: int) -> int:
+        return 4 * batch * int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass
+class _Slot:
+    stream: Any
+    context: Any
+    buffers: dict[str, _Buffer]
+    graphs: dict[int, Any] = field(default_factory=dict)  # by batch
+
+
+class TrtEngine:
+    """Runs one TensorRT engine on the first GPU; see `hyperfusion_rt.runtime.engines.Engine`.
+
+    Args:
+        path: an engine file of the package that its suffix names, `.trt` or `.trt-rtx`, or one
+            whose `engine` is given.
+        threads: not used.
+
+    Raises:
+        MissingExtraError: the package or cuda-python is not installed.
+        EngineError: there is no GPU, or the engine was built for another one.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None, engine: str | None = None) -> None:
+        self.name = engine or path.suffix.removeprefix(".")
+        trt = load_package(self.name)
+        self.gpu = find_gpu()
+        self._rt = cudart()
+        self._turn = threading.Lock()
+        self._runtime = runtime_of(self.name, trt)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(
+                f"{path}: {self.name} {trt.__version__} cannot load it on {self.gpu.name}: "
+                f"{complaints(self.name)}"
+            )
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        modes = {name: self._engine.get_tensor_mode(name) for name in names}
+        self._inputs = [n for n in names if modes[n] == trt.TensorIOMode.INPUT]
+        self._outputs = [n for n in names if n not in self._inputs]
+        shapes = {name: tuple(self._engine.get_tensor_shape(name))[1:] for name in names}
+        least, usual, _ = self._engine.get_tensor_profile_shape(self._inputs[0], 0)
+        self.least, self.usual = int(least[0]), int(usual[0])
+        self._slots = [self._slot(shapes) for _ in range(SLOTS)]
+
+    def _slot(self, shapes: dict[str, tuple[int, ...]]) -> _Slot:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(f"{self.name}: no execution context: {complaints(self.name)}")
+        stream = checked(self._rt.cudaStreamCreate())
+        buffers = {name: self._buffer(shape) for name, shape in shapes.items()}
+        for name, buffer in buffers.items():
+            context.set_tensor_address(name, buffer.device_pointer)
+        return _Slot(stream, context, buffers)
+
+    def _buffer(self, shape: tuple[int, ...]) -> _Buffer:
+        count = self.usual * int(np.prod(shape, dtype=np.int64))
+        host = int(checked(self._rt.cudaHostAlloc(4 * count, self._rt.cudaHostAllocDefault)))
+        device = int(checked(self._rt.cudaMalloc(4 * count)))
+        memory = (ctypes.c_float * count).from_address(host)
+        view = np.ctypeslib.as_array(memory).reshape(self.usual, *shape)
+        return _Buffer(shape, view, host, device)
+
+    def run(self, image: Floats, tabular: Floats) -> dict[str, Floats]:
+        """Run one batch: `image [B, N, D, H, W]`, `tabular [B, T]`; every output by its name.
+
+        Raises:
+            EngineError: an input has another shape, or CUDA fails.
+        """
+        given = {"image": image, "tabular": tabular}
+        first = self._slots[0].buffers
+        for name in self._inputs:
+            if given[name].shape[1:] != first[name].shape or len(given[name]) != len(image):
+                raise EngineError(
+                    f"the network's {name} is [B, {', '.join(map(str, first[name].shape))}], but "
+                    f"it was given an array of shape {given[name].shape}"
+                )
+        made = {
+            name: np.empty((len(image), *first[name].shape), np.float32) for name in self._outputs
+        }
+        waiting: list[tuple[_Slot, int, int]] = []
+        with self._turn:
+            for turn, start in enumerate(range(0, len(image), self.usual)):
+                if len(waiting) == SLOTS:
+                    self._collect(*waiting.pop(0), made)
+                slot, stop = self._slots[turn % SLOTS], min(start + self.usual, len(image))
+                for name in self._inputs:
+                    slot.buffers[name].host[: stop - start] = given[name][start:stop]
+                self._launch(slot, max(stop - start, self.least))
+                waiting.append((slot, start, stop))
+            for item in waiting:
+                self._collect(*item, made)
+        return made
+
+    def _collect(self, slot: _Slot, start: int, stop: int, made: dict[str, Floats]) -> None:
+        checked(self._rt.cudaStreamSynchronize(slot.stream))
+        for name in self._outputs:
+            made[name][start:stop] = slot.buffers[name].host[: stop - start]
+
+    def _launch(self, slot: _Slot, batch: int) -> None:
+        rt = self._rt
+        if batch not in slot.graphs:
+            for name in self._inputs:
+                slot.context.set_input_shape(name, (batch, *slot.buffers[name].shape))
+            # Once without capture: what is compiled or allocated lazily, is now.
+            self._enqueue(slot, batch)
+            checked(rt.cudaStreamSynchronize(slot.stream))
+            relaxed = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            checked(rt.cudaStreamBeginCapture(slot.stream, relaxed))
+            try:
+                self._enqueue(slot, batch)
+            finally:
+                graph = checked(rt.cudaStreamEndCapture(slot.stream))
+            slot.graphs[batch] = checked(rt.cudaGraphInstantiate(graph, 0))
+            checked(rt.cudaGraphDestroy(graph))
+        checked(rt.cudaGraphLaunch(slot.graphs[batch], slot.stream))
+
+    def _enqueue(self, slot: _Slot, batch: int) -> None:
+        kind = self._rt.cudaMemcpyKind
+        self._copy(slot, self._inputs, batch, kind.cudaMemcpyHostToDevice)
+        if not slot.context.execute_async_v3(int(slot.stream)):
+            raise EngineError(f"{self.name}: a batch of {batch} failed: {complaints(self.name)}")
+        self._copy(slot, self._outputs, batch, kind.cudaMemcpyDeviceToHost)
+
+    def _copy(self, slot: _Slot, names: Sequence[str], batch: int, kind: Any) -> None:
+        to_device = kind == self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
+        for name in names:
+            buffer = slot.buffers[name]
+            ends = buffer.host_pointer, buffer.device_pointer
+            source, target = ends if to_device else ends[::-1]
+            checked(
+                self._rt.cudaMemcpyAsync(target, source, buffer.bytes_of(batch), kind, slot.stream)
+            )
