@@ -27,6 +27,7 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 HEADROOM = 8.0
 # Statistics over a volume: sums of very many numbers, and their squares.
 _EXACT = ("instance_norm",)
+_NO_BF16 = ("hardswish", "mish")  # TensorRT has these activations in float16 only
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,17 @@ class Typed:
     kept: Mapping[str, float] = field(default_factory=dict)
 
 
-def could_be_narrow(graph: Graph, node: Node) -> bool:
-    """Whether `node` reads a volume and makes a volume."""
+def could_be_narrow(graph: Graph, node: Node, precision: str) -> bool:
+    """Whether `node` reads a volume and makes a volume, and engines have it in `precision`."""
+    if precision == "bf16" and node.attrs.get("kind") in _NO_BF16:
+        return False
     read, made = graph.shapes[node.inputs[0]], graph.shapes[node.output]
     return len(read) == 4 and len(made) == 4 and node.op not in _EXACT
+
+
+def label(node: Node) -> str:
+    """Where `node` is, for people."""
+    return f"{node.layer or node.output} ({node.op})"
 
 
 def run_ensemble(
@@ -89,12 +97,12 @@ def choose(ensemble: Ensemble, precision: str, expected: Expected) -> Typed:
     narrow, kept = set(), {}
     for graph in (ensemble.trunk, ensemble.head):
         for node in graph.nodes:
-            if not could_be_narrow(graph, node):
+            if not could_be_narrow(graph, node, precision):
                 continue
             if largest[node.output] <= limit:
                 narrow.add(node.output)
             else:
-                kept[node.layer or node.output] = largest[node.output]
+                kept[label(node)] = largest[node.output]
     return Typed(precision, frozenset(narrow), kept)
 
 
@@ -142,11 +150,13 @@ def blame(ensemble: Ensemble, typed: Typed, expected: Expected) -> tuple[str, fl
     for graph in (ensemble.trunk, ensemble.head):
         for node in graph.nodes:
             if node.output in typed.narrow:
-                layers.setdefault(node.layer or node.output, set()).add(node.output)
+                layers.setdefault(label(node), set()).add(node.output)
     alone = {
         layer: drift(ensemble, Typed(typed.precision, frozenset(names)), expected)
         for layer, names in layers.items()
     }
+    if not alone:
+        return "float32 itself", drift(ensemble, typed, expected)
     worst = max(alone, key=lambda layer: alone[layer])
     return worst, alone[worst]
 

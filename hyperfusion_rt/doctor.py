@@ -116,8 +116,22 @@ def engines(facts: Facts) -> list[tuple[str, bool, str]]:
         rows.append(("torch", True, "CUDA, torch's own convolutions (Triton is missing)"))
     else:
         rows.append(("torch", True, "CPU"))
-    for name in ("trt", "trt-rtx"):
-        rows.append((name, False, "not part of this version"))
+    for name, version, package in (
+        ("trt", facts.tensorrt, "tensorrt"),
+        ("trt-rtx", facts.tensorrt_rtx, "tensorrt_rtx"),
+    ):
+        if version is None:
+            rows.append(
+                (name, False, f"{package} is missing: pip install 'hyperfusion_rt[{name}]'")
+            )
+        elif facts.driver:
+            rows.append((name, True, f"{package} {version}, driver {facts.driver}"))
+        elif name == "trt-rtx":
+            rows.append(
+                (name, False, f"{package} {version} builds engines here; to run them needs a GPU")
+            )
+        else:
+            rows.append((name, False, f"{package} {version} needs a GPU to build and to run"))
     return rows
 
 

@@ -79,10 +79,12 @@ def describe_file(entry: EngineFile, unit: str) -> str:
     words = [entry.precision, size]
     made, found = entry.build, entry.comparison
     if entry.part == "source":
-        words.append(f"what {entry.engine} was built from")
-    elif made is not None:
+        return "; ".join([*words, f"what {entry.engine} was built from"])
+    if entry.part != "whole":
+        return "; ".join([*words, f"the {entry.part} by itself"])
+    if made is not None:
         low, usual, high = made.batch
-        kept = f", {len(made.kept)} layers kept in fp32" if made.kept else ""
+        kept = f", kept in fp32: {', '.join(made.kept)}" if made.kept else ""
         words.append(
             f"{made.status}: for {entry.device}, batch {low} to {high} (usually {usual}), "
             f"{made.layers} layers in {made.seconds:.1f} s{kept}"
@@ -91,7 +93,7 @@ def describe_file(entry: EngineFile, unit: str) -> str:
     by = "" if found.by == "engine" else f"{found.by}: "
     words.append(
         f"{by}differs from {found.against} by {found.largest_difference:.1e} of the outputs' scale "
-        f"(tolerance {found.tolerance:.1g}), in the result by {found.drift:.1e} {unit} (tolerance "
+        f"(tolerance {found.tolerance:g}), in the result by {found.drift:.1e} {unit} (tolerance "
         f"{found.drift_tolerance:g}); {found.cases} {kind} cases, batch "
         f"{', '.join(map(str, found.batches))}"
     )

@@ -24,6 +24,7 @@ from .networks import (
     published,
     shaken,
 )
+from .tensorrt_rtx import INSTALLED, builds
 
 TOLERANCE = 1e-10
 
@@ -99,7 +100,17 @@ def apply(rule, graph, expected=True, **options):
     changed.sort()
     for a, b in zip(run(changed, feeds), before, strict=True):
         assert difference(a, b) <= TOLERANCE
+    for form in (graph, changed):
+        if form.nodes:
+            builds(form)
     return changed
+
+
+@pytest.mark.skipif(not INSTALLED, reason="tensorrt_rtx is not installed: rules NOT built with it")
+def test_every_rule_is_built_with_tensorrt_rtx():
+    """`apply` builds what every test below gives it, before and after the rule."""
+    b = Builder(image=V)
+    assert builds(b.done(b.conv("image", 6))) is not None
 
 
 def ops(graph):
