@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ import hyperfusion_rt
 from hyperfusion_rt.config import Rule
 from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.export.compare import Expected, compare
+from hyperfusion_rt.export.compare import DRIFT, Expected, compare
 from hyperfusion_rt.export.ensemble import Ensemble, join
 from hyperfusion_rt.export.fold import fold
 from hyperfusion_rt.export.graph import Graph
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan_ensemble
+from hyperfusion_rt.export.precision import check_drift, choose
+from hyperfusion_rt.export.serve import Backend, write_repository
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.export.to_tensorrt import Progress, export_tensorrt
 from hyperfusion_rt.files import sha256
@@ -105,6 +108,8 @@ def export_run(
     precision: Precision = "fp32",
     rule: Rule | None = None,
     options: BuildOptions | None = None,
+    serve: Path | None = None,
+    backend: Backend = "onnx",
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> Artifact:
@@ -113,7 +118,9 @@ def export_run(
     Args:
         precision: for the engines that have it; the others are fp32, and at least one must have it.
         rule: how members are combined; None takes the run's.
-        options: of TensorRT engines.
+        options: of TensorRT engines; their batches are the served model's too.
+        serve: also write a model repository for NVIDIA Triton Inference Server there.
+        backend: that runs its trunk.
         on_progress: told (phase, done, steps) while one is built.
 
     It is built in a temporary folder and put in place whole: after an error, an older artifact of
@@ -149,7 +156,14 @@ def export_run(
         raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from None
     try:
         settings = _Settings(
-            tuple(engines), precision, rule, options or BuildOptions(), on_progress
+            tuple(engines),
+            precision,
+            rule,
+            options or BuildOptions(),
+            on_progress,
+            serve,
+            backend,
+            force,
         )
         artifact = _build(run, folder, out.stem, settings)
         folder.chmod(0o755)
@@ -182,12 +196,12 @@ def _write_engine(
         write_plan(plan_ensemble(ensemble, precision=precision), path)
         yield "whole", path
         return
-    parts: list[tuple[Part, Ensemble | Graph]] = [("whole", ensemble), ("head", ensemble.head)]
-    if ensemble.trunk.nodes:
-        parts.append(("trunk", ensemble.trunk))
-    for part, content in parts:
+    parts: list[Literal["whole", "trunk", "head"]] = ["whole", "trunk", "head"]
+    for part in parts:
+        if part == "trunk" and not ensemble.trunk.nodes:
+            continue
         path = folder / f"{'model' if part == 'whole' else part}.onnx"
-        write_onnx(content, path)
+        write_onnx(ensemble, path, part=part)
         yield part, path
 
 
@@ -198,6 +212,9 @@ class _Settings:
     rule: Rule
     options: BuildOptions
     on_progress: Progress | None
+    serve: Path | None
+    backend: Backend
+    force: bool
 
 
 def _export(
@@ -251,6 +268,20 @@ def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
         for engine in dict.fromkeys(settings.engines)
         for file in _export(engine, ensemble, expected, folder, settings)
     ]
+    if settings.serve is not None:
+        typed = choose(ensemble, settings.precision, expected)
+        check_drift(ensemble, typed, expected, DRIFT[config.task])
+        write_repository(
+            settings.serve,
+            name,
+            ensemble,
+            [member.encoder for member in members],
+            tuple(config.tabular.classes),
+            typed=typed,
+            backend=settings.backend,
+            options=settings.options,
+            force=settings.force,
+        )
     metrics = run.metrics
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -7,18 +7,21 @@ per sample.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.ensemble import Ensemble
+from hyperfusion_rt.export.fold import TABLE
 from hyperfusion_rt.export.graph import Graph, Node, Shape
 from hyperfusion_rt.export.precision import Typed
+from hyperfusion_rt.export.table_onnx import add_encoders, table_inputs
 from hyperfusion_rt.files import replacing
 
 OPSET = 20
@@ -28,9 +31,20 @@ EACH = ".boxes"
 FP32 = Typed("fp32")
 
 
-def write_onnx(content: Graph | Ensemble, path: Path, typed: Typed = FP32) -> None:
+def write_onnx(
+    content: Graph | Ensemble,
+    path: Path,
+    typed: Typed = FP32,
+    part: Literal["whole", "trunk", "head"] = "whole",
+    encoders: Sequence[TabularEncoder] = (),
+) -> None:
     """Write `content`. Inputs and outputs are float32 and keep their names; the batch axis is
-    `batch`. Inside, the nodes that `typed` names have its narrow type.
+    `batch`.
+
+    Args:
+        typed: its nodes have its narrow type inside.
+        part: of an ensemble. The trunk takes a case's image and makes its features.
+        encoders: of the members; a head with them takes the raw table (see `table_onnx`).
 
     Raises:
         MissingExtraError: onnx is not installed.
@@ -40,13 +54,26 @@ def write_onnx(content: Graph | Ensemble, path: Path, typed: Typed = FP32) -> No
         import onnx
     except ImportError:
         raise MissingExtraError("onnx", "train", "the export to ONNX") from None
-    writer = _Writer(typed)
-    if isinstance(content, Ensemble):
-        writer.ensemble(content)
-        model = writer.model(content.inputs, content.head.outputs, content.head.shapes)
-    else:
+    writer = Writer(typed)
+    if isinstance(content, Graph):
         writer.add(content)
         model = writer.model(content.inputs, content.outputs, content.shapes)
+    elif part == "trunk":
+        made = [name for name in content.trunk.outputs if name not in content.trunk.inputs]
+        inputs = {name: content.inputs[name] for name in content.trunk.inputs}
+        writer.trunk(content, made)
+        model = writer.model(inputs, made, content.head.shapes)
+    else:
+        head = content.head
+        inputs = dict(head.inputs if part == "head" else content.inputs)
+        raw = table_inputs(encoders[0]) if encoders else {}
+        if encoders:
+            add_encoders(writer, encoders, TABLE)
+            del inputs[TABLE]
+        if part == "whole":
+            writer.trunk(content)
+        writer.add(head)
+        model = writer.model(inputs, head.outputs, head.shapes, raw)
     try:
         onnx.checker.check_model(model, full_check=True)
         serialized = model.SerializeToString()
@@ -74,7 +101,9 @@ def _numpy_type(precision: str) -> np.dtype[Any]:
     return found
 
 
-class _Writer:
+class Writer:
+    """Collects the nodes and constants of one model."""
+
     def __init__(self, typed: Typed) -> None:
         self.typed = typed
         self.graph = Graph({}, [], [], {})  # the one whose nodes are being written
@@ -84,6 +113,7 @@ class _Writer:
         self.constants: dict[bytes, Any] = {}  # by content: equal ones are kept once
 
     def add(self, graph: Graph) -> None:
+        """Write the nodes of `graph`."""
         self.graph = Graph(graph.inputs, graph.nodes, graph.outputs, dict(graph.shapes))
         for node in graph.nodes:
             narrow = node.output.removesuffix(EACH) in self.typed.narrow
@@ -115,12 +145,14 @@ class _Writer:
             self.graph.shapes[made] = self.graph.shapes[name]
         return made
 
-    def ensemble(self, ensemble: Ensemble) -> None:
-        """The trunk on a batch of boxes, the head on a batch of cases."""
-        trunk, head = ensemble.trunk, ensemble.head
+    def trunk(self, ensemble: Ensemble, outputs: Sequence[str] = ()) -> None:
+        """The trunk: from a batch of cases, on a batch of boxes, to a batch of cases.
+
+        `outputs`: features that leave the model, hence in float32.
+        """
+        trunk = ensemble.trunk
         if ensemble.boxes == 1 or not trunk.nodes:
-            self.add(trunk)
-            self.add(head)
+            self.add(replace(trunk, outputs=list(outputs)))
             return
 
         def each(value: str) -> str:
@@ -132,11 +164,11 @@ class _Writer:
         ]
         for name, shape in trunk.inputs.items():
             self.rebatch(name, shape, each(name))
-        self.add(Graph({}, nodes, [], {each(v): shape for v, shape in trunk.shapes.items()}))
+        left = [each(name) for name in outputs]
+        self.add(Graph({}, nodes, left, {each(v): shape for v, shape in trunk.shapes.items()}))
         for name in trunk.outputs:
             if name not in trunk.inputs:
-                self.rebatch(each(name), head.inputs[name], name)
-        self.add(head)
+                self.rebatch(each(name), ensemble.head.inputs[name], name)
 
     def rebatch(self, x: str, shape: Sequence[int], output: str) -> None:
         """`x` with `shape` per sample; the batch is what is left."""
@@ -146,8 +178,13 @@ class _Writer:
             self.types[output] = self.types[x]
 
     def model(
-        self, inputs: dict[str, Shape], outputs: Sequence[str], shapes: dict[str, Shape]
+        self,
+        inputs: dict[str, Shape],
+        outputs: Sequence[str],
+        shapes: dict[str, Shape],
+        raw: Mapping[str, int] | None = None,
     ) -> Any:
+        """The model. `raw`: more inputs `[B, 1]`, name → type."""
         from onnx import TensorProto, helper
 
         def info(name: str, shape: Sequence[int]) -> Any:
@@ -163,7 +200,13 @@ class _Writer:
         body = helper.make_graph(
             self.nodes,
             "hyperfusion",
-            [info(name, shape) for name, shape in inputs.items()],
+            [
+                *(info(name, shape) for name, shape in inputs.items()),
+                *(
+                    helper.make_tensor_value_info(name, kind, ["batch", 1])
+                    for name, kind in (raw or {}).items()
+                ),
+            ],
             targets,
             list(self.constants.values()),
         )
@@ -176,23 +219,29 @@ class _Writer:
         )
 
     def op(self, kind: str, inputs: Sequence[str], output: str, **attrs: Any) -> str:
+        """Write one ONNX node; returns its output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attrs))
         return output
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
+        """Integers as int64, numbers in the type of the node."""
+        kind = np.dtype(np.int64) if array.dtype.kind == "i" else _numpy_type(self.type)
+        return self.typed_constant(name, np.ascontiguousarray(array).astype(kind))
+
+    def typed_constant(self, name: str, wanted: NDArray[Any]) -> str:
+        """An array as it is; texts are of dtype object."""
         from onnx import numpy_helper
 
-        kind = np.dtype(np.int64) if array.dtype.kind == "i" else _numpy_type(self.type)
-        wanted = np.ascontiguousarray(array).astype(kind)
         key = hashlib.sha256(repr((wanted.dtype, wanted.shape)).encode())
-        key.update(wanted.tobytes())
+        key.update(repr(wanted.tolist()).encode() if wanted.dtype == object else wanted.tobytes())
         if key.digest() not in self.constants:
             self.constants[key.digest()] = numpy_helper.from_array(wanted, name)
         return str(self.constants[key.digest()].name)
 
     def weight(self, node: Node, role: str, array: NDArray[Any] | None = None) -> str:
+        """An array of `node`, or `array` in its place."""
         return self.constant(f"{node.output}.{role}", node.arrays[role] if array is None else array)
 
     def per_channel(self, node: Node, role: str) -> str:
@@ -226,13 +275,13 @@ def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
     return found
 
 
-def _conv(w: _Writer, node: Node) -> None:
+def _conv(w: Writer, node: Node) -> None:
     attrs = _window(node, node.arrays["weight"].shape[-3:])
     inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
     w.op("Conv", inputs, node.output, group=int(node.attrs["groups"]), **attrs)
 
 
-def _hyper_conv(w: _Writer, node: Node) -> None:
+def _hyper_conv(w: Writer, node: Node) -> None:
     weight, bias, groups = node.arrays["weight"], node.arrays["bias"], int(node.attrs["groups"])
     k, cout = weight.shape[:2]
     each, volume = cout // groups, w.graph.shapes[node.output][1:]
@@ -258,12 +307,12 @@ def _hyper_conv(w: _Writer, node: Node) -> None:
     w.mix(made, node.inputs[1], k, [cout, *volume], node.output)
 
 
-def _linear(w: _Writer, node: Node) -> None:
+def _linear(w: Writer, node: Node) -> None:
     inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
     w.op("Gemm", inputs, node.output, transB=1)
 
 
-def _hyper_linear(w: _Writer, node: Node) -> None:
+def _hyper_linear(w: Writer, node: Node) -> None:
     k, cout, cin = node.arrays["weight"].shape
     inputs = [
         node.inputs[0],
@@ -275,26 +324,26 @@ def _hyper_linear(w: _Writer, node: Node) -> None:
     w.mix(made, node.inputs[1], k, [cout], node.output)
 
 
-def _combine(w: _Writer, node: Node) -> None:
+def _combine(w: Writer, node: Node) -> None:
     k, (cout,) = w.graph.shapes[node.inputs[1]][0], w.graph.shapes[node.output]
     made = w.reshape(node.inputs[0], [k, cout], f"{node.output}.parts")
     w.mix(made, node.inputs[1], k, [cout], node.output)
 
 
-def _one_and(w: _Writer, node: Node) -> None:
+def _one_and(w: Writer, node: Node) -> None:
     pads = w.constant(f"{node.output}.pads", np.array([0, 1, 0, 0], np.int64))
     one = w.constant(f"{node.output}.one", np.array(1.0))
     w.op("Pad", [node.inputs[0], pads, one], node.output)
 
 
-def _affine(w: _Writer, node: Node) -> None:
+def _affine(w: Writer, node: Node) -> None:
     scaled = node.inputs[0]
     if np.any(node.arrays["scale"] != 1):
         scaled = w.op("Mul", [scaled, w.per_channel(node, "scale")], f"{node.output}.scaled")
     w.op("Add", [scaled, w.per_channel(node, "shift")], node.output)
 
 
-def _activation(w: _Writer, node: Node) -> None:
+def _activation(w: Writer, node: Node) -> None:
     kind, x = node.attrs["kind"], list(node.inputs)
     alpha = {"alpha": float(node.attrs["alpha"])} if "alpha" in node.attrs else {}
     simple = {
@@ -323,15 +372,15 @@ def _activation(w: _Writer, node: Node) -> None:
         w.op("Clip", [*x, *bounds], node.output)
 
 
-def _max_pool(w: _Writer, node: Node) -> None:
+def _max_pool(w: Writer, node: Node) -> None:
     _pool(w, "MaxPool", node)
 
 
-def _avg_pool(w: _Writer, node: Node) -> None:
+def _avg_pool(w: Writer, node: Node) -> None:
     _pool(w, "AveragePool", node, count_include_pad=int(node.attrs["count_include_pad"]))
 
 
-def _pool(w: _Writer, kind: str, node: Node, **attrs: int) -> None:
+def _pool(w: Writer, kind: str, node: Node, **attrs: int) -> None:
     """PyTorch drops a last window that would start in the padding behind; ONNX's ceil_mode keeps
     it. Where that concerns some axes only, it is cut off after the pooling.
     """
@@ -351,8 +400,8 @@ def _pool(w: _Writer, kind: str, node: Node, **attrs: int) -> None:
     _slice(w, pooled, node.output, [2, 3, 4], [0, 0, 0], list(made), [1, 1, 1])
 
 
-def _adaptive(kind: str) -> Callable[[_Writer, Node], None]:
-    def write(w: _Writer, node: Node) -> None:
+def _adaptive(kind: str) -> Callable[[Writer, Node], None]:
+    def write(w: Writer, node: Node) -> None:
         sizes = zip(w.graph.shapes[node.inputs[0]][1:], node.attrs["size"], strict=True)
         kernel = [int(n // m) for n, m in sizes]
         w.op(kind, node.inputs, node.output, kernel_shape=kernel, strides=kernel)
@@ -361,7 +410,7 @@ def _adaptive(kind: str) -> Callable[[_Writer, Node], None]:
 
 
 def _slice(
-    w: _Writer,
+    w: Writer,
     x: str,
     output: str,
     axes: list[int],
@@ -374,8 +423,8 @@ def _slice(
     return w.op("Slice", [x, *constants], output)
 
 
-def _global(kind: str) -> Callable[[_Writer, Node], None]:
-    def write(w: _Writer, node: Node) -> None:
+def _global(kind: str) -> Callable[[Writer, Node], None]:
+    def write(w: Writer, node: Node) -> None:
         x, stride = node.inputs[0], [int(s) for s in node.attrs.get("stride", (1, 1, 1))]
         if stride != [1, 1, 1]:
             shape = w.graph.shapes[x]
@@ -386,13 +435,13 @@ def _global(kind: str) -> Callable[[_Writer, Node], None]:
     return write
 
 
-def _pad(w: _Writer, node: Node) -> None:
+def _pad(w: Writer, node: Node) -> None:
     widths = [0, 0, *node.attrs["before"], 0, 0, *node.attrs["after"]]
     pads = w.constant(f"{node.output}.pads", np.array(widths, np.int64))
     w.op("Pad", [node.inputs[0], pads], node.output)
 
 
-def _ensemble(w: _Writer, node: Node) -> None:
+def _ensemble(w: Writer, node: Node) -> None:
     name, x, a = node.output, node.inputs[0], node.attrs
     (n,) = w.graph.shapes[name]
 
@@ -413,29 +462,32 @@ def _ensemble(w: _Writer, node: Node) -> None:
     terms = w.op("Mul", [safe, w.op("Log", [safe], f"{name}.log")], f"{name}.terms")
     entropy = w.op("ReduceSum", [terms, axis(2)], f"{name}.sum", keepdims=1)
     entropy = w.op("Max", [w.op("Neg", [entropy], f"{name}.neg"), number(1e-6)], f"{name}.entropy")
-    values = w.constant(f"{name}.one_hot", np.array([0.0, 1.0]))
+
+    def one_hot(index: str, count: int, axis: int, output: str) -> str:
+        depth = w.constant(f"{output}.depth", np.array([count], np.int64))
+        values = w.constant(f"{output}.values", np.array([0.0, 1.0]))
+        return w.op("OneHot", [index, depth, values], output, axis=axis)
+
     if a["rule"] == "most_confident":
         best = w.op("ArgMin", [entropy], f"{name}.best", axis=1, keepdims=0)
-        depth = w.constant(f"{name}.depth", np.array([a["members"]], np.int64))
-        weights = w.op("OneHot", [best, depth, values], f"{name}.weights", axis=1)
+        weights = one_hot(best, a["members"], 1, f"{name}.weights")
     else:
         weights = w.op("Reciprocal", [entropy], f"{name}.confidence")
         total = w.op("ReduceSum", [weights, axis(1)], f"{name}.total", keepdims=1)
         weights = w.op("Div", [weights, total], f"{name}.weights")
     if a["rule"] == "weighted_voting":
         top = w.op("ArgMax", [each], f"{name}.top", axis=2, keepdims=0)
-        depth = w.constant(f"{name}.depth", np.array([n], np.int64))
-        each = w.op("OneHot", [top, depth, values], f"{name}.votes", axis=2)
+        each = one_hot(top, n, 2, f"{name}.votes")
     weighted = w.op("Mul", [weights, each], f"{name}.weighted")
     w.op("ReduceSum", [weighted, axis(1)], name, keepdims=0)
 
 
-def _instance_norm(w: _Writer, node: Node) -> None:
+def _instance_norm(w: Writer, node: Node) -> None:
     inputs = [node.inputs[0], w.weight(node, "scale"), w.weight(node, "shift")]
     w.op("InstanceNormalization", inputs, node.output, epsilon=float(node.attrs["eps"]))
 
 
-_WRITERS: dict[str, Callable[[_Writer, Node], Any]] = {
+_WRITERS: dict[str, Callable[[Writer, Node], Any]] = {
     "conv": _conv,
     "hyper_conv": _hyper_conv,
     "linear": _linear,

@@ -247,6 +247,16 @@ def export(
         list[int] | None,
         typer.Option(help="trt-rtx: 80 for 8.0; repeatable; default: 80, 86, 89 and 120."),
     ] = None,
+    serve: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also write a model repository for NVIDIA Triton Inference Server."
+        ),
+    ] = None,
+    serve_backend: Annotated[
+        Literal["onnx", "tensorrt"],
+        typer.Option(help="What runs the trunk there; tensorrt needs this machine's GPU."),
+    ] = "onnx",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -281,6 +291,8 @@ def export(
             precision=precision,
             rule=combine,
             options=options,
+            serve=serve,
+            backend=serve_backend,
             force=force or out is None,
             on_progress=lambda phase, done, steps: progress.update(
                 bar, description=f"TensorRT: {phase[:40].lower()}", completed=done, total=steps
@@ -291,6 +303,11 @@ def export(
         return
     for entry in artifact.manifest.engines:
         print(f"{target / entry.file}: {describe_file(entry, artifact.manifest.unit)}")
+    if serve is not None:
+        print(
+            f"{serve}: models {target.stem}, its trunk and its head; tritonserver "
+            f"--model-repository={serve.resolve()}"
+        )
 
 
 @app.command(epilog="Example: hfrt infer scans/ --tabular data.csv")

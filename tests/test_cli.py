@@ -48,7 +48,7 @@ def test_usage_errors_are_2(tmp_path, hfrt):
         (["infer", "scans", "--tabular", "data.csv"], "make one with 'hfrt export'"),
         (["inspect"], "make one with 'hfrt export'"),
         (["inspect", "nowhere"], "not an artifact"),
-        (["export", "--engine", "trt"], "will need an NVIDIA GPU"),
+        (["export", "--batch", "many"], "write it as SMALLEST:USUAL:LARGEST"),
         (["export", "--engine", "turbo"], "there is no engine 'turbo'"),
         (["train", "--set", "epochs"], "section.field=value"),
         (["train", "--resume"], "train one with 'hfrt train'"),

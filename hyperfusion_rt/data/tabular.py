@@ -151,7 +151,7 @@ class TabularEncoder(_Fitted):
         """Names of the T inputs: `AGE`, `AGE:missing`, `SEX=Female`, ..."""
         gaps = tuple(f"{column.name}:missing" for column in self.columns)
         names = (*(part for column in self.columns for part in _parts(column)), *gaps)
-        return tuple(names[position] for position in self._order)
+        return tuple(names[position] for position in self.order)
 
     @property
     def width(self) -> int:
@@ -189,9 +189,9 @@ class TabularEncoder(_Fitted):
                 absent column; with the line, the column, the value and what is allowed.
         """
         x, gaps = self._read(row)
-        _, mean, std = self._affine
+        _, mean, std = self.affine
         scaled = (self._impute(x) - mean) / std
-        return np.concatenate([scaled, gaps])[self._order].astype(np.float32)
+        return np.concatenate([scaled, gaps])[self.order].astype(np.float32)
 
     def warnings(self, row: Row) -> list[str]:
         """What a reader should know of this row: unusual gaps, values outside training's range.
@@ -214,7 +214,12 @@ class TabularEncoder(_Fitted):
         return found
 
     @cached_property
-    def _affine(self) -> Float64:
+    def owners(self) -> list[Column]:
+        """`[C]`: the column of the table that each column of the imputer comes from."""
+        return _owners(self.columns)
+
+    @cached_property
+    def affine(self) -> Float64:
         """`[3, C]`: fill, mean and std; one-hot inputs are never missing and stay as they are."""
         numbers = [
             (owner.fill or 0.0, owner.mean, owner.std)
@@ -226,7 +231,7 @@ class TabularEncoder(_Fitted):
         return affine
 
     @cached_property
-    def _order(self) -> npt.NDArray[np.intp]:
+    def order(self) -> npt.NDArray[np.intp]:
         """`[T]`: where each input stands in the C columns followed by one gap flag a feature."""
         flags = len(_owners(self.columns))
         order: list[int] = []
@@ -269,7 +274,7 @@ class TabularEncoder(_Fitted):
         missing = np.isnan(x)
         if not missing.any():
             return x
-        filled = np.where(missing, self._affine[0], x)
+        filled = np.where(missing, self.affine[0], x)
         for step, coefficients in zip(self.steps, self._coefficients, strict=True):
             if missing[step.target]:
                 value = float(filled @ coefficients) + step.intercept

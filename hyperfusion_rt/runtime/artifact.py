@@ -77,9 +77,9 @@ class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
     `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
-    and M members. `trunk`: `image [B·N, 1, D, H, W] →` features; `head`: features, tabular →
-    output, members. Of TensorRT also `source`, the ONNX file that it was built from and can be
-    built from again, and `log`, what the builder said.
+    and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
+    TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
+    `log`, what the builder said.
     """
 
     engine: str

@@ -224,7 +224,7 @@ def test_a_rule_for_the_artifact(session_run, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ["trt", "trt-rtx"])
 def test_on_a_gpu(session_run, tmp_path, name, precision):
-    """Built, run and compared; a batch beyond the usual one; a replayed graph gives the same bits."""
+    """Built, run and compared; large batches; a replayed graph gives the same bits."""
     try:
         trt_build.load_package(name)
         gpu = find_gpu()

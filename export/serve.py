@@ -1,0 +1,284 @@
+"""A model repository for NVIDIA Triton Inference Server.
+
+    NAME/          the ensemble: image and raw table in, probabilities (or years) out
+    NAME_trunk/    image → features          ONNX Runtime, or TensorRT on the GPU it was built on
+    NAME_head/     features, raw table → output    ONNX Runtime; the table's encoder is inside
+
+A client sends `image [B, N, D, H, W]` (the boxes, cropped and normalised as the artifact's manifest
+says: `hyperfusion_rt.data.volumes.extract`) and one value per column of the table; see
+`hyperfusion_rt.export.table_onnx`. The configurations are messages of the published protobuf schema
+(https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto, as the
+package tritonclient ships it).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
+from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.export.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
+from hyperfusion_rt.export.fold import TABLE
+from hyperfusion_rt.export.precision import Typed
+from hyperfusion_rt.export.table_onnx import input_name
+from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.files import write_text
+from hyperfusion_rt.runtime.trt_build import BuildOptions, build
+
+Backend = Literal["onnx", "tensorrt"]
+CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
+FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+MAX_QUEUE_DELAY_US = 2000  # how long a request may wait for others to join its batch
+
+
+def schema() -> Any:
+    """The module with the published messages.
+
+    Raises:
+        MissingExtraError: tritonclient is not installed.
+    """
+    try:
+        from tritonclient.grpc import model_config_pb2
+    except ImportError:
+        raise MissingExtraError("tritonclient[grpc]", "serve", "a model repository") from None
+    return model_config_pb2
+
+
+def _tensor(pb: Any, name: str, kind: str, dims: Sequence[int], *, output: bool = False) -> Any:
+    of = pb.ModelOutput if output else pb.ModelInput
+    return of(name=name, data_type=getattr(pb, kind), dims=list(dims))
+
+
+def _table(pb: Any, encoder: TabularEncoder) -> list[Any]:
+    return [
+        _tensor(
+            pb,
+            input_name(column),
+            "TYPE_STRING" if isinstance(column, CategoricalColumn) else "TYPE_FP64",
+            [1],
+        )
+        for column in encoder.columns
+    ]
+
+
+def _results(pb: Any, ensemble: Ensemble, labels: bool) -> list[Any]:
+    shapes = ensemble.head.shapes
+    found = [_tensor(pb, n, "TYPE_FP32", shapes[n], output=True) for n in (OUTPUT, MEMBERS)]
+    if labels:
+        found[0].label_filename = LABELS
+    return found
+
+
+def write_repository(
+    folder: Path,
+    name: str,
+    ensemble: Ensemble,
+    encoders: Sequence[TabularEncoder],
+    classes: Sequence[str],
+    *,
+    typed: Typed,
+    backend: Backend,
+    options: BuildOptions,
+    force: bool = False,
+) -> list[Path]:
+    """Write the models of `name` into the repository `folder`; returns their folders.
+
+    Other models there are left alone. Each model is put in place whole.
+
+    Raises:
+        ConfigError: they exist and `force` is not given, or the name is not one.
+        MissingExtraError, EngineError: tritonclient, or what the backend needs, is missing.
+        HyperFusionError: a configuration does not fit its model.
+    """
+    pb = schema()
+    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(f"--serve: {name!r} cannot be a model's name: letters, digits and -_.")
+    if backend == "onnx" and typed.precision == "bf16":
+        raise ConfigError("--serve: ONNX Runtime has no bfloat16 convolutions; use fp32 or fp16")
+    batch = options.batch[2]
+    trunk, head = f"{name}_trunk", f"{name}_head"
+    features = [v for v in ensemble.trunk.outputs if v not in ensemble.trunk.inputs]
+    shapes = ensemble.head.inputs
+    reads_image = IMAGE in shapes or bool(features)
+    table = _table(pb, encoders[0])
+    image = [_tensor(pb, IMAGE, "TYPE_FP32", ensemble.inputs[IMAGE])] if reads_image else []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+    except OSError as error:
+        raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        configs = {}
+        if features:
+            path = scratch / trunk / VERSION
+            path.mkdir(parents=True)
+            write_onnx(ensemble, path / "model.onnx", typed, "trunk")
+            if backend == "tensorrt":
+                built = build("trt", path / "model.onnx", options)
+                (path / "model.plan").write_bytes(built.content)
+                (path / "model.onnx").unlink()
+            made = [_tensor(pb, v, "TYPE_FP32", shapes[v], output=True) for v in features]
+            engine = "tensorrt" if backend == "tensorrt" else "onnxruntime"
+            configs[trunk] = _model(pb, trunk, engine, options, image, made)
+        path = scratch / head / VERSION
+        path.mkdir(parents=True)
+        write_onnx(ensemble, path / "model.onnx", part="head", encoders=encoders)
+        read = [_tensor(pb, v, "TYPE_FP32", s) for v, s in shapes.items() if v != TABLE]
+        results = _results(pb, ensemble, bool(classes))
+        configs[head] = _model(pb, head, "onnxruntime", options, [*read, *table], results, cpu=True)
+        (scratch / name / VERSION).mkdir(parents=True)
+        whole = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
+        whole.input.extend([*image, *table])
+        whole.output.extend(results)
+        steps = whole.ensemble_scheduling.step
+        if features:
+            same = {value: value for value in features}
+            steps.add(model_name=trunk, model_version=-1, input_map={IMAGE: IMAGE}, output_map=same)
+        names = [tensor.name for tensor in (*read, *table)]
+        steps.add(
+            model_name=head,
+            model_version=-1,
+            input_map={value: value for value in names},
+            output_map={value: value for value in (OUTPUT, MEMBERS)},
+        )
+        configs[name] = whole
+        for model, config in configs.items():
+            _write_config(scratch / model / CONFIG, config)
+            if classes and model != trunk:
+                write_text(scratch / model / LABELS, "\n".join(classes) + "\n")
+        check_repository(scratch, name)
+        return _put_in_place(scratch, folder, list(configs), force)
+    except OSError as error:
+        raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _model(
+    pb: Any,
+    name: str,
+    backend: str,
+    options: BuildOptions,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    cpu: bool = False,
+) -> Any:
+    """A model that joins waiting requests into batches.
+
+    The server places it on its GPUs, or on the CPU where it has none; one with `cpu` always there:
+    the head is a few thousand operations on vectors, with texts and doubles.
+    """
+    _, usual, most = options.batch
+    config = pb.ModelConfig(name=name, backend=backend, max_batch_size=most)
+    config.default_model_filename = FILES[backend]
+    config.input.extend(inputs)
+    config.output.extend(outputs)
+    config.dynamic_batching.preferred_batch_size.append(usual)
+    config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
+    kind = pb.ModelInstanceGroup.KIND_CPU if cpu else pb.ModelInstanceGroup.KIND_AUTO
+    config.instance_group.add(count=2 if cpu else 1, kind=kind)
+    return config
+
+
+def _write_config(path: Path, config: Any) -> None:
+    from google.protobuf import text_format
+
+    write_text(path, text_format.MessageToString(config))
+
+
+def _put_in_place(scratch: Path, folder: Path, models: list[str], force: bool) -> list[Path]:
+    existing = [model for model in models if (folder / model).exists()]
+    if existing and not force:
+        raise ConfigError(
+            f"{folder}: has {', '.join(existing)}; choose another folder, or replace them with "
+            "--force"
+        )
+    for model in models:
+        if (folder / model).exists():
+            (folder / model).rename(scratch / f"{model}.old")
+        (scratch / model).rename(folder / model)
+    return [folder / model for model in models]
+
+
+def read_config(path: Path) -> Any:
+    """A config.pbtxt as a message of the published schema.
+
+    Raises:
+        HyperFusionError: it is not one: where and why.
+    """
+    from google.protobuf import text_format
+
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), schema().ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise HyperFusionError(f"{path}: not a model configuration: {error}") from None
+
+
+def check_repository(folder: Path, name: str) -> None:
+    """Check the models of `name` as the server does when it loads them.
+
+    Every configuration fits the schema; the tensors that it names have the types and dimensions
+    that the ONNX file has; every tensor of the ensemble is made before it is read.
+
+    Raises:
+        HyperFusionError: what does not fit.
+    """
+    whole = read_config(folder / name / CONFIG)
+    pb = schema()
+    known = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in whole.input}
+    for step in whole.ensemble_scheduling.step:
+        where = folder / step.model_name
+        config = read_config(where / CONFIG)
+        if config.name != step.model_name:
+            raise HyperFusionError(f"{where / CONFIG}: is named {config.name}")
+        if config.max_batch_size < whole.max_batch_size:
+            raise HyperFusionError(f"{where / CONFIG}: takes smaller batches than the ensemble")
+        path = where / VERSION / config.default_model_filename
+        if not path.is_file():
+            raise HyperFusionError(f"{path}: is missing")
+        if path.suffix == ".onnx":
+            _check_onnx(path, config, pb)
+        inputs = {t.name: (t.data_type, list(t.dims)) for t in config.input}
+        outputs = {t.name: (t.data_type, list(t.dims)) for t in config.output}
+        if set(step.input_map) != set(inputs):
+            raise HyperFusionError(
+                f"{folder / name / CONFIG}: {step.model_name} reads other tensors"
+            )
+        for inside, outside in step.input_map.items():
+            if known.get(outside) != inputs[inside]:
+                raise HyperFusionError(
+                    f"{folder / name / CONFIG}: {step.model_name} reads {outside!r}, which nothing "
+                    "makes before it, or makes otherwise"
+                )
+        known |= {outside: outputs[inside] for inside, outside in step.output_map.items()}
+    for tensor in whole.output:
+        if known.get(tensor.name) != (tensor.data_type, list(tensor.dims)):
+            raise HyperFusionError(f"{folder / name / CONFIG}: nothing makes {tensor.name!r}")
+
+
+def _check_onnx(path: Path, config: Any, pb: Any) -> None:
+    import onnx
+    from onnx import TensorProto
+
+    kinds = {
+        TensorProto.FLOAT: pb.TYPE_FP32,
+        TensorProto.DOUBLE: pb.TYPE_FP64,
+        TensorProto.STRING: pb.TYPE_STRING,
+    }
+    graph = onnx.load(path).graph
+    for what, tensors, values in (
+        ("inputs", config.input, graph.input),
+        ("outputs", config.output, graph.output),
+    ):
+        written = {t.name: (t.data_type, list(t.dims)) for t in tensors}
+        found = {}
+        for value in values:
+            of = value.type.tensor_type
+            found[value.name] = (kinds[of.elem_type], [d.dim_value for d in of.shape.dim[1:]])
+        if written != found:
+            raise HyperFusionError(f"{path}: its {what} are {found}, the configuration's {written}")
