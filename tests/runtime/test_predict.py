@@ -220,7 +220,8 @@ def test_inference_does_not_import_torch(cohort):
 
 
 def test_json_output(cohort, hfrt):
-    status, out, _ = hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--json")
+    arguments = ("infer", "scans", "--tabular", "data.csv", "--engine", "native", "--json")
+    status, out, _ = hfrt(cohort, *arguments)
     content = json.loads(out)
     assert status == 0
     assert content["engine"] == "native"
