@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hyperfusion_rt
-from hyperfusion_rt.config import Rule
+from hyperfusion_rt.config import Rule, Task
 from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export.compare import DRIFT, Expected, compare
@@ -187,6 +187,22 @@ def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) ->
     return fold(graph, np.eye(encoder.width) if categorical else None)
 
 
+def prepare(
+    networks: Sequence[nn.Module],
+    encoders: Sequence[TabularEncoder],
+    cases: Cases,
+    task: Task,
+    rule: Rule,
+) -> tuple[Ensemble, Expected]:
+    """The members `networks` as one folded network, and what it must say of `cases`."""
+    image, rows, real = cases
+    widths = [encoder.width for encoder in encoders]
+    graphs = [folded(n, image.shape[2:], e) for n, e in zip(networks, encoders, strict=True)]
+    ensemble = join(graphs, widths, image.shape[1], classes=task == "ad", rule=rule)
+    expected = Expected.of(networks, image, rows, real=real, task=task, rule=rule)
+    return ensemble, expected
+
+
 def _write_engine(
     engine: str, ensemble: Ensemble, folder: Path, precision: str
 ) -> Iterator[tuple[Part, Path]]:
@@ -253,16 +269,11 @@ def _export(
 
 def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
     config, members, rule = run.config, run.members, settings.rule
-    image, rows, real = load_cases(run)
-    shape = config.preprocessing.shape
     networks = [load_member(run, member) for member in members]
-    widths = [member.encoder.width for member in members]
-    cost = gflop(networks[0], shape, widths[0])
+    encoders = [member.encoder for member in members]
+    cost = gflop(networks[0], config.preprocessing.shape, encoders[0].width)
     parameters = sum(p.numel() for p in networks[0].parameters())
-    graphs = [folded(n, shape, m.encoder) for n, m in zip(networks, members, strict=True)]
-    classes = bool(config.tabular.classes)
-    ensemble = join(graphs, widths, image.shape[1], classes=classes, rule=rule)
-    expected = Expected.of(networks, image, rows, real=real, task=config.task, rule=rule)
+    ensemble, expected = prepare(networks, encoders, load_cases(run), config.task, rule)
     files = [
         file
         for engine in dict.fromkeys(settings.engines)
@@ -275,7 +286,7 @@ def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
             settings.serve,
             name,
             ensemble,
-            [member.encoder for member in members],
+            encoders,
             tuple(config.tabular.classes),
             typed=typed,
             backend=settings.backend,
@@ -291,7 +302,7 @@ def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
         unit="probability" if config.tabular.classes else "years",
         preprocessing=config.preprocessing,
         table=config.tabular,
-        members=tuple(member.encoder for member in members),
+        members=tuple(encoders),
         combine=rule,
         engines=tuple(files),
         provenance=Provenance(

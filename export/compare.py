@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,12 @@ class Expected:
             for network, row in zip(networks, rows, strict=True)
         ]
         return cls(image, rows, np.stack(outputs, 1), real, task, rule)
+
+    def case(self, index: int) -> Expected:
+        """One of the cases alone."""
+        one = slice(index, index + 1)
+        rows = [row[one] for row in self.rows]
+        return replace(self, image=self.image[one], rows=rows, outputs=self.outputs[one])
 
     @property
     def results(self) -> NDArray[np.float64]:

@@ -135,28 +135,34 @@ class Emulated:
         return {OUTPUT: output.numpy(), MEMBERS: raw.numpy()}
 
 
-def drift(ensemble: Ensemble, typed: Typed, expected: Expected) -> float:
-    """The largest change of a result (probability, years) that the narrow type makes, emulated."""
+def drifts(ensemble: Ensemble, typed: Typed, expected: Expected) -> NDArray[np.float64]:
+    """Each case's largest change of a result (probability, years) by the narrow type, emulated."""
     found = Emulated(ensemble, typed.precision, typed.narrow).run(
         expected.image, np.concatenate(expected.rows, 1)
     )
-    worst = float(np.abs(found[OUTPUT] - expected.results).max())
-    return worst if np.isfinite(worst) else float("inf")
+    change = np.abs(found[OUTPUT] - expected.results).max(1)
+    return np.where(np.isfinite(change), change, np.inf)
+
+
+def drift(ensemble: Ensemble, typed: Typed, expected: Expected) -> float:
+    """The largest of `drifts`."""
+    return float(drifts(ensemble, typed, expected).max())
 
 
 def blame(ensemble: Ensemble, typed: Typed, expected: Expected) -> tuple[str, float]:
-    """The layer that alone makes the largest drift, and that drift."""
+    """The layer that alone makes the largest drift of the case that drifts most, and that drift."""
+    case = expected.case(int(drifts(ensemble, typed, expected).argmax()))
     layers: dict[str, set[str]] = {}
     for graph in (ensemble.trunk, ensemble.head):
         for node in graph.nodes:
             if node.output in typed.narrow:
                 layers.setdefault(label(node), set()).add(node.output)
     alone = {
-        layer: drift(ensemble, Typed(typed.precision, frozenset(names)), expected)
+        layer: drift(ensemble, Typed(typed.precision, frozenset(names)), case)
         for layer, names in layers.items()
     }
     if not alone:
-        return "float32 itself", drift(ensemble, typed, expected)
+        return "float32 itself", drift(ensemble, typed, case)
     worst = max(alone, key=lambda layer: alone[layer])
     return worst, alone[worst]
 

@@ -61,7 +61,7 @@ def export_tensorrt(
     if ran:
         comparison = compare(TrtEngine(path), expected, name=path.name, precision=precision)
     else:
-        comparison = _in_its_place(ensemble, source, expected, precision, typed.narrow)
+        comparison = in_its_place(ensemble, source, expected, precision, typed.narrow)
     capabilities = options.capabilities if engine == "trt-rtx" else ()
     return Exported(
         files=[("whole", path), ("source", source), ("log", log)],
@@ -87,10 +87,10 @@ def export_tensorrt(
     )
 
 
-def _in_its_place(
+def in_its_place(
     ensemble: Ensemble, source: Path, expected: Expected, precision: str, narrow: frozenset[str]
 ) -> Comparison:
-    """Without a GPU: ONNX Runtime on the same file, or the rounding emulated.
+    """What is compared without a GPU: ONNX Runtime on the same file, or the rounding emulated.
 
     ONNX Runtime has no bfloat16 convolutions on the CPU.
     """

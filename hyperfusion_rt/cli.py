@@ -535,7 +535,7 @@ def demo(
             held_out=held_out,
             force=force,
             on_step=step,
-            say=lambda text: console.print(text, highlight=False),
+            say=lambda text: console.print(text, highlight=False, markup=False),
         )
     if as_json:
         terminal.print_json(content)

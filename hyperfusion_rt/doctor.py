@@ -9,6 +9,7 @@ from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.engine_onnx import PROVIDERS
 from hyperfusion_rt.runtime.gpu import nvidia_driver
 
 
@@ -31,6 +32,7 @@ class Facts:
     triton: str | None = None
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
+    cuda_python: str | None = None
     onnxruntime: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -78,6 +80,10 @@ def look() -> Facts:
     found["driver"] = nvidia_driver()
     for package in ("torch", "triton", "tensorrt", "tensorrt_rtx"):
         found[package] = _version(package)
+    found["cuda_python"] = _version("cuda-bindings")
+    for package in ("tensorrt", "tensorrt_rtx"):
+        if found[package]:
+            load(package)
     if found["torch"] and (torch := load("torch")) is not None:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = _cudnn(torch.backends.cudnn.version())
@@ -101,10 +107,12 @@ def engines(facts: Facts) -> list[tuple[str, bool, str]]:
         rows.append(("native", False, "the compiled module is missing: reinstall hyperfusion_rt"))
     else:
         rows.append(("native", False, "needs a processor with AVX2 and FMA, AVX-512 or NEON"))
-    if "CUDAExecutionProvider" in facts.providers:
-        rows.append(("onnx", True, "CUDA"))
-    elif facts.providers:
-        rows.append(("onnx", True, "CPU"))
+    names = [n for n, p in PROVIDERS.items() if p.name in facts.providers]
+    if names:
+        first = "CUDA" if "cuda" in names else "CPU"
+        others = [name for name in names if name != first.lower()]
+        more = f"; HFRT_ONNX_PROVIDER may be {' or '.join(others)}" if others else ""
+        rows.append(("onnx", True, first + more))
     else:
         need = "pip install 'hyperfusion_rt[cpu]' (or [gpu], never both)"
         rows.append(("onnx", False, f"onnxruntime is missing: {need}"))
@@ -124,6 +132,9 @@ def engines(facts: Facts) -> list[tuple[str, bool, str]]:
             rows.append(
                 (name, False, f"{package} is missing: pip install 'hyperfusion_rt[{name}]'")
             )
+        elif facts.driver and facts.cuda_python is None:
+            need = f"pip install 'hyperfusion_rt[{name}]'"
+            rows.append((name, False, f"{package} {version} needs cuda-python: {need}"))
         elif facts.driver:
             rows.append((name, True, f"{package} {version}, driver {facts.driver}"))
         elif name == "trt-rtx":
@@ -171,10 +182,10 @@ def warnings(facts: Facts) -> list[str]:
             f"{' and '.join(facts.onnxruntime)} overwrite each other; repair with: "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
         )
-    elif facts.devices and facts.onnxruntime and "CUDAExecutionProvider" not in facts.providers:
+    elif facts.driver and facts.onnxruntime and "CUDAExecutionProvider" not in facts.providers:
         found.append(
-            f"{facts.onnxruntime[0]} offers no CUDA: for the GPU, pip uninstall -y onnxruntime, "
-            "then pip install 'hyperfusion_rt[gpu]'"
+            f"{facts.onnxruntime[0]} offers no CUDA: for the GPU, pip uninstall -y onnxruntime "
+            "onnxruntime-gpu, then pip install 'hyperfusion_rt[gpu]'"
         )
     return found
 
@@ -198,6 +209,7 @@ def diagnose(facts: Facts | None = None) -> Diagnosis:
         ("triton", facts.triton or "not installed"),
         ("tensorrt", facts.tensorrt or "not installed"),
         ("tensorrt_rtx", facts.tensorrt_rtx or "not installed"),
+        ("cuda-python", facts.cuda_python or "not installed"),
         ("onnxruntime", text(facts.onnxruntime)),
         ("execution providers", text(facts.providers)),
     ]

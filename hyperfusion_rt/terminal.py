@@ -48,8 +48,9 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
     """Print a table; numbers stand to the right, and only the last column is ever folded."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(title=title, title_justify="left", header_style="bold")
+    made = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, name in enumerate(header):
         number = bool(rows) and isinstance(rows[0][i], (int, float))
         last = i == len(header) - 1
@@ -57,7 +58,8 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
             name, justify="right" if number else "left", overflow="fold", no_wrap=not last
         )
     for row in rows:
-        made.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
+        # Text: what stands in square brackets, such as an extra's name, is no markup.
+        made.add_row(*[Text(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row])
     # A terminal folds what does not fit; a file or a pipe gets the lines whole.
     Console(width=None if Console().is_terminal else 240).print(made)
 

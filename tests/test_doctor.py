@@ -1,6 +1,7 @@
 """What `hfrt doctor` concludes from what a machine has."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,26 @@ def test_what_is_known_to_be_bad_is_said(change, message):
     assert message in found
 
 
+@pytest.mark.parametrize(
+    ("change", "name", "usable", "note"),
+    [
+        ({"tensorrt": "10.9"}, "trt", False, r"needs cuda-python: pip install .*\[trt\]"),
+        ({"tensorrt": "10.9", "cuda_python": "13.0"}, "trt", True, "tensorrt 10.9, driver 580"),
+        ({"tensorrt": "10.9", "driver": None}, "trt", False, "needs a GPU to build and to run"),
+        ({"tensorrt_rtx": "1.2", "driver": None}, "trt-rtx", False, "builds engines here"),
+        ({"tensorrt_rtx": "1.2", "cuda_python": "13.0"}, "trt-rtx", True, "driver 580"),
+        ({}, "trt-rtx", False, r"tensorrt_rtx is missing: pip install .*\[trt-rtx\]"),
+        ({}, "onnx", True, "CUDA; HFRT_ONNX_PROVIDER may be cpu"),
+        ({"providers": ("CPUExecutionProvider",)}, "onnx", True, "^CPU$"),
+    ],
+)
+def test_engines_on_a_gpu(change, name, usable, note):
+    rows = diagnose(Facts(**{**vars(GPU), **change})).engines
+    (found,) = [row for row in rows if row[0] == name]
+    assert found[1] is usable
+    assert re.search(note, found[2])
+
+
 def test_without_anything_it_says_what_to_install():
     engines = {name: (usable, note) for name, usable, note in diagnose(Facts()).engines}
     assert not any(usable for usable, _ in engines.values())
@@ -76,6 +97,8 @@ def test_this_machine(hfrt, tmp_path):
     status, out, _ = hfrt(tmp_path, "doctor")
     assert status == 0
     assert "Engines" in out
+    if "tensorrt is missing" in out:
+        assert "pip install 'hyperfusion_rt[trt]'" in out
 
 
 def test_it_works_where_torch_is_broken():

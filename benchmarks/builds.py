@@ -1,0 +1,241 @@
+"""What each engine builds from a network, in each precision, and how it was checked.
+
+    python benchmarks/builds.py    # writes benchmarks/builds.md and .json
+
+The published protocols with random weights and random calibration cases; and the small presets,
+trained for a few epochs on a simulated cohort, with cases from it. The drift is what the narrow
+type changes of the result, emulated on the CPU: volumes rounded before and after every operation,
+on 7 cases. Where a network drifts beyond the tolerance, the export refuses; here the engine is
+built all the same, to have its size and time, and is marked. Building times are single: a build is
+made once.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from hyperfusion_rt.config import Config, load_config, preset
+from hyperfusion_rt.data.simulate import simulate_cohort
+from hyperfusion_rt.data.tabular import TabularEncoder
+from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.export.build import load_cases, prepare
+from hyperfusion_rt.export.compare import DRIFT, Expected, compare
+from hyperfusion_rt.export.ensemble import Ensemble
+from hyperfusion_rt.export.plan import plan_ensemble
+from hyperfusion_rt.export.precision import Typed, blame, choose, drift
+from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.export.to_tensorrt import in_its_place
+from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.models import network_of
+from hyperfusion_rt.runtime.engine_trt import TrtEngine
+from hyperfusion_rt.runtime.engines import PRECISIONS, TENSORRT, open_file
+from hyperfusion_rt.runtime.plan import write_plan
+from hyperfusion_rt.runtime.trt_build import BuildOptions, build
+from hyperfusion_rt.training.train import EXPORT_CASES, load_member, train
+
+HERE = Path(__file__).parent
+RULE = "confidence_weighted"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One to build. `weights`: where they come from."""
+
+    name: str
+    weights: str
+    ensemble: Ensemble
+    expected: Expected
+
+
+def published(task: str, features: int, members: int) -> Network:
+    """A published protocol; random weights."""
+    config: Config = preset(task, {"network": {"features": features}})
+    boxes, width = len(config.preprocessing.boxes), 15 if task == "ad" else 2
+    networks = []
+    for seed in range(members):
+        torch.manual_seed(seed)
+        networks.append(network_of(config, width).eval())
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((EXPORT_CASES, boxes, *config.preprocessing.shape), np.float32)
+    rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for _ in networks]
+    encoders = [TabularEncoder.passthrough(width)] * members
+    rule = RULE if task == "ad" else "mean"
+    made = prepare(networks, encoders, (image, rows, False), config.task, rule)
+    return Network(f"{task}, f = {features}, {members} x {boxes}", "random", *made)
+
+
+def trained(task: str, members: int, subjects: int, epochs: int, folder: Path) -> Network:
+    """A small preset, trained on a simulated cohort."""
+    root = folder / task
+    simulate_cohort(root, task=task, subjects=subjects, spacing=2, seed=1)
+    change = {"training": {"members": members, "epochs": epochs}}
+    config = load_config(root / "hfrt.yaml", change)
+    run = train(config, root, name="builds")
+    rule = RULE if task == "ad" else "mean"
+    networks = [load_member(run, member) for member in run.members]
+    encoders = [member.encoder for member in run.members]
+    made = prepare(networks, encoders, load_cases(run), config.task, rule)
+    boxes = len(config.preprocessing.boxes)
+    name = f"{config.preset}, f = {config.network.features}, {members} x {boxes}"
+    return Network(name, f"{epochs} epochs on {subjects} simulated subjects", *made)
+
+
+def drifts(network: Network) -> Iterator[tuple[Typed, Row]]:
+    """The narrow types of a network, and what each costs."""
+    ensemble, expected = network.ensemble, network.expected
+    for precision in ("fp32", "fp16", "bf16"):
+        typed = choose(ensemble, precision, expected)
+        found, limit = drift(ensemble, typed, expected), DRIFT[expected.task]
+        layer, alone = blame(ensemble, typed, expected) if precision != "fp32" else ("", 0.0)
+        yield (
+            typed,
+            {
+                "network": network.name,
+                "weights": network.weights,
+                "precision": precision,
+                "narrow": len(typed.narrow),
+                "kept": dict(typed.kept),
+                "drift": found,
+                "tolerance": limit,
+                "refused": found > limit,
+                "worst_layer": layer,
+                "alone": alone,
+            },
+        )
+
+
+def made_by(engine: str, network: Network, typed: Typed, folder: Path) -> Row:
+    """One engine of a network: its time, size and layers, and how it was checked."""
+    ensemble, expected, precision = network.ensemble, network.expected, typed.precision
+    path = folder / f"model.{engine}"
+    row: Row = {"network": network.name, "engine": engine, "precision": precision}
+    start = time.perf_counter()
+    try:
+        if engine in TENSORRT:
+            write_onnx(ensemble, folder / "source.onnx", typed)
+            built = build(engine, folder / "source.onnx", BuildOptions())
+            row |= {"seconds": built.seconds, "layers": built.layers, "version": built.version}
+            path.write_bytes(built.content)
+            row["status"] = "built, not run" if built.gpu is None else "run"
+        else:
+            if engine == "onnx":
+                write_onnx(ensemble, path)
+                row["layers"] = sum(len(g.nodes) for g in (ensemble.trunk, ensemble.head))
+            else:
+                plan = plan_ensemble(ensemble, precision=precision)
+                write_plan(plan, path)
+                row["layers"] = len(plan.trunk.ops) + len(plan.head.ops)
+            row["seconds"] = time.perf_counter() - start
+            row["status"] = "run"
+        row["bytes"] = path.stat().st_size
+        if row["status"] == "run":
+            runner = TrtEngine(path) if engine in TENSORRT else open_file(engine, path)
+            found = compare(runner, expected, name=path.name, precision=precision)
+        else:
+            found = in_its_place(
+                ensemble, folder / "source.onnx", expected, precision, typed.narrow
+            )
+        row |= {
+            "checked_by": found.by,
+            "difference": found.largest_difference,
+            "tolerance": found.tolerance,
+            "drift": found.drift,
+        }
+    except HyperFusionError as error:
+        row["refused"] = str(error)
+    return row
+
+
+def tables(content: Row) -> list[str]:
+    """The page."""
+    lines = [
+        "# Engines built: time, size, layers, precision",
+        "",
+        "Written by `python benchmarks/builds.py`. Networks: members x boxes; `ad` and `brain-age` "
+        "as published, with random weights on random cases; `-small` trained a little on a "
+        "simulated cohort, with its cases. Every engine is one file with all members and boxes. "
+        "TensorRT: batch 1 to 32, for compute capabilities "
+        f"{', '.join(map(str, content['capabilities']))}. Times of one build, writing included, "
+        "comparison not.",
+        "",
+        f"Machine: {'; '.join(f'{k} {v}' for k, v in content['machine'].items())}.",
+        "",
+        "| network | engine | precision | build s | MB | layers | status | checked by | "
+        "outputs off float64 by, of tolerance | result off by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in content["builds"]:
+        size = (
+            f"{r['seconds']:.1f} | {r['bytes'] / 1e6:.1f} | {r['layers']}" if "bytes" in r else ""
+        )
+        head = f"| {r['network']} | {r['engine']} | {r['precision']} | {size or ' | | '} | "
+        if "refused" in r:
+            lines.append(head + f"**refused** | | {r['refused']} | |")
+        else:
+            lines.append(
+                head + f"{r['status']} | {r['checked_by']} | {r['difference']:.0e} of "
+                f"{r['tolerance']:.0e} | {r['drift']:.0e} |"
+            )
+    lines += [
+        "",
+        "## Drift of the result by precision, emulated",
+        "",
+        "Probability (tolerance 0.01) or years (0.1) on 7 cases. A layer's own drift: with that "
+        "layer alone in the type.",
+        "",
+        "| network | weights | precision | operations in it | kept in fp32 by range | drift | "
+        "export | layer with the largest drift of its own |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in content["drift"]:
+        layer = f"{r['worst_layer']}: {r['alone']:.1e}" if r["worst_layer"] else ""
+        lines.append(
+            f"| {r['network']} | {r['weights']} | {r['precision']} | {r['narrow']} "
+            f"| {len(r['kept'])} | {r['drift']:.1e} | {'**refused**' if r['refused'] else 'yes'} "
+            f"| {layer} |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Build, check and write the tables."""
+    content: Row = {
+        "machine": describe_machine(),
+        "capabilities": BuildOptions().capabilities,
+        "builds": [],
+        "drift": [],
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for network in (
+            published("ad", 16, 4),
+            published("ad", 4, 4),
+            published("brain-age", 16, 1),
+            trained("ad", 2, 160, 8, folder),
+            trained("brain-age", 1, 160, 8, folder),
+        ):
+            print(network.name, flush=True)
+            for typed, row in drifts(network):
+                content["drift"].append(row)
+                for engine, precisions in PRECISIONS.items():
+                    if typed.precision in precisions and engine != "torch":
+                        content["builds"].append(made_by(engine, network, typed, folder))
+    lines = tables(content)
+    (HERE / "builds.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (HERE / "builds.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)
