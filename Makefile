@@ -24,6 +24,8 @@ check: test lint
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/native.py
+	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/builds.py
 
 # Compiles every shipped GPU kernel for every chip and dtype, without a GPU; fails where one spills,
 # exceeds the shared memory or lacks the matrix instruction. The counts of one layer are golden.

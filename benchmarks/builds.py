@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +219,14 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for network in (
-            published("ad", 16, 4),
-            published("ad", 4, 4),
-            published("brain-age", 16, 1),
-            trained("ad", 2, 160, 8, folder),
-            trained("brain-age", 1, 160, 8, folder),
+        for make in (
+            partial(published, "ad", 16, 4),
+            partial(published, "ad", 4, 4),
+            partial(published, "brain-age", 16, 1),
+            partial(trained, "ad", 2, 160, 8, folder),
+            partial(trained, "brain-age", 1, 160, 8, folder),
         ):
+            network = make()
             print(network.name, flush=True)
             for typed, row in drifts(network):
                 content["drift"].append(row)
