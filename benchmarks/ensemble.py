@@ -4,9 +4,9 @@
 
 Random weights (time does not depend on them). Every contender computes all eight outputs of one
 subject and what they say together; each is compared with the same outputs in float64 first. They
-take turns, with the same threads; the figures are medians, the ratio the median of the rounds' ratios.
-The fixed cost is the time of the same
-call on the smallest box that the network takes: what a subject costs beyond its operations.
+take turns, with the same threads; the figures are medians, the ratio the median of the rounds'
+ratios. The fixed cost is the time of the same call on the smallest box that the network takes: what
+a subject costs beyond its operations.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def main(rounds: int = 21, threads: int | None = None) -> None:
         "",
         f"Machine: {'; '.join(f'{k} {v}' for k, v in machine.items())}.",
         "",
-        "| f | contender | ms per subject | of eight calls' time | fixed ms | outputs off float64 by | "
-        "result off float64 by | result off eight calls by |",
+        "| f | contender | ms per subject | of eight calls' time | fixed ms "
+        "| outputs off float64 by | result off float64 by | result off eight calls by |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
