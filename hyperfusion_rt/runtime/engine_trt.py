@@ -1,14 +1,17 @@
 """The TensorRT engines, `trt` and `trt-rtx`, without torch.
 
 A batch is cut into pieces of the profile's usual size, which two slots take in turn. A slot has a
-stream, pinned host memory, device memory and an execution context: while one computes, the other's
-piece is copied. What a slot does for a given batch is captured once as a CUDA graph and replayed.
+stream, pinned host memory and device memory: while one computes, the other's piece is copied. What
+a slot does for a given batch is captured once as a CUDA graph and replayed. Every graph has an
+execution context of its own, whose state another shape would change; those of a slot, which never
+run at the same time, share their scratch memory (TensorRT's developer guide, "CUDA Graphs").
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +44,9 @@ class _Buffer:
 @dataclass
 class _Slot:
     stream: Any
-    context: Any
     buffers: dict[str, _Buffer]
-    graphs: dict[int, Any] = field(default_factory=dict)  # by batch
+    graphs: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # batch → graph, its context
+    scratch: list[tuple[int, int]] = field(default_factory=list)  # (pointer, bytes), growing
 
 
 class TrtEngine:
@@ -79,17 +82,31 @@ class TrtEngine:
         shapes = {name: tuple(self._engine.get_tensor_shape(name))[1:] for name in names}
         least, usual, _ = self._engine.get_tensor_profile_shape(self._inputs[0], 0)
         self.least, self.usual = int(least[0]), int(usual[0])
-        self._slots = [self._slot(shapes) for _ in range(SLOTS)]
+        self._managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._slots: list[_Slot] = []
+        weakref.finalize(self, _release, self._rt, self._slots)
+        for _ in range(SLOTS):
+            stream = checked(self._rt.cudaStreamCreate())
+            self._slots.append(_Slot(stream, {}))
+            for name, shape in shapes.items():
+                self._slots[-1].buffers[name] = self._buffer(shape)
 
-    def _slot(self, shapes: dict[str, tuple[int, ...]]) -> _Slot:
-        context = self._engine.create_execution_context()
+    def _context(self, slot: _Slot, batch: int) -> Any:
+        """An execution context for batches of `batch` cases in the memory of `slot`."""
+        context = self._engine.create_execution_context(self._managed)
         if context is None:
             raise EngineError(f"{self.name}: no execution context: {complaints(self.name)}")
-        stream = checked(self._rt.cudaStreamCreate())
-        buffers = {name: self._buffer(shape) for name, shape in shapes.items()}
-        for name, buffer in buffers.items():
+        for name, buffer in slot.buffers.items():
             context.set_tensor_address(name, buffer.device_pointer)
-        return _Slot(stream, context, buffers)
+        for name in self._inputs:
+            context.set_input_shape(name, (batch, *slot.buffers[name].shape))
+        need = int(context.update_device_memory_size_for_shapes())
+        if need and (not slot.scratch or slot.scratch[-1][1] < need):
+            # The smaller one stays: earlier graphs point to it.
+            slot.scratch.append((int(checked(self._rt.cudaMalloc(need))), need))
+        if need:
+            context.set_device_memory(*slot.scratch[-1])
+        return context
 
     def _buffer(self, shape: tuple[int, ...]) -> _Buffer:
         count = self.usual * int(np.prod(shape, dtype=np.int64))
@@ -116,19 +133,28 @@ class TrtEngine:
         made = {
             name: np.empty((len(image), *first[name].shape), np.float32) for name in self._outputs
         }
-        waiting: list[tuple[_Slot, int, int]] = []
         with self._turn:
-            for turn, start in enumerate(range(0, len(image), self.usual)):
-                if len(waiting) == SLOTS:
-                    self._collect(*waiting.pop(0), made)
-                slot, stop = self._slots[turn % SLOTS], min(start + self.usual, len(image))
-                for name in self._inputs:
-                    slot.buffers[name].host[: stop - start] = given[name][start:stop]
-                self._launch(slot, max(stop - start, self.least))
-                waiting.append((slot, start, stop))
-            for item in waiting:
-                self._collect(*item, made)
+            try:
+                self._run(given, made)
+            except BaseException:
+                for slot in self._slots:  # nothing may still read the buffers
+                    self._rt.cudaStreamSynchronize(slot.stream)
+                raise
         return made
+
+    def _run(self, given: dict[str, Floats], made: dict[str, Floats]) -> None:
+        waiting: list[tuple[_Slot, int, int]] = []
+        count = len(given["image"])
+        for turn, start in enumerate(range(0, count, self.usual)):
+            if len(waiting) == SLOTS:
+                self._collect(*waiting.pop(0), made)
+            slot, stop = self._slots[turn % SLOTS], min(start + self.usual, count)
+            for name in self._inputs:
+                slot.buffers[name].host[: stop - start] = given[name][start:stop]
+            self._launch(slot, max(stop - start, self.least))
+            waiting.append((slot, start, stop))
+        for item in waiting:
+            self._collect(*item, made)
 
     def _collect(self, slot: _Slot, start: int, stop: int, made: dict[str, Floats]) -> None:
         checked(self._rt.cudaStreamSynchronize(slot.stream))
@@ -138,25 +164,24 @@ class TrtEngine:
     def _launch(self, slot: _Slot, batch: int) -> None:
         rt = self._rt
         if batch not in slot.graphs:
-            for name in self._inputs:
-                slot.context.set_input_shape(name, (batch, *slot.buffers[name].shape))
+            context = self._context(slot, batch)
             # Once without capture: what is compiled or allocated lazily, is now.
-            self._enqueue(slot, batch)
+            self._enqueue(slot, context, batch)
             checked(rt.cudaStreamSynchronize(slot.stream))
             relaxed = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             checked(rt.cudaStreamBeginCapture(slot.stream, relaxed))
             try:
-                self._enqueue(slot, batch)
+                self._enqueue(slot, context, batch)
             finally:
                 graph = checked(rt.cudaStreamEndCapture(slot.stream))
-            slot.graphs[batch] = checked(rt.cudaGraphInstantiate(graph, 0))
+            slot.graphs[batch] = checked(rt.cudaGraphInstantiate(graph, 0)), context
             checked(rt.cudaGraphDestroy(graph))
-        checked(rt.cudaGraphLaunch(slot.graphs[batch], slot.stream))
+        checked(rt.cudaGraphLaunch(slot.graphs[batch][0], slot.stream))
 
-    def _enqueue(self, slot: _Slot, batch: int) -> None:
+    def _enqueue(self, slot: _Slot, context: Any, batch: int) -> None:
         kind = self._rt.cudaMemcpyKind
         self._copy(slot, self._inputs, batch, kind.cudaMemcpyHostToDevice)
-        if not slot.context.execute_async_v3(int(slot.stream)):
+        if not context.execute_async_v3(int(slot.stream)):
             raise EngineError(f"{self.name}: a batch of {batch} failed: {complaints(self.name)}")
         self._copy(slot, self._outputs, batch, kind.cudaMemcpyDeviceToHost)
 
@@ -169,3 +194,18 @@ class TrtEngine:
             checked(
                 self._rt.cudaMemcpyAsync(target, source, buffer.bytes_of(batch), kind, slot.stream)
             )
+
+
+def _release(rt: Any, slots: list[_Slot]) -> None:
+    """Give everything back; at the end of the process CUDA may be gone, and nothing is checked."""
+    for slot in slots:
+        rt.cudaStreamSynchronize(slot.stream)
+        for graph, _ in slot.graphs.values():
+            rt.cudaGraphExecDestroy(graph)
+        slot.graphs.clear()
+        for buffer in slot.buffers.values():
+            rt.cudaFreeHost(buffer.host_pointer)
+            rt.cudaFree(buffer.device_pointer)
+        for pointer, _ in slot.scratch:
+            rt.cudaFree(pointer)
+        rt.cudaStreamDestroy(slot.stream)
