@@ -28,12 +28,13 @@ import typer
 from hyperfusion_rt.config import Config, load_config, preset
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.data.tabular import TabularEncoder
-from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.errors import EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import load_cases, prepare
 from hyperfusion_rt.export.compare import DRIFT, Expected, compare
 from hyperfusion_rt.export.ensemble import Ensemble
 from hyperfusion_rt.export.plan import plan_ensemble
 from hyperfusion_rt.export.precision import Typed, blame, choose, drift
+from hyperfusion_rt.export.serve import write_repository
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.export.to_tensorrt import in_its_place
 from hyperfusion_rt.machine import describe_machine
@@ -57,6 +58,7 @@ class Network:
     weights: str
     ensemble: Ensemble
     expected: Expected
+    encoders: list[TabularEncoder]
 
 
 def published(task: str, features: int, members: int) -> Network:
@@ -73,7 +75,7 @@ def published(task: str, features: int, members: int) -> Network:
     encoders = [TabularEncoder.passthrough(width)] * members
     rule = RULE if task == "ad" else "mean"
     made = prepare(networks, encoders, (image, rows, False), config.task, rule)
-    return Network(f"{task}, f = {features}, {members} x {boxes}", "random", *made)
+    return Network(f"{task}, f = {features}, {members} x {boxes}", "random", *made, encoders)
 
 
 def trained(task: str, members: int, subjects: int, epochs: int, folder: Path) -> Network:
@@ -89,7 +91,7 @@ def trained(task: str, members: int, subjects: int, epochs: int, folder: Path) -
     made = prepare(networks, encoders, load_cases(run), config.task, rule)
     boxes = len(config.preprocessing.boxes)
     name = f"{config.preset}, f = {config.network.features}, {members} x {boxes}"
-    return Network(name, f"{epochs} epochs on {subjects} simulated subjects", *made)
+    return Network(name, f"{epochs} epochs on {subjects} simulated subjects", *made, encoders)
 
 
 def drifts(network: Network) -> Iterator[tuple[Typed, Row]]:
@@ -153,9 +155,37 @@ def made_by(engine: str, network: Network, typed: Typed, folder: Path) -> Row:
             "tolerance": found.tolerance,
             "drift": found.drift,
         }
+    except (MissingExtraError, EngineError) as error:
+        row |= {"status": "not built", "why": str(error)}
     except HyperFusionError as error:
-        row["refused"] = str(error)
+        row |= {"status": f"{row['status']}, **refused**", "why": str(error)}
     return row
+
+
+def repository(network: Network, typed: Typed, folder: Path) -> Row:
+    """A model repository, which is validated when it is written."""
+    task = network.expected.task
+    classes = ("CN", "MCI", "AD") if task == "ad" else ()
+    options = BuildOptions()
+    models = write_repository(
+        folder / f"served-{typed.precision}",
+        task,
+        network.ensemble,
+        network.encoders,
+        classes,
+        typed=typed,
+        backend="onnx",
+        options=options,
+        force=True,
+    )
+    files = [path for model in models for path in model.rglob("*") if path.is_file()]
+    return {
+        "network": network.name,
+        "precision": typed.precision,
+        "models": [model.name for model in models],
+        "bytes": sum(path.stat().st_size for path in files),
+        "validated": "ModelConfig, as tritonclient ships it; against the graphs",
+    }
 
 
 def tables(content: Row) -> list[str]:
@@ -167,8 +197,8 @@ def tables(content: Row) -> list[str]:
         "as published, with random weights on random cases; `-small` trained a little on a "
         "simulated cohort, with its cases. Every engine is one file with all members and boxes. "
         "TensorRT: batch 1 to 32, for compute capabilities "
-        f"{', '.join(map(str, content['capabilities']))}. Times of one build, writing included, "
-        "comparison not.",
+        f"{', '.join(map(str, content['capabilities']))}; layers as its parser "
+        "makes them, constants included. Times of one build, comparison not included.",
         "",
         f"Machine: {'; '.join(f'{k} {v}' for k, v in content['machine'].items())}.",
         "",
@@ -177,17 +207,30 @@ def tables(content: Row) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in content["builds"]:
-        size = (
-            f"{r['seconds']:.1f} | {r['bytes'] / 1e6:.1f} | {r['layers']}" if "bytes" in r else ""
-        )
-        head = f"| {r['network']} | {r['engine']} | {r['precision']} | {size or ' | | '} | "
-        if "refused" in r:
-            lines.append(head + f"**refused** | | {r['refused']} | |")
-        else:
-            lines.append(
-                head + f"{r['status']} | {r['checked_by']} | {r['difference']:.0e} of "
-                f"{r['tolerance']:.0e} | {r['drift']:.0e} |"
+        built = "bytes" in r
+        size = f"{r['seconds']:.1f} | {r['bytes'] / 1e6:.1f} | {r['layers']}" if built else "| |"
+        checked = f"{r.get('why', '')} | | "
+        if "difference" in r:
+            checked = (
+                f"{r['checked_by']} | {r['difference']:.0e} of {r['tolerance']:.0e} "
+                f"| {r['drift']:.0e}"
             )
+        lines.append(
+            f"| {r['network']} | {r['engine']} | {r['precision']} | {size} | {r['status']} "
+            f"| {checked} |"
+        )
+    lines += [
+        "",
+        "## Model repositories for Triton Inference Server",
+        "",
+        "| network | precision of the trunk | models | MB | validated |",
+        "|---|---|---|---|---|",
+    ]
+    for r in content["repositories"]:
+        lines.append(
+            f"| {r['network']} | {r['precision']} | {', '.join(r['models'])} "
+            f"| {r['bytes'] / 1e6:.1f} | {r['validated']} |"
+        )
     lines += [
         "",
         "## Drift of the result by precision, emulated",
@@ -215,6 +258,7 @@ def main() -> None:
         "machine": describe_machine(),
         "capabilities": BuildOptions().capabilities,
         "builds": [],
+        "repositories": [],
         "drift": [],
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -233,6 +277,8 @@ def main() -> None:
                 for engine, precisions in PRECISIONS.items():
                     if typed.precision in precisions and engine != "torch":
                         content["builds"].append(made_by(engine, network, typed, folder))
+                if typed.precision != "bf16":
+                    content["repositories"].append(repository(network, typed, folder))
     lines = tables(content)
     (HERE / "builds.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (HERE / "builds.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
