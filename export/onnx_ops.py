@@ -209,15 +209,34 @@ def _ensemble(w: Writer, node: Node) -> None:
     if a["rule"] == "mean":
         w.op("ReduceMean", [each, axis(1)], name, keepdims=0)
         return
-    safe = w.op("Clip", [each, number(1e-12), number(1.0)], f"{name}.safe")
-    terms = w.op("Mul", [safe, w.op("Log", [safe], f"{name}.log")], f"{name}.terms")
-    entropy = w.op("ReduceSum", [terms, axis(2)], f"{name}.sum", keepdims=1)
-    entropy = w.op("Max", [w.op("Neg", [entropy], f"{name}.neg"), number(1e-6)], f"{name}.entropy")
 
     def one_hot(index: str, count: int, axis: int, output: str) -> str:
         depth = w.constant(f"{output}.depth", np.array([count], np.int64))
         values = w.constant(f"{output}.values", np.array([0.0, 1.0]))
         return w.op("OneHot", [index, depth, values], output, axis=axis)
+
+    first = w.op("ArgMax", [each], f"{name}.first", axis=2, keepdims=0)
+    votes = one_hot(first, n, 2, f"{name}.votes")
+    # p log p of a p near 1 has no digits left in float32: that term is made of the others' sum s.
+    rest = w.op("Sub", [number(1.0), votes], f"{name}.not_first")
+    safe = w.op("Clip", [each, number(1e-12), number(1.0)], f"{name}.safe")
+    terms = w.op("Mul", [safe, w.op("Log", [safe], f"{name}.log")], f"{name}.terms")
+    others = w.op("Mul", [terms, rest], f"{name}.others")
+    others = w.op("Neg", [w.op("ReduceSum", [others, axis(2)], f"{name}.sum")], f"{name}.entropies")
+    small = w.op("Mul", [each, rest], f"{name}.small")
+    s = w.op("ReduceSum", [small, axis(2)], f"{name}.s", keepdims=1)
+    top = w.op("Mul", [terms, votes], f"{name}.top")
+    top = w.op("Neg", [w.op("ReduceSum", [top, axis(2)], f"{name}.top_sum")], f"{name}.plain")
+    # -(1-s) log(1-s) = s - s²/2 - s³/6 - s⁴/12 - s⁵/20 - s⁶/30 - ..., below 0.1 to 3e-8 of itself
+    series = w.op("Mul", [s, number(1 / 30)], f"{name}.series6")
+    for k in (5, 4, 3, 2):
+        series = w.op("Add", [series, number(1 / (k * (k - 1)))], f"{name}.add{k}")
+        series = w.op("Mul", [series, s], f"{name}.series{k}")
+    series = w.op("Mul", [s, w.op("Sub", [number(1.0), series], f"{name}.one_less")], f"{name}.g")
+    tiny = w.op("Less", [s, number(0.1)], f"{name}.tiny")
+    top = w.op("Where", [tiny, series, top], f"{name}.top_entropy")
+    entropy = w.op("Add", [others, top], f"{name}.both")
+    entropy = w.op("Max", [entropy, number(1e-6)], f"{name}.entropy")
 
     if a["rule"] == "most_confident":
         best = w.op("ArgMin", [entropy], f"{name}.best", axis=1, keepdims=0)
@@ -227,8 +246,7 @@ def _ensemble(w: Writer, node: Node) -> None:
         total = w.op("ReduceSum", [weights, axis(1)], f"{name}.total", keepdims=1)
         weights = w.op("Div", [weights, total], f"{name}.weights")
     if a["rule"] == "weighted_voting":
-        top = w.op("ArgMax", [each], f"{name}.top", axis=2, keepdims=0)
-        each = one_hot(top, n, 2, f"{name}.votes")
+        each = votes
     weighted = w.op("Mul", [weights, each], f"{name}.weighted")
     w.op("ReduceSum", [weighted, axis(1)], name, keepdims=0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyperfusion_rt.config import Rule
@@ -18,10 +17,14 @@ def combine_outputs(raw: Tensor, members: int, boxes: int, classes: bool, rule: 
     each = (each.softmax(-1) if classes else each).mean(2)
     if rule == "mean":
         return each.mean(1)
-    safe = each.clamp(1e-12, 1.0)
-    weights = 1 / (-(safe * safe.log()).sum(-1)).clamp_min(1e-6)
+    first = each.argmax(-1, keepdim=True)
+    others = each.scatter(-1, first, 0.0)
+    # In float32, p log p of a p near 1 has no digits left: that term is made of the others' sum.
+    rest = others.sum(-1)
+    entropy = torch.special.entr(others).sum(-1) - (1 - rest) * torch.log1p(-rest)
+    weights = 1 / entropy.clamp_min(1e-6)
     if rule == "most_confident":
         return each[torch.arange(len(each), device=each.device), weights.argmax(1)]
     if rule == "weighted_voting":
-        each = F.one_hot(each.argmax(-1), each.shape[-1]).to(each)
+        each = torch.zeros_like(each).scatter(-1, first, 1.0)
     return torch.einsum("bm,bmc->bc", weights, each) / weights.sum(1, keepdim=True)

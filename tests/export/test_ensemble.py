@@ -12,16 +12,18 @@ from hyperfusion_rt.config import Rule
 from hyperfusion_rt.ensemble import combine
 from hyperfusion_rt.export.ensemble import join
 from hyperfusion_rt.export.fold import fold
+from hyperfusion_rt.export.graph import Graph, Node
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan_ensemble
 from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.models.ensemble import combine_outputs
 from hyperfusion_rt.runtime.engine_native import NativeEngine
 from hyperfusion_rt.runtime.engine_onnx import OnnxEngine
 from hyperfusion_rt.runtime.engine_torch import TorchEngine
 
 from .networks import FUSIONS, SHAPES, MidTrunk, published, shaken
 
-pytest.importorskip("onnxruntime", reason="ONNX files NOT run")
+ort = pytest.importorskip("onnxruntime", reason="ONNX files NOT run")
 
 
 def case_of(task, networks, boxes, batch, shape):
@@ -110,3 +112,28 @@ def test_the_rule_itself(rule, tmp_path):
     engine.run([raw.reshape(200, 24)], [found])
     expected = np.stack([combine(o, "ad", rule) for o in raw])
     assert np.abs(found - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("gap", [2, 6, 8, 10, 12, 14, 20])
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_the_rule_for_members_that_are_very_sure(rule, gap, tmp_path):
+    """In float32, p log p of a p near 1 has no digits left; its inverse is the member's weight."""
+    rng = np.random.default_rng(2)
+    raw = rng.standard_normal((50, 3, 2, 3)).astype(np.float32)
+    sure = rng.integers(3, size=(50, 3))
+    for case, choice in enumerate(sure):
+        for member, best in enumerate(choice):
+            raw[case, member, :, best] += gap + member
+    attrs = {"members": 3, "boxes": 2, "classes": True, "rule": rule}
+    node = Node("ensemble", ["members"], "output", attrs)
+    graph = Graph({"members": (18,)}, [node], ["output"], {"members": (18,), "output": (3,)})
+    write_onnx(graph, tmp_path / "x.onnx")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(tmp_path / "x.onnx", options, providers=["CPUExecutionProvider"])
+    flat = raw.reshape(50, 18)
+    expected = np.stack([combine(o, "ad", rule) for o in raw])
+    (found,) = session.run(None, {"members": flat})
+    assert np.abs(found - expected).max() <= 2e-6
+    by_torch = combine_outputs(torch.from_numpy(flat), 3, 2, True, rule).numpy()
+    assert np.abs(by_torch - expected).max() <= 2e-6
