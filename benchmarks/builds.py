@@ -36,7 +36,7 @@ from hyperfusion_rt.export.plan import plan_ensemble
 from hyperfusion_rt.export.precision import Typed, blame, choose, drift
 from hyperfusion_rt.export.serve import write_repository
 from hyperfusion_rt.export.to_onnx import write_onnx
-from hyperfusion_rt.export.to_tensorrt import in_its_place
+from hyperfusion_rt.export.to_tensorrt import in_its_place, runs_here
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.runtime.engine_trt import TrtEngine
@@ -130,7 +130,8 @@ def made_by(engine: str, network: Network, typed: Typed, folder: Path) -> Row:
             built = build(engine, folder / "source.onnx", BuildOptions())
             row |= {"seconds": built.seconds, "layers": built.layers, "version": built.version}
             path.write_bytes(built.content)
-            row["status"] = "built, not run" if built.gpu is None else "run"
+            ran = runs_here(engine, built, BuildOptions())
+            row["status"] = "run" if ran else "built, not run"
         else:
             if engine == "onnx":
                 write_onnx(ensemble, path)

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +32,7 @@ from hyperfusion_rt.export.serve import Backend, write_repository
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.export.to_tensorrt import Progress, export_tensorrt
 from hyperfusion_rt.files import sha256
+from hyperfusion_rt.machine import installed
 from hyperfusion_rt.runtime.artifact import (
     FORMAT_VERSION,
     Artifact,
@@ -93,10 +93,8 @@ def load_cases(run: Run) -> Cases:
 def _versions() -> dict[str, str]:
     found = {"hyperfusion_rt": hyperfusion_rt.__version__}
     for package in ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "nibabel"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+        if version := installed(package):
+            found[package] = version
     return found
 
 

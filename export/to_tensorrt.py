@@ -16,7 +16,7 @@ from hyperfusion_rt.files import replacing, sha256
 from hyperfusion_rt.runtime.artifact import Build, Comparison, Part
 from hyperfusion_rt.runtime.engine_trt import TrtEngine
 from hyperfusion_rt.runtime.engines import open_file
-from hyperfusion_rt.runtime.trt_build import BuildOptions, build
+from hyperfusion_rt.runtime.trt_build import BuildOptions, Built, build
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,7 +57,7 @@ def export_tensorrt(
         # No time of day in it: the same build gives the same file.
         text = ("\n".join(built.log) + "\n").encode()
         temporary.write_bytes(gzip.compress(text, mtime=0))
-    ran = built.gpu is not None
+    ran = runs_here(engine, built, options)
     if ran:
         comparison = compare(TrtEngine(path), expected, name=path.name, precision=precision)
     else:
@@ -85,6 +85,13 @@ def export_tensorrt(
             status="run and compared" if ran else "built, not run",
         ),
     )
+
+
+def runs_here(engine: str, built: Built, options: BuildOptions) -> bool:
+    """Whether there is a GPU, and it is one that the engine was built for."""
+    if built.gpu is None:
+        return False
+    return engine == "trt" or built.gpu.capability in options.capabilities
 
 
 def in_its_place(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import hyperfusion_rt
-from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.machine import describe_machine, installed
 from hyperfusion_rt.runtime.engine_onnx import PROVIDERS
 from hyperfusion_rt.runtime.gpu import nvidia_driver
 
@@ -47,13 +46,6 @@ class Diagnosis:
     warnings: list[str]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _cudnn(number: int | None) -> tuple[int, int, int] | None:
     """91002 is 9.10.2; before version 9, 8902 was 8.9.2."""
     if not number:
@@ -79,8 +71,8 @@ def look() -> Facts:
         found["native"] = tuple(native.available_isas())
     found["driver"] = nvidia_driver()
     for package in ("torch", "triton", "tensorrt", "tensorrt_rtx"):
-        found[package] = _version(package)
-    found["cuda_python"] = _version("cuda-bindings")
+        found[package] = installed(package)
+    found["cuda_python"] = installed("cuda-bindings")
     for package in ("tensorrt", "tensorrt_rtx"):
         if found[package]:
             load(package)
@@ -91,7 +83,7 @@ def look() -> Facts:
             count = torch.cuda.device_count()
             found["devices"] = tuple(torch.cuda.get_device_name(i) for i in range(count))
             found["capability"] = torch.cuda.get_device_capability(0)
-    owners = {p: _version(p) for p in ("onnxruntime", "onnxruntime-gpu")}
+    owners = {p: installed(p) for p in ("onnxruntime", "onnxruntime-gpu")}
     found["onnxruntime"] = tuple(f"{p} {v}" for p, v in owners.items() if v)
     if found["onnxruntime"] and (ort := load("onnxruntime")) is not None:
         found["providers"] = tuple(ort.get_available_providers())

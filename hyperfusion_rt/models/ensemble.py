@@ -21,7 +21,7 @@ def combine_outputs(raw: Tensor, members: int, boxes: int, classes: bool, rule: 
     others = each.scatter(-1, first, 0.0)
     # In float32, p log p of a p near 1 has no digits left: that term is made of the others' sum.
     rest = others.sum(-1)
-    entropy = torch.special.entr(others).sum(-1) - (1 - rest) * torch.log1p(-rest)
+    entropy: Tensor = torch.special.entr(others).sum(-1) - (1 - rest) * torch.log1p(-rest)
     weights = 1 / entropy.clamp_min(1e-6)
     if rule == "most_confident":
         return each[torch.arange(len(each), device=each.device), weights.argmax(1)]

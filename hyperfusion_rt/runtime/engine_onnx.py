@@ -62,6 +62,10 @@ PROVIDERS = {
 }
 
 
+# Whose inputs stay on the device: the usual batch, the last one of a cohort, single cases.
+_BATCHES = 4
+
+
 class OnnxEngine:
     """Runs one ONNX file with ONNX Runtime; see `hyperfusion_rt.runtime.engines.Engine`.
 
@@ -138,9 +142,12 @@ class OnnxEngine:
         batch = len(feed["image"])
         with self._turn:
             if batch not in self._buffers:
+                if len(self._buffers) == _BATCHES:
+                    del self._buffers[next(iter(self._buffers))]
                 binding = self._session.io_binding()
                 values = {
-                    name: self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+                    # A copy: on the CPU it would be the caller's own memory.
+                    name: self._ort.OrtValue.ortvalue_from_numpy(array.copy(), self._device, 0)
                     for name, array in feed.items()
                 }
                 for name, value in values.items():

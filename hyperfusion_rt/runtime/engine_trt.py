@@ -9,7 +9,9 @@ run at the same time, share their scratch memory (TensorRT's developer guide, "C
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import threading
 import weakref
 from collections.abc import Sequence
@@ -20,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.errors import EngineError
-from hyperfusion_rt.runtime.gpu import checked, cudart, find_gpu
+from hyperfusion_rt.errors import EngineError, HyperFusionError
+from hyperfusion_rt.files import cache_folder, replacing
+from hyperfusion_rt.runtime.gpu import Gpu, checked, cudart, find_gpu
 from hyperfusion_rt.runtime.trt_build import complaints, load_package, runtime_of
 
 Floats = NDArray[np.float32]
@@ -45,8 +48,47 @@ class _Buffer:
 class _Slot:
     stream: Any
     buffers: dict[str, _Buffer]
-    graphs: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # batch → graph, its context
+    # batch → its execution context, and its graph where it can be captured
+    ready: dict[int, tuple[Any, Any | None]] = field(default_factory=dict)
     scratch: list[tuple[int, int]] = field(default_factory=list)  # (pointer, bytes), growing
+
+
+class _Contexts:
+    """Makes execution contexts whose scratch memory is given to them.
+
+    TensorRT-RTX compiles kernels when a context first runs: all before the first result (a graph
+    would replay the slower ones that stand in meanwhile), and kept for the next process.
+    """
+
+    def __init__(self, engine: Any, trt: Any) -> None:
+        self._engine, self._trt = engine, trt
+        self._how = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._cache: Any = None
+        self._path = Path()
+
+    def keep_compiled(self, content: bytes, gpu: Gpu) -> None:
+        parts = [content, repr(gpu).encode(), str(self._trt.__version__).encode()]
+        key = hashlib.sha256(b"".join(parts)).hexdigest()[:32]
+        self._path = cache_folder() / "trt-rtx-kernels" / f"{key}.cache"
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self._how)
+        strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        self._cache = config.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            self._cache.deserialize(self._path.read_bytes())
+        config.set_runtime_cache(self._cache)
+        self._how = config
+
+    def create(self) -> Any:
+        return self._engine.create_execution_context(self._how)
+
+    def save(self) -> None:
+        if self._cache is None:
+            return
+        # A folder that cannot be written only means that they are compiled again.
+        with contextlib.suppress(HyperFusionError), replacing(self._path) as temporary:
+            temporary.write_bytes(bytes(self._cache.serialize()))
 
 
 class TrtEngine:
@@ -56,20 +98,28 @@ class TrtEngine:
         path: an engine file of the package that its suffix names, `.trt` or `.trt-rtx`, or one
             whose `engine` is given.
         threads: not used.
+        content: the file's bytes, if they were read already.
 
     Raises:
         MissingExtraError: the package or cuda-python is not installed.
         EngineError: there is no GPU, or the engine was built for another one.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, engine: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        engine: str | None = None,
+        content: bytes | None = None,
+    ) -> None:
         self.name = engine or path.suffix.removeprefix(".")
         trt = load_package(self.name)
         self.gpu = find_gpu()
         self._rt = cudart()
         self._turn = threading.Lock()
         self._runtime = runtime_of(self.name, trt)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        content = path.read_bytes() if content is None else content
+        self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise EngineError(
                 f"{path}: {self.name} {trt.__version__} cannot load it on {self.gpu.name}: "
@@ -82,18 +132,22 @@ class TrtEngine:
         shapes = {name: tuple(self._engine.get_tensor_shape(name))[1:] for name in names}
         least, usual, _ = self._engine.get_tensor_profile_shape(self._inputs[0], 0)
         self.least, self.usual = int(least[0]), int(usual[0])
-        self._managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._contexts = _Contexts(self._engine, trt)
+        if self.name == "trt-rtx":
+            checked(self._rt.cudaFree(0))  # the cache asks for a CUDA context
+            self._contexts.keep_compiled(content, self.gpu)
         self._slots: list[_Slot] = []
         weakref.finalize(self, _release, self._rt, self._slots)
         for _ in range(SLOTS):
-            stream = checked(self._rt.cudaStreamCreate())
+            # Apart from the default stream, whose use elsewhere would break a capture.
+            stream = checked(self._rt.cudaStreamCreateWithFlags(self._rt.cudaStreamNonBlocking))
             self._slots.append(_Slot(stream, {}))
             for name, shape in shapes.items():
                 self._slots[-1].buffers[name] = self._buffer(shape)
 
     def _context(self, slot: _Slot, batch: int) -> Any:
         """An execution context for batches of `batch` cases in the memory of `slot`."""
-        context = self._engine.create_execution_context(self._managed)
+        context = self._contexts.create()
         if context is None:
             raise EngineError(f"{self.name}: no execution context: {complaints(self.name)}")
         for name, buffer in slot.buffers.items():
@@ -162,21 +216,38 @@ class TrtEngine:
             made[name][start:stop] = slot.buffers[name].host[: stop - start]
 
     def _launch(self, slot: _Slot, batch: int) -> None:
-        rt = self._rt
-        if batch not in slot.graphs:
+        if batch not in slot.ready:
             context = self._context(slot, batch)
             # Once without capture: what is compiled or allocated lazily, is now.
             self._enqueue(slot, context, batch)
-            checked(rt.cudaStreamSynchronize(slot.stream))
-            relaxed = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            checked(rt.cudaStreamBeginCapture(slot.stream, relaxed))
-            try:
-                self._enqueue(slot, context, batch)
-            finally:
-                graph = checked(rt.cudaStreamEndCapture(slot.stream))
-            slot.graphs[batch] = checked(rt.cudaGraphInstantiate(graph, 0)), context
-            checked(rt.cudaGraphDestroy(graph))
-        checked(rt.cudaGraphLaunch(slot.graphs[batch][0], slot.stream))
+            checked(self._rt.cudaStreamSynchronize(slot.stream))
+            slot.ready[batch] = context, self._captured(slot, context, batch)
+            self._contexts.save()
+        context, graph = slot.ready[batch]
+        if graph is None:
+            self._enqueue(slot, context, batch)
+        else:
+            checked(self._rt.cudaGraphLaunch(graph, slot.stream))
+
+    def _captured(self, slot: _Slot, context: Any, batch: int) -> Any | None:
+        """What `_enqueue` does as a graph; None where it cannot be captured."""
+        rt = self._rt
+        capturable = getattr(context, "is_stream_capturable", None)  # TensorRT-RTX has it
+        if capturable is not None and not capturable(int(slot.stream)):
+            return None
+        alone = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        checked(rt.cudaStreamBeginCapture(slot.stream, alone))
+        complete = False
+        with contextlib.suppress(EngineError):
+            self._enqueue(slot, context, batch)
+            complete = True
+        status, graph = rt.cudaStreamEndCapture(slot.stream)
+        if int(status) != 0:
+            return None
+        try:
+            return checked(rt.cudaGraphInstantiate(graph, 0)) if complete else None
+        finally:
+            rt.cudaGraphDestroy(graph)
 
     def _enqueue(self, slot: _Slot, context: Any, batch: int) -> None:
         kind = self._rt.cudaMemcpyKind
@@ -200,9 +271,10 @@ def _release(rt: Any, slots: list[_Slot]) -> None:
     """Give everything back; at the end of the process CUDA may be gone, and nothing is checked."""
     for slot in slots:
         rt.cudaStreamSynchronize(slot.stream)
-        for graph, _ in slot.graphs.values():
-            rt.cudaGraphExecDestroy(graph)
-        slot.graphs.clear()
+        for _, graph in slot.ready.values():
+            if graph is not None:
+                rt.cudaGraphExecDestroy(graph)
+        slot.ready.clear()
         for buffer in slot.buffers.values():
             rt.cudaFreeHost(buffer.host_pointer)
             rt.cudaFree(buffer.device_pointer)

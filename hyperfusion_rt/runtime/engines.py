@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import importlib
 import json
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hyperfusion_rt
-from hyperfusion_rt.errors import EngineError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.errors import ArtifactError, EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import cache_folder, write_text
-from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.machine import describe_machine, installed
 from hyperfusion_rt.runtime.artifact import Artifact, Build
 from hyperfusion_rt.runtime.gpu import Gpu, nvidia_driver
 
@@ -55,6 +56,16 @@ PRECISIONS = {
     "onnx": ("fp32",),
     "torch": ("fp32", "bf16"),
 }
+# What the engines are made of.
+_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda-bindings",
+    "torch",
+)
 _TRIAL_SECONDS = 0.5  # for all engines together, after one run each; at least three runs of each
 
 
@@ -105,30 +116,40 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
     trials = _Trials(artifact, threads)
     if trials.chosen in names:
         with contextlib.suppress(EngineError, MissingExtraError):
-            return _open(artifact, trials.chosen, threads)
+            chosen = _open(artifact, trials.chosen, threads, stand_in=False)
+            return _noted(chosen, trials.left_out)
     opened: list[Opened] = []
-    reasons = []
+    left_out: list[str] = []
+    example = _example(artifact)
     for candidate in names:
         try:
-            found = _open(artifact, candidate, threads)
-        except (EngineError, MissingExtraError) as error:
-            reasons.append(f"{candidate}: {error}")
-            continue
-        if found.name == candidate:
+            found = _open(artifact, candidate, threads, stand_in=False)
+            found.engine.run(*example)
             opened.append(found)
+        except ArtifactError:
+            raise
+        except Exception as error:  # whatever its library raises: another engine may run
+            left_out.append(f"the {candidate} engine cannot be used ({error})")
     if not opened:
-        raise EngineError(f"{artifact.folder}: no engine runs here: {'; '.join(reasons)}")
-    return opened[0] if len(opened) == 1 else trials.fastest(opened)
+        raise EngineError(f"{artifact.folder}: no engine runs here: {'; '.join(left_out)}")
+    fastest = opened[0] if len(opened) == 1 else trials.fastest(opened, left_out)
+    return _noted(fastest, left_out)
 
 
-def _open(artifact: Artifact, name: str, threads: int | None) -> Opened:
+def _noted(opened: Opened, notes: Sequence[str]) -> Opened:
+    return replace(opened, notes=(*opened.notes, *notes))
+
+
+def _open(artifact: Artifact, name: str, threads: int | None, *, stand_in: bool = True) -> Opened:
     path = artifact.file(name)
     if name not in TENSORRT:
         return Opened(name, open_file(name, path, threads))
     try:
-        return _open_tensorrt(artifact, name, path)
+        opened = _open_tensorrt(artifact, name, path)
+        opened.engine.run(*_example(artifact))  # memory and kernels are only there now
+        return opened
     except (EngineError, MissingExtraError) as error:
-        if "onnx" not in artifact.engines:
+        if not stand_in or "onnx" not in artifact.engines:
             raise
         reason = f"the {name} engine cannot be used ({error}); the onnx engine takes over"
         return Opened("onnx", open_file("onnx", artifact.file("onnx"), threads), (reason,))
@@ -148,9 +169,9 @@ def _open_tensorrt(artifact: Artifact, name: str, path: Path) -> Opened:
     if not stale:
         return Opened(name, TrtEngine(path))
     options = trt_build.BuildOptions(made.batch, made.workspace_gib, (gpu.capability,))
-    rebuilt = trt_build.rebuild(name, artifact.file(name, "source"), options, gpu)
-    note = f"the {name} engine was built for {stale}: built again for this machine, in {rebuilt}"
-    return Opened(name, TrtEngine(rebuilt, engine=name), (note,))
+    content, place = trt_build.rebuild(name, artifact.file(name, "source"), options, gpu)
+    note = f"the {name} engine was built for {stale}: built again for this machine, in {place}"
+    return Opened(name, TrtEngine(place, engine=name, content=content), (note,))
 
 
 def _stale(made: Build, name: str, version: str, gpu: Gpu) -> str:
@@ -166,6 +187,14 @@ def _stale(made: Build, name: str, version: str, gpu: Gpu) -> str:
     return ""
 
 
+def _example(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The inputs of one case, zeros."""
+    manifest = artifact.manifest
+    boxes, shape = len(manifest.preprocessing.boxes), manifest.preprocessing.shape
+    image = np.zeros((1, boxes, *shape), np.float32)
+    return image, np.zeros((1, sum(member.width for member in manifest.members)), np.float32)
+
+
 class _Trials:
     """Which engine was the fastest, by artifact, machine and threads; kept as JSON."""
 
@@ -173,8 +202,18 @@ class _Trials:
         self.artifact = artifact
         self.path = cache_folder() / "trials.json"
         machine = {**describe_machine(), "driver": nvidia_driver(), "threads": threads}
-        parts = [artifact.manifest.checksum, hyperfusion_rt.__version__, machine]
+        # What is installed or chosen later is another trial.
+        packages = {name: installed(name) for name in _PACKAGES}
+        provider = os.environ.get("HFRT_ONNX_PROVIDER")
+        version = hyperfusion_rt.__version__
+        parts = [artifact.manifest.checksum, version, machine, packages, provider]
         self.key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        entry = self._known().get(self.key)
+        entry = entry if isinstance(entry, dict) else {}
+        chosen, left_out = entry.get("engine"), entry.get("left_out")
+        # The fastest engine of an earlier trial, and why others took no part in it.
+        self.chosen = chosen if isinstance(chosen, str) else None
+        self.left_out = [str(note) for note in left_out] if isinstance(left_out, list) else []
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -183,22 +222,10 @@ class _Trials:
             return {}
         return content if isinstance(content, dict) else {}
 
-    @property
-    def chosen(self) -> str | None:
-        """The fastest engine of an earlier trial."""
-        entry = self._known().get(self.key)
-        found = entry.get("engine") if isinstance(entry, dict) else None
-        return found if isinstance(found, str) else None
-
-    def fastest(self, opened: Sequence[Opened]) -> Opened:
-        """Time one case on each; the first of equals."""
-        manifest = self.artifact.manifest
-        boxes, shape = len(manifest.preprocessing.boxes), manifest.preprocessing.shape
-        image = np.zeros((1, boxes, *shape), np.float32)
-        tabular = np.zeros((1, sum(member.width for member in manifest.members)), np.float32)
+    def fastest(self, opened: Sequence[Opened], left_out: Sequence[str]) -> Opened:
+        """Time one case on each, which has run before; the first of equals."""
+        image, tabular = _example(self.artifact)
         taken: dict[str, list[float]] = {item.name: [] for item in opened}
-        for item in opened:
-            item.engine.run(image, tabular)
         end = time.perf_counter() + _TRIAL_SECONDS
         rounds = 0
         while rounds < 3 or time.perf_counter() < end:
@@ -209,7 +236,12 @@ class _Trials:
                 taken[item.name].append(1e3 * (time.perf_counter() - start))
         times = {name: min(values) for name, values in taken.items()}
         best = min(opened, key=lambda item: times[item.name])
-        entry = {"engine": best.name, "ms": times, "artifact": manifest.name}
+        entry = {
+            "engine": best.name,
+            "ms": times,
+            "left_out": list(left_out),
+            "artifact": self.artifact.manifest.name,
+        }
         # A folder that cannot be written only means another trial next time.
         with contextlib.suppress(HyperFusionError):
             write_text(self.path, json.dumps({**self._known(), self.key: entry}, indent=1) + "\n")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperfusion_rt.errors import ConfigError, EngineError, MissingExtraError
+from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import cache_folder, replacing, sha256
 from hyperfusion_rt.runtime.gpu import Gpu, find_gpu
 
@@ -153,6 +153,9 @@ def build(
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        config.clear_flag(trt.BuilderFlag.TF32)  # it would keep ten bits of every fp32 product
+        if engine == "trt-rtx":  # what a captured graph needs
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
@@ -170,7 +173,7 @@ def build(
         if serialized is None:
             raise EngineError(f"{source.name}: {engine} cannot build it: {complaints(engine)}")
         if cache is not None:
-            with replacing(cache) as temporary:
+            with contextlib.suppress(HyperFusionError), replacing(cache) as temporary:
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         version = str(trt.__version__)
         return Built(bytes(serialized), version, seconds, network.num_layers, gpu, sink)
@@ -228,7 +231,9 @@ def _timing_cache(engine: str, trt: Any, config: Any, gpu: Gpu | None) -> Path |
         return None
     name = f"{gpu.name}-{gpu.driver}-{trt.__version__}".replace(" ", "-").replace("/", "-")
     path = cache_folder() / "trt-timing" / f"{name}.cache"
-    content = path.read_bytes() if path.exists() else b""
+    content = b""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
     config.set_timing_cache(config.create_timing_cache(content), False)
     return path
 
@@ -238,12 +243,16 @@ def cached_engine(key: str) -> Path:
     return cache_folder() / "engines" / f"{key}.engine"
 
 
-def rebuild(engine: str, source: Path, options: BuildOptions, gpu: Gpu) -> Path:
-    """The engine of `source` for this machine: from the cache, or built into it."""
+def rebuild(engine: str, source: Path, options: BuildOptions, gpu: Gpu) -> tuple[bytes, Path]:
+    """The engine of `source` for this machine, from the cache or built into it, and its place.
+
+    A cache that cannot be written costs another build next time.
+    """
     trt = load_package(engine)
     path = cached_engine(engine_key(engine, sha256(source), options, str(trt.__version__), gpu))
-    if not path.exists():
-        built = build(engine, source, options)
-        with replacing(path) as temporary:
-            temporary.write_bytes(built.content)
-    return path
+    with contextlib.suppress(OSError):
+        return path.read_bytes(), path
+    content = build(engine, source, options).content
+    with contextlib.suppress(HyperFusionError), replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return content, path

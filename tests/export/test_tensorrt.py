@@ -22,9 +22,10 @@ from hyperfusion_rt.export.precision import (
     drift,
 )
 from hyperfusion_rt.export.to_onnx import write_onnx
-from hyperfusion_rt.export.to_tensorrt import export_tensorrt
+from hyperfusion_rt.export.to_tensorrt import export_tensorrt, runs_here
 from hyperfusion_rt.runtime.engine_onnx import OnnxEngine
-from hyperfusion_rt.runtime.trt_build import build
+from hyperfusion_rt.runtime.gpu import Gpu
+from hyperfusion_rt.runtime.trt_build import BuildOptions, Built, build
 
 from .networks import FUSIONS, SHAPES, MidTrunk, published, shaken
 from .tensorrt_rtx import INSTALLED, OPTIONS, all_narrow, builds
@@ -189,6 +190,15 @@ def test_what_cannot_be_built_is_said(tmp_path):
     for wrong in (75, 70, 999):
         with pytest.raises(EngineError, match=f"compute capability {wrong}: .* builds for 80, 86"):
             build("trt-rtx", path, type(OPTIONS)(capabilities=(wrong,)))
+
+
+def test_it_is_compared_only_on_a_gpu_that_it_was_built_for():
+    hopper = Built(b"", "1", 0.1, 1, Gpu("NVIDIA H100", 90, "580"))
+    nowhere = Built(b"", "1", 0.1, 1, None)
+    assert runs_here("trt", hopper, BuildOptions())
+    assert not runs_here("trt-rtx", hopper, BuildOptions(capabilities=(80, 89)))
+    assert runs_here("trt-rtx", hopper, BuildOptions(capabilities=(80, 90)))
+    assert not runs_here("trt-rtx", nowhere, BuildOptions())
 
 
 def test_a_wrong_engine_does_not_pass_in_its_place():

@@ -91,7 +91,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(session_artifact, tmp_path, 
 
 def test_what_cannot_run_is_left_out_of_the_trial(rtx_artifact, cache, no_gpu):
     opened = open_engine(Artifact.open(rtx_artifact))
-    assert (opened.name, opened.notes) == ("onnx", ())
+    assert opened.name == "onnx"
+    (note,) = opened.notes
+    assert note.startswith("the trt-rtx engine cannot be used (no NVIDIA GPU can be used here")
 
 
 def test_onnx_takes_over_with_a_warning(rtx_artifact, cohort, hfrt, no_gpu):
@@ -166,13 +168,64 @@ def test_a_stale_engine_is_built_again_into_the_cache(rtx_artifact, cache):
     source = artifact.file("trt-rtx", "source")
     options = BuildOptions((1, 2, 4), 1.0, (89,))
     gpu = Gpu("NVIDIA L4", 89, "580.1")
-    path = trt_build.rebuild("trt-rtx", source, options, gpu)
+    content, path = trt_build.rebuild("trt-rtx", source, options, gpu)
+    assert path.read_bytes() == content
     assert path.parent == cache / "engines"
     before = path.stat().st_mtime_ns
-    assert trt_build.rebuild("trt-rtx", source, options, gpu) == path
+    assert trt_build.rebuild("trt-rtx", source, options, gpu) == (content, path)
     assert path.stat().st_mtime_ns == before
-    other = trt_build.rebuild("trt-rtx", source, options, Gpu("NVIDIA L4", 89, "590.1"))
-    assert other != path
+    newer = Gpu("NVIDIA L4", 89, "590.1")
+    assert trt_build.rebuild("trt-rtx", source, options, newer)[1] != path
+
+
+def test_a_cache_that_cannot_be_written_only_costs_the_next_build(
+    rtx_artifact, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    source = Artifact.open(rtx_artifact).file("trt-rtx", "source")
+    options = BuildOptions((1, 2, 4), 1.0, (89,))
+    content, path = trt_build.rebuild("trt-rtx", source, options, Gpu("NVIDIA L4", 89, "580.1"))
+    assert content
+    assert not path.exists()
+
+
+class Broken:
+    def __init__(self, message):
+        self.message = message
+
+    def run(self, image, tabular):
+        raise RuntimeError(self.message)
+
+
+def test_an_engine_that_opens_and_does_not_run_is_left_out(session_artifact, cache, monkeypatch):
+    artifact = Artifact.open(session_artifact)
+    plain = engines.open_file
+    broken = {"native"}
+    monkeypatch.setattr(
+        engines,
+        "open_file",
+        lambda name, *rest: Broken("no memory") if name in broken else plain(name, *rest),
+    )
+    opened = open_engine(artifact)
+    assert opened.name == "onnx"
+    assert opened.notes == ("the native engine cannot be used (no memory)",)
+    broken.add("onnx")
+    with pytest.raises(EngineError, match=r"no engine runs here: .*native.*no memory.*onnx"):
+        open_engine(artifact)
+
+
+@pytest.mark.parametrize("what", ["package", "provider"])
+def test_what_is_installed_or_chosen_later_is_tried(session_artifact, cache, monkeypatch, what):
+    artifact = Artifact.open(session_artifact)
+    open_engine(artifact)
+    entries = json.loads((cache / "trials.json").read_text())
+    if what == "package":
+        monkeypatch.setattr(engines, "installed", lambda name: "99.0")
+    else:
+        monkeypatch.setenv("HFRT_ONNX_PROVIDER", "cpu")
+    open_engine(artifact)
+    assert len(json.loads((cache / "trials.json").read_text())) == len(entries) + 1
 
 
 @pytest.mark.parametrize(
