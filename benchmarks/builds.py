@@ -174,6 +174,7 @@ def repository(network: Network, typed: Typed, folder: Path) -> Row:
         network.ensemble,
         network.encoders,
         classes,
+        network.expected.image,
         typed=typed,
         backend="onnx",
         options=options,

@@ -28,7 +28,7 @@ from hyperfusion_rt.export.graph import Graph
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.plan import plan_ensemble
 from hyperfusion_rt.export.precision import check_drift, choose
-from hyperfusion_rt.export.serve import Backend, write_repository
+from hyperfusion_rt.export.serve import Backend, check_target, write_repository
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.export.to_tensorrt import Progress, export_tensorrt
 from hyperfusion_rt.files import sha256
@@ -141,6 +141,8 @@ def export_run(
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists; choose another --out, or replace it with --force")
+    if serve is not None:
+        check_target(serve, out.stem, backend, precision, force)
     members = run.members
     if len(members) < run.config.training.members:
         raise ConfigError(
@@ -286,6 +288,7 @@ def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
             ensemble,
             encoders,
             tuple(config.tabular.classes),
+            expected.image,
             typed=typed,
             backend=settings.backend,
             options=settings.options,

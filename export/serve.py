@@ -16,17 +16,26 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.export.compare import TOLERANCE
 from hyperfusion_rt.export.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
 from hyperfusion_rt.export.fold import TABLE
+from hyperfusion_rt.export.graph import run
 from hyperfusion_rt.export.precision import Typed
 from hyperfusion_rt.export.table_onnx import input_name
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import write_text
+from hyperfusion_rt.runtime.engine_trt import TrtEngine
+from hyperfusion_rt.runtime.plan import join_boxes, split_boxes
 from hyperfusion_rt.runtime.trt_build import BuildOptions, build
 
 Backend = Literal["onnx", "tensorrt"]
@@ -79,6 +88,7 @@ def write_repository(
     ensemble: Ensemble,
     encoders: Sequence[TabularEncoder],
     classes: Sequence[str],
+    image: NDArray[np.float32],
     *,
     typed: Typed,
     backend: Backend,
@@ -87,28 +97,29 @@ def write_repository(
 ) -> list[Path]:
     """Write the models of `name` into the repository `folder`; returns their folders.
 
-    Other models there are left alone. Each model is put in place whole.
+    Other models there are left alone; what a model replaces is gone only when all are in place.
+    `image [K, N, D, H, W]`: the cases with which a plan that was built here is compared.
 
     Raises:
         ConfigError: they exist and `force` is not given, or the name is not one.
         MissingExtraError, EngineError: tritonclient, or what the backend needs, is missing.
         HyperFusionError: a configuration does not fit its model.
     """
+    check_target(folder, name, backend, typed.precision, force)
     pb = schema()
-    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ConfigError(f"--serve: {name!r} cannot be a model's name: letters, digits and -_.")
-    if backend == "onnx" and typed.precision == "bf16":
-        raise ConfigError("--serve: ONNX Runtime has no bfloat16 convolutions; use fp32 or fp16")
+    # The server does not fill a batch up: a lone request is a batch of one.
+    options = replace(options, batch=(1, *options.batch[1:]))
     batch = options.batch[2]
-    trunk, head = f"{name}_trunk", f"{name}_head"
+    name, trunk, head = model_names(name)
     features = [v for v in ensemble.trunk.outputs if v not in ensemble.trunk.inputs]
     shapes = ensemble.head.inputs
     reads_image = IMAGE in shapes or bool(features)
     table = _table(pb, encoders[0])
-    image = [_tensor(pb, IMAGE, "TYPE_FP32", ensemble.inputs[IMAGE])] if reads_image else []
+    volume = [_tensor(pb, IMAGE, "TYPE_FP32", ensemble.inputs[IMAGE])] if reads_image else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+        # Beside the repository: the server would take any folder in it for a model.
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
     except OSError as error:
         raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from None
     try:
@@ -121,9 +132,10 @@ def write_repository(
                 built = build("trt", path / "model.onnx", options)
                 (path / "model.plan").write_bytes(built.content)
                 (path / "model.onnx").unlink()
+                _compare_plan(path / "model.plan", ensemble, image, typed.precision)
             made = [_tensor(pb, v, "TYPE_FP32", shapes[v], output=True) for v in features]
             engine = "tensorrt" if backend == "tensorrt" else "onnxruntime"
-            configs[trunk] = _model(pb, trunk, engine, options, image, made)
+            configs[trunk] = _model(pb, trunk, engine, options, volume, made)
         path = scratch / head / VERSION
         path.mkdir(parents=True)
         write_onnx(ensemble, path / "model.onnx", part="head", encoders=encoders)
@@ -132,7 +144,7 @@ def write_repository(
         configs[head] = _model(pb, head, "onnxruntime", options, [*read, *table], results, cpu=True)
         (scratch / name / VERSION).mkdir(parents=True)
         whole = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
-        whole.input.extend([*image, *table])
+        whole.input.extend([*volume, *table])
         whole.output.extend(results)
         steps = whole.ensemble_scheduling.step
         if features:
@@ -151,7 +163,7 @@ def write_repository(
             if classes and model != trunk:
                 write_text(scratch / model / LABELS, "\n".join(classes) + "\n")
         check_repository(scratch, name)
-        return _put_in_place(scratch, folder, list(configs), force)
+        return _put_in_place(scratch, folder, list(configs), [name, trunk, head])
     except OSError as error:
         raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
@@ -191,18 +203,76 @@ def _write_config(path: Path, config: Any) -> None:
     write_text(path, text_format.MessageToString(config))
 
 
-def _put_in_place(scratch: Path, folder: Path, models: list[str], force: bool) -> list[Path]:
-    existing = [model for model in models if (folder / model).exists()]
+def model_names(name: str) -> tuple[str, str, str]:
+    """The ensemble's name, its trunk's and its head's."""
+    return name, f"{name}_trunk", f"{name}_head"
+
+
+def check_target(folder: Path, name: str, backend: Backend, precision: str, force: bool) -> None:
+    """Check, before anything is built, that the models of `name` may be written into `folder`.
+
+    Raises:
+        ConfigError: the name is none, the precision cannot be served, or the models exist.
+        MissingExtraError: tritonclient is not installed.
+    """
+    schema()
+    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(f"--serve: {name!r} cannot be a model's name: letters, digits and -_.")
+    if backend == "onnx" and precision == "bf16":
+        raise ConfigError("--serve: ONNX Runtime has no bfloat16 convolutions; use fp32 or fp16")
+    existing = [model for model in model_names(name) if (folder / model).exists()]
     if existing and not force:
         raise ConfigError(
             f"{folder}: has {', '.join(existing)}; choose another folder, or replace them with "
             "--force"
         )
-    for model in models:
-        if (folder / model).exists():
-            (folder / model).rename(scratch / f"{model}.old")
-        (scratch / model).rename(folder / model)
+
+
+def _put_in_place(
+    scratch: Path, folder: Path, models: Sequence[str], replaced: Sequence[str]
+) -> list[Path]:
+    """Move `models` into `folder`, and what has a name of `replaced` there out of it."""
+    done: list[tuple[Path, Path]] = []  # (from, to)
+
+    def move(source: Path, target: Path) -> None:
+        shutil.move(source, target)  # over file systems too
+        done.append((source, target))
+
+    try:
+        for model in replaced:
+            if (folder / model).exists():
+                move(folder / model, scratch / f"{model}.old")
+        for model in models:
+            move(scratch / model, folder / model)
+    except OSError:
+        for source, target in reversed(done):
+            shutil.move(target, source)
+        raise
     return [folder / model for model in models]
+
+
+def _compare_plan(
+    path: Path, ensemble: Ensemble, image: NDArray[np.float32], precision: str
+) -> None:
+    """Compare a TensorRT trunk, on the GPU that it was built for, with float64.
+
+    Raises:
+        HyperFusionError: a feature differs by more than the precision's tolerance of its scale.
+    """
+    trunk, boxes = ensemble.trunk, ensemble.boxes
+    with torch.inference_mode():
+        exact = run(trunk, {IMAGE: split_boxes(torch.from_numpy(image).double(), boxes)})
+    made = TrtEngine(path, engine="trt").run(image, np.zeros((len(image), 0), np.float32))
+    for name, feature in zip(trunk.outputs, exact, strict=True):
+        if name not in made:  # the image itself
+            continue
+        wanted = join_boxes(feature, boxes).numpy()
+        off = float(np.abs(made[name] - wanted).max() / max(np.abs(wanted).max(), 1e-12))
+        if not off <= TOLERANCE[precision]:
+            raise HyperFusionError(
+                f"{path}: {name} differs from torch in float64 by {off:.2e} of its scale, more "
+                f"than the tolerance {TOLERANCE[precision]:.0e}; nothing was exported"
+            )
 
 
 def read_config(path: Path) -> Any:

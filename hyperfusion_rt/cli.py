@@ -305,8 +305,8 @@ def export(
         print(f"{target / entry.file}: {describe_file(entry, artifact.manifest.unit)}")
     if serve is not None:
         print(
-            f"{serve}: models {target.stem}, its trunk and its head; tritonserver "
-            f"--model-repository={serve.resolve()}"
+            f"{serve}: models {target.stem}, its trunk and its head; NVIDIA_TF32_OVERRIDE=0 "
+            f"tritonserver --model-repository={serve.resolve()}"
         )
 
 

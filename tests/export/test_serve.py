@@ -13,13 +13,14 @@ import pytest
 import hyperfusion_rt
 from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.data.volumes import extract, read_volume
-from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
-from hyperfusion_rt.export import export_run, serve
+from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.export import build, export_run, serve
 from hyperfusion_rt.export.ensemble import join
 from hyperfusion_rt.export.fold import fold
 from hyperfusion_rt.export.lower import lower
 from hyperfusion_rt.export.precision import Typed
 from hyperfusion_rt.export.serve import check_repository, read_config
+from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.runtime.trt_build import BuildOptions
 
 from .networks import SHAPES, published
@@ -154,12 +155,84 @@ def test_other_models_are_left_alone(session_run, served, tmp_path):
     assert {p.name for p in (tmp_path / "repo").iterdir()} == names
     before = (tmp_path / "repo" / "a" / "config.pbtxt").stat().st_mtime_ns
     (tmp_path / "b").mkdir()
-    with pytest.raises(ConfigError, match="has a_trunk, a_head, a;"):
+    with pytest.raises(ConfigError, match="has a, a_trunk, a_head;"):
         export_run(session_run, tmp_path / "b" / "a.hfrt", **options)
     assert (tmp_path / "repo" / "a" / "config.pbtxt").stat().st_mtime_ns == before
     export_run(session_run, tmp_path / "b" / "a.hfrt", force=True, **options)
     assert {p.name for p in (tmp_path / "repo").iterdir()} == names
     assert (tmp_path / "repo" / "a" / "config.pbtxt").stat().st_mtime_ns != before
+
+
+def test_it_is_refused_before_anything_is_built(session_run, tmp_path, monkeypatch):
+    (tmp_path / "repo" / "a_head").mkdir(parents=True)
+    monkeypatch.setattr(build, "_build", None)
+    with pytest.raises(ConfigError, match="has a_head; choose another folder"):
+        export_run(session_run, tmp_path / "a.hfrt", engines=["onnx"], serve=tmp_path / "repo")
+
+
+def test_old_models_come_back_where_new_ones_cannot_be_put(repository, tmp_path, monkeypatch):
+    """The disk is full at the second model, say."""
+    (tmp_path / "new").mkdir()
+    for model in ("ad", "ad_trunk", "ad_head"):
+        (tmp_path / "new" / model).mkdir()
+    before = {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()}
+    plain = shutil.move
+
+    def move(source, target):
+        if source == tmp_path / "new" / "ad_trunk":
+            raise OSError(28, "No space left on device")
+        return plain(source, target)
+
+    monkeypatch.setattr(serve.shutil, "move", move)
+    names = ["ad", "ad_trunk", "ad_head"]
+    with pytest.raises(OSError, match="No space left"):
+        serve._put_in_place(tmp_path / "new", repository, names, names)
+    assert {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()} == before
+
+
+def test_a_lone_request_is_a_batch_of_one(session_run, tmp_path, monkeypatch):
+    """The server does not fill a batch up, whatever the artifact's engines take."""
+    given = []
+
+    def noted(engine, source, options):
+        given.append(options.batch)
+        raise EngineError("no GPU here")
+
+    monkeypatch.setattr(serve, "build", noted)
+    with pytest.raises(EngineError, match="no GPU here"):
+        export_run(
+            session_run, tmp_path / "a.hfrt", engines=["native"], serve=tmp_path / "repo",
+            backend="tensorrt", options=BuildOptions((4, 8, 16)),
+        )  # fmt: skip
+    assert given == [(1, 8, 16)]
+    assert list((tmp_path / "repo").iterdir()) == []
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.01, False), (np.nan, False)])
+def test_a_plan_is_compared_with_float64(factor, right, tmp_path, monkeypatch):
+    """The comparison alone: ONNX Runtime makes the features here, times `factor`."""
+    shapes = {"image": (1, *SHAPES["ad"]), "tabular": (5,)}
+    graph = fold(lower(published("ad", "hyper"), shapes))
+    made = join([graph], [5], 2, classes=True, rule="mean")
+    write_onnx(made, tmp_path / "trunk.onnx", part="trunk")
+    session = ort.InferenceSession(tmp_path / "trunk.onnx", providers=["CPUExecutionProvider"])
+
+    class Features:
+        def __init__(self, path, engine):
+            assert engine == "trt"
+
+        def run(self, image, tabular):
+            names = [output.name for output in session.get_outputs()]
+            found = session.run(None, {"image": image})
+            return {n: factor * x for n, x in zip(names, found, strict=True)}
+
+    monkeypatch.setattr(serve, "TrtEngine", Features)
+    image = np.random.default_rng(0).standard_normal((3, 2, *SHAPES["ad"]), np.float32)
+    if right:
+        serve._compare_plan(tmp_path / "x", made, image, "fp32")
+    else:
+        with pytest.raises(HyperFusionError, match="differs from torch in float64"):
+            serve._compare_plan(tmp_path / "x", made, image, "fp32")
 
 
 def test_a_table_alone_is_a_head_alone(tmp_path):
@@ -168,9 +241,10 @@ def test_a_table_alone_is_a_head_alone(tmp_path):
     shapes = {"image": (1, *SHAPES["ad"]), "tabular": (5,)}
     graph = fold(lower(published("ad", "tabular"), shapes))
     made = join([graph], [5], 2, classes=True, rule="mean")
+    cases = np.zeros((1, 2, *SHAPES["ad"]), np.float32)
     serve.write_repository(
-        tmp_path, "t", made, [encoder], ("a", "b", "c"), typed=Typed("fp32"), backend="onnx",
-        options=BuildOptions(),
+        tmp_path, "t", made, [encoder], ("a", "b", "c"), cases,
+        typed=Typed("fp32"), backend="onnx", options=BuildOptions(),
     )  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {"t", "t_head"}
     rows = {f"table.x{i}": np.full((2, 1), 0.1 * i) for i in range(5)}
