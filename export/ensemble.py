@@ -110,7 +110,7 @@ def _append(target: Graph, part: Graph, given: dict[str, str], prefix: str) -> d
     for node in part.nodes:
         name = f"{prefix}.{node.output}"
         inputs = [names[value] for value in node.inputs]
-        layer = f"{prefix}: {node.layer or node.output}"
+        layer = f"{prefix}: {node.layer}" if node.layer else ""
         target.nodes.append(Node(node.op, inputs, name, dict(node.attrs), node.arrays, layer))
         target.shapes[name] = part.shapes[node.output]
         names[node.output] = name

@@ -52,9 +52,15 @@ def could_be_narrow(graph: Graph, node: Node, precision: str) -> bool:
     return len(read) == 4 and len(made) == 4 and node.op not in _EXACT
 
 
-def label(node: Node) -> str:
-    """Where `node` is, for people."""
-    return f"{node.layer or node.output} ({node.op})"
+def label(graph: Graph, node: Node) -> str:
+    """Where `node` is, for people; one that belongs to no layer stands after one."""
+    before = {other.output: other for other in graph.nodes}
+    found: Node | None = node
+    while found is not None and not found.layer:
+        found = before.get(found.inputs[0])
+    if found is node:
+        return f"{node.layer} ({node.op})"
+    return f"{node.op} after {found.layer}" if found else f"{node.output} ({node.op})"
 
 
 def run_ensemble(
@@ -102,7 +108,7 @@ def choose(ensemble: Ensemble, precision: str, expected: Expected) -> Typed:
             if largest[node.output] <= limit:
                 narrow.add(node.output)
             else:
-                kept[label(node)] = largest[node.output]
+                kept[label(graph, node)] = largest[node.output]
     return Typed(precision, frozenset(narrow), kept)
 
 
@@ -156,7 +162,7 @@ def blame(ensemble: Ensemble, typed: Typed, expected: Expected) -> tuple[str, fl
     for graph in (ensemble.trunk, ensemble.head):
         for node in graph.nodes:
             if node.output in typed.narrow:
-                layers.setdefault(label(node), set()).add(node.output)
+                layers.setdefault(label(graph, node), set()).add(node.output)
     alone = {
         layer: drift(ensemble, Typed(typed.precision, frozenset(names)), case)
         for layer, names in layers.items()
