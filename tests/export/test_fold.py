@@ -24,7 +24,7 @@ from .networks import (
     published,
     shaken,
 )
-from .tensorrt_rtx import INSTALLED, builds
+from .rtx import INSTALLED, builds
 
 TOLERANCE = 1e-10
 

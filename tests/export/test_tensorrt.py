@@ -28,7 +28,7 @@ from hyperfusion_rt.runtime.gpu import Gpu
 from hyperfusion_rt.runtime.trt_build import BuildOptions, Built, build
 
 from .networks import FUSIONS, SHAPES, MidTrunk, published, shaken
-from .tensorrt_rtx import INSTALLED, OPTIONS, all_narrow, builds
+from .rtx import INSTALLED, OPTIONS, all_narrow, builds
 from .test_lower import MODULES, V
 
 PRECISIONS = ("fp32", "fp16", "bf16")
