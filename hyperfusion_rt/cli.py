@@ -365,7 +365,10 @@ def infer(
         if summary["ok"]:
             parts = " + ".join(f"{name} {value:.0f}" for name, value in ms.items())
             rate = summary["wall_seconds"] / summary["ok"]
-            print(f"{summary['ok']} predicted: {1e3 * rate:.0f} ms per scan ({parts}, in ms)")
+            print(
+                f"{summary['ok']} predicted by the {result.predictor.engine} engine: "
+                f"{1e3 * rate:.0f} ms per scan ({parts}, in ms)"
+            )
         for note in result.predictor.notes:
             print(f"warning: {note}", file=sys.stderr)
         for item in result.failed[:10]:

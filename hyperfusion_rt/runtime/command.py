@@ -100,6 +100,11 @@ def infer(
     write_predictions(out, predictor.manifest, predictions)
     if report is not None:
         inference_page(
-            predictor.manifest, predictions, result.summary, predictor.engine, describe_machine()
+            predictor.manifest,
+            predictions,
+            result.summary,
+            predictor.engine,
+            describe_machine(),
+            predictor.notes,
         ).write(report)
     return result

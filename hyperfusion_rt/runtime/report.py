@@ -159,8 +159,9 @@ def inference_page(
     summary: dict[str, Any],
     engine: str,
     machine: dict[str, str],
+    notes: Sequence[str] = (),
 ) -> Page:
-    """The report of one inference over a cohort."""
+    """The report of one inference over a cohort. `notes`: of how the engine was chosen."""
     page = Page(f"{manifest.name}: {manifest.task} predictions")
     page.text("For research. Not a medical device; not for diagnosis.", soft=True)
     ms = summary["ms_per_scan"]
@@ -179,7 +180,9 @@ def inference_page(
     page.heading("Provenance")
     network = f"{source.network.get('fusion')}, f = {source.network.get('features')}"
     shape = "x".join(str(n) for n in manifest.preprocessing.shape)
-    compared = max(entry.comparison.largest_difference for entry in manifest.engines)
+    file = next(e for e in manifest.engines if (e.engine, e.part) == (engine, "whole"))
+    by = "" if file.comparison.by == "engine" else f" (by {file.comparison.by})"
+    compared = f"{file.comparison.largest_difference:.1e} of the outputs' scale{by}"
     rows: list[tuple[str, object]] = [
         (
             "model",
@@ -191,7 +194,8 @@ def inference_page(
             f"{shape} voxels at {manifest.preprocessing.spacing:g} mm, "
             f"{len(manifest.preprocessing.boxes)} box(es) per scan",
         ),
-        ("engine", f"{engine}; differs from torch float64 by {compared:.1e} of the outputs' scale"),
+        ("engine", f"{engine}, {file.precision}; differs from torch float64 by {compared}"),
+        *[("warning", note) for note in notes],
         ("exported", source.created),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
         *machine.items(),

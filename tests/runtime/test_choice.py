@@ -105,6 +105,9 @@ def test_onnx_takes_over_with_a_warning(rtx_artifact, cohort, hfrt, no_gpu):
     assert status == 0, err
     assert "warning: the trt-rtx engine cannot be used (no NVIDIA GPU" in err
     assert "the onnx engine takes over" in err
+    page = (cohort / "report.html").read_text()
+    assert "the onnx engine takes over" in page
+    assert "onnx, fp32; differs from torch float64 by" in page
 
 
 def test_without_onnx_it_is_an_error(rtx_artifact, session_run, tmp_path, no_gpu):
