@@ -35,6 +35,7 @@ from hyperfusion_rt.files import sha256
 from hyperfusion_rt.machine import installed
 from hyperfusion_rt.runtime.artifact import (
     FORMAT_VERSION,
+    MANIFEST,
     Artifact,
     EngineFile,
     Manifest,
@@ -139,9 +140,14 @@ def export_run(
         raise ConfigError(f"--combine {rule}: needs classes, and this run predicts a number")
     if out.suffix != ".hfrt":
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
-    if out.exists() and not force:
-        raise ConfigError(f"{out}: exists; choose another --out, or replace it with --force")
+    _check_place(out, force)
     if serve is not None:
+        served, made = serve.resolve(), out.resolve()
+        if served == made or served in made.parents or made in served.parents:
+            raise ConfigError(
+                f"--serve {serve}: the artifact {out} and the repository must be apart; choose "
+                "another folder"
+            )
         check_target(serve, out.stem, backend, precision, force)
     members = run.members
     if len(members) < run.config.training.members:
@@ -167,16 +173,31 @@ def export_run(
         )
         artifact = _build(run, folder, out.stem, settings)
         folder.chmod(0o755)
+        _check_place(out, force)  # another export may have made it meanwhile
         old = folder.with_name(f"{folder.name}.old")
         if out.exists():
             out.rename(old)
-        folder.rename(out)
+        try:
+            folder.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         return Artifact(out, artifact.manifest)
     except OSError as error:
         raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_place(out: Path, force: bool) -> None:
+    if not (out.exists() or out.is_symlink()):
+        return
+    if out.is_symlink() or not (out / MANIFEST).is_file():
+        raise ConfigError(f"{out}: exists and is no artifact's folder; choose another --out")
+    if not force:
+        raise ConfigError(f"{out}: exists; choose another --out, or replace it with --force")
 
 
 def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) -> Graph:

@@ -13,6 +13,7 @@ package tritonclient ships it).
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -35,11 +36,13 @@ from hyperfusion_rt.export.table_onnx import input_name
 from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.engine_trt import TrtEngine
+from hyperfusion_rt.runtime.gpu import find_gpu
 from hyperfusion_rt.runtime.plan import join_boxes, split_boxes
-from hyperfusion_rt.runtime.trt_build import BuildOptions, build
+from hyperfusion_rt.runtime.trt_build import BuildOptions, build, load_package
 
 Backend = Literal["onnx", "tensorrt"]
 CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
+OLD = ".old"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 MAX_QUEUE_DELAY_US = 2000  # how long a request may wait for others to join its batch
 
@@ -116,12 +119,7 @@ def write_repository(
     reads_image = IMAGE in shapes or bool(features)
     table = _table(pb, encoders[0])
     volume = [_tensor(pb, IMAGE, "TYPE_FP32", ensemble.inputs[IMAGE])] if reads_image else []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Beside the repository: the server would take any folder in it for a model.
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
-    except OSError as error:
-        raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from None
+    scratch = _scratch(folder)
     try:
         configs = {}
         if features:
@@ -167,7 +165,8 @@ def write_repository(
     except OSError as error:
         raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not list(scratch.glob(f"*{OLD}")) or (folder / name).exists():
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _model(
@@ -213,9 +212,15 @@ def check_target(folder: Path, name: str, backend: Backend, precision: str, forc
 
     Raises:
         ConfigError: the name is none, the precision cannot be served, or the models exist.
-        MissingExtraError: tritonclient is not installed.
+        MissingExtraError, EngineError: tritonclient, or what the backend needs, is missing.
     """
     schema()
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--serve {folder}: {above} is a file; name a folder")
+    if backend == "tensorrt":
+        load_package("trt")
+        find_gpu()
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ConfigError(f"--serve: {name!r} cannot be a model's name: letters, digits and -_.")
     if backend == "onnx" and precision == "bf16":
@@ -228,6 +233,21 @@ def check_target(folder: Path, name: str, backend: Backend, precision: str, forc
         )
 
 
+def _scratch(folder: Path) -> Path:
+    """A new folder on the repository's file system.
+
+    Beside it where that can be: the server would take any folder in it for a model.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        parent = folder.resolve().parent
+        beside = os.access(parent, os.W_OK) and parent.stat().st_dev == folder.stat().st_dev
+        place = parent if beside else folder
+        return Path(tempfile.mkdtemp(prefix=f".{folder.resolve().name}.", dir=place))
+    except OSError as error:
+        raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
 def _put_in_place(
     scratch: Path, folder: Path, models: Sequence[str], replaced: Sequence[str]
 ) -> list[Path]:
@@ -235,18 +255,18 @@ def _put_in_place(
     done: list[tuple[Path, Path]] = []  # (from, to)
 
     def move(source: Path, target: Path) -> None:
-        shutil.move(source, target)  # over file systems too
+        source.rename(target)  # on one file system: nothing is copied, nothing can fill up
         done.append((source, target))
 
     try:
         for model in replaced:
             if (folder / model).exists():
-                move(folder / model, scratch / f"{model}.old")
+                move(folder / model, scratch / f"{model}{OLD}")
         for model in models:
             move(scratch / model, folder / model)
     except OSError:
         for source, target in reversed(done):
-            shutil.move(target, source)
+            target.rename(source)
         raise
     return [folder / model for model in models]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hyperfusion_rt.data.table import LARGEST
 from hyperfusion_rt.data.tabular import CategoricalColumn, Column, TabularEncoder
 
 if TYPE_CHECKING:
@@ -54,7 +55,13 @@ def _add(w: Writer, encoder: TabularEncoder, p: str) -> str:
         if isinstance(column, CategoricalColumn):
             values, gap = _one_hot(w, column, x, q)
         else:
-            values, gap = x, w.op("IsNaN", [x], f"{q}.gap")
+            gap = w.op("IsNaN", [x], f"{q}.gap")
+            # Infinity has no use below, and becomes NaN there.
+            size = w.op("Abs", [x], f"{q}.size")
+            limit = w.typed_constant(f"{q}.limit", np.array([[LARGEST]]))
+            beyond = w.op("Greater", [size, limit], f"{q}.beyond")
+            refused = w.typed_constant(f"{q}.refused", np.array([[np.inf]]))
+            values = w.op("Where", [beyond, refused, x], f"{q}.values")
         parts.append(values)
         gaps.append(w.op("Cast", [gap], f"{q}.flag", to=TensorProto.DOUBLE))
     raw = w.op("Concat", parts, f"{p}.raw", axis=1)

@@ -5,6 +5,7 @@ Exit status: 0 all well, 1 an error, 2 wrong usage, 3 some cases of a cohort fai
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,9 +27,24 @@ app = typer.Typer(
     "hfrt infer scans/ --tabular data.csv",
 )
 
+INTERRUPTED = 130
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def _at_most_cores(threads: int | None) -> int | None:
+    """More would only wait for each other."""
+    from hyperfusion_rt.machine import usable_cores
+
+    return None if threads is None else min(threads, usable_cores())
+
+
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads; default: the cores this process may use.")
+    int | None,
+    typer.Option(
+        callback=_at_most_cores,
+        min=1,
+        help="Threads; default, and at most: the cores this process may use.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 
@@ -237,7 +253,8 @@ def export(
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The run; default: the latest.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The artifact's folder; default: the run's name.")
+        Path | None,
+        typer.Option(help="The artifact's folder; default: the run's name, which is replaced."),
     ] = None,
     batch: Annotated[
         str, typer.Option(help="TensorRT: smallest, usual and largest batch of cases.")
@@ -265,6 +282,8 @@ def export(
     from hyperfusion_rt.runtime.inspect import describe_file
     from hyperfusion_rt.runtime.trt_build import CAPABILITIES, BuildOptions
 
+    if serve is None and serve_backend != "onnx":
+        raise ConfigError(f"--serve-backend {serve_backend}: needs --serve DIR")
     engines = engine or DEFAULT_ENGINES
     for name in engines:
         check_name(name)
@@ -282,6 +301,10 @@ def export(
 
     chosen = Run.open(run) if run else Run.latest(Path("runs"))
     target = out or Path(f"{chosen.folder.name}.hfrt")
+    if serve is not None:
+        from hyperfusion_rt.export.serve import check_target
+
+        check_target(serve, target.stem, serve_backend, precision, force)
     with terminal.progress() as progress:
         bar = progress.add_task("exporting and comparing", total=None)
         artifact = export_run(
@@ -551,6 +574,8 @@ def demo(
 
 def main() -> None:
     """Run the command line; a HyperFusionError is one line and exit status 1."""
+    # A scheduler's SIGTERM is treated like Ctrl-C: nothing half-made is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except HyperFusionError as error:
@@ -558,7 +583,11 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except SystemExit as status:  # typer turns an interrupt into one
+        if status.code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ class Facts:
     onnxruntime: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    provider: str | None = None  # that HFRT_ONNX_PROVIDER names
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def look() -> Facts:
     found["onnxruntime"] = tuple(f"{p} {v}" for p, v in owners.items() if v)
     if found["onnxruntime"] and (ort := load("onnxruntime")) is not None:
         found["providers"] = tuple(ort.get_available_providers())
+    found["provider"] = os.environ.get("HFRT_ONNX_PROVIDER") or None
     return Facts(**found, problems=tuple(problems))
 
 
@@ -99,8 +102,14 @@ def engines(facts: Facts) -> list[tuple[str, bool, str]]:
         rows.append(("native", False, "the compiled module is missing: reinstall hyperfusion_rt"))
     else:
         rows.append(("native", False, "needs a processor with AVX2 and FMA, AVX-512 or NEON"))
-    names = [n for n, p in PROVIDERS.items() if p.name in facts.providers]
-    if names:
+    names = [n for n, p in PROVIDERS.items() if p.name in facts.providers or p.plugin]
+    if facts.providers and facts.provider and facts.provider not in names:
+        chosen = f"HFRT_ONNX_PROVIDER={facts.provider} is not here: unset it, or choose from "
+        rows.append(("onnx", False, chosen + ", ".join(names)))
+    elif facts.providers and facts.provider:
+        rows.append(("onnx", True, f"{facts.provider}, as HFRT_ONNX_PROVIDER says"))
+    elif facts.providers:
+        names = [n for n in names if not PROVIDERS[n].plugin]
         first = "CUDA" if "cuda" in names else "CPU"
         others = [name for name in names if name != first.lower()]
         more = f"; HFRT_ONNX_PROVIDER may be {' or '.join(others)}" if others else ""

@@ -45,9 +45,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it can make again: `$XDG_CACHE_HOME/hyperfusion_rt`."""
+    """Where this program keeps what it can make again: `$XDG_CACHE_HOME/hyperfusion_rt`.
+
+    Without a home it is a place that cannot be written.
+    """
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "hyperfusion_rt"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "hyperfusion_rt"
+    except RuntimeError:
+        return Path(os.devnull) / "hyperfusion_rt"
 
 
 def _umask() -> int:

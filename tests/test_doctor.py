@@ -62,6 +62,9 @@ def test_what_is_known_to_be_bad_is_said(change, message):
         ({}, "trt-rtx", False, r"tensorrt_rtx is missing: pip install .*\[trt-rtx\]"),
         ({}, "onnx", True, "CUDA; HFRT_ONNX_PROVIDER may be cpu"),
         ({"providers": ("CPUExecutionProvider",)}, "onnx", True, "^CPU$"),
+        ({"provider": "cpu"}, "onnx", True, "^cpu, as HFRT_ONNX_PROVIDER says"),
+        ({"provider": "abacus"}, "onnx", False, "HFRT_ONNX_PROVIDER=abacus is not here: unset it"),
+        ({"provider": "tensorrt"}, "onnx", False, "HFRT_ONNX_PROVIDER=tensorrt is not here"),
     ],
 )
 def test_engines_on_a_gpu(change, name, usable, note):

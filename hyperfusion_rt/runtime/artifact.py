@@ -150,7 +150,9 @@ class Artifact:
             raise ArtifactError(
                 f"{folder}: not an artifact (no {MANIFEST}); make one with 'hfrt export'"
             ) from None
-        except (OSError, ValueError) as error:
+        except NotADirectoryError:
+            raise ArtifactError(f"{folder}: a file, not an artifact's folder (NAME.hfrt)") from None
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}; export again") from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if not isinstance(version, int):
@@ -201,9 +203,10 @@ class Artifact:
         """
         entries = [entry for entry in self.manifest.engines if entry.engine == engine]
         if not entries:
+            options = [f"--engine {name}" for name in (*self.engines, engine)]
             raise ArtifactError(
                 f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
-                f"add it with 'hfrt export --engine {engine}'"
+                f"export again with '{' '.join(['hfrt export', *options])}'"
             )
         whole = [entry.file for entry in entries if entry.part == part]
         if len(whole) != 1:

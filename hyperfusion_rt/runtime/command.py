@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperfusion_rt.errors import CohortError
+from hyperfusion_rt.data.volumes import SUFFIXES
+from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.artifact import latest_artifact
 from hyperfusion_rt.runtime.output import record, summarise, write_predictions
@@ -43,6 +44,22 @@ class Result:
         }
 
 
+def _check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artifact: Path) -> None:
+    """Refuse an output that would replace an input, the artifact or the other output."""
+    taken = {path.resolve() for path in inputs}
+    for option, path in (("--out", out), ("--report", report)):
+        if path is None:
+            continue
+        place = path.resolve()
+        in_artifact = artifact.resolve() in (place, *place.parents)
+        if place in taken or in_artifact or place.name.endswith(SUFFIXES):
+            raise ConfigError(
+                f"{option} {path}: would write over what is read; choose another name"
+            )
+    if report is not None and report.resolve() == out.resolve():
+        raise ConfigError(f"--report {report}: is --out too; choose another name")
+
+
 def infer(
     scans: Sequence[Path],
     tabular: Path,
@@ -65,7 +82,9 @@ def infer(
     Raises:
         HyperFusionError: nothing can be predicted, or nothing can be written.
     """
-    predictor = load(artifact or latest_artifact(Path()), engine=engine, threads=threads)
+    artifact = artifact or latest_artifact(Path())
+    _check_outputs(out, report, [tabular, *scans], artifact)
+    predictor = load(artifact, engine=engine, threads=threads)
     cohort = predictor.gather(scans, tabular, id_column=id_column, on_duplicate=duplicates)
     for policy, option, kind, of in (
         (unmatched_scans, "--unmatched-scans", "scan-without-row", "scans have no row"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import hyperfusion_rt
 from hyperfusion_rt.errors import ArtifactError, EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import cache_folder, write_text
-from hyperfusion_rt.machine import describe_machine, installed
+from hyperfusion_rt.machine import describe_machine, installed, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact, Build
 from hyperfusion_rt.runtime.gpu import Gpu, nvidia_driver
 
@@ -102,11 +102,13 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
     `auto` takes the fastest of the artifact's engines that run here, by a short trial whose outcome
     is kept in the cache folder. A TensorRT engine of another GPU, driver or version is built again
     from its ONNX file, into the cache folder; where that cannot be, the onnx engine takes over.
-    `threads`: None uses every core that the process may use.
+    `threads`: at most the cores that the process may use; None uses them all.
 
     Raises:
         EngineError, MissingExtraError, ArtifactError: what is wrong and how to repair it.
     """
+    if threads is not None:
+        threads = min(threads, usable_cores())
     if name != "auto":
         check_name(name)
         return _open(artifact, name, threads)
@@ -218,7 +220,7 @@ class _Trials:
     def _known(self) -> dict[str, Any]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

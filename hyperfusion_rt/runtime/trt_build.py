@@ -26,6 +26,7 @@ PACKAGES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 EXTRAS = {"trt": "trt", "trt-rtx": "trt-rtx"}
 # What trt-rtx builds for unless told: Ampere, Ada Lovelace, Blackwell.
 CAPABILITIES = (80, 86, 89, 120)
+_MOST_CASES, _MOST_GIB = 65536, 65536
 _LOCK = threading.Lock()  # the package has one logger
 
 
@@ -49,8 +50,12 @@ class BuildOptions:
             raise ConfigError(
                 f"--batch {low}:{usual}:{high}: write it as SMALLEST:USUAL:LARGEST, from 1 upwards"
             )
-        if not self.workspace > 0:
-            raise ConfigError(f"--workspace {self.workspace:g}: must be more than 0 GiB")
+        if high > _MOST_CASES:
+            raise ConfigError(f"--batch {low}:{usual}:{high}: at most {_MOST_CASES} cases")
+        if not 0 < self.workspace <= _MOST_GIB:
+            raise ConfigError(
+                f"--workspace {self.workspace:g}: must be more than 0 GiB, and at most {_MOST_GIB}"
+            )
 
 
 @dataclass(frozen=True)

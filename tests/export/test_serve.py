@@ -6,6 +6,7 @@ import csv
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,11 +164,36 @@ def test_other_models_are_left_alone(session_run, served, tmp_path):
     assert (tmp_path / "repo" / "a" / "config.pbtxt").stat().st_mtime_ns != before
 
 
-def test_it_is_refused_before_anything_is_built(session_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("repo", "has a_head; choose another folder"),
+        ("file", "file is a file; name a folder"),
+        ("file/below", "file is a file; name a folder"),
+        ("a.hfrt", "the artifact .* and the repository must be apart"),
+        ("a.hfrt/models", "must be apart"),
+        (".", "must be apart"),
+    ],
+)
+def test_it_is_refused_before_anything_is_built(
+    session_run, tmp_path, monkeypatch, folder, message
+):
     (tmp_path / "repo" / "a_head").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(build, "_build", None)
-    with pytest.raises(ConfigError, match="has a_head; choose another folder"):
-        export_run(session_run, tmp_path / "a.hfrt", engines=["onnx"], serve=tmp_path / "repo")
+    with pytest.raises(ConfigError, match=message):
+        export_run(session_run, tmp_path / "a.hfrt", engines=["onnx"], serve=tmp_path / folder)
+    assert not (tmp_path / "a.hfrt").exists()
+
+
+def test_a_backend_that_is_not_here_is_said_first(session_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_build", None)
+    with pytest.raises(HyperFusionError, match=r"tensorrt|no NVIDIA GPU"):
+        export_run(
+            session_run, tmp_path / "a.hfrt", engines=["native"], serve=tmp_path / "repo",
+            backend="tensorrt",
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_old_models_come_back_where_new_ones_cannot_be_put(repository, tmp_path, monkeypatch):
@@ -176,14 +202,14 @@ def test_old_models_come_back_where_new_ones_cannot_be_put(repository, tmp_path,
     for model in ("ad", "ad_trunk", "ad_head"):
         (tmp_path / "new" / model).mkdir()
     before = {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()}
-    plain = shutil.move
+    plain = Path.rename
 
-    def move(source, target):
+    def rename(source, target):
         if source == tmp_path / "new" / "ad_trunk":
             raise OSError(28, "No space left on device")
         return plain(source, target)
 
-    monkeypatch.setattr(serve.shutil, "move", move)
+    monkeypatch.setattr(Path, "rename", rename)
     names = ["ad", "ad_trunk", "ad_head"]
     with pytest.raises(OSError, match="No space left"):
         serve._put_in_place(tmp_path / "new", repository, names, names)
@@ -199,6 +225,8 @@ def test_a_lone_request_is_a_batch_of_one(session_run, tmp_path, monkeypatch):
         raise EngineError("no GPU here")
 
     monkeypatch.setattr(serve, "build", noted)
+    monkeypatch.setattr(serve, "load_package", lambda name: None)
+    monkeypatch.setattr(serve, "find_gpu", lambda: None)
     with pytest.raises(EngineError, match="no GPU here"):
         export_run(
             session_run, tmp_path / "a.hfrt", engines=["native"], serve=tmp_path / "repo",

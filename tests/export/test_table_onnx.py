@@ -112,6 +112,9 @@ def test_what_the_encoder_refuses_is_nan():
     found = encoded([plain], {f"table.x{i}": np.array([[1.0], [math.nan]]) for i in range(3)})
     assert np.isfinite(found[0]).all()
     assert np.isnan(found[1]).all()
+    for value, usable in ((1e15, True), (-1e15, True), (1.1e15, False), (-1e300, False)):
+        found = encoded([plain], {f"table.x{i}": np.array([[value]]) for i in range(3)})
+        assert np.isfinite(found).all() == usable
 
 
 @pytest.mark.parametrize("imputer", ["median", "iterative"])

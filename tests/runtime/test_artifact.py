@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ def test_a_newer_format_is_refused(artifact):
         ('{"format_version": 3}', "damaged at name"),
         ('{"format_version": 2}', "format version 2, but this program reads 3; export again"),
         ("\udcff", "cannot be read"),
+        ("[" * 200_000, "cannot be read"),
     ],
 )
 def test_a_broken_manifest(artifact, text, message):
@@ -101,7 +103,8 @@ def test_engines_are_chosen_and_refused_by_name(session_artifact):
     assert open_engine(artifact, "native").name == "native"
     assert open_engine(artifact, "onnx").name == "onnx"
     assert open_engine(artifact).name in ("native", "onnx")
-    with pytest.raises(ArtifactError, match="has no 'trt' engine, only native, onnx; add it with"):
+    advice = "export again with 'hfrt export --engine native --engine onnx --engine trt'"
+    with pytest.raises(ArtifactError, match=f"only native, onnx; {advice}"):
         open_engine(artifact, "trt")
     with pytest.raises(EngineError, match="there is no engine 'turbo'"):
         open_engine(artifact, "turbo")
@@ -112,6 +115,9 @@ def test_no_artifact(tmp_path):
         latest_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="not an artifact"):
         Artifact.open(tmp_path)
+    (tmp_path / "data.csv").write_text("")
+    with pytest.raises(ArtifactError, match=r"data\.csv: a file, not an artifact's folder"):
+        Artifact.open(tmp_path / "data.csv")
 
 
 class Wrong:
@@ -164,6 +170,58 @@ def test_a_failed_export_leaves_the_old_artifact(session_run, artifact, monkeypa
         export_run(session_run, artifact, force=True)
     assert (artifact / "manifest.json").read_bytes() == before
     assert sorted(p.name for p in artifact.parent.iterdir()) == ["a.hfrt"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_force_replaces_artifacts_alone(session_run, artifact, tmp_path, kind):
+    out = tmp_path / "mine.hfrt"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "link":
+        out.symlink_to(artifact)
+    else:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="exists and is no artifact's folder"):
+        export_run(session_run, out, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_two_exports_at_once_do_not_replace_each_other(session_run, tmp_path, monkeypatch):
+    """The other one ends while this one is being built."""
+    out = tmp_path / "a.hfrt"
+    plain = build._build
+
+    def slow(*arguments):
+        found = plain(*arguments)
+        monkeypatch.setattr(build, "_build", plain)
+        export_run(session_run, out, engines=["onnx"])
+        return found
+
+    monkeypatch.setattr(build, "_build", slow)
+    with pytest.raises(ConfigError, match="exists; choose another"):
+        export_run(session_run, out, engines=["native"])
+    assert Artifact.open(out).engines == ["onnx"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.hfrt"]
+
+
+def test_the_old_artifact_comes_back_where_the_new_one_cannot_be_put(
+    session_run, artifact, monkeypatch
+):
+    before = (artifact / "manifest.json").read_bytes()
+    plain = Path.rename
+
+    def rename(source, target):
+        if target == artifact and not source.name.endswith(".old"):
+            raise OSError(30, "Read-only file system")
+        return plain(source, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(HyperFusionError, match="Read-only file system"):
+        export_run(session_run, artifact, engines=["native"], force=True)
+    assert (artifact / "manifest.json").read_bytes() == before
+    assert [p.name for p in artifact.parent.iterdir()] == ["a.hfrt"]
 
 
 def test_export_does_not_overwrite_unasked(session_run, artifact):

@@ -75,7 +75,7 @@ def test_auto_is_the_fastest_and_is_remembered(session_artifact, cache, monkeypa
     assert len(json.loads((cache / "trials.json").read_text())) == 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}', "[" * 200_000])
 def test_a_damaged_trial_file_only_costs_a_trial(session_artifact, cache, content):
     cache.mkdir(parents=True)
     (cache / "trials.json").write_text(content)
@@ -237,7 +237,11 @@ def test_what_is_installed_or_chosen_later_is_tried(session_artifact, cache, mon
         (("--batch", "8"), "write it as SMALLEST:USUAL:LARGEST"),
         (("--batch", "4:2:8"), "--batch 4:2:8"),
         (("--batch", "0:2:8"), "from 1 upwards"),
+        (("--batch", "1:8:3000000000"), "at most 65536 cases"),
         (("--workspace", "0"), "more than 0 GiB"),
+        (("--workspace", "nan"), "more than 0 GiB"),
+        (("--workspace", "inf"), "at most 65536"),
+        (("--serve-backend", "tensorrt"), "needs --serve DIR"),
         (("--engine", "turbo"), "there is no engine 'turbo'"),
         (("--engine", "onnx", "--precision", "fp16"), "onnx has fp32"),
     ],

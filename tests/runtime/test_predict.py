@@ -3,15 +3,18 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import hyperfusion_rt
 from hyperfusion_rt.errors import CohortError, TableError
+from hyperfusion_rt.runtime.artifact import Artifact
 from hyperfusion_rt.runtime.command import infer
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import predict, split_of, summarise
@@ -217,6 +220,68 @@ def test_inference_does_not_import_torch(cohort):
     )
     assert done.returncode == 0, done.stderr
     assert "8 predicted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [
+        ("--out", "data.csv"),
+        ("--report", "data.csv"),
+        ("--report", "./x.csv"),
+        ("--out", "base.hfrt/manifest.json"),
+        ("--out", "scans/new.nii.gz"),
+    ],
+)
+def test_an_output_never_replaces_an_input(cohort, hfrt, option, path):
+    before = {p: p.read_bytes() for p in cohort.rglob("*") if p.is_file()}
+    rest = () if option == "--out" else ("--out", "x.csv")
+    status, _, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv", option, path, *rest)
+    assert status == 1
+    assert "choose another name" in err
+    assert {p: p.read_bytes() for p in cohort.rglob("*") if p.is_file()} == before
+
+
+def test_threads_beyond_the_cores_are_not_used(cohort, hfrt):
+    """A thousand threads on two cores did not come to an end."""
+    status, out, err = hfrt(
+        cohort, "infer", "scans", "--tabular", "data.csv", "--threads", "100000", "--json"
+    )
+    assert status == 0, err
+    assert json.loads(out)["summary"]["ok"] == 8
+
+
+@pytest.mark.parametrize("how", ["no home", "a file in its place"])
+def test_without_a_cache_it_predicts(cohort, hfrt, monkeypatch, how):
+    if how == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cohort / "data.csv"))
+    status, out, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--json")
+    assert status == 0, err
+    assert json.loads(out)["summary"]["ok"] == 8
+
+
+@pytest.mark.parametrize("when", [1.5, 2.5, 3.5])
+def test_a_terminated_export_leaves_nothing(session_run, tmp_path, when):
+    """SIGTERM, which batch schedulers send."""
+    code = "from hyperfusion_rt.cli import main; main()"
+    arguments = ["export", "--run", str(session_run.folder), "--out", "a.hfrt"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            process.wait(when)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        _, err = process.communicate(timeout=60)
+    if (tmp_path / "a.hfrt").exists():  # it was done: Python's own end cannot be interrupted
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.hfrt"]
+        assert Artifact.open(tmp_path / "a.hfrt").file("native")
+    else:
+        assert (process.returncode, err.decode().strip()[-11:]) == (130, "interrupted")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_json_output(cohort, hfrt):
