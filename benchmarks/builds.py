@@ -200,8 +200,8 @@ def tables(content: Row) -> list[str]:
         "simulated cohort, with its cases. Every engine is one file with all members and boxes. "
         "TensorRT: batch 1 to 32, for compute capabilities "
         f"{', '.join(map(str, content['capabilities']))}; layers as its parser "
-        "makes them, constants included. Times of one build, comparison not included. Refused: the export "
-        "would stop there; it is built here to have its size and time.",
+        "makes them, constants included. Times of one build, comparison not "
+        "included. Refused: the export would stop there; it is built here to have its size and time.",
         "",
         f"Machine: {'; '.join(f'{k} {v}' for k, v in content['machine'].items())}.",
         "",
