@@ -201,7 +201,7 @@ def tables(content: Row) -> list[str]:
         "TensorRT: batch 1 to 32, for compute capabilities "
         f"{', '.join(map(str, content['capabilities']))}; layers as its parser "
         "makes them, constants included. Times of one build, comparison not "
-        "included. Refused: the export would stop there; it is built here to have its size and time.",
+        "included. Refused: the export would stop; it is built here to have its size and time.",
         "",
         f"Machine: {'; '.join(f'{k} {v}' for k, v in content['machine'].items())}.",
         "",
