@@ -234,7 +234,7 @@ def import_checkpoint(
 
 @app.command(
     epilog="Examples: hfrt export; hfrt export --engine onnx --engine trt-rtx --precision fp16 "
-    "--batch 1:8:32"
+    "--batch 1:8:32; hfrt export --serve models/"
 )
 def export(
     engine: Annotated[
