@@ -39,7 +39,6 @@ from hyperfusion_rt.export.to_onnx import write_onnx
 from hyperfusion_rt.export.to_tensorrt import in_its_place, runs_here
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.models import network_of
-from hyperfusion_rt.runtime.engine_trt import TrtEngine
 from hyperfusion_rt.runtime.engines import PRECISIONS, TENSORRT, open_file
 from hyperfusion_rt.runtime.plan import write_plan
 from hyperfusion_rt.runtime.trt_build import BuildOptions, build
@@ -144,7 +143,7 @@ def made_by(engine: str, network: Network, typed: Typed, folder: Path) -> Row:
             row["status"] = "run"
         row["bytes"] = path.stat().st_size
         if row["status"] == "run":
-            runner = TrtEngine(path) if engine in TENSORRT else open_file(engine, path)
+            runner = open_file(engine, path)
             found = compare(runner, expected, name=path.name, precision=precision)
         else:
             found = in_its_place(
@@ -167,7 +166,6 @@ def repository(network: Network, typed: Typed, folder: Path) -> Row:
     """A model repository, which is validated when it is written."""
     task = network.expected.task
     classes = ("CN", "MCI", "AD") if task == "ad" else ()
-    options = BuildOptions()
     models = write_repository(
         folder / f"served-{typed.precision}",
         task,
@@ -177,7 +175,7 @@ def repository(network: Network, typed: Typed, folder: Path) -> Row:
         network.expected.image,
         typed=typed,
         backend="onnx",
-        options=options,
+        options=BuildOptions(),
         force=True,
     )
     files = [path for model in models for path in model.rglob("*") if path.is_file()]

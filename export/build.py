@@ -110,6 +110,7 @@ def export_run(
     serve: Path | None = None,
     backend: Backend = "onnx",
     force: bool = False,
+    replace: bool = False,
     on_progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
@@ -120,6 +121,8 @@ def export_run(
         options: of TensorRT engines; their batches are the served model's too.
         serve: also write a model repository for NVIDIA Triton Inference Server there.
         backend: that runs its trunk.
+        force: replace an artifact and served models that exist.
+        replace: replace an artifact that exists, but no served models.
         on_progress: told (phase, done, steps) while one is built.
 
     It is built in a temporary folder and put in place whole: after an error, an older artifact of
@@ -140,7 +143,7 @@ def export_run(
         raise ConfigError(f"--combine {rule}: needs classes, and this run predicts a number")
     if out.suffix != ".hfrt":
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
-    _check_place(out, force)
+    _check_place(out, force or replace)
     if serve is not None:
         served, made = serve.resolve(), out.resolve()
         if served == made or served in made.parents or made in served.parents:
@@ -173,7 +176,7 @@ def export_run(
         )
         artifact = _build(run, folder, out.stem, settings)
         folder.chmod(0o755)
-        _check_place(out, force)  # another export may have made it meanwhile
+        _check_place(out, force or replace)  # another export may have made it meanwhile
         old = folder.with_name(f"{folder.name}.old")
         if out.exists():
             out.rename(old)

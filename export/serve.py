@@ -161,11 +161,12 @@ def write_repository(
             if classes and model != trunk:
                 write_text(scratch / model / LABELS, "\n".join(classes) + "\n")
         check_repository(scratch, name)
-        return _put_in_place(scratch, folder, list(configs), [name, trunk, head])
+        _put_in_place(scratch, folder, list(configs), [name, trunk, head])
+        return [folder / model for model in configs]
     except OSError as error:
         raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
-        if not list(scratch.glob(f"*{OLD}")) or (folder / name).exists():
+        if not list(scratch.glob(f"*{OLD}")):  # old models that could not be put back stay there
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -250,7 +251,7 @@ def _scratch(folder: Path) -> Path:
 
 def _put_in_place(
     scratch: Path, folder: Path, models: Sequence[str], replaced: Sequence[str]
-) -> list[Path]:
+) -> None:
     """Move `models` into `folder`, and what has a name of `replaced` there out of it."""
     done: list[tuple[Path, Path]] = []  # (from, to)
 
@@ -268,7 +269,8 @@ def _put_in_place(
         for source, target in reversed(done):
             target.rename(source)
         raise
-    return [folder / model for model in models]
+    for model in replaced:
+        shutil.rmtree(scratch / f"{model}{OLD}", ignore_errors=True)
 
 
 def _compare_plan(

@@ -32,10 +32,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def _at_most_cores(threads: int | None) -> int | None:
-    """More would only wait for each other."""
-    from hyperfusion_rt.machine import usable_cores
+    from hyperfusion_rt.machine import at_most_cores
 
-    return None if threads is None else min(threads, usable_cores())
+    return at_most_cores(threads)
 
 
 Threads = Annotated[
@@ -301,10 +300,6 @@ def export(
 
     chosen = Run.open(run) if run else Run.latest(Path("runs"))
     target = out or Path(f"{chosen.folder.name}.hfrt")
-    if serve is not None:
-        from hyperfusion_rt.export.serve import check_target
-
-        check_target(serve, target.stem, serve_backend, precision, force)
     with terminal.progress() as progress:
         bar = progress.add_task("exporting and comparing", total=None)
         artifact = export_run(
@@ -316,7 +311,8 @@ def export(
             options=options,
             serve=serve,
             backend=serve_backend,
-            force=force or out is None,
+            force=force,
+            replace=out is None,
             on_progress=lambda phase, done, steps: progress.update(
                 bar, description=f"TensorRT: {phase[:40].lower()}", completed=done, total=steps
             ),

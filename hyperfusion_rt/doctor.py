@@ -102,21 +102,21 @@ def engines(facts: Facts) -> list[tuple[str, bool, str]]:
         rows.append(("native", False, "the compiled module is missing: reinstall hyperfusion_rt"))
     else:
         rows.append(("native", False, "needs a processor with AVX2 and FMA, AVX-512 or NEON"))
-    names = [n for n, p in PROVIDERS.items() if p.name in facts.providers or p.plugin]
-    if facts.providers and facts.provider and facts.provider not in names:
-        chosen = f"HFRT_ONNX_PROVIDER={facts.provider} is not here: unset it, or choose from "
-        rows.append(("onnx", False, chosen + ", ".join(names)))
-    elif facts.providers and facts.provider:
-        rows.append(("onnx", True, f"{facts.provider}, as HFRT_ONNX_PROVIDER says"))
-    elif facts.providers:
-        names = [n for n in names if not PROVIDERS[n].plugin]
-        first = "CUDA" if "cuda" in names else "CPU"
-        others = [name for name in names if name != first.lower()]
-        more = f"; HFRT_ONNX_PROVIDER may be {' or '.join(others)}" if others else ""
-        rows.append(("onnx", True, first + more))
-    else:
+    offered = [n for n, p in PROVIDERS.items() if p.name in facts.providers]
+    choices = [n for n, p in PROVIDERS.items() if n in offered or p.plugin]
+    if not facts.providers:
         need = "pip install 'hyperfusion_rt[cpu]' (or [gpu], never both)"
         rows.append(("onnx", False, f"onnxruntime is missing: {need}"))
+    elif facts.provider is None:
+        first = "cuda" if "cuda" in offered else "cpu"
+        others = [name for name in offered if name != first]
+        more = f"; HFRT_ONNX_PROVIDER may be {' or '.join(others)}" if others else ""
+        rows.append(("onnx", True, first.upper() + more))
+    elif facts.provider in choices:
+        rows.append(("onnx", True, f"{facts.provider}, as HFRT_ONNX_PROVIDER says"))
+    else:
+        chosen = f"HFRT_ONNX_PROVIDER={facts.provider} is not here: unset it, or choose from "
+        rows.append(("onnx", False, chosen + ", ".join(choices)))
     if facts.torch is None:
         rows.append(("torch", False, "torch is missing: pip install 'hyperfusion_rt[train]'"))
     elif facts.devices and facts.triton:

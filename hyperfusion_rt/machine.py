@@ -20,6 +20,11 @@ def usable_cores() -> int:
     return cores
 
 
+def at_most_cores(threads: int | None) -> int | None:
+    """`threads`, but not more than can run at once: more would only wait for each other."""
+    return None if threads is None else min(threads, usable_cores())
+
+
 def installed(package: str) -> str | None:
     """The version of an installed package."""
     try:

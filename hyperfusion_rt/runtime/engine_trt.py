@@ -144,6 +144,9 @@ class TrtEngine:
             self._slots.append(_Slot(stream, {}))
             for name, shape in shapes.items():
                 self._slots[-1].buffers[name] = self._buffer(shape)
+        for slot in self._slots:  # contexts, memory and kernels are there, or an error says why not
+            self._launch(slot, self.least)
+            checked(self._rt.cudaStreamSynchronize(slot.stream))
 
     def _context(self, slot: _Slot, batch: int) -> Any:
         """An execution context for batches of `batch` cases in the memory of `slot`."""

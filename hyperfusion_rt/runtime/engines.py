@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import hyperfusion_rt
 from hyperfusion_rt.errors import ArtifactError, EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import cache_folder, write_text
-from hyperfusion_rt.machine import describe_machine, installed, usable_cores
+from hyperfusion_rt.machine import at_most_cores, describe_machine, installed
 from hyperfusion_rt.runtime.artifact import Artifact, Build
 from hyperfusion_rt.runtime.gpu import Gpu, nvidia_driver
 
@@ -107,8 +107,7 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
     Raises:
         EngineError, MissingExtraError, ArtifactError: what is wrong and how to repair it.
     """
-    if threads is not None:
-        threads = min(threads, usable_cores())
+    threads = at_most_cores(threads)
     if name != "auto":
         check_name(name)
         return _open(artifact, name, threads)
@@ -134,7 +133,7 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
             left_out.append(f"the {candidate} engine cannot be used ({error})")
     if not opened:
         raise EngineError(f"{artifact.folder}: no engine runs here: {'; '.join(left_out)}")
-    fastest = opened[0] if len(opened) == 1 else trials.fastest(opened, left_out)
+    fastest = opened[0] if len(opened) == 1 else trials.fastest(opened, left_out, *example)
     return _noted(fastest, left_out)
 
 
@@ -147,9 +146,7 @@ def _open(artifact: Artifact, name: str, threads: int | None, *, stand_in: bool 
     if name not in TENSORRT:
         return Opened(name, open_file(name, path, threads))
     try:
-        opened = _open_tensorrt(artifact, name, path)
-        opened.engine.run(*_example(artifact))  # memory and kernels are only there now
-        return opened
+        return _open_tensorrt(artifact, name, path)
     except (EngineError, MissingExtraError) as error:
         if not stand_in or "onnx" not in artifact.engines:
             raise
@@ -201,7 +198,7 @@ class _Trials:
     """Which engine was the fastest, by artifact, machine and threads; kept as JSON."""
 
     def __init__(self, artifact: Artifact, threads: int | None) -> None:
-        self.artifact = artifact
+        self.name = artifact.manifest.name
         self.path = cache_folder() / "trials.json"
         machine = {**describe_machine(), "driver": nvidia_driver(), "threads": threads}
         # What is installed or chosen later is another trial.
@@ -224,9 +221,14 @@ class _Trials:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def fastest(self, opened: Sequence[Opened], left_out: Sequence[str]) -> Opened:
+    def fastest(
+        self,
+        opened: Sequence[Opened],
+        left_out: Sequence[str],
+        image: NDArray[np.float32],
+        tabular: NDArray[np.float32],
+    ) -> Opened:
         """Time one case on each, which has run before; the first of equals."""
-        image, tabular = _example(self.artifact)
         taken: dict[str, list[float]] = {item.name: [] for item in opened}
         end = time.perf_counter() + _TRIAL_SECONDS
         rounds = 0
@@ -242,7 +244,7 @@ class _Trials:
             "engine": best.name,
             "ms": times,
             "left_out": list(left_out),
-            "artifact": self.artifact.manifest.name,
+            "artifact": self.name,
         }
         # A folder that cannot be written only means another trial next time.
         with contextlib.suppress(HyperFusionError):

@@ -186,6 +186,21 @@ def test_it_is_refused_before_anything_is_built(
     assert not (tmp_path / "a.hfrt").exists()
 
 
+def test_an_artifact_by_its_runs_name_is_replaced_and_served_models_are_not(
+    session_run, tmp_path, hfrt
+):
+    arguments = ("export", "--run", session_run.folder, "--engine", "native", "--serve", "models")
+    assert hfrt(tmp_path, *arguments)[0] == 0
+    before = (tmp_path / "models" / "base" / "config.pbtxt").stat().st_mtime_ns
+    status, _, err = hfrt(tmp_path, *arguments)
+    assert status == 1
+    assert "has base, base_trunk, base_head; choose another folder" in err
+    assert hfrt(tmp_path, *arguments[:-2])[0] == 0
+    assert (tmp_path / "models" / "base" / "config.pbtxt").stat().st_mtime_ns == before
+    assert hfrt(tmp_path, *arguments, "--force")[0] == 0
+    assert (tmp_path / "models" / "base" / "config.pbtxt").stat().st_mtime_ns != before
+
+
 def test_a_backend_that_is_not_here_is_said_first(session_run, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_build", None)
     with pytest.raises(HyperFusionError, match=r"tensorrt|no NVIDIA GPU"):

@@ -58,14 +58,14 @@ def test_the_provider_is_chosen_by_name(path, monkeypatch):
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_is_not_there_is_said(path, provider):
     if PROVIDERS[provider].name in ort.get_available_providers():
-        pytest.skip(f"{provider} is here")
+        pytest.skip(f"{provider} is here: the message where it is missing is NOT checked")
     with pytest.raises(EngineError, match=r"offers no .*pip install 'hyperfusion_rt\[gpu\]'"):
         OnnxEngine(path, 1, provider)
 
 
 def test_a_plugin_that_is_not_there_is_said(path):
     if any(d.ep_name == PROVIDERS["tensorrt-rtx"].name for d in ort.get_ep_devices()):
-        pytest.skip("the plugin is here")
+        pytest.skip("the plugin is here: the message where it is missing is NOT checked")
     with pytest.raises(EngineError, match=r"not installed: pip install|finds no GPU|cannot load"):
         OnnxEngine(path, 1, "tensorrt-rtx")
 
