@@ -12,10 +12,12 @@ background, stays zero.
 from __future__ import annotations
 
 import gzip
+import io
 import logging
+import math
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +33,7 @@ SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 # Deflate cannot shrink data by more than this factor: a header that claims more lies.
 _DEFLATE_LIMIT = 1032
 _KINDS = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"}
+_CHUNK = 1 << 18
 # Axes count as the box's own when they differ by less: 0.2 voxel at the end of 96.
 _SNAP = 2e-3
 
@@ -68,10 +71,32 @@ class _Header:
     inter: float
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a scan's file, packed as they are.
+
+    Raises:
+        ScanError: missing, a folder, or not readable.
+    """
+    try:
+        return Path(path).read_bytes()
+    except IsADirectoryError:
+        raise ScanError(f"{path}: is a folder, not a scan") from None
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_volume(
+    path: str | os.PathLike[str],
+    content: bytes | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Volume:
     """Read a NIfTI-1, NIfTI-2 (`.nii`, `.nii.gz`) or MGH (`.mgz`, `.mgh`) file.
 
-    The voxels are neither scaled nor converted; memory is the size of the raw data.
+    The voxels are neither scaled nor converted; memory is the file and its raw voxels. `content`:
+    what `read_file` gave for this path, if it was read already. With `preprocessing`, only the
+    slices (along the last axis) that its boxes touch are kept, for `extract` with the same
+    preprocessing: the voxels of all others are undefined. The whole file is unpacked either way,
+    and its checksum compared.
 
     Raises:
         ScanError: missing, truncated, damaged, not one 3D volume, or without a usable affine.
@@ -80,30 +105,104 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     from isal.igzip_lib import IsalError
 
     path = Path(path)
+    content = read_file(path) if content is None else content
+    if content[:2] != b"\x1f\x8b":
+        return _plain(path, content)
     try:
-        with open(path, "rb") as raw:
-            size = os.fstat(raw.fileno()).st_size
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if not packed:
-                return _read(path, raw, size)
-            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:
-                volume = _read(path, stream, size * _DEFLATE_LIMIT)
-                # To the end of the file: its checksum is only compared there.
-                while stream.read(1 << 16):
-                    pass
-                return volume
+        with igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb") as stream:
+            return _unpack(path, stream, len(content) * _DEFLATE_LIMIT, preprocessing)
     except (EOFError, zlib.error, IsalError) as error:  # type: ignore[misc]  # isal's stubs err
         raise ScanError(f"{path}: the file is truncated or damaged ({error})") from None
     except gzip.BadGzipFile as error:
         raise ScanError(f"{path}: the file is damaged ({error})") from None
-    except IsADirectoryError:
-        raise ScanError(f"{path}: is a folder, not a scan") from None
-    except OSError as error:
-        raise ScanError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read(path: Path, stream: BinaryIO, limit: int) -> Volume:
+def memory_needed(path: str | os.PathLike[str], preprocessing: Preprocessing) -> int:
+    """Bytes that `read_volume` and `extract` of this file hold at most, from its header alone.
+
+    Raises:
+        ScanError: as `read_volume`, for what the header shows.
+    """
+    from isal import igzip
+
+    path = Path(path)
+    try:
+        with open(path, "rb") as raw:
+            size = os.fstat(raw.fileno()).st_size
+            start = raw.read(1 << 16)
+    except OSError:
+        read_file(path)  # says what is wrong
+        raise
+    boxes = 4 * len(preprocessing.boxes) * math.prod(preprocessing.shape)
+    if start[:2] != b"\x1f\x8b":
+        return size + boxes
+    try:
+        with igzip.IGzipFile(fileobj=io.BytesIO(start), mode="rb") as stream:
+            header = _checked_header(path, stream, size * _DEFLATE_LIMIT)
+    except (EOFError, OSError, zlib.error):
+        return size + boxes  # what reading it will say
+    low, high = _slices(header, preprocessing)
+    return size + (high - low) * math.prod(header.shape[:2]) * header.dtype.itemsize + boxes
+
+
+def _plain(path: Path, content: bytes) -> Volume:
+    header = _checked_header(path, io.BytesIO(content), len(content))
+    voxels = np.frombuffer(content, header.dtype, math.prod(header.shape), header.offset)
+    if not voxels.flags.aligned:
+        voxels = voxels.copy()
+    return _volume(path, header, voxels)
+
+
+def _unpack(
+    path: Path, stream: BinaryIO, limit: int, preprocessing: Preprocessing | None
+) -> Volume:
+    header = _checked_header(path, stream, limit)
+    plane = math.prod(header.shape[:2]) * header.dtype.itemsize
+    low, high = _slices(header, preprocessing)
+    # The system commits only pages that are written: slices that nobody needs cost nothing.
+    buffer = np.empty(plane * header.shape[2], np.uint8)
+    view, scratch = memoryview(buffer.data), memoryview(bytearray(_CHUNK))
+    # Unneeded slices go through a buffer that stays in the processor's cache.
+    at = 0
+    for end, kept in ((low * plane, False), (high * plane, True), (len(view), False)):
+        while at < end:
+            size = min(_CHUNK, end - at)
+            into = view[at : at + size] if kept else scratch[:size]
+            got = stream.readinto(into)  # type: ignore[attr-defined]
+            if not got:
+                raise ScanError(f"{path}: truncated: {at:,} of {len(view):,} bytes of voxels")
+            at += got
+    # To the end of the file: its checksum is only compared there.
+    while stream.readinto(scratch):  # type: ignore[attr-defined]
+        pass
+    return _volume(path, header, buffer.view(header.dtype))
+
+
+def _volume(path: Path, header: _Header, voxels: NDArray[Any]) -> Volume:
+    if not header.dtype.isnative:
+        voxels = voxels.astype(header.dtype.newbyteorder("="))
+    voxels = voxels.reshape(header.shape, order="F")
+    return Volume(path, voxels, header.affine, header.slope, header.inter)
+
+
+def _slices(header: _Header, preprocessing: Preprocessing | None) -> tuple[int, int]:
+    """The slices along the last axis, first and end, that sampling any box may read."""
+    count = header.shape[2]
+    if preprocessing is None:
+        return 0, count
+    low, high = count, 0
+    for box in preprocessing.boxes:
+        row = sampling_matrix(header.affine, box, preprocessing)[2]
+        ends = row[:3] * (np.asarray(preprocessing.shape) - 1)
+        low = min(low, math.floor(row[3] + np.minimum(ends, 0).sum()) - 1)
+        high = max(high, math.ceil(row[3] + np.maximum(ends, 0).sum()) + 2)
+    # A box beyond the scan reads, and then discards, the nearest slice.
+    low, high = min(max(low, 0), count - 1), max(min(high, count), 1)
+    return low, max(high, low + 1)
+
+
+def _checked_header(path: Path, stream: BinaryIO, limit: int) -> _Header:
+    """The header, of one 3D volume that a file of at most `limit` bytes can hold."""
     header = _read_header(path, stream)
     shape = header.shape
     while len(shape) > 3 and shape[-1] == 1:
@@ -119,26 +218,14 @@ def _read(path: Path, stream: BinaryIO, limit: int) -> Volume:
         raise ScanError(
             f"{path}: voxels of type {header.dtype} are not supported; use real numbers"
         )
-    count = shape[0] * shape[1] * shape[2]
-    need = header.offset + count * header.dtype.itemsize
+    need = header.offset + math.prod(shape) * header.dtype.itemsize
     if need > limit:
         raise ScanError(
             f"{path}: truncated: its header claims {shape[0]}x{shape[1]}x{shape[2]} voxels, "
             f"{need:,} bytes, and the file cannot hold more than {limit:,}"
         )
-    buffer = np.empty(count * header.dtype.itemsize, np.uint8)
-    view = memoryview(buffer.data)
-    filled = 0
-    while filled < len(view):
-        got = stream.readinto(view[filled : filled + (1 << 20)])  # type: ignore[attr-defined]
-        if not got:
-            raise ScanError(f"{path}: truncated: {filled:,} of {len(view):,} bytes of voxels")
-        filled += got
-    voxels = buffer.view(header.dtype).reshape(shape, order="F")
-    if not header.dtype.isnative:
-        voxels = voxels.byteswap(inplace=True).view(header.dtype.newbyteorder())
     _check_affine(path, header.affine)
-    return Volume(path, voxels, header.affine, header.slope, header.inter)
+    return replace(header, shape=shape)
 
 
 def _read_header(path: Path, stream: BinaryIO) -> _Header:
@@ -289,4 +376,4 @@ def extract(volume: Volume, preprocessing: Preprocessing) -> Boxes:
 
 def load_boxes(path: str | os.PathLike[str], preprocessing: Preprocessing) -> Boxes:
     """From a file to the network's input: `read_volume`, then `extract`."""
-    return extract(read_volume(path), preprocessing)
+    return extract(read_volume(path, preprocessing=preprocessing), preprocessing)
