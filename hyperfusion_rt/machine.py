@@ -25,6 +25,14 @@ def at_most_cores(threads: int | None) -> int | None:
     return None if threads is None else min(threads, usable_cores())
 
 
+def resident_memory() -> int:
+    """Bytes of memory that this process occupies; 0 where the system does not say (not Linux)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def installed(package: str) -> str | None:
     """The version of an installed package."""
     try:

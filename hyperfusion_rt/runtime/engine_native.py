@@ -284,14 +284,24 @@ class NativeEngine:
 
     def run(self, image: Floats, tabular: Floats | None = None) -> dict[str, Floats]:
         """As a call, with every output by its name."""
-        feed: dict[str, Any] = {"image": image, "tabular": tabular}
-        for part, boxes in ((self.trunk, self.boxes), (self.head, 1)):
-            if not part.program.ops:
-                continue
-            inputs = []
-            for name, (c, *extent) in part.program.inputs.items():
-                value = fitting(name, feed[name], (boxes * c, *extent))
-                inputs.append(split_boxes(value, boxes))
-            made = [join_boxes(y, boxes) for y in part(inputs)]
-            feed.update(zip(part.program.outputs, made, strict=True))
-        return {name: feed[name] for name in self.head.program.outputs}
+        return self.finish(self.features(image), tabular)
+
+    def features(self, image: Floats) -> dict[str, Floats]:
+        """The first part of `run`: what the head reads of `image [B, C, D, H, W]`, by name."""
+        found = self._part(self.trunk, self.boxes, {"image": image})
+        return {name: found[name] for name in self.head.program.inputs if name in found}
+
+    def finish(self, features: dict[str, Floats], tabular: Floats | None) -> dict[str, Floats]:
+        """The second part of `run`; `features` is what the first gave."""
+        found = self._part(self.head, 1, {**features, "tabular": tabular})
+        return {name: found[name] for name in self.head.program.outputs}
+
+    def _part(self, part: Part, boxes: int, feed: dict[str, Any]) -> dict[str, Any]:
+        if not part.program.ops:
+            return feed
+        inputs = []
+        for name, (c, *extent) in part.program.inputs.items():
+            value = fitting(name, feed[name], (boxes * c, *extent))
+            inputs.append(split_boxes(value, boxes))
+        made = [join_boxes(y, boxes) for y in part(inputs)]
+        return {**feed, **dict(zip(part.program.outputs, made, strict=True))}

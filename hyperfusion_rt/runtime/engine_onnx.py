@@ -132,10 +132,13 @@ class OnnxEngine:
 
     def run(self, image: Floats, tabular: Floats) -> dict[str, Floats]:
         """Run one batch: `image [B, N, D, H, W]`, `tabular [B, T]`; every output by its name."""
-        feed = {"image": image, "tabular": tabular}
+        return self.feed({"image": image, "tabular": tabular})
+
+    def feed(self, values: dict[str, Floats]) -> dict[str, Floats]:
+        """Run one batch of inputs by their names; every output by its name."""
         if self._bound:
-            return self._run_bound(feed)
-        return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
+            return self._run_bound(values)
+        return dict(zip(self._outputs, self._session.run(None, values), strict=True))
 
     def _run_bound(self, feed: dict[str, Floats]) -> dict[str, Floats]:
         """The batch's inputs are copied into buffers that stay on the device."""
@@ -160,6 +163,22 @@ class OnnxEngine:
                 value.update_inplace(np.ascontiguousarray(feed[name], np.float32))
             self._session.run_with_iobinding(binding)
             return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+
+class OnnxParts:
+    """The trunk's and the head's files; see `hyperfusion_rt.runtime.engines.Split`."""
+
+    def __init__(self, trunk: Path, head: Path, threads: int | None = None) -> None:
+        # A head on vectors takes microseconds: a second thread would cost more than it does.
+        self._trunk, self._head = OnnxEngine(trunk, threads), OnnxEngine(head, 1)
+
+    def features(self, image: Floats) -> dict[str, Floats]:
+        """What the head reads of `image [B, N, D, H, W]`, by name."""
+        return self._trunk.feed({"image": image})
+
+    def finish(self, features: dict[str, Floats], tabular: Floats) -> dict[str, Floats]:
+        """Every output by its name, from `features` and `tabular [B, T]`."""
+        return self._head.feed({**features, "tabular": tabular})
 
 
 def _choose(ort: Any, wanted: str | None) -> tuple[str, Provider]:

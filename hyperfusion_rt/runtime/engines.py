@@ -38,6 +38,20 @@ class Engine(Protocol):
         ...
 
 
+class Split(Protocol):
+    """An engine in two steps: what the head reads of an image can be kept, and used again."""
+
+    def features(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """`image [B, N, D, H, W]` → the trunk's features by name, `[B, ...]` each."""
+        ...
+
+    def finish(
+        self, features: dict[str, NDArray[np.float32]], tabular: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Features and `tabular [B, ΣT]` → as `Engine.run`."""
+        ...
+
+
 # name → (module, class); in the order in which `auto` tries them.
 _ENGINES = {
     "trt": ("hyperfusion_rt.runtime.engine_trt", "TrtEngine"),
@@ -135,6 +149,26 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
         raise EngineError(f"{artifact.folder}: no engine runs here: {'; '.join(left_out)}")
     fastest = opened[0] if len(opened) == 1 else trials.fastest(opened, left_out, *example)
     return _noted(fastest, left_out)
+
+
+def open_split(artifact: Artifact, opened: Opened, threads: int | None = None) -> Split:
+    """The two steps of the engine that `open_engine` gave.
+
+    Raises:
+        EngineError: it cannot be split.
+    """
+    if opened.name == "native":
+        split: Split = opened.engine  # type: ignore[assignment]
+        return split
+    if opened.name == "onnx" and any(e.part == "trunk" for e in artifact.manifest.engines):
+        from hyperfusion_rt.runtime.engine_onnx import OnnxParts
+
+        files = (artifact.file("onnx", "trunk"), artifact.file("onnx", "head"))
+        return OnnxParts(*files, at_most_cores(threads))
+    raise EngineError(
+        f"the {opened.name} engine does not give a scan's features, which --feature-cache keeps; "
+        "use --engine native or onnx, or leave out --feature-cache"
+    )
 
 
 def _noted(opened: Opened, notes: Sequence[str]) -> Opened:

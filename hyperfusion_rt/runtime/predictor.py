@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+import hyperfusion_rt
 from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
 from hyperfusion_rt.data.table import read_table
-from hyperfusion_rt.data.volumes import extract, read_volume
+from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.ensemble import spread
-from hyperfusion_rt.errors import EngineError, HyperFusionError
-from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError
+from hyperfusion_rt.machine import describe_machine, resident_memory, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest
-from hyperfusion_rt.runtime.engines import open_engine
+from hyperfusion_rt.runtime.engines import open_engine, open_split
+from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
+from hyperfusion_rt.runtime.pipeline import Budget, Usage
+from hyperfusion_rt.runtime.pipeline import run as run_pipeline
 
 PathLike = str | os.PathLike[str]
 Status = Literal["ok", "error", "skipped"]
+Source = Literal["registered", "raw"]
+Floats = NDArray[np.float32]
+
+# What registering one raw scan holds at most.
+RAW_MEMORY = 1500 * 2**20
 
 
 @dataclass(frozen=True)
 class Seconds:
     """Where one case's time went."""
 
+    read: float = 0.0
     decode: float = 0.0
     preprocess: float = 0.0
     infer: float = 0.0
 
     @property
     def total(self) -> float:
-        """The sum of the three."""
-        return self.decode + self.preprocess + self.infer
+        """The sum of the four."""
+        return self.read + self.decode + self.preprocess + self.infer
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class Prediction:
 
     `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
     `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
-    why there is no prediction, or what a reader of this one should know.
+    why there is no prediction, or what a reader of this one should know. `quality`: of a raw
+    scan's registration, figures by name. `scan`: the file, where there is one.
     """
 
     subject: str
@@ -57,27 +68,71 @@ class Prediction:
     values: tuple[float, ...] = ()
     spread: float | None = None
     seconds: Seconds = field(default_factory=Seconds)
+    quality: dict[str, float] = field(default_factory=dict)
+    scan: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A scan on its way to the engine: its boxes, or the features that were kept of it."""
+
+    images: Floats | None  # [N boxes, 1, D, H, W]
+    kept: Kept | None
+    digest: bytes | None
+    warnings: tuple[str, ...]
+    quality: dict[str, float]
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    images: NDArray[np.float32]  # [N boxes, 1, D, H, W]
-    tabular: list[NDArray[np.float32]]  # one [T] per member
+    case: Case
+    scan: _Scan
+    tabular: Floats  # [ΣT]: one encoded row per member
     warnings: tuple[str, ...]
-    decode: float
-    preprocess: float
+    seconds: Seconds
+    memory: int
 
 
 class Predictor:
-    """An opened artifact with its engine loaded; see `load`."""
+    """An opened artifact with its engine loaded once; see `load`."""
 
     def __init__(
-        self, artifact: Artifact, engine: str = "auto", threads: int | None = None
+        self,
+        artifact: Artifact,
+        engine: str = "auto",
+        threads: int | None = None,
+        *,
+        source: Source = "registered",
+        batch: int = 1,
+        feature_cache: Path | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.artifact = artifact
         self.threads = threads or usable_cores()
+        self.source = source
+        self.batch = batch
+        self.usage = Usage()  # of the latest `stream`
         opened = open_engine(artifact, engine, self.threads)
         self.engine, self._network, self.notes = opened.name, opened.engine, opened.notes
+        self._cache, self._split = None, None
+        if feature_cache is not None:
+            self._split = open_split(artifact, opened, self.threads)
+            self._cache = FeatureCache(feature_cache, self.identity())
+        self._max_memory = max_memory
+        self._steps = threading.Lock()
+
+    def identity(self) -> dict[str, str]:
+        """What the numbers depend on besides scan and row: same identity, same bits."""
+        manifest = self.manifest
+        isa = os.environ.get("HFRT_ISA") or describe_machine()["instruction sets"]
+        return {
+            "artifact": manifest.checksum,
+            "engine": self.engine,
+            "engine_sha256": self.artifact.entry(self.engine).sha256,
+            "instruction_sets": isa,
+            "source": self.source,
+            "version": hyperfusion_rt.__version__,
+        }
 
     @property
     def manifest(self) -> Manifest:
@@ -124,22 +179,36 @@ class Predictor:
         return join(scans, rows)
 
     def stream(self, cases: Iterable[Case]) -> Iterator[Prediction]:
-        """Predict `cases` in order; a few are decoded ahead, so memory does not grow with them."""
-        workers = min(4, max(2, self.threads))
-        window: collections.deque[tuple[Case, Future[_Inputs]]] = collections.deque()
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        """Predict `cases`, in the order in which they are done; memory does not grow with them.
+
+        A few threads read, unpack and crop while the engine runs. The engine's numbers do not
+        depend on how cases meet in a batch (native), so neither do the predictions.
+        """
+        workers = min(4, max(2, self.threads)) if self.source == "registered" else self.threads
+        self.usage = Usage()
+        budget = Budget(self._free_memory())
+
+        def prepare(case: Case) -> _Inputs | Prediction:
+            return self._prepare(case, budget)
+
+        def execute(items: Sequence[_Inputs | Prediction]) -> list[Prediction]:
+            done = [item for item in items if isinstance(item, Prediction)]
+            inputs = [item for item in items if isinstance(item, _Inputs)]
+            try:
+                return [*done, *self._finish(inputs)]
+            finally:
+                for item in inputs:
+                    budget.give(item.memory)
+
         try:
-            for case in cases:
-                window.append((case, pool.submit(self._prepare, case)))
-                if len(window) > 2 * workers:
-                    yield self._finish(*window.popleft())
-            while window:
-                yield self._finish(*window.popleft())
+            yield from run_pipeline(
+                cases, prepare, execute, workers=workers, batch=self.batch, usage=self.usage
+            )
         finally:
-            pool.shutdown(cancel_futures=True)
+            budget.lift()
 
     def run(
-        self, images: NDArray[np.float32], tabular: Sequence[NDArray[np.float32]]
+        self, images: Floats, tabular: Sequence[Floats]
     ) -> tuple[NDArray[np.float64], float | None]:
         """Run every member on the boxes `images [N, 1, D, H, W]` of one case and combine.
 
@@ -149,52 +218,195 @@ class Predictor:
         Raises:
             EngineError: an output is not finite.
         """
-        boxes, _, *shape = images.shape
-        found = self._network.run(
-            images.reshape(1, boxes, *shape), np.concatenate(tabular, dtype=np.float32)[None]
-        )
-        values, raw = found["output"][0].astype(np.float64), found["members"]
+        row = np.concatenate(tabular, dtype=np.float32)[None]
+        found = self._network.run(_as_batch([images]), row)
+        return self._combined(found, 0)
+
+    def _combined(
+        self, found: dict[str, Floats], index: int
+    ) -> tuple[NDArray[np.float64], float | None]:
+        """What the members said of one case of a batch, together, and their spread."""
+        values, raw = found["output"][index].astype(np.float64), found["members"][index]
         if not (np.isfinite(raw).all() and np.isfinite(values).all()):
             raise EngineError("the network's output is not finite; are the inputs plausible?")
-        members = raw.reshape(len(tabular), boxes, -1)
-        return values, spread(members, self.manifest.task, int(values.argmax()))
+        manifest = self.manifest
+        members = raw.reshape(len(manifest.members), len(manifest.preprocessing.boxes), -1)
+        return values, spread(members, manifest.task, int(values.argmax()))
 
-    def _prepare(self, case: Case) -> _Inputs:
-        encoders = self.manifest.members
-        tabular = [encoder.encode_row(case.row) for encoder in encoders]
-        warnings = encoders[0].warnings(case.row)
-        start = time.perf_counter()
-        volume = read_volume(case.scan)
-        decoded = time.perf_counter()
-        boxes = extract(volume, self.manifest.preprocessing)
-        return _Inputs(
-            boxes.images,
-            tabular,
-            (*boxes.warnings, *warnings),
-            decoded - start,
-            time.perf_counter() - decoded,
-        )
+    def _free_memory(self) -> int | None:
+        """What `max_memory` leaves for scans, now that the engine is loaded.
 
-    def _finish(self, case: Case, future: Future[_Inputs]) -> Prediction:
+        Raises:
+            ConfigError: nothing.
+        """
+        if self._max_memory is None:
+            return None
+        used = resident_memory()
+        if used >= self._max_memory:
+            raise ConfigError(
+                f"--max-memory {self._max_memory / 2**20:,.0f} MiB: the program and its "
+                f"{self.engine} engine take {used / 2**20:,.0f} MiB before any scan; allow more"
+            )
+        return self._max_memory - used
+
+    def _prepare(self, case: Case, budget: Budget) -> _Inputs | Prediction:
+        memory = 0
         try:
-            inputs = future.result()
+            encoders = self.manifest.members
+            tabular = [encoder.encode_row(case.row) for encoder in encoders]
+            warnings = encoders[0].warnings(case.row)
+            clock = _Clock()
+            found = self._known(case.scan)
+            if found is None:
+                if budget.limit is not None:
+                    need = self._memory_needed(case.scan)
+                    budget.take(need, str(case.scan))
+                    memory = need
+                found = self._load(case.scan, clock)
+            with self._steps:
+                for name, seconds in clock.steps.items():
+                    self.usage.steps[name] = self.usage.steps.get(name, 0.0) + seconds
+            row = np.concatenate(tabular, dtype=np.float32)
+            return _Inputs(case, found, row, tuple(warnings), Seconds(**clock.steps), memory)
+        except Exception as error:
+            budget.give(memory)
+            return _failed(case, error)
+
+    def _known(self, path: Path) -> _Scan | None:
+        """The scan's features, if they were kept and its file has not changed since."""
+        if self._cache is None:
+            return None
+        digest = self._cache.digest_of(path)
+        kept = digest and self._cache.get(digest)
+        return _restored(kept, digest) if kept else None
+
+    def _memory_needed(self, path: Path) -> int:
+        if self.source == "raw":
+            return RAW_MEMORY
+        return memory_needed(path, self.manifest.preprocessing)
+
+    def _load(self, path: Path, clock: _Clock) -> _Scan:
+        """Read, unpack and crop a scan; or the features that were kept of a file like it."""
+        preprocessing = self.manifest.preprocessing
+        digest = None
+        content = None
+        if self._cache is not None or self.source == "registered":
+            with clock.step("read"):
+                before = _stat(path)
+                content = read_file(path)
+                if self._cache is not None:
+                    digest = self._cache.remember(path, content, before)
+                    kept = self._cache.get(digest)
+                    if kept is not None:
+                        return _restored(kept, digest)
+        with clock.step("decode"):
+            volume = read_volume(path, content, preprocessing)
+        with clock.step("preprocess"):
+            boxes = extract(volume, preprocessing)
+        return _Scan(boxes.images, None, digest, boxes.warnings, {})
+
+    def _finish(self, inputs: Sequence[_Inputs]) -> list[Prediction]:
+        if not inputs:
+            return []
+        try:
             start = time.perf_counter()
-            values, spread = self.run(inputs.images, inputs.tabular)
-            seconds = Seconds(inputs.decode, inputs.preprocess, time.perf_counter() - start)
-        except HyperFusionError as error:
-            return Prediction(case.subject, case.session, "error", str(error))
-        except Exception as error:  # one odd case must not end the night's run
-            reason = f"{case.scan}: unexpected {type(error).__name__}: {error}"
-            return Prediction(case.subject, case.session, "error", reason)
-        return Prediction(
-            case.subject,
-            case.session,
-            "ok",
-            "; ".join(inputs.warnings),
-            tuple(float(v) for v in values),
-            spread,
-            seconds,
-        )
+            found = self._execute(inputs)
+            seconds = (time.perf_counter() - start) / len(inputs)
+        except Exception as error:
+            if len(inputs) == 1:
+                return [_failed(inputs[0].case, error)]
+            # One odd case must not fail the others of its batch.
+            return [prediction for item in inputs for prediction in self._finish([item])]
+        done = []
+        for index, item in enumerate(inputs):
+            case = item.case
+            try:
+                values, spread = self._combined(found, index)
+            except HyperFusionError as error:
+                done.append(_failed(case, error))
+                continue
+            done.append(
+                Prediction(
+                    case.subject,
+                    case.session,
+                    "ok",
+                    "; ".join((*item.scan.warnings, *item.warnings)),
+                    tuple(float(v) for v in values),
+                    spread,
+                    replace(item.seconds, infer=seconds),
+                    item.scan.quality,
+                    case.scan,
+                )
+            )
+        return done
+
+    def _execute(self, inputs: Sequence[_Inputs]) -> dict[str, Floats]:
+        rows = np.stack([item.tabular for item in inputs])
+        if self._split is None:
+            images = [item.scan.images for item in inputs if item.scan.images is not None]
+            return self._network.run(_as_batch(images), rows)
+        kept = [self._features(item.scan) for item in inputs]
+        names = kept[0].features
+        joined = {name: np.concatenate([k.features[name] for k in kept]) for name in names}
+        return self._split.finish(joined, rows)
+
+    def _features(self, scan: _Scan) -> Kept:
+        """What the head reads of a scan: kept before, or made and kept now."""
+        assert self._split is not None
+        assert self._cache is not None
+        if scan.kept is not None:
+            return scan.kept
+        assert scan.images is not None
+        note = {"warnings": scan.warnings, "quality": scan.quality}
+        kept = Kept(self._split.features(_as_batch([scan.images])), note)
+        if scan.digest is not None:
+            self._cache.put(scan.digest, kept)
+        return kept
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError:
+        read_file(path)  # says what is wrong
+        raise
+
+
+class _Clock:
+    """Seconds by step."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.steps[name] = self.steps.get(name, 0.0) + time.perf_counter() - start
+
+
+def _as_batch(images: Sequence[Floats]) -> Floats:
+    """`[N, 1, D, H, W]` of every case → `[B, N, D, H, W]`."""
+    if len(images) == 1:
+        boxes, _, *shape = images[0].shape
+        return images[0].reshape(1, boxes, *shape)
+    return np.stack([image[:, 0] for image in images])
+
+
+def _restored(kept: Kept, digest: bytes | None) -> _Scan:
+    return _Scan(None, kept, digest, tuple(kept.note["warnings"]), kept.note["quality"])
+
+
+def _failed(case: Case, error: Exception) -> Prediction:
+    """One odd case must not end the night's run."""
+    reason = str(error)
+    if isinstance(error, MemoryError):
+        reason = f"{case.scan}: there was not enough memory for it"
+    elif not isinstance(error, HyperFusionError):
+        reason = f"{case.scan}: unexpected {type(error).__name__}: {error}"
+    return Prediction(case.subject, case.session, "error", reason, scan=case.scan)
 
 
 def cohort_problems(
@@ -215,12 +427,37 @@ def cohort_problems(
     return found
 
 
-def load(path: PathLike, *, engine: str = "auto", threads: int | None = None) -> Predictor:
+def load(
+    path: PathLike,
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    source: Source = "registered",
+    batch: int = 1,
+    feature_cache: PathLike | None = None,
+    max_memory: int | None = None,
+) -> Predictor:
     """Open the artifact `path` and load its engine.
 
         hyperfusion_rt.load("x.hfrt").predict("scans/", "data.csv")
 
+    Args:
+        source: `registered` scans lie in MNI space and have no skull; `raw` ones are registered
+            first (the extra `raw`).
+        batch: the most cases that one call of the engine takes.
+        feature_cache: a folder that keeps the trunk's features: scans that it knows are not read.
+        max_memory: bytes that the process may take; scans wait for each other, and one that alone
+            needs more is an error.
+
     Raises:
         HyperFusionError: the artifact is damaged, or the engine is not there or not installed.
     """
-    return Predictor(Artifact.open(Path(path)), engine, threads)
+    return Predictor(
+        Artifact.open(Path(path)),
+        engine,
+        threads,
+        source=source,
+        batch=batch,
+        feature_cache=None if feature_cache is None else Path(feature_cache),
+        max_memory=max_memory,
+    )
