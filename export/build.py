@@ -70,25 +70,37 @@ def gflop(network: nn.Module, shape: Sequence[int], width: int) -> float:
 def load_cases(run: Run) -> Cases:
     """Images `[K, N, D, H, W]` and each member's encoded rows `[K, T]`: real ones where kept.
 
-    An imported checkpoint has no cohort; its cases are drawn from a normal distribution, and the
-    manifest says so.
+    An imported checkpoint has no cohort; its cases are drawn, images and numbers from a normal
+    distribution, and the manifest says so.
     """
     from safetensors.numpy import load_file
 
     path = run.folder / "cases.safetensors"
-    widths = [member.encoder.width for member in run.members]
     if path.exists():
         content = load_file(path)
         image = content["image"]
         if image.shape[1] < len(run.config.preprocessing.boxes):  # an older run kept one box
             shifts = range(len(run.config.preprocessing.boxes))
             image = np.concatenate([np.roll(image, -n, 0) for n in shifts], 1)
-        return image, [content[f"tabular_{i}"] for i in range(len(widths))], True
+        return image, [content[f"tabular_{i}"] for i in range(len(run.members))], True
     rng = np.random.default_rng(0)
     boxes = run.config.preprocessing.boxes
     shape = (EXPORT_CASES, len(boxes), *run.config.preprocessing.shape)
-    rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for width in widths]
+    rows = [_random_rows(member.encoder, rng) for member in run.members]
     return rng.standard_normal(shape, np.float32), rows, False
+
+
+def _random_rows(encoder: TabularEncoder, rng: np.random.Generator) -> NDArray[np.float32]:
+    """`[K, T]` as the encoder could make them: one category each, flags 0 or 1."""
+    parts = []
+    for column in encoder.columns:
+        if isinstance(column, CategoricalColumn):
+            count = len(column.categories)
+            parts.append(np.eye(count)[rng.integers(count, size=EXPORT_CASES)])
+        else:
+            parts.append(rng.standard_normal((EXPORT_CASES, 1)))
+    flags = rng.integers(2, size=(EXPORT_CASES, len(encoder.columns)))
+    return np.concatenate([*parts, flags], 1)[:, encoder.order].astype(np.float32)
 
 
 def _versions() -> dict[str, str]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hyperfusion_rt import terminal
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
+
+if TYPE_CHECKING:
+    from hyperfusion_rt.runtime.command import Result
 
 app = typer.Typer(
     name="hfrt",
@@ -329,14 +332,47 @@ def export(
         )
 
 
-@app.command(epilog="Example: hfrt infer scans/ --tabular data.csv")
+def _size(text: str | None) -> int | None:
+    """Bytes, from `4G`, `500M` or a number."""
+    if text is None:
+        return None
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        size = float(number) * units.get(unit, 0 if unit else 1)
+    except ValueError:
+        size = 0
+    if not 0 < size < 2**60:
+        raise ConfigError(f"--max-memory {text}: write it as 4G or 500M")
+    return int(size)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """(2, 8), from `2/8`."""
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"--shard {text}: write it as 2/8, the second of eight")
+    return int(index), int(count)
+
+
+_EPILOG = (
+    "Examples: hfrt infer scans/ --tabular data.csv; every night: hfrt infer scans/ --tabular "
+    "data.csv --resume; in a SLURM array: --shard $SLURM_ARRAY_TASK_ID/8, then hfrt merge"
+)
+
+
+@app.command(epilog=_EPILOG)
 def infer(
     scans: Annotated[list[Path], typer.Argument(help="Scans, or folders with scans.")],
     tabular: Annotated[Path, typer.Option(help="The table: CSV or TSV.")],
     artifact: Annotated[
         Path | None, typer.Option(help="The artifact; default: the latest *.hfrt here.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
+    out: Annotated[
+        Path, typer.Option(help="The table to write: .csv, .tsv, .parquet or .jsonl.")
+    ] = Path("predictions.csv"),
     report: Annotated[
         Path | None, typer.Option(help="The report; default: report.html beside the table.")
     ] = None,
@@ -344,6 +380,48 @@ def infer(
         str, typer.Option(help="native, onnx, trt, trt-rtx, torch, or auto: the fastest here.")
     ] = "auto",
     threads: Threads = None,
+    source: Annotated[
+        Literal["registered", "raw"],
+        typer.Option("--from", help="raw: with skull, not registered; see hfrt preprocess."),
+    ] = "registered",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep what is done already and has not changed since."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew though the run before did not finish.")
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first case that fails.")
+    ] = False,
+    max_errors: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more cases than this have failed.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What the process may take, such as 4G.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Most cases in one call of the engine (for GPUs).")
+    ] = 1,
+    feature_cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the scans' features: a new table takes seconds."),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only this part of the subjects; hfrt merge.")
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option(help="Only this subject; repeatable.")
+    ] = None,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: on every machine of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With ray: engines, of --threads cores each.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With ray: the cluster; default: RAY_ADDRESS, or this one.")
+    ] = None,
     id_column: Annotated[str | None, typer.Option(help="The column of subjects.")] = None,
     duplicates: Annotated[
         Literal["refuse", "first"], typer.Option(help="Several rows of one subject and session.")
@@ -356,10 +434,19 @@ def infer(
     ] = "list",
     as_json: Json = False,
 ) -> None:
-    """Predict scans with their rows of the table; writes predictions.csv and report.html."""
-    from hyperfusion_rt.runtime.command import infer as start
+    """Predict scans with their rows of the table; writes predictions.csv and report.html.
 
-    page = report or out.with_name("report.html")
+    Every result is written down as it comes (predictions.csv.journal): a run that was killed goes
+    on with --resume.
+    """
+    from hyperfusion_rt.runtime.command import infer as start
+    from hyperfusion_rt.runtime.command import shard_path
+
+    if executor == "local" and (workers or ray_address):
+        raise ConfigError("--workers and --ray-address need --executor ray")
+    part = _shard(shard)
+    # A shard's report would stand where the next shard's does: hfrt merge writes one.
+    page = report or (None if part else out.with_name("report.html"))
     with terminal.progress() as progress:
         bar = progress.add_task("predicting", total=None)
         result = start(
@@ -370,34 +457,81 @@ def infer(
             report=page,
             engine=engine,
             threads=threads,
+            source=source,
             id_column=id_column,
             duplicates=duplicates,
             unmatched_scans=unmatched_scans,
             unmatched_rows=unmatched_rows,
+            subjects=subject or (),
+            shard=part,
+            resume=resume,
+            force=force,
+            max_errors=0 if fail_fast else max_errors,
+            max_memory=_size(max_memory),
+            batch=batch,
+            feature_cache=feature_cache,
+            executor=executor,
+            workers=workers,
+            address=ray_address,
             on_case=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+    _show_inference(result, shard_path(out, part), page, as_json)
+
+
+def _show_inference(result: Result, out: Path, page: Path | None, as_json: bool) -> None:
     if as_json:
         terminal.print_json(result.as_dict())
     else:
         summary = result.summary
-        ms = summary["ms_per_scan"]
-        if summary["ok"]:
-            parts = " + ".join(f"{name} {value:.0f}" for name, value in ms.items())
-            rate = summary["wall_seconds"] / summary["ok"]
-            print(
-                f"{summary['ok']} predicted by the {result.predictor.engine} engine: "
-                f"{1e3 * rate:.0f} ms per scan ({parts}, in ms)"
+        new = summary["ok"] - result.taken_over
+        if new > 0 and summary["wall_seconds"]:
+            parts = ", ".join(
+                f"{name} {value:.0f}" for name, value in summary["ms_per_scan"].items()
             )
-        for note in result.predictor.notes:
+            rate = summary["wall_seconds"] / new
+            print(
+                f"{new} predicted by the {result.engine} engine: {1e3 * rate:.0f} ms per scan "
+                f"({parts}, in ms)"
+            )
+            use = result.usage.utilisation()
+            if bound := result.usage.bound():
+                print(f"bounded by the {bound} stage, busy {use[bound]:.0%} of the time")
+        if result.taken_over:
+            print(f"{result.taken_over} were done before")
+        for note in result.notes:
             print(f"warning: {note}", file=sys.stderr)
         for item in result.failed[:10]:
             print(f"{item.subject}: {item.reason}", file=sys.stderr)
         if len(result.failed) > 10:
             print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
         print(f"{summary['error']} failed, {summary['skipped']} skipped")
-        print(f"written: {out}, {page}")
+        print(f"written: {out}" + (f", {page}" if page else ""))
+    if result.ending == "interrupted":
+        print("interrupted; continue with --resume", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
     if result.summary["error"]:
         raise typer.Exit(3)
+
+
+@app.command(epilog="Example: hfrt merge predictions.shard-*.csv --out predictions.csv")
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="The shards' tables, or their folder.")],
+    artifact: Annotated[
+        Path | None, typer.Option(help="The artifact, if it is not where the shards found it.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The table to write: .csv, .tsv, .parquet or .jsonl.")
+    ] = Path("predictions.csv"),
+    report: Annotated[
+        Path | None, typer.Option(help="The report; default: report.html beside the table.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Join what the shards of a run predicted (hfrt infer --shard I/N), all of them or none."""
+    from hyperfusion_rt.runtime.command import merge as start
+
+    page = report or out.with_name("report.html")
+    _show_inference(start(shards, artifact=artifact, out=out, report=page), out, page, as_json)
 
 
 @app.command(epilog="Examples: hfrt bench; hfrt bench --preset brain-age --batch 1 --only onnx")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hyperfusion_rt.bench import Report, chart
 from hyperfusion_rt.bench import bench as measure
 from hyperfusion_rt.config import Config, load_config
+from hyperfusion_rt.data.cohort import find_scans, join
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.tabular import read_target
@@ -99,7 +100,7 @@ def demo(
     optimum = json.loads((new_root / "optimum.json").read_text(encoding="utf-8"))
     tell(f"predicted {result.summary['ok']} new subjects: {_short(metrics)}")
 
-    cases = result.predictor.gather([new_root / "scans"], new_root / "data.csv").cases[:20]
+    cases = join(find_scans(new_root / "scans"), read_table(new_root / "data.csv")).cases[:20]
     speed = measure(
         run,
         artifact,
@@ -245,7 +246,7 @@ def _page(
     run: Path,
     out: Path,
 ) -> Page:
-    manifest = result.predictor.manifest
+    manifest = result.manifest
     page = Page("HyperFusion demo: simulated subjects that the network has not seen")
     page.text(
         "Anatomy: the MNI152 template, deformed per subject. The diagnosis is simulated: an "
@@ -293,7 +294,7 @@ def _page(
         manifest,
         result.predictions,
         result.summary,
-        result.predictor.engine,
+        result.engine,
         describe_machine(),
     )
     page.parts += rest.parts

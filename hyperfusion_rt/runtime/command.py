@@ -1,31 +1,65 @@
-"""What `hfrt infer` does: predict a cohort, write the table and the report."""
+"""What `hfrt infer` and `hfrt merge` do: predict a cohort; write journal, table, report, record."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import hyperfusion_rt
+from hyperfusion_rt.data.cohort import Case, Cohort, restrict
 from hyperfusion_rt.data.volumes import SUFFIXES
 from hyperfusion_rt.errors import CohortError, ConfigError
-from hyperfusion_rt.machine import describe_machine
-from hyperfusion_rt.runtime.artifact import latest_artifact
-from hyperfusion_rt.runtime.output import record, summarise, write_predictions
-from hyperfusion_rt.runtime.predictor import Prediction, Predictor, cohort_problems, load
+from hyperfusion_rt.files import sha256, write_text
+from hyperfusion_rt.machine import describe_machine, installed
+from hyperfusion_rt.runtime.artifact import Artifact, Manifest, latest_artifact
+from hyperfusion_rt.runtime.journal import (
+    Ending,
+    Journal,
+    Record,
+    Shard,
+    journal_path,
+    read_journal,
+)
+from hyperfusion_rt.runtime.output import check_format, record, summarise, write_predictions
+from hyperfusion_rt.runtime.pipeline import Usage
+from hyperfusion_rt.runtime.predictor import (
+    Prediction,
+    Source,
+    cohort_problems,
+    load,
+)
 from hyperfusion_rt.runtime.report import inference_page
 
 Unmatched = Literal["list", "ignore", "fail"]
+Executor = Literal["local", "ray"]
+# What the numbers may depend on.
+_PACKAGES = ("numpy", "nibabel", "isal", "onnxruntime", "onnxruntime-gpu", "torch", "SimpleITK")
 
 
 @dataclass(frozen=True)
 class Result:
-    """The predictions of a cohort and their summary."""
+    """The predictions of a cohort and their summary.
 
-    predictor: Predictor
+    `taken_over`: how many are of an earlier run. `ending`: `finished`; `stopped` by `max_errors`;
+    `interrupted`.
+    """
+
+    manifest: Manifest
+    engine: str
+    notes: tuple[str, ...]
     predictions: list[Prediction]
     summary: dict[str, Any]
+    usage: Usage = field(default_factory=Usage)
+    taken_over: int = 0
+    ending: Ending = "finished"
 
     @property
     def failed(self) -> list[Prediction]:
@@ -34,18 +68,21 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        manifest = self.predictor.manifest
-        rows = [record(manifest, item) for item in self.predictions]
+        rows = [record(self.manifest, item) for item in self.predictions]
         return {
-            "engine": self.predictor.engine,
-            "notes": list(self.predictor.notes),
+            "engine": self.engine,
+            "notes": list(self.notes),
+            "ending": self.ending,
+            "taken_over": self.taken_over,
             "summary": self.summary,
+            "usage": self.usage.as_dict(),
             "predictions": rows,
         }
 
 
 def _check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artifact: Path) -> None:
     """Refuse an output that would replace an input, the artifact or the other output."""
+    check_format(out)
     taken = {path.resolve() for path in inputs}
     for option, path in (("--out", out), ("--report", report)):
         if path is None:
@@ -60,6 +97,18 @@ def _check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artif
         raise ConfigError(f"--report {report}: is --out too; choose another name")
 
 
+def shard_of(subject: str, count: int) -> int:
+    """The shard, 1 to `count`, of a subject: the same whatever else is in the cohort."""
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") % count + 1
+
+
+def shard_path(path: Path, shard: Shard | None) -> Path:
+    """`predictions.shard-2-of-8.csv` for `predictions.csv`."""
+    if shard is None:
+        return path
+    return path.with_name(f"{path.stem}.shard-{shard[0]}-of-{shard[1]}{path.suffix}")
+
+
 def infer(
     scans: Sequence[Path],
     tabular: Path,
@@ -69,26 +118,121 @@ def infer(
     report: Path | None = None,
     engine: str = "auto",
     threads: int | None = None,
+    source: Source = "registered",
     id_column: str | None = None,
     duplicates: Literal["refuse", "first"] = "refuse",
     unmatched_scans: Unmatched = "list",
     unmatched_rows: Unmatched = "list",
+    subjects: Sequence[str] = (),
+    shard: Shard | None = None,
+    resume: bool = False,
+    force: bool = False,
+    max_errors: int | None = None,
+    max_memory: int | None = None,
+    batch: int = 1,
+    feature_cache: Path | None = None,
+    executor: Executor = "local",
+    workers: int | None = None,
+    address: str | None = None,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Predict the cohort and write `out` and `report`; see `hfrt infer --help`.
+    """Predict the cohort; see `hfrt infer --help`.
 
-    An interrupt (Ctrl-C) writes what is done; the rest are errors with that reason.
+    Writes `out`, `report`, and beside the table its journal (`.journal`), as cases are done, and a
+    record of the run (`.run.json`). With a `shard`, only its subjects, and `out` gets its name. An
+    interrupt (Ctrl-C) writes what is done; the rest are errors with that reason.
 
     Raises:
         HyperFusionError: nothing can be predicted, or nothing can be written.
     """
+    started = time.time()
     artifact = artifact or latest_artifact(Path())
+    out = shard_path(out, shard)
     _check_outputs(out, report, [tabular, *scans], artifact)
-    predictor = load(artifact, engine=engine, threads=threads)
+    predictor = load(
+        artifact,
+        engine=engine,
+        threads=threads,
+        source=source,
+        batch=batch,
+        feature_cache=feature_cache,
+        max_memory=max_memory,
+    )
     cohort = predictor.gather(scans, tabular, id_column=id_column, on_duplicate=duplicates)
+    cohort = _part(cohort, subjects, shard)
+    _refuse_unmatched(cohort, unmatched_scans, unmatched_rows)
+    columns = [column.name for column in predictor.manifest.members[0].columns]
+    with Journal(
+        journal_path(out),
+        predictor.identity(),
+        artifact,
+        columns,
+        shard=shard,
+        resume=resume,
+        force=force,
+    ) as journal:
+        known = [journal.known(case) for case in cohort.cases]
+        predictions = [item for item in known if item is not None]
+        todo = [case for case, item in zip(cohort.cases, known, strict=True) if item is None]
+        taken_over = len(predictions)
+        if executor == "ray":
+            from hyperfusion_rt.runtime.ray_executor import stream
+
+            source_of = stream(predictor, todo, workers=workers, address=address)
+        else:
+            source_of = predictor.stream(todo)
+        start = time.perf_counter()
+        done, ending = _run(source_of, todo, journal, max_errors, taken_over, on_case)
+        wall = time.perf_counter() - start
+        predictions += done
+        problems = cohort_problems(
+            cohort,
+            "ignore" if unmatched_scans == "ignore" else "list",
+            "ignore" if unmatched_rows == "ignore" else "list",
+        )
+        notes = (*predictor.notes, *([journal.note] if journal.note else []))
+        result = Result(
+            predictor.manifest,
+            predictor.engine,
+            notes,
+            sorted([*predictions, *problems], key=_order),
+            summarise([*predictions, *problems], wall),
+            predictor.usage,
+            taken_over,
+            ending,
+        )
+        inputs = {
+            "scans": [str(path.resolve()) for path in scans],
+            "table": str(tabular.resolve()),
+            "table_sha256": sha256(tabular),
+            "cases": len(cohort.cases),
+        }
+        _write(result, predictor.artifact, predictor.identity(), out, report, inputs, started)
+        journal.end(ending, len(cohort.cases), problems)
+    return result
+
+
+def _part(cohort: Cohort, subjects: Sequence[str], shard: Shard | None) -> Cohort:
+    """The subjects that are asked for, of this shard."""
+    if subjects:
+        cohort = restrict(cohort, subjects)
+    if shard is None:
+        return cohort
+    index, count = shard
+
+    def here(subject: str) -> bool:
+        return shard_of(subject, count) == index
+
+    return Cohort(
+        [case for case in cohort.cases if here(case.subject)],
+        [problem for problem in cohort.problems if here(problem.subject)],
+    )
+
+
+def _refuse_unmatched(cohort: Cohort, scans: Unmatched, rows: Unmatched) -> None:
     for policy, option, kind, of in (
-        (unmatched_scans, "--unmatched-scans", "scan-without-row", "scans have no row"),
-        (unmatched_rows, "--unmatched-rows", "row-without-scan", "rows have no scan"),
+        (scans, "--unmatched-scans", "scan-without-row", "scans have no row"),
+        (rows, "--unmatched-rows", "row-without-scan", "rows have no scan"),
     ):
         found = [problem for problem in cohort.problems if problem.kind == kind]
         if policy == "fail" and found:
@@ -96,34 +240,177 @@ def infer(
                 f"{len(found)} {of} and {option} is fail; the first: {found[0].subject} "
                 f"({found[0].where})"
             )
-    start = time.perf_counter()
-    predictions: list[Prediction] = []
+
+
+def _run(
+    stream: Iterator[Prediction],
+    todo: Sequence[Case],
+    journal: Journal,
+    max_errors: int | None,
+    before: int,
+    on_case: Callable[[int, int], None] | None,
+) -> tuple[list[Prediction], Ending]:
+    """Write down every prediction as it comes; each case once, whatever the stream repeats."""
+    left = {(case.subject, case.session): case for case in todo}
+    done: list[Prediction] = []
+    errors = 0
+    ending: Ending = "finished"
+    reason = "interrupted before this case"
     try:
-        for item in predictor.stream(cohort.cases):
-            predictions.append(item)
-            if on_case is not None:
-                on_case(len(predictions), len(cohort.cases))
+        with closing(stream):  # type: ignore[type-var]
+            for item in stream:
+                case = left.pop((item.subject, item.session), None)
+                if case is None:
+                    continue
+                journal.append(case, item)
+                done.append(item)
+                if on_case is not None:
+                    on_case(before + len(done), before + len(todo))
+                errors += item.status == "error"
+                if max_errors is not None and errors > max_errors and left:
+                    ending = "stopped"
+                    reason = f"not tried: the run was stopped after {errors} failed cases"
+                    break
     except KeyboardInterrupt:
-        predictions += [
-            Prediction(case.subject, case.session, "error", "interrupted before this case")
-            for case in cohort.cases[len(predictions) :]
-        ]
-    wall = time.perf_counter() - start
-    predictions += cohort_problems(
-        cohort,
-        "ignore" if unmatched_scans == "ignore" else "list",
-        "ignore" if unmatched_rows == "ignore" else "list",
+        ending = "interrupted"
+    done += [
+        Prediction(case.subject, case.session, "error", reason, scan=case.scan)
+        for case in left.values()
+    ]
+    return done, ending
+
+
+def merge(
+    shards: Iterable[Path],
+    *,
+    artifact: Path | None = None,
+    out: Path = Path("predictions.csv"),
+    report: Path | None = None,
+) -> Result:
+    """Join the tables of all shards of a run (`hfrt infer --shard`), from their journals.
+
+    `shards`: the shards' tables, their journals, or folders that hold them. Nothing is merged
+    unless every shard is there, finished, and of the same artifact and engine.
+
+    Raises:
+        ConfigError: one is missing, unfinished, of another run, or given twice.
+    """
+    started = time.time()
+    check_format(out)
+    records = _read_shards(shards)
+    first = next(iter(records.values()))[1]
+    opened = Artifact.open(artifact or Path(first.artifact))
+    if opened.manifest.checksum != first.identity["artifact"]:
+        raise ConfigError(f"{opened.folder}: is not the artifact that made these shards")
+    predictions: dict[tuple[str, str | None], Prediction] = {}
+    problems: list[Prediction] = []
+    for path, found in records.values():
+        for item in found.predictions:
+            key = (item.subject, item.session)
+            if key in predictions:
+                raise ConfigError(f"{path}: {item.subject} is in another shard, too")
+            predictions[key] = item
+        problems += found.problems
+    everything = sorted([*predictions.values(), *problems], key=_order)
+    result = Result(
+        opened.manifest,
+        first.identity["engine"],
+        (),
+        everything,
+        summarise(everything, 0.0),
+        taken_over=len(predictions),
     )
-    predictions.sort(key=lambda item: (item.subject, item.session or ""))
-    result = Result(predictor, predictions, summarise(predictions, wall))
-    write_predictions(out, predictor.manifest, predictions)
+    inputs = {"shards": [str(path.resolve()) for path, _ in records.values()]}
+    _write(result, opened, first.identity, out, report, inputs, started)
+    return result
+
+
+def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, Record]]:
+    """The shards' journals by their number, checked."""
+    paths: dict[Path, None] = {}
+    for path in given:
+        if path.is_dir():
+            found = sorted(path.glob("*.shard-*-of-*.journal"))
+            if not found:
+                raise ConfigError(f"{path}: holds no journal of a shard (*.shard-*-of-*.journal)")
+            paths |= dict.fromkeys(found)
+        else:
+            paths[path if path.name.endswith(".journal") else journal_path(path)] = None
+    records: dict[int, tuple[Path, Record]] = {}
+    for path in paths:
+        content = read_journal(path)
+        if content is None:
+            raise ConfigError(f"{path}: is not there, or empty; give the shards' tables")
+        if content.shard is None:
+            raise ConfigError(f"{path}: is of a whole run, not of a shard")
+        index, count = content.shard
+        if not content.finished:
+            raise ConfigError(
+                f"{path}: shard {index}/{count} has not finished ({len(content.cases)} cases are "
+                f"done); continue it with 'hfrt infer ... --shard {index}/{count} --resume'"
+            )
+        if index in records:
+            raise ConfigError(f"{path}: shard {index}/{count} is given twice: {records[index][0]}")
+        for other, known in records.values():
+            if (known.identity, known.shard and known.shard[1]) != (content.identity, count):
+                raise ConfigError(f"{path} and {other}: of different runs; they cannot be merged")
+        records[index] = path, content
+    if not records:
+        raise ConfigError("no shard is given")
+    count = next(r.shard[1] for _, r in records.values() if r.shard)
+    missing = [str(n) for n in range(1, count + 1) if n not in records]
+    if missing:
+        raise ConfigError(f"of {count} shards, {', '.join(missing)} is missing")
+    return records
+
+
+def _order(item: Prediction) -> tuple[str, str]:
+    return item.subject, item.session or ""
+
+
+def _write(
+    result: Result,
+    artifact: Artifact,
+    identity: dict[str, str],
+    out: Path,
+    report: Path | None,
+    inputs: dict[str, Any],
+    started: float,
+) -> None:
+    """The table, the report, and the record of the run."""
+    write_predictions(out, result.manifest, result.predictions)
     if report is not None:
         inference_page(
-            predictor.manifest,
-            predictions,
+            result.manifest,
+            result.predictions,
             result.summary,
-            predictor.engine,
+            result.engine,
             describe_machine(),
-            predictor.notes,
+            result.notes,
         ).write(report)
-    return result
+    now = time.time()
+    content = {
+        "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
+        "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "started": _utc(started),
+        "finished": _utc(now),
+        "seconds": now - started,
+        "ending": result.ending,
+        "artifact": {"folder": str(artifact.folder.resolve()), "name": artifact.manifest.name},
+        "identity": identity,
+        "inputs": inputs,
+        "output": {"path": str(out.resolve()), "sha256": sha256(out)},
+        "counts": {name: result.summary[name] for name in ("ok", "error", "skipped")},
+        "taken_over": result.taken_over,
+        "usage": result.usage.as_dict(),
+        "notes": list(result.notes),
+        "host": platform.node(),
+        "machine": describe_machine(),
+        "packages": {name: version for name in _PACKAGES if (version := installed(name))},
+    }
+    write_text(out.with_name(out.name + ".run.json"), json.dumps(content, indent=2) + "\n")
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

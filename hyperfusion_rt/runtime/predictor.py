@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,13 @@ class Predictor:
             self._split = open_split(artifact, opened, self.threads)
             self._cache = FeatureCache(feature_cache, self.identity())
         self._max_memory = max_memory
+        # What, besides the engine, makes another one like this.
+        self.options: dict[str, Any] = {
+            "source": source,
+            "batch": batch,
+            "feature_cache": feature_cache and str(feature_cache.resolve()),
+            "max_memory": max_memory,
+        }
         self._steps = threading.Lock()
 
     def identity(self) -> dict[str, str]:

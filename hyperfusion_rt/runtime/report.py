@@ -167,7 +167,7 @@ def inference_page(
     ms = summary["ms_per_scan"]
     cards = [(str(summary["ok"]), "predicted"), (str(summary["error"]), "failed")]
     cards.append((str(summary["skipped"]), "without a scan"))
-    if summary["ok"]:
+    if summary["ok"] and summary["wall_seconds"]:
         cards.append((f"{sum(ms.values()):.0f} ms", "per scan (median), one after the other"))
         cards.append((f"{summary['wall_seconds']:.1f} s", "for all, overlapped"))
     page.cards(cards)

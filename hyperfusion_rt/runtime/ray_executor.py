@@ -1,0 +1,96 @@
+"""The pipeline on a Ray cluster: Ray Data actors, one engine each, for more than one machine.
+
+Every actor loads the artifact once and runs the local pipeline on the blocks of cases that it gets.
+An actor, worker or machine that dies costs its block a second try elsewhere; the caller takes each
+case's first prediction only. Artifact, scans and feature cache must have the same paths on all
+machines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hyperfusion_rt.data.cohort import Case
+from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.runtime.journal import as_json, from_json
+from hyperfusion_rt.runtime.predictor import Prediction, Predictor, load
+
+# Cases that an actor gets at a time: enough to overlap decoding with the engine.
+_BLOCK = 8
+
+
+class _Actor:
+    """Holds a predictor; see `ray.data.Dataset.map_batches`."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._predictor = load(**settings)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        done = self._predictor.stream(list(batch["case"]))
+        return {"prediction": [json.dumps(as_json(item)) for item in done]}
+
+
+def stream(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+) -> Iterator[Prediction]:
+    """Predict `cases` on a cluster, in the order in which they are done.
+
+    Args:
+        predictor: says which artifact, engine and options the actors use.
+        workers: how many actors, of `predictor.threads` cores each; None: as many as fit.
+        address: the cluster's; None takes `RAY_ADDRESS`, or starts one on this machine.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        HyperFusionError: the cluster cannot be reached, or gives up.
+    """
+    try:
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext
+    except ImportError:
+        raise MissingExtraError("ray", "ray", "--executor ray") from None
+    if not cases:
+        return
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise HyperFusionError(f"Ray: cannot reach a cluster: {error}") from None
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    threads = min(predictor.threads, cores)
+    actors = min(workers or max(1, cores // threads), -(-len(cases) // _BLOCK))
+    settings = {
+        "path": str(predictor.artifact.folder.resolve()),
+        "engine": predictor.engine,
+        "threads": threads,
+        **predictor.options,
+    }
+    blocks = -(-len(cases) // _BLOCK)
+    data = ray.data.from_items([{"case": case} for case in cases], override_num_blocks=blocks)
+    made = data.map_batches(
+        _Actor,
+        fn_constructor_args=(settings,),
+        batch_size=_BLOCK,
+        batch_format="numpy",
+        num_cpus=threads,
+        compute=ActorPoolStrategy(size=actors),
+    )
+    try:
+        for row in made.iter_rows():
+            yield from_json(json.loads(row["prediction"]))
+    except ray.exceptions.RayError as error:
+        raise HyperFusionError(
+            f"Ray: the cluster gave up: {str(error).splitlines()[0]}; what is done is kept: "
+            "continue with --resume"
+        ) from None
