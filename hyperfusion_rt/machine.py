@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
+
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def usable_cores() -> int:
@@ -31,6 +35,15 @@ def resident_memory() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def give_back_memory() -> None:
+    """Have the C library return large arrays to the system as soon as they are freed (glibc).
+
+    It otherwise keeps them for the next one, in one heap per thread.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def installed(package: str) -> str | None:

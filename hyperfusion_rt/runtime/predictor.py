@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.ensemble import spread
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError
-from hyperfusion_rt.machine import describe_machine, resident_memory, usable_cores
+from hyperfusion_rt.machine import describe_machine, give_back_memory, resident_memory, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest
 from hyperfusion_rt.runtime.engines import open_engine, open_split
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
@@ -32,6 +33,8 @@ Status = Literal["ok", "error", "skipped"]
 Source = Literal["registered", "raw"]
 Floats = NDArray[np.float32]
 
+# What tables, lists and pages take beside scans and the engine.
+_SMALL = 16 * 2**20
 # What registering one raw scan holds at most.
 RAW_MEMORY = 1500 * 2**20
 
@@ -119,6 +122,8 @@ class Predictor:
             self._split = open_split(artifact, opened, self.threads)
             self._cache = FeatureCache(feature_cache, self.identity())
         self._max_memory = max_memory
+        if max_memory is not None:
+            give_back_memory()
         # What, besides the engine, makes another one like this.
         self.options: dict[str, Any] = {
             "source": source,
@@ -248,7 +253,16 @@ class Predictor:
         """
         if self._max_memory is None:
             return None
-        used = resident_memory()
+        boxes, shape = len(self.manifest.preprocessing.boxes), self.manifest.preprocessing.shape
+        width = sum(member.width for member in self.manifest.members)
+        # Once, so that the engine's workspace, and what reading imports, are there.
+        importlib.import_module("nibabel")
+        importlib.import_module("isal.igzip")
+        self._network.run(
+            np.zeros((self.batch, boxes, *shape), np.float32),
+            np.zeros((self.batch, width), np.float32),
+        )
+        used = resident_memory() + _SMALL
         if used >= self._max_memory:
             raise ConfigError(
                 f"--max-memory {self._max_memory / 2**20:,.0f} MiB: the program and its "
