@@ -513,6 +513,62 @@ def _show_inference(result: Result, out: Path, page: Path | None, as_json: bool)
         raise typer.Exit(3)
 
 
+@app.command(
+    epilog="Examples: hfrt preprocess raw/ --out scans; hfrt preprocess dicom/ --out scans"
+)
+def preprocess(
+    scans: Annotated[
+        list[Path], typer.Argument(help="Raw T1 scans, folders with them, or DICOM folders.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for the registered scans.")],
+    artifact: Annotated[
+        Path | None, typer.Option(help="Measure the coverage of this artifact's boxes.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Measure the coverage of this preset's boxes.")
+    ] = None,
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Do again what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Register raw T1 scans to MNI space, correct their bias field, take the skull off.
+
+    Writes each scan with a JSON sidecar, and quality.csv. Run again to continue.
+    """
+    from dataclasses import asdict
+
+    from hyperfusion_rt.config import preset as named
+    from hyperfusion_rt.runtime.artifact import Artifact
+    from hyperfusion_rt.runtime.preprocess import TABLE
+    from hyperfusion_rt.runtime.preprocess import preprocess as start
+
+    boxes = named(preset).preprocessing if preset else None
+    if artifact is not None:
+        boxes = Artifact.open(artifact).manifest.preprocessing
+    with terminal.progress() as progress:
+        bar = progress.add_task("registering", total=None)
+        found = start(
+            scans,
+            out,
+            preprocessing=boxes,
+            threads=threads,
+            force=force,
+            on_scan=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    failed = [item for item in found if item.status == "error"]
+    if as_json:
+        terminal.print_json({"scans": [{**asdict(item)} for item in found]})
+    else:
+        for item in found:
+            if item.reason:
+                print(f"{item.scan}: {item.reason}", file=sys.stderr)
+        kept = sum(item.status == "kept" for item in found)
+        print(f"{len(found) - len(failed) - kept} registered, {kept} kept, {len(failed)} failed")
+        print(f"written: {out}, {out / TABLE}")
+    if failed:
+        raise typer.Exit(3)
+
+
 @app.command(epilog="Example: hfrt merge predictions.shard-*.csv --out predictions.csv")
 def merge(
     shards: Annotated[list[Path], typer.Argument(help="The shards' tables, or their folder.")],

@@ -9,7 +9,6 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 

@@ -19,6 +19,7 @@ NeuroImage 2011). A scan whose header swaps left and right cannot be told from a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -36,8 +37,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Preprocessing
+from hyperfusion_rt.data.cohort import Scan, find_scans
+from hyperfusion_rt.data.table import normalise_id
 from hyperfusion_rt.data.volumes import Volume, read_volume, sampling_matrix
-from hyperfusion_rt.errors import HyperFusionError, MissingExtraError, ScanError
+from hyperfusion_rt.errors import CohortError, HyperFusionError, MissingExtraError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
 
@@ -77,6 +80,12 @@ class Quality:
     rotation: float
     scale: float
     stripped: bool
+
+    def figures(self) -> dict[str, float]:
+        """The figures as columns of a table."""
+        named = {f"coverage_{name}": part for name, part in self.coverage.items()}
+        names = ("correlation", "overlap", "snr", "rotation", "scale")
+        return {**{name: getattr(self, name) for name in names}, **named}
 
 
 @dataclass(frozen=True)
@@ -260,6 +269,31 @@ def is_dicom_folder(path: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def find_raw_scans(path: str | Path) -> list[Scan]:
+    """As `find_scans`, and every folder of DICOM files below `path` as one scan.
+
+    A DICOM folder's subject is the first folder below `path`, or its own name.
+
+    Raises:
+        CohortError: no such path, no permission to read it, or no scan found.
+    """
+    root = Path(path)
+    folders = [root, *sorted(p for p in root.rglob("*") if p.is_dir())] if root.is_dir() else []
+    found = []
+    for folder in folders:
+        if not is_dicom_folder(folder):
+            continue
+        below = folder.relative_to(root).parts
+        session = next((normalise_id(p) for p in below if p.lower().startswith("ses-")), None)
+        subject = below[0] if below else folder.resolve().name
+        found.append(Scan(folder, normalise_id(subject), session))
+    if not found:
+        return find_scans(root)
+    with contextlib.suppress(CohortError):  # DICOM alone is enough
+        found += [scan for scan in find_scans(root) if not scan.defect]
+    return sorted(found, key=lambda scan: scan.path)
 
 
 def dicom_series(folder: Path) -> list[tuple[Path, ...]]:
@@ -619,7 +653,7 @@ def _strip(template: _Template, scan: _Scan, transform: Matrix) -> tuple[_Scan, 
     sizes = np.bincount(labels[template.deep], minlength=count + 1)
     sizes[0] = 0
     brain = ndimage.binary_dilation(labels == sizes.argmax(), iterations=3)
-    back: Matrix = np.linalg.inv(matrix)
+    back = np.asarray(np.linalg.inv(matrix), np.float64)
     kept = _sample(brain.astype(np.float32), back, scan.voxels.shape)
     return replace(scan, voxels=scan.voxels * kept), False
 

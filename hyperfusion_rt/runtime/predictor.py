@@ -36,7 +36,7 @@ Floats = NDArray[np.float32]
 # What tables, lists and pages take beside scans and the engine.
 _SMALL = 16 * 2**20
 # What registering one raw scan holds at most.
-RAW_MEMORY = 1500 * 2**20
+RAW_MEMORY = 600 * 2**20
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,10 @@ class Predictor:
         """
         spec = self.manifest.table
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        scans = [scan for path in given for scan in find_scans(Path(path))]
+        find = find_scans
+        if self.source == "raw":
+            from hyperfusion_rt.data.raw import find_raw_scans as find
+        scans = [scan for path in given for scan in find(Path(path))]
         rows = read_table(
             Path(table),
             id_column=id_column or spec.id_column,
@@ -311,7 +314,7 @@ class Predictor:
         preprocessing = self.manifest.preprocessing
         digest = None
         content = None
-        if self._cache is not None or self.source == "registered":
+        if self.source == "registered" or (self._cache is not None and not path.is_dir()):
             with clock.step("read"):
                 before = _stat(path)
                 content = read_file(path)
@@ -320,6 +323,13 @@ class Predictor:
                     kept = self._cache.get(digest)
                     if kept is not None:
                         return _restored(kept, digest)
+        if self.source == "raw":
+            from hyperfusion_rt.data.raw import register
+
+            with clock.step("preprocess"):
+                raw = register(path, preprocessing)
+                images = extract(raw.volume, preprocessing).images
+            return _Scan(images, None, digest, raw.warnings, raw.quality.figures())
         with clock.step("decode"):
             volume = read_volume(path, content, preprocessing)
         with clock.step("preprocess"):
