@@ -413,6 +413,9 @@ def infer(
     subject: Annotated[
         list[str] | None, typer.Option(help="Only this subject; repeatable.")
     ] = None,
+    derivative: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write a BIDS derivatives dataset.")
+    ] = None,
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="ray: on every machine of a Ray cluster.")
     ] = "local",
@@ -470,6 +473,7 @@ def infer(
             max_memory=_size(max_memory),
             batch=batch,
             feature_cache=feature_cache,
+            derivative=derivative,
             executor=executor,
             workers=workers,
             address=ray_address,
@@ -478,9 +482,15 @@ def infer(
     _show_inference(result, shard_path(out, part), page, as_json)
 
 
-def _show_inference(result: Result, out: Path, page: Path | None, as_json: bool) -> None:
+def _show_inference(
+    result: Result,
+    out: Path,
+    page: Path | None,
+    as_json: bool,
+    content: dict[str, Any] | None = None,
+) -> None:
     if as_json:
-        terminal.print_json(result.as_dict())
+        terminal.print_json(content or result.as_dict())
     else:
         summary = result.summary
         new = summary["ok"] - result.taken_over
@@ -567,6 +577,60 @@ def preprocess(
         print(f"written: {out}, {out / TABLE}")
     if failed:
         raise typer.Exit(3)
+
+
+@app.command(
+    "bids-app",
+    epilog="Examples: hfrt bids-app BIDS derivatives/hfrt participant --participant-label 01; "
+    "hfrt bids-app BIDS derivatives/hfrt group",
+)
+def bids_app(
+    bids_dir: Annotated[Path, typer.Argument(help="The dataset.")],
+    out: Annotated[Path, typer.Argument(help="The derivatives dataset.")],
+    level: Annotated[
+        Literal["participant", "group"],
+        typer.Argument(help="participant predicts; group collects what is there."),
+    ],
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="With or without sub-; repeatable; default: all.")
+    ] = None,
+    session_label: Annotated[
+        list[str] | None, typer.Option(help="With or without ses-; repeatable; default: all.")
+    ] = None,
+    artifact: Annotated[
+        Path | None, typer.Option(help="The artifact; default: the latest *.hfrt here.")
+    ] = None,
+    tabular: Annotated[
+        Path | None, typer.Option(help="The table; default: participants.tsv of the dataset.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="As for hfrt infer.")] = "auto",
+    threads: Threads = None,
+    source: Annotated[
+        Literal["registered", "raw"], typer.Option("--from", help="As for hfrt infer.")
+    ] = "registered",
+    as_json: Json = False,
+) -> None:
+    """Predict a BIDS dataset into a BIDS derivatives dataset, as a BIDS App."""
+    from hyperfusion_rt.runtime.bids_app import bids_app as start
+
+    with terminal.progress() as progress:
+        bar = progress.add_task("predicting", total=None, visible=level == "participant")
+        found = start(
+            bids_dir,
+            out,
+            level,
+            participant_label=participant_label or (),
+            session_label=session_label or (),
+            artifact=artifact,
+            tabular=tabular,
+            engine=engine,
+            threads=threads,
+            on_case=lambda done, total: progress.update(bar, completed=done, total=total),
+            source=source,
+        )
+    if found.missing and not as_json:
+        print(f"without a result: {', '.join(found.missing)}", file=sys.stderr)
+    _show_inference(found.result, found.table or found.out, found.report, as_json, found.as_dict())
 
 
 @app.command(epilog="Example: hfrt merge predictions.shard-*.csv --out predictions.csv")

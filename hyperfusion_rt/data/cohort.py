@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hyperfusion_rt.data.bids import NOT_SEARCHED, Skip, dataset_of, not_searched
 from hyperfusion_rt.data.table import Problem as LeftOut
 from hyperfusion_rt.data.table import Row, Table, normalise_id
 from hyperfusion_rt.errors import CohortError
@@ -93,15 +94,17 @@ def find_scans(path: str | Path) -> list[Scan]:
 
     A file; a flat folder (the file's name is the subject); a folder per subject; or BIDS
     (`sub-*/[ses-*/]anat/*_T1w`), where everything else is ignored. Names of the BIDS kind
-    (`sub-01_ses-02_T1w`) are understood anywhere. Links are followed, hidden files ignored.
+    (`sub-01_ses-02_T1w`) are understood anywhere. Links are followed, hidden files ignored; in a
+    BIDS dataset also what its `.bidsignore` lists, `derivatives/`, `sourcedata/` and the like.
 
     Raises:
-        CohortError: no such path, no permission to read it, or no scan found.
+        CohortError: no such path, no permission to read it, a `.bidsignore` that cannot be used,
+            or no scan found.
     """
     root = Path(path)
     try:
         if root.is_dir():
-            entries = list(_walk(root, (os.path.realpath(root),)))
+            entries = list(_walk(root, (os.path.realpath(root),), not_searched(root)))
         elif root.exists():
             return [_single(root)]
         else:
@@ -163,7 +166,10 @@ def join(scans: Sequence[Scan], table: Table) -> Cohort:
     for group in found.values():
         for case in group if len(group) > 1 else ():
             others = ", ".join(str(other.scan) for other in group if other is not case)
-            reason = f"several scans of this subject and session: also {others}; keep one"
+            reason = (
+                f"several scans of this subject and session: also {others}; which of them is meant "
+                "is unclear: keep one (in BIDS, list the others in .bidsignore)"
+            )
             problems.append(Problem(case.subject, case.session, "scan", str(case.scan), reason))
     problems.sort(key=lambda problem: problem.where)
     return Cohort(cases, problems + _row_problems(table, used))
@@ -194,7 +200,7 @@ def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(extension)]
 
 
-def _walk(folder: Path, chain: tuple[str, ...]) -> Iterator[tuple[Path, str | None]]:
+def _walk(folder: Path, chain: tuple[str, ...], skip: Skip) -> Iterator[tuple[Path, str | None]]:
     """(scan, None) for each scan below, (folder, defect) for each folder that cannot be read.
 
     `chain` holds the real paths from the root to here: a link back to one of them is a loop.
@@ -203,9 +209,10 @@ def _walk(folder: Path, chain: tuple[str, ...]) -> Iterator[tuple[Path, str | No
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         path = folder / entry.name
-        if entry.name.startswith("."):
+        is_folder = path.is_dir()
+        if entry.name.startswith(".") or skip(path, is_folder):
             continue
-        if not path.is_dir():
+        if not is_folder:
             if _is_scan(entry.name):
                 yield path, None
             continue
@@ -213,7 +220,7 @@ def _walk(folder: Path, chain: tuple[str, ...]) -> Iterator[tuple[Path, str | No
         if real in chain:
             continue
         try:
-            yield from list(_walk(path, (*chain, real)))
+            yield from list(_walk(path, (*chain, real), skip))
         except OSError as error:
             yield path, f"the folder cannot be read: {error.strerror or error}"
 
@@ -264,6 +271,9 @@ def _is_other_kind(file: Path) -> bool:
 
 def _nothing_found(root: Path, files: Sequence[Path]) -> str:
     ignored = f" ({len(files)} images of another kind were ignored)" if files else ""
+    if dataset_of(root):
+        folders = "/, ".join(NOT_SEARCHED)
+        ignored += f"; a BIDS dataset's {folders}/ and what .bidsignore lists are not searched"
     return (
         f"{root}: no scan found{ignored}; looked for files that end in {', '.join(EXTENSIONS)}: "
         "SUBJECT.nii.gz, SUBJECT/**/*.nii.gz, sub-*/[ses-*/]anat/*_T1w.nii.gz"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import hyperfusion_rt
+from hyperfusion_rt.data.bids import dataset_of
 from hyperfusion_rt.data.cohort import Case, Cohort, restrict
 from hyperfusion_rt.data.volumes import SUFFIXES
 from hyperfusion_rt.errors import CohortError, ConfigError
@@ -134,13 +135,15 @@ def infer(
     executor: Executor = "local",
     workers: int | None = None,
     address: str | None = None,
+    derivative: Path | None = None,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Predict the cohort; see `hfrt infer --help`.
 
     Writes `out`, `report`, and beside the table its journal (`.journal`), as cases are done, and a
-    record of the run (`.run.json`). With a `shard`, only its subjects, and `out` gets its name. An
-    interrupt (Ctrl-C) writes what is done; the rest are errors with that reason.
+    record of the run (`.run.json`); into the folder `derivative` the same as a BIDS derivatives
+    dataset of the one that `scans` names. With a `shard`, only its subjects, and `out` gets its
+    name. An interrupt (Ctrl-C) writes what is done; the rest are errors with that reason.
 
     Raises:
         HyperFusionError: nothing can be predicted, or nothing can be written.
@@ -149,6 +152,9 @@ def infer(
     artifact = artifact or latest_artifact(Path())
     out = shard_path(out, shard)
     _check_outputs(out, report, [tabular, *scans], artifact)
+    dataset = dataset_of(scans[0]) if derivative is not None and scans[0].is_dir() else None
+    if derivative is not None and dataset is None:
+        raise ConfigError(f"--derivative {derivative}: {scans[0]} is no BIDS dataset")
     predictor = load(
         artifact,
         engine=engine,
@@ -208,6 +214,10 @@ def infer(
             "cases": len(cohort.cases),
         }
         _write(result, predictor.artifact, predictor.identity(), out, report, inputs, started)
+        if derivative is not None and dataset is not None:
+            from hyperfusion_rt.runtime.bids import write_derivative
+
+            write_derivative(derivative, result.manifest, result.predictions, dataset)
         journal.end(ending, len(cohort.cases), problems)
     return result
 

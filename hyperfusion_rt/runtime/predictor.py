@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hyperfusion_rt
+from hyperfusion_rt.data.bids import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
@@ -183,12 +184,21 @@ class Predictor:
         if self.source == "raw":
             from hyperfusion_rt.data.raw import find_raw_scans as find
         scans = [scan for path in given for scan in find(Path(path))]
-        rows = read_table(
-            Path(table),
-            id_column=id_column or spec.id_column,
-            session_column=spec.session_column,
-            on_duplicate=on_duplicate,
-        )
+        path = Path(table)
+        if path.name == "participants.tsv":
+            # BIDS says how its columns are called, whatever the training's table had; what differs
+            # from session to session stands in the participants' folders.
+            rows = read_table(
+                path, id_column=id_column or "participant_id", on_duplicate=on_duplicate
+            )
+            rows = session_rows(path.parent, rows)
+        else:
+            rows = read_table(
+                path,
+                id_column=id_column or spec.id_column,
+                session_column=spec.session_column,
+                on_duplicate=on_duplicate,
+            )
         for encoder in self.manifest.members:
             encoder.check_columns(rows)
         return join(scans, rows)
