@@ -26,6 +26,9 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/native.py
 	$(BIN)/python benchmarks/ensemble.py
 	$(BIN)/python benchmarks/builds.py
+	$(BIN)/python benchmarks/cohort.py
+	$(BIN)/python benchmarks/night.py
+	$(BIN)/python benchmarks/raw.py
 
 # Compiles every shipped GPU kernel for every chip and dtype, without a GPU; fails where one spills,
 # exceeds the shared memory or lacks the matrix instruction. The counts of one layer are golden.

@@ -27,7 +27,8 @@ import typer
 from scipy import ndimage
 
 import hyperfusion_rt
-from hyperfusion_rt.data.raw import Registered, register, template_files
+from hyperfusion_rt.data.raw import Registered, register
+from hyperfusion_rt.data.registration import template_files
 from hyperfusion_rt.data.volumes import Volume, extract, read_volume
 from hyperfusion_rt.errors import ScanError
 from hyperfusion_rt.machine import describe_machine, usable_cores

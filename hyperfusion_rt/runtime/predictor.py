@@ -182,7 +182,7 @@ class Predictor:
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         find = find_scans
         if self.source == "raw":
-            from hyperfusion_rt.data.raw import find_raw_scans as find
+            from hyperfusion_rt.data.dicom import find_raw_scans as find
         scans = [scan for path in given for scan in find(Path(path))]
         path = Path(table)
         if path.name == "participants.tsv":

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.cohort import EXTENSIONS, Scan
-from hyperfusion_rt.data.raw import find_raw_scans, register, write_registered
+from hyperfusion_rt.data.dicom import find_raw_scans
+from hyperfusion_rt.data.raw import register, write_registered
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores

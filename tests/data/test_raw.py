@@ -12,15 +12,10 @@ pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: no raw scan
 from scipy import ndimage
 
 from hyperfusion_rt.config import preset
-from hyperfusion_rt.data import raw
-from hyperfusion_rt.data.raw import (
-    dicom_series,
-    find_raw_scans,
-    is_dicom_folder,
-    register,
-    template_files,
-    write_registered,
-)
+from hyperfusion_rt.data import raw, registration
+from hyperfusion_rt.data.dicom import dicom_series, find_raw_scans, is_dicom_folder
+from hyperfusion_rt.data.raw import register, write_registered
+from hyperfusion_rt.data.registration import template_files
 from hyperfusion_rt.data.volumes import extract, read_volume
 from hyperfusion_rt.errors import MissingExtraError, ScanError
 
@@ -158,8 +153,8 @@ def test_noise_is_flagged(subject, tmp_path):
 
 
 def test_without_the_extra_it_says_what_to_install(subject, monkeypatch):
-    monkeypatch.setattr(raw.importlib.util, "find_spec", lambda name: None)
-    raw._template.cache_clear()
+    monkeypatch.setattr(registration.importlib.util, "find_spec", lambda name: None)
+    registration.load_template.cache_clear()
     with pytest.raises(MissingExtraError, match=r"hyperfusion_rt\[raw\]"):
         register(subject[0])
 
