@@ -78,6 +78,34 @@ def test_published_networks(task, fusion, tmp_path):
     compare_all(published(task, fusion), shapes, tmp_path / "x.onnx")
 
 
+def test_cases_that_are_drawn_have_one_category_each(tmp_path):
+    """A run without kept cases: folding a category's weights holds for one-hot inputs only."""
+    from safetensors.torch import save_file
+
+    from hyperfusion_rt.config import preset
+    from hyperfusion_rt.data.table import Row
+    from hyperfusion_rt.data.tabular import TabularEncoder
+    from hyperfusion_rt.export import export_run
+    from hyperfusion_rt.export.build import load_cases
+    from hyperfusion_rt.models import network_of
+    from hyperfusion_rt.training.run import Run
+
+    shape = {"shape": (36, 36, 36), "spacing": 5.0}
+    config = preset("brain-age-small", {"network": {"features": 2}, "preprocessing": shape})
+    rows = [Row(str(n), None, n, {"PTGENDER": sex}) for n, sex in enumerate(("Male", "Female"))]
+    encoder = TabularEncoder.fit(rows, config.tabular)
+    run = Run.create(tmp_path, config, "drawn")
+    member = run.member(0)
+    member.folder.mkdir()
+    (member.folder / "encoder.json").write_text(encoder.model_dump_json())
+    save_file(network_of(config, encoder.width).state_dict(), member.weights)
+    run.write_metrics({})
+    _, (drawn,), real = load_cases(run)
+    assert not real
+    assert sorted(set(map(tuple, drawn.tolist()))) == [(0.0, 1.0), (1.0, 0.0)]
+    assert export_run(run, tmp_path / "drawn.hfrt").engines == ["native", "onnx"]
+
+
 def test_a_generated_layer_in_the_middle(tmp_path):
     shapes = {"image": (1, 9, 10, 11), "tabular": (5,)}
     engine = compare_all(shaken(MidTrunk()), shapes, tmp_path / "x.onnx")
