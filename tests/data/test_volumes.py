@@ -61,6 +61,9 @@ def reference(path, preprocessing):
         size = np.array(data.shape)
         inside = ((at >= -0.5) & (at <= size - 0.5)).all(-1)
         at = np.clip(at, 0, size - 1)
+        # A coordinate that is whole but for rounding has one neighbour, not two: else background
+        # gets 1e-13 of the brain beside it, and counts as brain.
+        at = np.where(np.abs(at - np.rint(at)) < 1e-6, np.rint(at), at)
         low = np.minimum(at.astype(int), size - 2)
         w = at - low
         value = np.zeros(preprocessing.shape)
@@ -145,6 +148,31 @@ def test_resampling(tmp_path, spacing):
     affine = AFFINE @ np.diag([*np.broadcast_to(spacing, 3), 1])
     path = save(tmp_path / "a.nii.gz", phantom((60, 50, 44)), affine)
     np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_background_beside_the_brain_stays_background(tmp_path, codes):
+    """Sampled at 1.7 mm, some coordinates are whole but for rounding, otherwise in each file."""
+    data = np.zeros((60, 60, 60))
+    data[20:40, 20:40, 20:40] = phantom((20, 20, 20)) + 100
+    affine = np.array([[1.0, 0, 0, -33.3], [0, 1, 0, -40.1], [0, 0, 1, -31.7], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(data.astype(np.int16), affine)
+    way = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    path = tmp_path / "a.nii.gz"
+    image.as_reoriented(way).to_filename(path)
+    box = Box(name="all", center=(-1.15, -11.3, -5.4))
+    preprocessing = Preprocessing(boxes=(box,), shape=(20, 22, 24), spacing=1.7)
+    found = load_boxes(path, preprocessing).images[0, 0]
+    steps = [
+        (c + 1.7 * (np.arange(n) - (n - 1) / 2) - o)
+        for c, n, o in zip(box.center, preprocessing.shape, affine[:3, 3], strict=True)
+    ]
+    # A sample is brain where it has a neighbour in the brain that weighs more than nothing.
+    inside = [(x > 19 + 1e-6) & (x < 40 - 1e-6) for x in steps]
+    expected = np.logical_and.outer(np.logical_and.outer(inside[0], inside[1]), inside[2])
+    assert np.array_equal(found != 0, expected)
 
 
 def test_oblique(tmp_path):
