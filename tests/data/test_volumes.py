@@ -162,8 +162,10 @@ def test_background_beside_the_brain_stays_background(tmp_path, codes):
     )
     path = tmp_path / "a.nii.gz"
     image.as_reoriented(way).to_filename(path)
-    box = Box(name="all", center=(-1.15, -11.3, -5.4))
-    preprocessing = Preprocessing(boxes=(box,), shape=(20, 22, 24), spacing=1.7)
+    # The eighth sample from the left lies on the last slice of background, the twentieth likewise.
+    center = tuple(np.array([5.4, 6.0, 5.4]) + 1.7 * 12.5 + affine[:3, 3])
+    box = Box(name="all", center=center)
+    preprocessing = Preprocessing(boxes=(box,), shape=(26, 26, 26), spacing=1.7)
     found = load_boxes(path, preprocessing).images[0, 0]
     steps = [
         (c + 1.7 * (np.arange(n) - (n - 1) / 2) - o)
