@@ -14,12 +14,12 @@ struct Tap {
   bool inside;
 };
 
-constexpr double kSnap = 1e-6;  // voxels
+constexpr double kSnap = 1e-4;  // voxels: files keep the affine as float32
 
 Tap make_tap(double c, int64_t n, int64_t stride) {
   if (!(c >= -0.5 && c <= static_cast<double>(n) - 0.5)) return {0, 0, 0.0f, false};
   c = std::min(std::max(c, 0.0), static_cast<double>(n - 1));
-  // A grid point is one, whatever the last bits of the matrix say: a neighbour of weight 1e-15 would
+  // A grid point is one, whatever the rounding of the matrix says: a neighbour of weight 1e-6 would
   // make background that touches the brain differ from 0.
   if (std::abs(c - std::round(c)) < kSnap) c = std::round(c);
   const int64_t low = static_cast<int64_t>(c);

@@ -26,7 +26,7 @@ struct CropStatistics {
 // out: float [shape[0], shape[1], shape[2]], C order, every element is written.
 //
 // A coordinate c is in the volume when -0.5 <= c <= n - 0.5 on every axis, and is then clamped to
-// [0, n - 1], and taken as whole within 1e-6 of it; other output voxels are 0. Zero stays zero;
+// [0, n - 1], and taken as whole within 1e-4 of it; other output voxels are 0. Zero stays zero;
 // other values become (v - mean) / deviation.
 // Where anything is not finite, or the deviation is 0, the values are left as sampled.
 // Max error: 4 float ulp of the largest sampled value over the deviation. One thread.

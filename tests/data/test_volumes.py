@@ -62,8 +62,8 @@ def reference(path, preprocessing):
         inside = ((at >= -0.5) & (at <= size - 0.5)).all(-1)
         at = np.clip(at, 0, size - 1)
         # A coordinate that is whole but for rounding has one neighbour, not two: else background
-        # gets 1e-13 of the brain beside it, and counts as brain.
-        at = np.where(np.abs(at - np.rint(at)) < 1e-6, np.rint(at), at)
+        # gets 1e-6 of the brain beside it, and counts as brain.
+        at = np.where(np.abs(at - np.rint(at)) < 1e-4, np.rint(at), at)
         low = np.minimum(at.astype(int), size - 2)
         w = at - low
         value = np.zeros(preprocessing.shape)
