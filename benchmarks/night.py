@@ -73,7 +73,7 @@ def kills(folder: Path, expected: Values, count: int, seconds: float) -> dict[st
     progress, moments = [], []
     while len(progress) < count:
         process = start(folder, "killed.csv", "--resume")
-        moment = rng.uniform(0, 2.2 * seconds / count + 1.0)
+        moment = rng.uniform(0, 0.5 + seconds / count)
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:

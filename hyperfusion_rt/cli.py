@@ -514,10 +514,12 @@ def _show_inference(
             print(f"{item.subject}: {item.reason}", file=sys.stderr)
         if len(result.failed) > 10:
             print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
+        if result.ending == "stopped":
+            print("stopped; continue with --resume", file=sys.stderr)
         print(f"{summary['error']} failed, {summary['skipped']} skipped")
         print(f"written: {out}" + (f", {page}" if page else ""))
     if result.ending == "interrupted":
-        print("interrupted; continue with --resume", file=sys.stderr)
+        print("continue with --resume", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if result.summary["error"]:
         raise typer.Exit(3)
@@ -822,12 +824,33 @@ def demo(
     print(f"report: {content['report']}")
 
 
+_LABELS = ("--participant-label", "--session-label")
+
+
+def _spread_labels(arguments: list[str]) -> list[str]:
+    """BIDS Apps take several labels after one option (also `--participant_label`): one each."""
+    if arguments[:1] != ["bids-app"]:
+        return arguments
+    spread: list[str] = []
+    option = ""
+    for text in arguments:
+        name = text.replace("_", "-") if text.startswith("--") else ""
+        if text.startswith("-"):
+            option = name if name in _LABELS else ""
+            spread += [] if option else [text]
+        elif option:
+            spread += [option, text]
+        else:
+            spread.append(text)
+    return spread
+
+
 def main() -> None:
     """Run the command line; a HyperFusionError is one line and exit status 1."""
     # A scheduler's SIGTERM is treated like Ctrl-C: nothing half-made is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app()
+        app(_spread_labels(sys.argv[1:]))
     except HyperFusionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.data.cohort import Scan, find_scans
+from hyperfusion_rt.data.bids import Skip, not_searched
+from hyperfusion_rt.data.cohort import EXTENSIONS, Scan, find_scans
 from hyperfusion_rt.data.registration import require_sitk
 from hyperfusion_rt.data.table import normalise_id
-from hyperfusion_rt.errors import CohortError, ScanError
+from hyperfusion_rt.errors import ScanError
 
 Float = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -40,26 +42,55 @@ def is_dicom_folder(path: Path) -> bool:
 def find_raw_scans(path: str | Path) -> list[Scan]:
     """As `find_scans`, and every folder of DICOM files below `path` as one scan.
 
-    A DICOM folder's subject is the first folder below `path`, or its own name.
+    A DICOM folder's subject is the folder `sub-*`, the first folder below `path`, or its own name.
 
     Raises:
         CohortError: no such path, no permission to read it, or no scan found.
     """
     root = Path(path)
-    folders = [root, *sorted(p for p in root.rglob("*") if p.is_dir())] if root.is_dir() else []
-    found = []
-    for folder in folders:
-        if not is_dicom_folder(folder):
-            continue
-        below = folder.relative_to(root).parts
-        session = next((normalise_id(p) for p in below if p.lower().startswith("ses-")), None)
-        subject = below[0] if below else folder.resolve().name
-        found.append(Scan(folder, normalise_id(subject), session))
-    if not found:
+    if not root.is_dir():
         return find_scans(root)
-    with contextlib.suppress(CohortError):  # DICOM alone is enough
-        found += [scan for scan in find_scans(root) if not scan.defect]
+    found: list[Scan] = []
+    others = _search(root, root, (os.path.realpath(root),), not_searched(root), found)
+    if others or not found:
+        found += find_scans(root)
     return sorted(found, key=lambda scan: scan.path)
+
+
+def _search(
+    root: Path, folder: Path, chain: tuple[str, ...], skip: Skip, found: list[Scan]
+) -> bool:
+    """Add the DICOM folders below to `found`; whether there are other scans, too.
+
+    Links are followed, but for loops; hidden folders and what a BIDS dataset leaves out are not.
+    """
+    try:
+        if is_dicom_folder(folder):
+            found.append(_as_scan(root, folder))
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        defect = f"the folder cannot be read: {error.strerror or error}"
+        found.append(replace(_as_scan(root, folder), defect=defect))
+        return False
+    others = False
+    for path in inside:
+        is_folder = path.is_dir()
+        if path.name.startswith(".") or skip(path, is_folder):
+            continue
+        real = os.path.realpath(path)
+        if is_folder and real not in chain:
+            others |= _search(root, path, (*chain, real), skip, found)
+        others |= not is_folder and path.name.lower().endswith(EXTENSIONS)
+    return others
+
+
+def _as_scan(root: Path, folder: Path) -> Scan:
+    """Its subject: the folder `sub-*`, else the first below `root`, else its own name."""
+    parts = (root.resolve().name, *folder.relative_to(root).parts)
+    labelled = [part for part in parts if part.lower().startswith("sub-")]
+    subject = (labelled or [*parts[1:2], parts[0]])[0]
+    session = next((normalise_id(p) for p in parts if p.lower().startswith("ses-")), None)
+    return Scan(folder, normalise_id(subject), session)
 
 
 def dicom_series(folder: Path) -> list[tuple[Path, ...]]:

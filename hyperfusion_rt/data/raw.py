@@ -425,8 +425,9 @@ def write_registered(registered: Registered, out: Path) -> None:
     source = volume.path
     content = {
         "source": str(source),
-        "sha256": _source_hash(source),
+        "sha256": source_hash(source),
         "quality": asdict(registered.quality),
+        "figures": registered.quality.figures(),
         "warnings": list(registered.warnings),
         "transform": registered.transform.tolist(),
         "transform_maps": "template mm to scan mm (RAS)",
@@ -451,7 +452,12 @@ def write_registered(registered: Registered, out: Path) -> None:
         temporary.write_bytes(igzip.compress(stored.getvalue(), compresslevel=1, mtime=0))
 
 
-def _source_hash(source: Path) -> str:
+def source_hash(source: Path) -> str:
+    """The SHA-256 of a file; of a DICOM folder, of its files' hashes in order of their names.
+
+    Raises:
+        HyperFusionError: it cannot be read.
+    """
     try:
         if not source.is_dir():
             return sha256(source)

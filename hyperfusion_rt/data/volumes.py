@@ -135,7 +135,7 @@ def memory_needed(path: str | os.PathLike[str], preprocessing: Preprocessing) ->
         raise
     boxes = 4 * len(preprocessing.boxes) * math.prod(preprocessing.shape)
     if start[:2] != b"\x1f\x8b":
-        return size + boxes
+        return 2 * size + boxes  # the file, and a copy where the other byte order is stored
     try:
         with igzip.IGzipFile(fileobj=io.BytesIO(start), mode="rb") as stream:
             header = _checked_header(path, stream, size * _DEFLATE_LIMIT)
@@ -148,8 +148,8 @@ def memory_needed(path: str | os.PathLike[str], preprocessing: Preprocessing) ->
 def _plain(path: Path, content: bytes) -> Volume:
     header = _checked_header(path, io.BytesIO(content), len(content))
     voxels = np.frombuffer(content, header.dtype, math.prod(header.shape), header.offset)
-    if not voxels.flags.aligned:
-        voxels = voxels.copy()
+    if not (voxels.flags.aligned and header.dtype.isnative):
+        voxels = voxels.astype(header.dtype.newbyteorder("="))
     return _volume(path, header, voxels)
 
 
@@ -175,12 +175,15 @@ def _unpack(
     # To the end of the file: its checksum is only compared there.
     while stream.readinto(scratch):  # type: ignore[attr-defined]
         pass
-    return _volume(path, header, buffer.view(header.dtype))
+    voxels = buffer.view(header.dtype)
+    if not header.dtype.isnative:
+        count = math.prod(header.shape[:2])
+        voxels[low * count : high * count].byteswap(inplace=True)
+        voxels = voxels.view(header.dtype.newbyteorder("="))
+    return _volume(path, header, voxels)
 
 
 def _volume(path: Path, header: _Header, voxels: NDArray[Any]) -> Volume:
-    if not header.dtype.isnative:
-        voxels = voxels.astype(header.dtype.newbyteorder("="))
     voxels = voxels.reshape(header.shape, order="F")
     return Volume(path, voxels, header.affine, header.slope, header.inter)
 

@@ -245,6 +245,10 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
         values = sorted({str(identity.get(name)) for identity in identities})
         if len(values) > 1:
             notes[f"not all of one {name.replace('_', ' ')}: {', '.join(values)}"] = None
+    gone = {path.parent.name for path in records} - {f"sub-{label_of(name)}" for name in known}
+    if gone:
+        listed = ", ".join(sorted(gone))
+        notes[f"results of participants that the dataset no longer has: {listed}"] = None
     predictions = [
         _placed(from_json(item), bids_dir)
         for content in records.values()

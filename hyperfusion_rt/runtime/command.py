@@ -22,6 +22,7 @@ from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine, installed
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest, latest_artifact
 from hyperfusion_rt.runtime.journal import (
+    SUFFIX,
     Ending,
     Journal,
     Record,
@@ -45,6 +46,9 @@ Executor = Literal["local", "ray"]
 _PACKAGES = ("numpy", "nibabel", "isal", "onnxruntime", "onnxruntime-gpu", "torch", "SimpleITK")
 
 
+_NOT_TRIED = "not tried"
+
+
 @dataclass(frozen=True)
 class Result:
     """The predictions of a cohort and their summary.
@@ -64,8 +68,9 @@ class Result:
 
     @property
     def failed(self) -> list[Prediction]:
-        """The cases that have no prediction though they have a scan."""
-        return [item for item in self.predictions if item.status == "error"]
+        """The cases that have no prediction though they have a scan; those not tried come last."""
+        found = [item for item in self.predictions if item.status == "error"]
+        return sorted(found, key=lambda item: item.reason.startswith(_NOT_TRIED))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -82,20 +87,23 @@ class Result:
 
 
 def _check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artifact: Path) -> None:
-    """Refuse an output that would replace an input, the artifact or the other output."""
+    """Refuse an output that cannot be, or would replace an input, the artifact, another output."""
     check_format(out)
     taken = {path.resolve() for path in inputs}
+    beside = {path.resolve() for path in (out, journal_path(out), _record_path(out))}
     for option, path in (("--out", out), ("--report", report)):
         if path is None:
             continue
         place = path.resolve()
+        if path.is_dir():
+            raise ConfigError(f"{option} {path}: is a folder; name a file")
         in_artifact = artifact.resolve() in (place, *place.parents)
         if place in taken or in_artifact or place.name.endswith(SUFFIXES):
             raise ConfigError(
                 f"{option} {path}: would write over what is read; choose another name"
             )
-    if report is not None and report.resolve() == out.resolve():
-        raise ConfigError(f"--report {report}: is --out too; choose another name")
+    if report is not None and report.resolve() in beside:
+        raise ConfigError(f"--report {report}: is --out, or of it; choose another name")
 
 
 def shard_of(subject: str, count: int) -> int:
@@ -149,6 +157,13 @@ def infer(
         HyperFusionError: nothing can be predicted, or nothing can be written.
     """
     started = time.time()
+    if resume and force:
+        raise ConfigError("--resume keeps what is done, --force throws it away: choose one")
+    if derivative is not None and (shard or subjects):
+        raise ConfigError(
+            "--derivative describes the whole dataset: leave out --shard and --subject, or use "
+            "hfrt bids-app"
+        )
     artifact = artifact or latest_artifact(Path())
     out = shard_path(out, shard)
     _check_outputs(out, report, [tabular, *scans], artifact)
@@ -164,9 +179,15 @@ def infer(
         feature_cache=feature_cache,
         max_memory=max_memory,
     )
+    # What is no file (a pipe) can be read once only.
+    table_sha256 = sha256(tabular) if tabular.is_file() else ""
     cohort = predictor.gather(scans, tabular, id_column=id_column, on_duplicate=duplicates)
     cohort = _part(cohort, subjects, shard)
     _refuse_unmatched(cohort, unmatched_scans, unmatched_rows)
+    if derivative is not None and dataset is not None:
+        from hyperfusion_rt.runtime.bids import open_derivative, write_derivative
+
+        open_derivative(derivative, predictor.manifest, dataset)
     columns = [column.name for column in predictor.manifest.members[0].columns]
     with Journal(
         journal_path(out),
@@ -210,15 +231,13 @@ def infer(
         inputs = {
             "scans": [str(path.resolve()) for path in scans],
             "table": str(tabular.resolve()),
-            "table_sha256": sha256(tabular),
+            "table_sha256": table_sha256,
             "cases": len(cohort.cases),
         }
         _write(result, predictor.artifact, predictor.identity(), out, report, inputs, started)
         if derivative is not None and dataset is not None:
-            from hyperfusion_rt.runtime.bids import write_derivative
-
             write_derivative(derivative, result.manifest, result.predictions, dataset)
-        journal.end(ending, len(cohort.cases), problems)
+        journal.end(ending, cohort.cases, problems, table_sha256)
     return result
 
 
@@ -265,21 +284,22 @@ def _run(
     done: list[Prediction] = []
     errors = 0
     ending: Ending = "finished"
-    reason = "interrupted before this case"
+    reason = f"{_NOT_TRIED}: interrupted before this case"
     try:
         with closing(stream):  # type: ignore[type-var]
             for item in stream:
-                case = left.pop((item.subject, item.session), None)
+                case = left.get((item.subject, item.session))
                 if case is None:
                     continue
                 journal.append(case, item)
                 done.append(item)
+                del left[item.subject, item.session]
                 if on_case is not None:
                     on_case(before + len(done), before + len(todo))
                 errors += item.status == "error"
                 if max_errors is not None and errors > max_errors and left:
                     ending = "stopped"
-                    reason = f"not tried: the run was stopped after {errors} failed cases"
+                    reason = f"{_NOT_TRIED}: the run was stopped after {errors} failed cases"
                     break
     except KeyboardInterrupt:
         ending = "interrupted"
@@ -306,10 +326,12 @@ def merge(
         ConfigError: one is missing, unfinished, of another run, or given twice.
     """
     started = time.time()
-    check_format(out)
     records = _read_shards(shards)
     first = next(iter(records.values()))[1]
     opened = Artifact.open(artifact or Path(first.artifact))
+    journals = [path for path, _ in records.values()]
+    tables = [path.with_name(path.name.removesuffix(SUFFIX)) for path in journals]
+    _check_outputs(out, report, [*journals, *tables], opened.folder)
     if opened.manifest.checksum != first.identity["artifact"]:
         raise ConfigError(f"{opened.folder}: is not the artifact that made these shards")
     predictions: dict[tuple[str, str | None], Prediction] = {}
@@ -362,8 +384,16 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, Record]]:
         if index in records:
             raise ConfigError(f"{path}: shard {index}/{count} is given twice: {records[index][0]}")
         for other, known in records.values():
-            if (known.identity, known.shard and known.shard[1]) != (content.identity, count):
-                raise ConfigError(f"{path} and {other}: of different runs; they cannot be merged")
+            differ = [n for n in known.identity if content.identity.get(n) != known.identity[n]]
+            if known.shard is not None and known.shard[1] != count:
+                differ.append("number of shards")
+            if known.end and content.end and known.end.get("table") != content.end.get("table"):
+                differ.append("table")
+            if differ:
+                raise ConfigError(
+                    f"{path} and {other}: not of one run, they have another {', '.join(differ)}; "
+                    "run the older one again"
+                )
         records[index] = path, content
     if not records:
         raise ConfigError("no shard is given")
@@ -372,6 +402,10 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, Record]]:
     if missing:
         raise ConfigError(f"of {count} shards, {', '.join(missing)} is missing")
     return records
+
+
+def _record_path(out: Path) -> Path:
+    return out.with_name(out.name + ".run.json")
 
 
 def _order(item: Prediction) -> tuple[str, str]:
@@ -419,7 +453,7 @@ def _write(
         "machine": describe_machine(),
         "packages": {name: version for name in _PACKAGES if (version := installed(name))},
     }
-    write_text(out.with_name(out.name + ".run.json"), json.dumps(content, indent=2) + "\n")
+    write_text(_record_path(out), json.dumps(content, indent=2) + "\n")
 
 
 def _utc(seconds: float) -> str:

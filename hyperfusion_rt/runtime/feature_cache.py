@@ -1,10 +1,10 @@
 """The trunk's features of scans, kept on disk: when only the table changed, only the head runs.
 
 One SQLite file `features.sqlite` in a folder. Features are found by what made them: the SHA-256 of
-the scan's content, and the network's (its engine file, instruction set, preprocessing). So that
-an unchanged file need not be read again to know its content, its hash is remembered with its path,
-size and time of change, as version control systems do. Several processes of one machine may use a
-folder at once; SQLite's locks are not reliable on network file systems.
+the scan's content, and the network's (its engine file, code, instruction set, preprocessing). So
+that an unchanged file need not be read again to know its content, its hash is kept with its path,
+size, times of change and inode, as version control systems do. Several processes of one machine may
+use a folder at once; SQLite's locks are not reliable on network file systems.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.files import stamp
 
 Floats = NDArray[np.float32]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS scans (
-    path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, digest BLOB)
+    path TEXT PRIMARY KEY, stamp TEXT, digest BLOB)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS features (
     network BLOB, digest BLOB, arrays TEXT, content BLOB, note TEXT,
@@ -88,23 +89,19 @@ class FeatureCache:
 
     def digest_of(self, path: Path) -> bytes | None:
         """The content's SHA-256 of a file that has not changed since `remember`, else None."""
-        try:
-            found = path.stat()
-        except OSError:
-            return None
         row = self._do(
-            "SELECT digest FROM scans WHERE path = ? AND size = ? AND changed = ?",
-            (os.path.realpath(path), found.st_size, found.st_mtime_ns),
+            "SELECT digest FROM scans WHERE path = ? AND stamp = ?",
+            (os.path.realpath(path), stamp(path)),
         )
         return None if row is None else bytes(row[0])
 
-    def remember(self, path: Path, content: bytes, before: os.stat_result) -> bytes:
-        """Keep the SHA-256 of `content`, read from `path` after `before` was taken; return it."""
+    def remember(self, path: Path, content: bytes, before: str | None) -> bytes:
+        """Keep the SHA-256 of `content`, read from `path` after its stamp `before`; return it."""
         digest = hashlib.sha256(content).digest()
-        if before.st_size == len(content):  # else it changed while it was read
+        if before is not None and before == stamp(path):  # else it changed while it was read
             self._do(
-                "INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?)",
-                (os.path.realpath(path), before.st_size, before.st_mtime_ns, digest),
+                "INSERT OR REPLACE INTO scans VALUES (?, ?, ?)",
+                (os.path.realpath(path), before, digest),
             )
         return digest
 
@@ -139,8 +136,3 @@ class FeatureCache:
                 json.dumps(kept.note),
             ),
         )
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._base.close()

@@ -2,13 +2,14 @@
 
     {"journal": 1, "identity": {...}, "artifact": PATH, "shard": [i, n]}
     {"start": {"host": ..., "pid": ..., "time": ...}}         one per run that wrote here
-    {"case": {...}, "scan": {"size": ..., "changed": ...}, "row": HASH}
-    {"end": {"status": "finished", "cases": n, "problems": [...]}}
+    {"case": {...}, "row": HASH}
+    {"end": {"status": "finished", "cases": [[subject, session], ...], "problems": [...], ...}}
 
 A line is one write, after each case; at least once a second they are forced to the disk. What a
 kill leaves of a last line is dropped when the run is resumed. A prediction is taken over when the
-identity (artifact, engine, instruction sets), the scan (path, size, time of change) and the row are
-the same; a failed case is tried again. While a run writes it holds a lock, which ends with it.
+identity (artifact, engine, code, instruction sets), the scan (path and stamp, taken before it was
+read) and the row are the same; a failed case is tried again. While a run writes it holds a lock,
+which ends with it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Literal
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.table import Row
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.files import stamp
 from hyperfusion_rt.runtime.predictor import Prediction, Seconds
 
 SUFFIX = ".journal"
@@ -67,15 +69,6 @@ def row_hash(row: Row, columns: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def scan_state(path: Path) -> dict[str, int] | None:
-    """Size in bytes and time of change in ns; None if the file is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return {"size": found.st_size, "changed": found.st_mtime_ns}
-
-
 @dataclass
 class Record:
     """The content of a journal."""
@@ -94,8 +87,12 @@ class Record:
 
     @property
     def predictions(self) -> list[Prediction]:
-        """The latest of every case, without what could not be joined."""
-        return [from_json(line["case"]) for line in self.cases.values()]
+        """Of the cases of the last run, or of all if it did not come to its end; no problems."""
+        cases = self.cases
+        if self.end is not None:
+            listed = {(subject, session) for subject, session in self.end["cases"]}
+            cases = {key: line for key, line in cases.items() if key in listed}
+        return [from_json(line["case"]) for line in cases.values()]
 
     @property
     def problems(self) -> list[Prediction]:
@@ -141,7 +138,7 @@ def _read(path: Path) -> tuple[Record | None, int]:
             if "case" in line:
                 key = (line["case"]["subject"], line["case"]["session"])
                 from_json(line["case"])
-                record.cases[key] = line
+                record.cases[key] = {"case": line["case"], "row": line["row"]}
             elif "start" in line:
                 record.starts += 1
                 record.end = None
@@ -207,7 +204,7 @@ class Journal:
             return None
         same = (
             line["case"]["scan"] == str(case.scan)
-            and line["scan"] == scan_state(case.scan)
+            and line["case"]["stamp"] == stamp(case.scan)
             and line["row"] == row_hash(case.row, self._columns)
         )
         return from_json(line["case"]) if same else None
@@ -218,18 +215,21 @@ class Journal:
         Raises:
             HyperFusionError: the disk is full, or the file cannot be written.
         """
-        line = {
-            "case": as_json(prediction),
-            "scan": scan_state(case.scan),
-            "row": row_hash(case.row, self._columns),
-        }
+        line = {"case": as_json(prediction), "row": row_hash(case.row, self._columns)}
         self._write(line)
         self.record.cases[(case.subject, case.session)] = line
 
-    def end(self, status: Ending, cases: int, problems: Sequence[Prediction]) -> None:
-        """Write down that the run is over, and what could not be joined."""
-        listed = [as_json(problem) for problem in problems]
-        self._write({"end": {"status": status, "cases": cases, "problems": listed}}, sync=True)
+    def end(
+        self, status: Ending, cases: Sequence[Case], problems: Sequence[Prediction], table: str
+    ) -> None:
+        """Write down that the run is over: its cases, what could not be joined, its table."""
+        end = {
+            "status": status,
+            "cases": [(case.subject, case.session) for case in cases],
+            "problems": [as_json(problem) for problem in problems],
+            "table": table,
+        }
+        self._write({"end": end}, sync=True)
 
     def _begin(
         self, identity: dict[str, str], shard: Shard | None, resume: bool, force: bool
@@ -292,7 +292,8 @@ class Journal:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> HyperFusionError:
-        return HyperFusionError(
-            f"{self.path}: cannot be written: {error.strerror or error}; what it holds is kept and "
-            "the table is unchanged: make room, then continue with --resume"
-        )
+        text = f"{self.path}: cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            text += "; what it holds is kept and the table is unchanged: make room, then continue "
+            text += "with --resume"
+        return HyperFusionError(text)

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperfusion_rt.errors import MissingExtraError
+from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.runtime.artifact import Manifest
 from hyperfusion_rt.runtime.predictor import Prediction
+
+FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
 
 
 def value_columns(manifest: Manifest) -> list[str]:
@@ -58,9 +60,8 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction]) -> list[st
 def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Prediction]) -> None:
     """Write the table, whole or not at all, as its name says.
 
-    `.tsv`: tab-separated; `.jsonl`: a JSON object a line; `.parquet`: needs pyarrow; any other:
-    CSV. Text has six digits, which lose nothing that a float32 network knows; JSON and Parquet have
-    all bits.
+    `.csv`; `.tsv`: tab-separated; `.jsonl`: a JSON object a line; `.parquet`: needs pyarrow. Text
+    has six digits, which lose nothing that a float32 network knows; JSON and Parquet have all bits.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -69,12 +70,13 @@ def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Pred
     columns = columns_of(manifest, predictions)
     rows = [record(manifest, prediction) for prediction in predictions]
     rows = [{name: row.get(name) for name in columns} for row in rows]
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return _write_parquet(path, rows, columns)
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         return write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
     stream = io.StringIO()
-    separator = "\t" if path.suffix == ".tsv" else ","
+    separator = "\t" if suffix == ".tsv" else ","
     writer = csv.DictWriter(stream, columns, delimiter=separator, lineterminator="\n")
     writer.writeheader()
     for row in rows:
@@ -86,9 +88,12 @@ def check_format(path: Path) -> None:
     """Before the work: whether the table can be written in the format of its name.
 
     Raises:
+        ConfigError: there is no such format.
         MissingExtraError: pyarrow is not installed.
     """
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--out {path}: its name must end in {', '.join(FORMATS)}")
+    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet", f"{path}: a Parquet table")
 
 

@@ -65,22 +65,24 @@ class Budget:
         self._used = 0
         self._changed = threading.Condition()
 
-    def take(self, size: int, what: str) -> None:
-        """Wait until `size` bytes are free.
+    def take(self, size: int, what: str) -> float:
+        """Wait until `size` bytes are free; returns the seconds of waiting.
 
         Raises:
             ScanError: more than there will ever be.
         """
         if self.limit is None:
-            return
+            return 0.0
         if size > self.limit:
             raise ScanError(
                 f"{what}: needs {size / 2**20:,.0f} MiB, and --max-memory leaves "
                 f"{self.limit / 2**20:,.0f} MiB for scans; allow more"
             )
+        start = time.perf_counter()
         with self._changed:
             self._changed.wait_for(lambda: self.limit is None or self._used + size <= self.limit)
             self._used += size
+        return time.perf_counter() - start
 
     def give(self, size: int) -> None:
         """Give back what was taken."""
@@ -143,13 +145,15 @@ def run(
     workers: int,
     batch: int = 1,
     usage: Usage | None = None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[Done]:
     """Yield what becomes of `cases`, in the order in which they are done.
 
     `prepare` runs in `workers` threads, one case each; `execute` in one thread, with up to `batch`
     cases that are ready (it never waits for more). At most `3 workers + 2 batch` cases are in
     flight. An exception in either ends the run and is raised here. Leaving the iterator early stops
-    the threads.
+    the threads; `on_stop` is called before they are waited for, and lets go whatever `prepare` may
+    wait for.
     """
     usage = usage if usage is not None else Usage()
     usage.workers = {"prepare": workers, "engine": 1, "write": 1}
@@ -168,6 +172,7 @@ def run(
             pass
         except BaseException as error:  # raised again by the caller's thread
             failed.append(error)
+            on_stop()
             ready.close(drop=True)
             done.close(drop=True)
 
@@ -222,6 +227,7 @@ def run(
                 yield result
                 usage.busy["write"] += time.perf_counter() - start
     finally:
+        on_stop()
         ready.close(drop=True)
         done.close(drop=True)
         for thread in threads:

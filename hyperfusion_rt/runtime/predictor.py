@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hyperfusion_rt
+from hyperfusion_rt import _native
 from hyperfusion_rt.data.bids import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.ensemble import spread
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError
-from hyperfusion_rt.machine import describe_machine, give_back_memory, resident_memory, usable_cores
+from hyperfusion_rt.files import sha256, stamp
+from hyperfusion_rt.machine import (
+    describe_machine,
+    give_back_memory,
+    installed,
+    resident_memory,
+    usable_cores,
+)
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest
 from hyperfusion_rt.runtime.engines import open_engine, open_split
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
@@ -34,9 +44,17 @@ Status = Literal["ok", "error", "skipped"]
 Source = Literal["registered", "raw"]
 Floats = NDArray[np.float32]
 
+# What else the numbers of an engine, or of a kind of scan, depend on.
+_PACKAGES = {
+    "onnx": ("onnxruntime", "onnxruntime-gpu"),
+    "torch": ("torch",),
+    "trt": ("tensorrt",),
+    "trt-rtx": ("tensorrt_rtx",),
+    "raw": ("SimpleITK", "scipy", "nilearn"),
+}
 # What tables, lists and pages take beside scans and the engine.
 _SMALL = 16 * 2**20
-# What registering one raw scan holds at most.
+# What registering one raw scan of 1 mm holds; finer ones four times their voxels more.
 RAW_MEMORY = 600 * 2**20
 
 
@@ -62,7 +80,8 @@ class Prediction:
     `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
     `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
     why there is no prediction, or what a reader of this one should know. `quality`: of a raw
-    scan's registration, figures by name. `scan`: the file, where there is one.
+    scan's registration, figures by name. `scan`: the file, where there is one, and `stamp` what
+    tells it from a changed one (`files.stamp`), taken before it was read.
     """
 
     subject: str
@@ -74,6 +93,7 @@ class Prediction:
     seconds: Seconds = field(default_factory=Seconds)
     quality: dict[str, float] = field(default_factory=dict)
     scan: Path | None = None
+    stamp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,7 @@ class _Inputs:
     warnings: tuple[str, ...]
     seconds: Seconds
     memory: int
+    stamp: str | None
 
 
 class Predictor:
@@ -123,6 +144,7 @@ class Predictor:
             self._split = open_split(artifact, opened, self.threads)
             self._cache = FeatureCache(feature_cache, self.identity())
         self._max_memory = max_memory
+        self._free: int | None = None
         if max_memory is not None:
             give_back_memory()
         # What, besides the engine, makes another one like this.
@@ -137,6 +159,8 @@ class Predictor:
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides scan and row: same identity, same bits."""
         manifest = self.manifest
+        packages = [*_PACKAGES.get(self.engine, ()), *_PACKAGES.get(self.source, ())]
+        versions = {name: version for name in packages if (version := installed(name))}
         isa = os.environ.get("HFRT_ISA") or describe_machine()["instruction sets"]
         return {
             "artifact": manifest.checksum,
@@ -144,7 +168,10 @@ class Predictor:
             "engine_sha256": self.artifact.entry(self.engine).sha256,
             "instruction_sets": isa,
             "source": self.source,
+            "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
+            "provider": os.environ.get("HFRT_ONNX_PROVIDER", ""),
             "version": hyperfusion_rt.__version__,
+            "code": code_digest(),
         }
 
     @property
@@ -183,7 +210,9 @@ class Predictor:
         find = find_scans
         if self.source == "raw":
             from hyperfusion_rt.data.dicom import find_raw_scans as find
-        scans = [scan for path in given for scan in find(Path(path))]
+        # A scan that is named twice, by itself and with its folder, is one scan.
+        unique = {s.path.resolve(): s for path in given for s in find(Path(path))}
+        scans = list(unique.values())
         path = Path(table)
         if path.name == "participants.tsv":
             # BIDS says how its columns are called, whatever the training's table had; what differs
@@ -225,12 +254,15 @@ class Predictor:
                 for item in inputs:
                     budget.give(item.memory)
 
-        try:
-            yield from run_pipeline(
-                cases, prepare, execute, workers=workers, batch=self.batch, usage=self.usage
-            )
-        finally:
-            budget.lift()
+        yield from run_pipeline(
+            cases,
+            prepare,
+            execute,
+            workers=workers,
+            batch=self.batch,
+            usage=self.usage,
+            on_stop=budget.lift,
+        )
 
     def run(
         self, images: Floats, tabular: Sequence[Floats]
@@ -266,6 +298,8 @@ class Predictor:
         """
         if self._max_memory is None:
             return None
+        if self._free is not None:
+            return self._free
         boxes, shape = len(self.manifest.preprocessing.boxes), self.manifest.preprocessing.shape
         width = sum(member.width for member in self.manifest.members)
         # Once, so that the engine's workspace, and what reading imports, are there.
@@ -281,10 +315,12 @@ class Predictor:
                 f"--max-memory {self._max_memory / 2**20:,.0f} MiB: the program and its "
                 f"{self.engine} engine take {used / 2**20:,.0f} MiB before any scan; allow more"
             )
-        return self._max_memory - used
+        self._free = self._max_memory - used
+        return self._free
 
     def _prepare(self, case: Case, budget: Budget) -> _Inputs | Prediction:
         memory = 0
+        before = stamp(case.scan)
         try:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
@@ -294,17 +330,21 @@ class Predictor:
             if found is None:
                 if budget.limit is not None:
                     need = self._memory_needed(case.scan)
-                    budget.take(need, str(case.scan))
+                    waited = budget.take(need, str(case.scan))
                     memory = need
+                    with self._steps:  # waiting is no work
+                        self.usage.busy["prepare"] -= waited
                 found = self._load(case.scan, clock)
             with self._steps:
                 for name, seconds in clock.steps.items():
                     self.usage.steps[name] = self.usage.steps.get(name, 0.0) + seconds
             row = np.concatenate(tabular, dtype=np.float32)
-            return _Inputs(case, found, row, tuple(warnings), Seconds(**clock.steps), memory)
+            return _Inputs(
+                case, found, row, tuple(warnings), Seconds(**clock.steps), memory, before
+            )
         except Exception as error:
             budget.give(memory)
-            return _failed(case, error)
+            return _failed(case, error, before)
 
     def _known(self, path: Path) -> _Scan | None:
         """The scan's features, if they were kept and its file has not changed since."""
@@ -316,7 +356,8 @@ class Predictor:
 
     def _memory_needed(self, path: Path) -> int:
         if self.source == "raw":
-            return RAW_MEMORY
+            fine = 0 if path.is_dir() else 4 * memory_needed(path, self.manifest.preprocessing)
+            return RAW_MEMORY + fine
         return memory_needed(path, self.manifest.preprocessing)
 
     def _load(self, path: Path, clock: _Clock) -> _Scan:
@@ -326,7 +367,7 @@ class Predictor:
         content = None
         if self.source == "registered" or (self._cache is not None and not path.is_dir()):
             with clock.step("read"):
-                before = _stat(path)
+                before = stamp(path)
                 content = read_file(path)
                 if self._cache is not None:
                     digest = self._cache.remember(path, content, before)
@@ -355,7 +396,7 @@ class Predictor:
             seconds = (time.perf_counter() - start) / len(inputs)
         except Exception as error:
             if len(inputs) == 1:
-                return [_failed(inputs[0].case, error)]
+                return [_failed(inputs[0].case, error, inputs[0].stamp)]
             # One odd case must not fail the others of its batch.
             return [prediction for item in inputs for prediction in self._finish([item])]
         done = []
@@ -364,7 +405,7 @@ class Predictor:
             try:
                 values, spread = self._combined(found, index)
             except HyperFusionError as error:
-                done.append(_failed(case, error))
+                done.append(_failed(case, error, item.stamp))
                 continue
             done.append(
                 Prediction(
@@ -377,6 +418,7 @@ class Predictor:
                     replace(item.seconds, infer=seconds),
                     item.scan.quality,
                     case.scan,
+                    item.stamp,
                 )
             )
         return done
@@ -405,14 +447,6 @@ class Predictor:
         return kept
 
 
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError:
-        read_file(path)  # says what is wrong
-        raise
-
-
 class _Clock:
     """Seconds by step."""
 
@@ -428,6 +462,21 @@ class _Clock:
             self.steps[name] = self.steps.get(name, 0.0) + time.perf_counter() - start
 
 
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """A hash of the compiled kernels, and of the code that reads scans and runs engines."""
+    root = Path(hyperfusion_rt.__file__).parent
+    files = [
+        *root.glob("data/*.py"),
+        *root.glob("runtime/engine*.py"),
+        root / "runtime" / "plan.py",
+    ]
+    digest = hashlib.sha256(sha256(Path(_native.__file__)).encode())
+    for path in sorted(files):
+        digest.update(sha256(path).encode())
+    return digest.hexdigest()[:16]
+
+
 def _as_batch(images: Sequence[Floats]) -> Floats:
     """`[N, 1, D, H, W]` of every case → `[B, N, D, H, W]`."""
     if len(images) == 1:
@@ -440,14 +489,14 @@ def _restored(kept: Kept, digest: bytes | None) -> _Scan:
     return _Scan(None, kept, digest, tuple(kept.note["warnings"]), kept.note["quality"])
 
 
-def _failed(case: Case, error: Exception) -> Prediction:
+def _failed(case: Case, error: Exception, before: str | None) -> Prediction:
     """One odd case must not end the night's run."""
     reason = str(error)
     if isinstance(error, MemoryError):
         reason = f"{case.scan}: there was not enough memory for it"
     elif not isinstance(error, HyperFusionError):
         reason = f"{case.scan}: unexpected {type(error).__name__}: {error}"
-    return Prediction(case.subject, case.session, "error", reason, scan=case.scan)
+    return Prediction(case.subject, case.session, "error", reason, scan=case.scan, stamp=before)
 
 
 def cohort_problems(

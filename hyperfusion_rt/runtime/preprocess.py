@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.cohort import EXTENSIONS, Scan
 from hyperfusion_rt.data.dicom import find_raw_scans
-from hyperfusion_rt.data.raw import register, write_registered
-from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.data.raw import register, source_hash, write_registered
+from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.pipeline import run
@@ -46,7 +48,8 @@ def preprocess(
     """Register every scan under `scans` into the folder `out`, and write `out/quality.csv`.
 
     The copies lie as the originals do below each given folder, as `.nii.gz` with a JSON sidecar.
-    A copy that is there is kept unless `force`, so that a run that was interrupted goes on.
+    A copy of the same content that is there is kept unless `force`, so that a run that was
+    interrupted goes on; scans below `out` are not searched.
     `preprocessing`: of the boxes whose coverage is measured.
 
     Raises:
@@ -55,21 +58,25 @@ def preprocess(
     places: dict[Path, Path] = {}
     for given in scans:
         for scan in find_raw_scans(given):
+            if scan.path.resolve().is_relative_to(out.resolve()):
+                continue  # made by an earlier run
+            if scan.defect:
+                raise CohortError(f"{scan.path}: {scan.defect}")
             place = out / _relative(given, scan)
             if place in places:
                 raise ConfigError(
                     f"{scan.path} and {places[place]}: both would become {place}; preprocess their "
                     "folders one by one, into different ones"
                 )
-            if place.resolve() == scan.path.resolve():
-                raise ConfigError(f"{out}: the scan {scan.path} lies there; choose another folder")
             places[place] = scan.path
+    if not places:
+        raise CohortError(f"no raw scan outside of {out}")
     found: list[Preprocessed] = []
 
     def one(place: Path) -> Preprocessed:
-        if place.exists() and not force:
-            return Preprocessed(places[place], place, "kept", "", {})
         try:
+            if not force and _is_made(place, places[place]):
+                return Preprocessed(places[place], place, "kept", "", {})
             registered = register(places[place], preprocessing)
             write_registered(registered, place)
         except HyperFusionError as error:
@@ -87,12 +94,28 @@ def preprocess(
                 on_scan(len(found), len(places))
     finally:
         found.sort(key=lambda item: item.out)
-        _write_table(out / TABLE, found)
+        _write_table(out, found)
     return found
 
 
+def _sidecar(place: Path) -> dict[str, Any]:
+    """What stands beside a registered scan; empty if that is nothing of ours."""
+    try:
+        path = place.with_name(place.name.removesuffix(".nii.gz") + ".json")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if "transform_maps" in content else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _is_made(place: Path, scan: Path) -> bool:
+    """Whether `place` was made of this very content."""
+    return place.exists() and _sidecar(place).get("sha256") == source_hash(scan)
+
+
 def _relative(given: Path, scan: Scan) -> Path:
-    below = scan.path.relative_to(given) if given != scan.path else Path(scan.path.name)
+    here = given == scan.path
+    below = Path(scan.path.resolve().name) if here else scan.path.relative_to(given)
     name = below.name
     for extension in EXTENSIONS:
         if name.lower().endswith(extension):
@@ -101,24 +124,24 @@ def _relative(given: Path, scan: Scan) -> Path:
     return below.with_name(f"{name or scan.subject}.nii.gz")
 
 
-def _write_table(path: Path, found: Sequence[Preprocessed]) -> None:
-    """Figures of scans that were kept are taken from the table that is there."""
-    known: dict[str, dict[str, str]] = {}
-    if path.exists():
-        with open(path, encoding="utf-8", newline="") as file:
-            known = {row.get("out", ""): row for row in csv.DictReader(file)}
+def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
+    """From the sidecars of all scans in `out`, whoever wrote them, and what failed now."""
     rows: list[dict[str, object]] = []
+    for place in sorted(out.rglob("*.nii.gz")):
+        content = _sidecar(place)
+        if content:
+            figures = {name: f"{value:.4g}" for name, value in content["figures"].items()}
+            where = {"scan": content["source"], "out": str(place.relative_to(out))}
+            reason = "; ".join(content["warnings"])
+            rows.append({**where, **figures, "status": "ok", "reason": reason})
     for item in found:
-        if item.status == "kept" and str(item.out) in known:
-            rows.append(dict(known[str(item.out)]))
-            continue
-        figures = {name: f"{value:.4g}" for name, value in item.figures.items()}
-        last = {"status": item.status, "reason": item.reason}
-        rows.append({"scan": str(item.scan), "out": str(item.out), **figures, **last})
+        if item.status == "error":
+            where = {"scan": str(item.scan), "out": ""}
+            rows.append({**where, "status": item.status, "reason": item.reason})
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [name for name in names if name not in ("status", "reason")] + ["status", "reason"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, stream.getvalue())
+    write_text(out / TABLE, stream.getvalue())

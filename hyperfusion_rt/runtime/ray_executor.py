@@ -8,8 +8,10 @@ machines.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,7 +32,8 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         done = self._predictor.stream(list(batch["case"]))
-        return {"prediction": [json.dumps(as_json(item)) for item in done]}
+        isa = self._predictor.identity()["instruction_sets"]
+        return {"prediction": [json.dumps([isa, as_json(item)]) for item in done]}
 
 
 def stream(
@@ -59,10 +62,14 @@ def stream(
     if not cases:
         return
     if not ray.is_initialized():
+        # Ray takes the signal for itself, and would end the process before its table is written.
+        terminated = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise HyperFusionError(f"Ray: cannot reach a cluster: {error}") from None
+        with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
+            signal.signal(signal.SIGTERM, terminated)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -87,8 +94,13 @@ def stream(
         compute=ActorPoolStrategy(size=actors),
     )
     try:
+        own = predictor.identity()["instruction_sets"]
         for row in made.iter_rows():
-            yield from_json(json.loads(row["prediction"]))
+            isa, content = json.loads(row["prediction"])
+            note = f"a worker has other instruction sets ({isa}): last digits may differ"
+            if isa != own and note not in predictor.notes:
+                predictor.notes = (*predictor.notes, note)
+            yield from_json(content)
     except ray.exceptions.RayError as error:
         raise HyperFusionError(
             f"Ray: the cluster gave up: {str(error).splitlines()[0]}; what is done is kept: "

@@ -236,7 +236,7 @@ def test_commands_on_raw_scans(cohort, subject, dicom, hfrt):
     assert "2 registered, 0 kept, 1 failed" in out
     assert scans[1].name in err
     with open(cohort / "made" / "quality.csv", newline="") as file:
-        rows = {row["out"].rsplit("/", 1)[-1]: row for row in csv.DictReader(file)}
+        rows = {row["scan"].rsplit("/", 1)[-1]: row for row in csv.DictReader(file)}
     assert float(rows[f"{name}.nii.gz"]["correlation"]) > 0.8
     assert rows[scans[1].name]["status"] == "error"
     status, out, _ = hfrt(cohort, "preprocess", "raw", "--out", "made")

@@ -132,7 +132,7 @@ def test_an_interrupted_run_writes_what_is_done(night):
     assert process.returncode == 130
     rows = table(night / "i.csv")
     assert len(rows) == CASES
-    assert any(row["reason"] == "interrupted before this case" for row in rows.values())
+    assert any(row["reason"] == "not tried: interrupted before this case" for row in rows.values())
     assert infer(night, "--out", "i.csv", "--resume").returncode == 0
     assert table(night / "i.csv") == table(night / "expected.csv")
 
