@@ -88,7 +88,6 @@ class Result:
 
 def _check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artifact: Path) -> None:
     """Refuse an output that cannot be, or would replace an input, the artifact, another output."""
-    check_format(out)
     taken = {path.resolve() for path in inputs}
     beside = {path.resolve() for path in (out, journal_path(out), _record_path(out))}
     for option, path in (("--out", out), ("--report", report)):
@@ -104,6 +103,7 @@ def _check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artif
             )
     if report is not None and report.resolve() in beside:
         raise ConfigError(f"--report {report}: is --out, or of it; choose another name")
+    check_format(out)
 
 
 def shard_of(subject: str, count: int) -> int:

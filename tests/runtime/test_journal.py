@@ -1,6 +1,7 @@
 """The journal: what it keeps of a run that was killed, and what it refuses."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.table import Row
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.files import stamp
 from hyperfusion_rt.runtime.journal import Journal, as_json, from_json, read_journal
 from hyperfusion_rt.runtime.predictor import Prediction, Seconds
 
@@ -26,7 +28,16 @@ def prediction(item: Case, status: str = "ok") -> Prediction:
     seconds = Seconds(0.1, 0.2, 0.3, 0.4)
     quality = {"correlation": 2 / 3}
     return Prediction(
-        item.subject, None, status, "über, \n", values, 0.1, seconds, quality, item.scan
+        item.subject,
+        None,
+        status,
+        "über, \n",
+        values,
+        0.1,
+        seconds,
+        quality,
+        item.scan,
+        stamp(item.scan),
     )
 
 
@@ -76,7 +87,7 @@ def test_what_changed_is_predicted_again(tmp_path):
         for name in ("s1", "s2", "s3"):
             status = "error" if name == "s3" else "ok"
             journal.append(case(tmp_path, name), prediction(case(tmp_path, name), status))
-        journal.end("finished", 3, [])
+        journal.end("finished", [], [], "")
     case(tmp_path, "s2").scan.write_bytes(b"another")
     with opened(tmp_path, resume=True) as journal:
         assert journal.known(case(tmp_path, "s1"))
@@ -84,6 +95,50 @@ def test_what_changed_is_predicted_again(tmp_path):
         assert journal.known(case(tmp_path, "s2")) is None  # its scan changed
         assert journal.known(case(tmp_path, "s3")) is None  # failed: tried again
         assert journal.note == ""
+
+
+def test_a_scan_that_was_replaced_while_it_was_predicted(tmp_path):
+    before = prediction(case(tmp_path))
+    case(tmp_path).scan.write_bytes(b"its new content")
+    with opened(tmp_path) as journal:
+        journal.append(case(tmp_path), before)
+        assert journal.known(case(tmp_path)) is None
+
+
+def test_two_scans_that_were_swapped(tmp_path):
+    """Size and time of change are the same."""
+    cases = [case(tmp_path, name) for name in ("s1", "s2")]
+    for item in cases:
+        os.utime(item.scan, ns=(10**18, 10**18))
+    with opened(tmp_path) as journal:
+        for item in cases:
+            journal.append(item, prediction(item))
+    first, second = (item.scan for item in cases)
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    with opened(tmp_path, resume=True) as journal:
+        assert [journal.known(item) for item in cases] == [None, None]
+
+
+def test_a_folder_of_slices_that_changed(tmp_path):
+    (tmp_path / "dicom").mkdir()
+    for name in ("1", "2"):
+        (tmp_path / "dicom" / name).write_bytes(b"slice")
+    before = stamp(tmp_path / "dicom")
+    assert before == stamp(tmp_path / "dicom")
+    with open(tmp_path / "dicom" / "1", "r+b") as file:
+        file.write(b"other")
+    assert stamp(tmp_path / "dicom") != before
+
+
+def test_a_line_without_its_row(tmp_path):
+    path = tmp_path / "p.csv.journal"
+    with opened(tmp_path) as journal:
+        journal.append(case(tmp_path), prediction(case(tmp_path)))
+    path.write_bytes(path.read_bytes().replace(b',"row":', b',"wor":'))
+    with opened(tmp_path, resume=True) as journal:
+        assert journal.known(case(tmp_path)) is None
 
 
 def test_an_unfinished_run_is_not_thrown_away(tmp_path):
@@ -100,7 +155,11 @@ def test_an_unfinished_run_is_not_thrown_away(tmp_path):
 def test_a_finished_run_may_be_replaced(tmp_path):
     with opened(tmp_path) as journal:
         journal.append(case(tmp_path), prediction(case(tmp_path)))
-        journal.end("finished", 1, [prediction(case(tmp_path, "s9"), "skipped")])
+        journal.append(case(tmp_path, "gone"), prediction(case(tmp_path, "gone")))
+        left_out = [prediction(case(tmp_path, "s9"), "skipped")]
+        journal.end("finished", [case(tmp_path)], left_out, "")
+    found = read_journal(tmp_path / "p.csv.journal")
+    assert [p.subject for p in found.predictions] == ["s1"]  # of the last run only
     assert [p.subject for p in read_journal(tmp_path / "p.csv.journal").problems] == ["s9"]
     with opened(tmp_path) as journal:
         assert journal.known(case(tmp_path)) is None

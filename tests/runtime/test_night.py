@@ -159,6 +159,7 @@ def test_a_full_disk_is_an_error_and_can_be_continued(night):
 def test_every_night_only_what_is_new(night, tmp_path):
     root = tmp_path / "more"
     shutil.copytree(night, root, symlinks=True)
+    assert infer(root, "--out", "expected.csv").returncode == 0
     expected = table(root / "expected.csv")
     (root / "scans" / "N007.nii.gz").write_bytes(b"damaged")
     os.utime(root / "scans" / "N008.nii.gz")
@@ -228,6 +229,64 @@ def test_shards_merge_to_the_whole(night, hfrt):
     assert status == 1
     assert "given twice" in err
     (night / "t.shard-1-of-3.csv.journal").unlink()
+
+
+def test_merge_takes_the_last_run_of_one_table(night, tmp_path, hfrt):
+    root = tmp_path / "two"
+    (root / "scans").mkdir(parents=True)
+    shutil.copytree(night / "base.hfrt", root / "base.hfrt")
+    for n in range(8):
+        shutil.copy(night / "scans" / f"N{n:03d}.nii.gz", root / "scans")
+    lines = (night / "data.csv").read_text().splitlines()
+    (root / "data.csv").write_text("\n".join(lines[:9]) + "\n")
+    for n in (1, 2):
+        assert infer(root, "--out", "s.csv", "--shard", f"{n}/2").returncode == 0
+    (root / "data.csv").write_text("\n".join([lines[0], *lines[2:9]]) + "\n")  # N000 withdrew
+    assert infer(root, "--out", "s.csv", "--shard", "1/2", "--resume").returncode in (0, 3)
+    status, _, err = hfrt(root, "merge", ".")
+    assert (status, "they have another table" in err) == (1, True)
+    assert infer(root, "--out", "s.csv", "--shard", "2/2", "--resume").returncode in (0, 3)
+    status, _, err = hfrt(root, "merge", ".")
+    assert status == 3  # N000's scan has no row now
+    rows = table(root / "predictions.csv")
+    assert len(rows) == 8
+    assert rows["N000"]["status"] == "error"
+    assert "no row" in rows["N000"]["reason"]
+    status, _, err = hfrt(root, "merge", ".", "--out", "s.shard-1-of-2.csv")
+    assert (status, "would write over what is read" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "scans.csv", "--report", "scans.csv.journal"), "is --out, or of it"),
+        (("--out", "p.xlsx"), "must end in .csv, .tsv, .parquet, .jsonl"),
+        (("--report", "scans"), "is a folder"),
+        (("--resume", "--force"), "choose one"),
+        (("--derivative", "d", "--shard", "1/2"), "leave out --shard"),
+        (("--derivative", "d"), "is no BIDS dataset"),
+        (("--workers", "2"), "need --executor ray"),
+    ],
+)
+def test_options_that_cannot_be(night, hfrt, options, message):
+    status, _, err = hfrt(night, "infer", "scans", "--tabular", "data.csv", *options)
+    assert status == 1
+    assert message in err
+
+
+def test_a_table_that_goes_away_meanwhile(cohort, hfrt, monkeypatch):
+    from hyperfusion_rt.runtime import predictor as module
+
+    run = module.run_pipeline
+
+    def gone(*args, **kwargs):
+        (cohort / "data.csv").unlink()
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(module, "run_pipeline", gone)
+    status, _, err = hfrt(cohort, "infer", "scans", "--tabular", "data.csv", "--engine", "native")
+    assert (status, err) == (0, "")
+    assert json.loads((cohort / "predictions.csv.run.json").read_text())["inputs"]["table_sha256"]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3"])

@@ -124,3 +124,29 @@ def test_a_budget_makes_cases_wait_and_refuses_what_never_fits():
     assert most == 80
     with pytest.raises(ScanError, match=r"big\.nii: needs .* --max-memory leaves"):
         budget.take(101, "big.nii")
+
+
+@pytest.mark.parametrize("end", ["close", "error"])
+def test_who_waits_for_memory_does_not_hold_up_the_end(end):
+    budget = Budget(100)
+
+    def prepare(n):
+        budget.take(60, "scan")
+        return n
+
+    def execute(items):
+        if end == "error":
+            time.sleep(0.05)  # the others wait by now
+            raise ZeroDivisionError
+        return items  # and gives nothing back
+
+    stream = run(range(100), prepare, execute, workers=4, on_stop=budget.lift)
+    before = threading.active_count()
+    if end == "error":
+        with pytest.raises(ZeroDivisionError):
+            list(stream)
+    else:
+        next(stream)
+        time.sleep(0.05)
+        stream.close()
+    assert threading.active_count() <= before
