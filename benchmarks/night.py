@@ -108,7 +108,7 @@ def ray_worker(folder: Path, expected: Values) -> dict[str, Any]:
 
 
 def ray_machine(folder: Path, expected: Values) -> dict[str, Any]:
-    """A cluster of a head and two workers, raylets of their own; one worker killed."""
+    """A cluster of a head and two workers, raylets of their own, in another folder; one killed."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

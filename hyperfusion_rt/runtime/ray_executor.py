@@ -13,6 +13,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hyperfusion_rt.data.cohort import Case
@@ -84,7 +85,10 @@ def stream(
         **predictor.options,
     }
     blocks = -(-len(cases) // _BLOCK)
-    data = ray.data.from_items([{"case": case} for case in cases], override_num_blocks=blocks)
+    # A worker's folder is not this one.
+    placed = [{"case": replace(case, scan=case.scan.absolute())} for case in cases]
+    scans = {(case.subject, case.session): case.scan for case in cases}
+    data = ray.data.from_items(placed, override_num_blocks=blocks)
     made = data.map_batches(
         _Actor,
         fn_constructor_args=(settings,),
@@ -100,7 +104,8 @@ def stream(
             note = f"a worker has other instruction sets ({isa}): last digits may differ"
             if isa != own and note not in predictor.notes:
                 predictor.notes = (*predictor.notes, note)
-            yield from_json(content)
+            item = from_json(content)
+            yield replace(item, scan=scans[item.subject, item.session])
     except ray.exceptions.RayError as error:
         raise HyperFusionError(
             f"Ray: the cluster gave up: {str(error).splitlines()[0]}; what is done is kept: "
