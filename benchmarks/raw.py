@@ -28,7 +28,7 @@ from scipy import ndimage
 
 import hyperfusion_rt
 from hyperfusion_rt.data.raw import Registered, register
-from hyperfusion_rt.data.registration import template_files
+from hyperfusion_rt.data.template import template_files
 from hyperfusion_rt.data.volumes import Volume, extract, read_volume
 from hyperfusion_rt.errors import ScanError
 from hyperfusion_rt.machine import describe_machine, usable_cores
@@ -131,7 +131,7 @@ def half_a_millimetre(volume: Volume) -> Volume:
 
 def brain_points() -> np.ndarray:
     """Some points of the template's brain, mm `[3, N]`."""
-    volume = read_volume(template_files()["t1"])
+    volume = read_volume(template_files("raw", "the benchmark")["t1"])
     index = np.stack(np.nonzero(volume.voxels))[:, ::97]
     return volume.affine[:3, :3] @ index + volume.affine[:3, 3:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.data.template import template_files
 from hyperfusion_rt.data.volumes import read_volume
 from hyperfusion_rt.errors import MissingExtraError
 
@@ -90,25 +90,6 @@ def require_sitk() -> Any:
     return SimpleITK
 
 
-def template_files() -> dict[str, Path]:
-    """The paths of `t1`, `gm` and `wm` inside the installed nilearn package.
-
-    Raises:
-        MissingExtraError: nilearn is not installed, or has no template.
-    """
-    spec = importlib.util.find_spec("nilearn")
-    if spec is None or spec.origin is None:
-        raise MissingExtraError("nilearn", "raw", PURPOSE)
-    folder = Path(spec.origin).parent / "datasets" / "data"
-    names = {
-        kind: folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
-        for kind in ("t1", "gm", "wm")
-    }
-    if not all(path.exists() for path in names.values()):
-        raise MissingExtraError("nilearn>=0.11", "raw", PURPOSE)
-    return names
-
-
 def to_mm(affine: Matrix, index: NDArray[Any]) -> Matrix:
     """Points in mm `[3, N]` of voxel coordinates `[3, N]`."""
     found: Matrix = affine[:3, :3] @ index + affine[:3, 3:]
@@ -138,7 +119,7 @@ def load_template() -> Template:
     """
     from scipy import ndimage
 
-    volumes = {kind: read_volume(path) for kind, path in template_files().items()}
+    volumes = {kind: read_volume(path) for kind, path in template_files("raw", PURPOSE).items()}
     affine = volumes["t1"].affine
     t1, gm, wm = (
         np.asarray(volumes[kind].voxels, np.float32) * np.float32(volumes[kind].slope)

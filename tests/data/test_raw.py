@@ -1,6 +1,7 @@
 """Raw scans: registration against a known motion, refusals, DICOM, writing."""
 
 import csv
+import importlib.util
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from hyperfusion_rt.config import preset
 from hyperfusion_rt.data import raw, registration
 from hyperfusion_rt.data.dicom import dicom_series, find_raw_scans, is_dicom_folder
 from hyperfusion_rt.data.raw import register, write_registered
-from hyperfusion_rt.data.registration import template_files
+from hyperfusion_rt.data.template import template_files
 from hyperfusion_rt.data.volumes import extract, read_volume
 from hyperfusion_rt.errors import MissingExtraError, ScanError
 
@@ -74,7 +75,9 @@ def test_a_moved_copy_comes_back(subject, original, tmp_path):
     motion = turned(-20, 1)
     copy = moved(subject, tmp_path / "copy.nii.gz", motion, orientation="PSR")
     found = register(copy, PRE)
-    points = np.stack(np.nonzero(read_volume(template_files()["t1"]).voxels))[:, ::197]
+    points = np.stack(np.nonzero(read_volume(template_files("raw", "the test")["t1"]).voxels))[
+        :, ::197
+    ]
     points = original.volume.affine[:3, :3] @ points + original.volume.affine[:3, 3:]
 
     def at(matrix):
@@ -153,7 +156,7 @@ def test_noise_is_flagged(subject, tmp_path):
 
 
 def test_without_the_extra_it_says_what_to_install(subject, monkeypatch):
-    monkeypatch.setattr(registration.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     registration.load_template.cache_clear()
     with pytest.raises(MissingExtraError, match=r"hyperfusion_rt\[raw\]"):
         register(subject[0])

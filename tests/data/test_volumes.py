@@ -317,10 +317,10 @@ def test_partial_cover_is_a_warning(tmp_path):
 
 
 def test_template_brain_fits_the_brain_age_box():
-    from hyperfusion_rt.data.simulate.anatomy import template_files
+    from hyperfusion_rt.data.template import template_files
 
     box = preset("brain-age").preprocessing
-    volume = read_volume(template_files()["t1"])
+    volume = read_volume(template_files("raw", "the test")["t1"])
     voxels = np.argwhere(volume.voxels > 0) + volume.affine[:3, 3]
     half = np.array(box.shape) * box.spacing / 2
     low, high = box.boxes[0].center - half, box.boxes[0].center + half

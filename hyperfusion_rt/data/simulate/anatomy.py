@@ -19,11 +19,9 @@ are added inside the brain; outside the volume is 0.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,9 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from hyperfusion_rt.errors import MissingExtraError
+from hyperfusion_rt.data.template import template_files
 
 Float = NDArray[np.float32]
+PURPOSE = "the simulated cohort"
 
 # The deformation lives on a grid of 4 mm; its fields are smooth on that scale.
 _COARSE_MM = 4
@@ -88,25 +87,6 @@ class Template:
     csf: float
 
 
-def template_files() -> dict[str, Path]:
-    """The paths of `t1`, `gm` and `wm` inside the installed nilearn package.
-
-    Raises:
-        MissingExtraError: nilearn is not installed, or has no template.
-    """
-    spec = importlib.util.find_spec("nilearn")
-    if spec is None or spec.origin is None:
-        raise MissingExtraError("nilearn", "simulate", "the simulated cohort")
-    folder = Path(spec.origin).parent / "datasets" / "data"
-    names = {
-        kind: folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
-        for kind in ("t1", "gm", "wm")
-    }
-    if not all(path.exists() for path in names.values()):
-        raise MissingExtraError("nilearn>=0.11", "simulate", "the template of the simulated cohort")
-    return names
-
-
 def _distance_to_path(points: Float, path: Path3) -> Float:
     """Distance in mm of `points [..., 3]` to a polyline, on both sides of the brain."""
     folded = points.copy()
@@ -159,7 +139,9 @@ def load_template(spacing: float) -> Template:
         raise MissingExtraError("scipy", "simulate", "the simulated cohort") from None
     from hyperfusion_rt.data.volumes import read_volume
 
-    volumes = {kind: read_volume(path) for kind, path in template_files().items()}
+    volumes = {
+        kind: read_volume(path) for kind, path in template_files("simulate", PURPOSE).items()
+    }
     affine, step = volumes["t1"].affine.copy(), round(spacing)
     t1, gm, wm = (np.asarray(volumes[kind].voxels, np.float32) for kind in ("t1", "gm", "wm"))
     brain = (t1 > 0).astype(np.float32)
