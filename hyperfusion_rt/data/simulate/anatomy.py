@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from hyperfusion_rt.data.template import template_files
+from hyperfusion_rt.errors import MissingExtraError
 
 Float = NDArray[np.float32]
 PURPOSE = "the simulated cohort"
@@ -136,7 +137,7 @@ def load_template(spacing: float) -> Template:
     try:
         from scipy import ndimage
     except ImportError:
-        raise MissingExtraError("scipy", "simulate", "the simulated cohort") from None
+        raise MissingExtraError("scipy", "simulate", PURPOSE) from None
     from hyperfusion_rt.data.volumes import read_volume
 
     volumes = {
