@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import locale
 import shutil
 
 import nibabel as nib
@@ -164,7 +165,7 @@ def test_without_the_extra_it_says_what_to_install(subject, monkeypatch):
 
 @pytest.fixture
 def dicom(subject, tmp_path):
-    """The subject as a DICOM series of sagittal... slices, written by SimpleITK."""
+    """The subject as a DICOM series of axial slices, written by SimpleITK."""
     import SimpleITK as sitk
 
     _, voxels, affine = subject
@@ -174,6 +175,7 @@ def dicom(subject, tmp_path):
     place = np.diag([-1.0, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(place[:3, :3], axis=0)
     direction = (place[:3, :3] / spacing).T
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in range(voxels.shape[2]):
@@ -195,6 +197,8 @@ def dicom(subject, tmp_path):
             image.SetMetaData(key, text)
         writer.SetFileName(str(folder / f"{k:03d}.dcm"))
         writer.Execute(image)
+    # SimpleITK's writer of DICOM (not its reader) leaves the process in the C locale.
+    locale.setlocale(locale.LC_ALL, before)
     return folder
 
 
