@@ -28,6 +28,7 @@ from scipy import ndimage
 
 import hyperfusion_rt
 from hyperfusion_rt.data.raw import Registered, register
+from hyperfusion_rt.data.registration import turn
 from hyperfusion_rt.data.template import template_files
 from hyperfusion_rt.data.volumes import Volume, extract, read_volume
 from hyperfusion_rt.errors import ScanError
@@ -74,18 +75,6 @@ def prepare(name: str, folder: Path, subjects: int) -> tuple[Path, Path]:
         hfrt(folder / name, "train", "--name", name)
         hfrt(folder / name, "export", "--engine", "native", "--run", f"runs/{name}")
     return artifact, test
-
-
-def turn(degrees: tuple[float, ...]) -> np.ndarray:
-    """The rotation about x, then y, then z."""
-    result = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        step = np.eye(3)
-        step[i, i] = step[j, j] = np.cos(angle)
-        step[i, j], step[j, i] = -np.sin(angle), np.sin(angle)
-        result = step @ result
-    return result
 
 
 def moved_copy(source: Path, out: Path, index: int) -> np.ndarray:

@@ -48,6 +48,17 @@ Threads = Annotated[
         help="Threads; default, and at most: the cores this process may use.",
     ),
 ]
+ChosenArtifact = Annotated[
+    Path | None, typer.Option(help="The artifact; default: the latest *.hfrt here.")
+]
+OutTable = Annotated[Path, typer.Option(help="The table to write: .csv, .tsv, .parquet or .jsonl.")]
+Report = Annotated[
+    Path | None, typer.Option(help="The report; default: report.html beside the table.")
+]
+ScanSource = Annotated[
+    Literal["registered", "raw"],
+    typer.Option("--from", help="raw: with skull, not registered; see hfrt preprocess."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 
 
@@ -367,23 +378,14 @@ _EPILOG = (
 def infer(
     scans: Annotated[list[Path], typer.Argument(help="Scans, or folders with scans.")],
     tabular: Annotated[Path, typer.Option(help="The table: CSV or TSV.")],
-    artifact: Annotated[
-        Path | None, typer.Option(help="The artifact; default: the latest *.hfrt here.")
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="The table to write: .csv, .tsv, .parquet or .jsonl.")
-    ] = Path("predictions.csv"),
-    report: Annotated[
-        Path | None, typer.Option(help="The report; default: report.html beside the table.")
-    ] = None,
+    artifact: ChosenArtifact = None,
+    out: OutTable = Path("predictions.csv"),
+    report: Report = None,
     engine: Annotated[
         str, typer.Option(help="native, onnx, trt, trt-rtx, torch, or auto: the fastest here.")
     ] = "auto",
     threads: Threads = None,
-    source: Annotated[
-        Literal["registered", "raw"],
-        typer.Option("--from", help="raw: with skull, not registered; see hfrt preprocess."),
-    ] = "registered",
+    source: ScanSource = "registered",
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Keep what is done already and has not changed since."),
@@ -569,7 +571,7 @@ def preprocess(
         )
     failed = [item for item in found if item.status == "error"]
     if as_json:
-        terminal.print_json({"scans": [{**asdict(item)} for item in found]})
+        terminal.print_json({"scans": [asdict(item) for item in found]})
     else:
         for item in found:
             if item.reason:
@@ -599,17 +601,13 @@ def bids_app(
     session_label: Annotated[
         list[str] | None, typer.Option(help="With or without ses-; repeatable; default: all.")
     ] = None,
-    artifact: Annotated[
-        Path | None, typer.Option(help="The artifact; default: the latest *.hfrt here.")
-    ] = None,
+    artifact: ChosenArtifact = None,
     tabular: Annotated[
         Path | None, typer.Option(help="The table; default: participants.tsv of the dataset.")
     ] = None,
     engine: Annotated[str, typer.Option(help="As for hfrt infer.")] = "auto",
     threads: Threads = None,
-    source: Annotated[
-        Literal["registered", "raw"], typer.Option("--from", help="As for hfrt infer.")
-    ] = "registered",
+    source: ScanSource = "registered",
     as_json: Json = False,
 ) -> None:
     """Predict a BIDS dataset into a BIDS derivatives dataset, as a BIDS App."""
@@ -641,12 +639,8 @@ def merge(
     artifact: Annotated[
         Path | None, typer.Option(help="The artifact, if it is not where the shards found it.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="The table to write: .csv, .tsv, .parquet or .jsonl.")
-    ] = Path("predictions.csv"),
-    report: Annotated[
-        Path | None, typer.Option(help="The report; default: report.html beside the table.")
-    ] = None,
+    out: OutTable = Path("predictions.csv"),
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Join what the shards of a run predicted (hfrt infer --shard I/N), all of them or none."""

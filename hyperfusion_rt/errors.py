@@ -37,3 +37,12 @@ class MissingExtraError(HyperFusionError):
             f"{purpose} needs '{package}', which is not installed: "
             f"pip install 'hyperfusion_rt[{extra}]'"
         )
+
+
+def reason_of(error: Exception, where: object) -> str:
+    """One line for a case that failed, whatever raised: an error of ours says it all itself."""
+    if isinstance(error, MemoryError):
+        return f"{where}: there was not enough memory for it"
+    if isinstance(error, HyperFusionError):
+        return str(error)
+    return f"{where}: unexpected {type(error).__name__}: {error}"

@@ -104,7 +104,7 @@ def find_scans(path: str | Path) -> list[Scan]:
     root = Path(path)
     try:
         if root.is_dir():
-            entries = list(_walk(root, (os.path.realpath(root),), not_searched(root)))
+            entries = list(walk(root, not_searched(root)))
         elif root.exists():
             return [_single(root)]
         else:
@@ -115,15 +115,15 @@ def find_scans(path: str | Path) -> list[Scan]:
             "check its permissions or choose another folder"
         ) from None
 
-    files = [file for file, defect in entries if defect is None]
+    files = [file for _, inside, _ in entries for file in inside if is_scan(file)]
     in_bids = [(file, _bids(root, file)) for file in files]
     if any(scan for _, scan in in_bids):
-        scans = [s for file, s in in_bids if s and _stem(file).lower().endswith("_t1w")]
+        scans = [s for file, s in in_bids if s and stem(file).lower().endswith("_t1w")]
     else:
         scans = [_by_name_or_folder(root, file) for file in files if not _is_other_kind(file)]
     unreadable = [
         Scan(folder, normalise_id(folder.relative_to(root).parts[0]), defect=defect)
-        for folder, defect in entries
+        for folder, _, defect in entries
         if defect is not None
     ]
     if not scans and not unreadable:
@@ -190,43 +190,46 @@ def restrict(cohort: Cohort, subjects: Iterable[str]) -> Cohort:
     return Cohort(cases, problems + unknown)
 
 
-def _is_scan(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+def is_scan(file: Path) -> bool:
+    """Whether a file's name ends as a scan's does."""
+    return file.name.lower().endswith(EXTENSIONS)
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """A file's name without what it ends in as a scan."""
     lower = path.name.lower()
     extension = next((e for e in EXTENSIONS if lower.endswith(e)), "")
     return path.name[: len(path.name) - len(extension)]
 
 
-def _walk(folder: Path, chain: tuple[str, ...], skip: Skip) -> Iterator[tuple[Path, str | None]]:
-    """(scan, None) for each scan below, (folder, defect) for each folder that cannot be read.
+def walk(
+    folder: Path, skip: Skip, chain: tuple[str, ...] = ()
+) -> Iterator[tuple[Path, list[Path], str | None]]:
+    """(folder, its files, None) for `folder` and each below; (folder, [], defect) if not readable.
 
-    `chain` holds the real paths from the root to here: a link back to one of them is a loop.
+    Hidden files and folders and what `skip` names are left out; links are followed. `chain` holds
+    the real paths from the root to here: a link back to one of them is a loop.
+
+    Raises:
+        OSError: `folder` itself cannot be read.
     """
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        path = folder / entry.name
-        is_folder = path.is_dir()
-        if entry.name.startswith(".") or skip(path, is_folder):
-            continue
-        if not is_folder:
-            if _is_scan(entry.name):
-                yield path, None
-            continue
-        real = os.path.realpath(path)
-        if real in chain:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    chain = (*chain, os.path.realpath(folder))
+    kinds = [(path, path.is_dir()) for path in (folder / name for name in names)]
+    inside = [(path, is_folder) for path, is_folder in kinds if not skip(path, is_folder)]
+    yield folder, [path for path, is_folder in inside if not is_folder], None
+    for path, is_folder in inside:
+        if not is_folder or os.path.realpath(path) in chain:
             continue
         try:
-            yield from list(_walk(path, (*chain, real), skip))
+            yield from list(walk(path, skip, chain))
         except OSError as error:
-            yield path, f"the folder cannot be read: {error.strerror or error}"
+            yield path, [], f"the folder cannot be read: {error.strerror or error}"
 
 
 def _single(file: Path) -> Scan:
-    if not file.name.lower().endswith(EXTENSIONS):
+    if not is_scan(file):
         raise CohortError(f"{file}: is no scan; its name must end in {', '.join(EXTENSIONS)}")
     return _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
 
@@ -240,7 +243,7 @@ def _bids(root: Path, file: Path) -> Scan | None:
     if match is None:
         return None
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
-    name = _NAME.fullmatch(_stem(file))
+    name = _NAME.fullmatch(stem(file))
     named = _ids(name) if name else (subject, session)
     defect = None
     if named[0] != subject or (named[1] and session and named[1] != session):
@@ -249,12 +252,12 @@ def _bids(root: Path, file: Path) -> Scan | None:
 
 
 def _by_name_or_folder(root: Path, file: Path) -> Scan:
-    name = _NAME.fullmatch(_stem(file))
+    name = _NAME.fullmatch(stem(file))
     folders = file.relative_to(root).parts[:-1]
     if name:
         subject, session = _ids(name)
     else:
-        subject, session = normalise_id(folders[0] if folders else _stem(file)), None
+        subject, session = normalise_id(folders[0] if folders else stem(file)), None
     bearing = (normalise_id(part) for part in folders if part.lower().startswith("ses-"))
     return Scan(file, subject, session or next(bearing, None))
 
@@ -265,7 +268,7 @@ def _ids(name: re.Match[str]) -> tuple[str, str | None]:
 
 
 def _is_other_kind(file: Path) -> bool:
-    name = _NAME.fullmatch(_stem(file))
+    name = _NAME.fullmatch(stem(file))
     return name is not None and _OTHER_KIND.fullmatch(name["suffix"] or "") is not None
 
 
@@ -281,7 +284,7 @@ def _nothing_found(root: Path, files: Sequence[Path]) -> str:
 
 
 def _run(scan: Scan) -> tuple[int, str]:
-    run = _RUN.search(_stem(scan.path))
+    run = _RUN.search(stem(scan.path))
     if run is None:
         return 0, ""
     return (int(run[1]), "") if run[1].isdecimal() else (sys.maxsize, run[1])
@@ -292,7 +295,7 @@ def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
     groups: dict[tuple[Path, str], list[Scan]] = {}
     for scan in scans:
         name = scan.path.name
-        named = _NAME.fullmatch(_stem(scan.path))
+        named = _NAME.fullmatch(stem(scan.path))
         same = _RUN.sub("", name) if named else name
         groups.setdefault((scan.path.parent, same), []).append(scan)
     first = []
@@ -322,7 +325,7 @@ class _Index:
         """The subject that a scan belongs to, and what follows it in a flat file's name."""
         name = scan.subject
         # A left-out id counts: the scan of '01_2' must not fall to '01'.
-        if name in self.rows or name in self.left_out or normalise_id(_stem(scan.path)) != name:
+        if name in self.rows or name in self.left_out or normalise_id(stem(scan.path)) != name:
             return name, ""
         ends = [n for n, character in enumerate(name) if character in "_-."]
         for end in reversed(ends):

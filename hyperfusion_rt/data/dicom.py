@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.data.bids import Skip, not_searched
-from hyperfusion_rt.data.cohort import EXTENSIONS, Scan, find_scans
+from hyperfusion_rt.data.bids import not_searched
+from hyperfusion_rt.data.cohort import Scan, find_scans, is_scan, walk
 from hyperfusion_rt.data.registration import require_sitk
 from hyperfusion_rt.data.table import normalise_id
 from hyperfusion_rt.errors import ScanError
@@ -51,37 +50,17 @@ def find_raw_scans(path: str | Path) -> list[Scan]:
     if not root.is_dir():
         return find_scans(root)
     found: list[Scan] = []
-    others = _search(root, root, (os.path.realpath(root),), not_searched(root), found)
-    if others or not found:
-        found += find_scans(root)
-    return sorted(found, key=lambda scan: scan.path)
-
-
-def _search(
-    root: Path, folder: Path, chain: tuple[str, ...], skip: Skip, found: list[Scan]
-) -> bool:
-    """Add the DICOM folders below to `found`; whether there are other scans, too.
-
-    Links are followed, but for loops; hidden folders and what a BIDS dataset leaves out are not.
-    """
-    try:
-        if is_dicom_folder(folder):
-            found.append(_as_scan(root, folder))
-        inside = sorted(folder.iterdir())
-    except OSError as error:
-        defect = f"the folder cannot be read: {error.strerror or error}"
-        found.append(replace(_as_scan(root, folder), defect=defect))
-        return False
     others = False
-    for path in inside:
-        is_folder = path.is_dir()
-        if path.name.startswith(".") or skip(path, is_folder):
-            continue
-        real = os.path.realpath(path)
-        if is_folder and real not in chain:
-            others |= _search(root, path, (*chain, real), skip, found)
-        others |= not is_folder and path.name.lower().endswith(EXTENSIONS)
-    return others
+    try:
+        for folder, files, defect in walk(root, not_searched(root)):
+            others |= any(is_scan(file) for file in files)
+            if defect is not None or is_dicom_folder(folder):
+                found.append(replace(_as_scan(root, folder), defect=defect))
+    except OSError:
+        return find_scans(root)  # says what is wrong
+    if others or not found:
+        found = [scan for scan in found if not scan.defect] + find_scans(root)
+    return sorted(found, key=lambda scan: scan.path)
 
 
 def _as_scan(root: Path, folder: Path) -> Scan:

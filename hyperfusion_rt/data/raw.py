@@ -299,7 +299,7 @@ def _judge(
 
 
 def _resample(
-    scan: Image, template: Template, transform: Matrix, bias: Float, stripped: bool, order: int
+    scan: Image, template: Template, transform: Matrix, bias: Float, stripped: bool
 ) -> Volume:
     """The scan on the template's 1 mm grid, once interpolated, int16."""
     from scipy import ndimage
@@ -310,7 +310,7 @@ def _resample(
     step = tuple(max(1, round(1 / s)) for s in spacing)
     voxels, affine = block_means(scan.voxels, scan.affine, step)
     matrix = np.linalg.inv(affine) @ transform @ template.affine
-    values = sample(voxels, matrix, shape, order)
+    values = sample(voxels, matrix, shape, order=3)
     if stripped:
         # The brain as it was cut out, not the template's.
         own = (voxels > _SUPPORT * np.median(voxels[voxels > 0])).astype(np.float32)
@@ -395,7 +395,7 @@ def register(
         quality = _quality(scan, template, fit, transform, preprocessing, stripped)
         warnings = [*scan.warnings, *_judge(path, quality, preprocessing, thresholds)]
     with _clock(seconds, "resample"):
-        volume = _resample(scan, template, transform, bias, quality.stripped, 3)
+        volume = _resample(scan, template, transform, bias, stripped)
     return Registered(volume, quality, tuple(warnings), transform, seconds)
 
 
@@ -418,7 +418,6 @@ def write_registered(registered: Registered, out: Path) -> None:
         raise HyperFusionError(f"{out}: registered scans are written as .nii.gz; rename it")
     image = nib.Nifti1Image(volume.voxels, volume.affine)
     image.header.set_data_dtype(np.int16)
-    image.header.set_slope_inter(volume.slope, volume.inter)
     image.header.set_xyzt_units("mm")
     for kind in ("qform", "sform"):
         getattr(image, f"set_{kind}")(volume.affine, code=4)  # 4: MNI space

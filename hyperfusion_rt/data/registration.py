@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +19,14 @@ Float = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
 PURPOSE = "registration of raw scans"
-
-
 # How far around the template's brain the images are compared, in mm: the border of the brain
 # counts. With the skull still there, less of it, or the head's outline would pass for the brain's.
 _RING_MM, INNER_MM = 8.0, 2.0
-
-
 # Grey matter is brighter than this part of the brain's median, CSF is darker.
 TISSUE = 0.65
-
-
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS, SimpleITK's axes, and back
-
-
 _CENTER = np.array([0.0, -17.0, 10.0])  # of the brain in MNI space, mm RAS
-
-
 _N4_ITERATIONS = (30, 30, 30)
-
-
 _N4_POINTS = (4, 4, 4)
 
 
@@ -152,12 +140,18 @@ def load_template() -> Template:
     )
 
 
-def sample(voxels: Float, matrix: Matrix, shape: tuple[int, ...], order: int = 1) -> Float:
-    """`voxels` at `matrix [4, 4]` · index of a grid of `shape`; 0 outside."""
+def sample(
+    voxels: Float,
+    matrix: Matrix,
+    shape: tuple[int, ...],
+    order: int = 1,
+    mode: Literal["constant", "nearest"] = "constant",
+) -> Float:
+    """`voxels` at `matrix [4, 4]` · index of a grid of `shape`; outside 0, or the nearest."""
     from scipy import ndimage
 
     found: Float = ndimage.affine_transform(
-        voxels, matrix[:3, :3], matrix[:3, 3], shape, np.float32, order, "constant", 0.0
+        voxels, matrix[:3, :3], matrix[:3, 3], shape, np.float32, order, mode, 0.0
     )
     return found
 
@@ -217,7 +211,7 @@ class Fit:
         spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
         smooth = ndimage.gaussian_filter(scan.voxels, level.sigma / spacing, truncate=3.0)
         # Half the level's spacing is fine enough for what is left.
-        mm = 2 * float(level.affine[0, 0]) / 4
+        mm = float(level.affine[0, 0]) / 2
         step = tuple(max(1, int(mm / length + 0.01)) for length in spacing)
         smooth, affine = block_means(smooth, scan.affine, step)
         self._smooth, self._to_voxel = smooth, np.linalg.inv(affine)
@@ -264,15 +258,15 @@ class Fit:
         return -float(self._method.GetMetricValue()), _matrix(moved)
 
 
-def _turn(degrees: tuple[float, ...]) -> Matrix:
+def turn(degrees: tuple[float, ...]) -> Matrix:
     """The rotation about x, then y, then z."""
     result = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        result = turn @ result
+        step = np.eye(3)
+        step[i, i] = step[j, j] = np.cos(angle)
+        step[i, j], step[j, i] = -np.sin(angle), np.sin(angle)
+        result = step @ result
     return result
 
 
@@ -299,7 +293,7 @@ def find_start(template: Template, scan: Image) -> Matrix:
     for center in _centers(scan):
         for angles in itertools.product((-20.0, 0.0, 20.0), repeat=3):
             start = np.eye(4)
-            start[:3, :3] = 0.95 * _turn(angles)
+            start[:3, :3] = 0.95 * turn(angles)
             start[:3, 3] = center - start[:3, :3] @ _CENTER
             starts.append((fit.likeness(start), len(starts), start))
     best = sorted(starts, key=lambda s: (-s[0], s[1]))[:6]
@@ -382,10 +376,6 @@ def grow(logarithm: Float, template: Template, affine: Matrix, shape: tuple[int,
 
 def without_bias(scan: Image, template: Template, bias: Float, transform: Matrix) -> Image:
     """The scan without the bias field."""
-    from scipy import ndimage
-
     matrix = np.linalg.inv(template.levels[4].affine) @ np.linalg.inv(transform) @ scan.affine
-    field: Float = ndimage.affine_transform(
-        bias, matrix[:3, :3], matrix[:3, 3], scan.voxels.shape, np.float32, 1, mode="nearest"
-    )
+    field = sample(bias, matrix, scan.voxels.shape, mode="nearest")
     return replace(scan, voxels=np.asarray(scan.voxels / np.exp(field), np.float32))

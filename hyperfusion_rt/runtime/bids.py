@@ -26,7 +26,7 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.artifact import Manifest
 from hyperfusion_rt.runtime.output import record, value_columns
-from hyperfusion_rt.runtime.predictor import Prediction
+from hyperfusion_rt.runtime.predictor import Prediction, by_case
 
 BIDS_VERSION = "1.10.0"
 NAME = "hyperfusion_rt"
@@ -305,7 +305,7 @@ def _cell(value: Any) -> str:
 def one_each(predictions: Iterable[Prediction]) -> Sessions:
     """One prediction per participant and session: the best, with the reasons of all."""
     groups: dict[tuple[str, str | None], list[Prediction]] = {}
-    for item in sorted(predictions, key=order):
+    for item in sorted(predictions, key=by_case):
         groups.setdefault((item.subject, item.session), []).append(item)
     sessions: Sessions = {}
     for (subject, session), group in groups.items():
@@ -339,8 +339,3 @@ def check_labels(sessions: Mapping[str, Mapping[str | None, Any]]) -> None:
                 raise ConfigError(
                     f"{what} {name!r}: no letter or digit for a BIDS label; rename it"
                 )
-
-
-def order(item: Prediction) -> tuple[str, str]:
-    """By subject and session."""
-    return item.subject, item.session or ""

@@ -33,14 +33,19 @@ from hyperfusion_rt.runtime.bids import (
     label_of,
     one_each,
     open_derivative,
-    order,
     write_derivative,
     write_sessions,
 )
 from hyperfusion_rt.runtime.command import Result
 from hyperfusion_rt.runtime.journal import as_json, from_json
 from hyperfusion_rt.runtime.output import summarise
-from hyperfusion_rt.runtime.predictor import Prediction, Predictor, cohort_problems, load
+from hyperfusion_rt.runtime.predictor import (
+    Prediction,
+    Predictor,
+    by_case,
+    cohort_problems,
+    load,
+)
 from hyperfusion_rt.runtime.report import inference_page
 
 Level = Literal["participant", "group"]
@@ -134,7 +139,7 @@ def bids_app(
     for subject, found in _by_participant(predictor, cohort, problems, on_case):
         _write_participant(out, predictor, subject, found, bids_dir, whole=not session_label)
         predictions += found
-    predictions.sort(key=order)
+    predictions.sort(key=by_case)
     summary = summarise(predictions, time.perf_counter() - start)
     result = Result(
         predictor.manifest,
@@ -196,7 +201,7 @@ def _by_participant(
             if on_case is not None:
                 on_case(done, len(cohort.cases))
             if left[item.subject] == 0:
-                yield item.subject, sorted(found.pop(item.subject), key=order)
+                yield item.subject, sorted(found.pop(item.subject), key=by_case)
 
 
 def _participants(bids_dir: Path, tabular: Path, id_column: str | None) -> list[str]:
@@ -254,7 +259,7 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
         for content in records.values()
         for item in content["predictions"]
     ]
-    predictions.sort(key=order)
+    predictions.sort(key=by_case)
     write_derivative(out, opened.manifest, predictions, bids_dir)
     engine = first["identity"]["engine"]
     result = Result(

@@ -21,6 +21,7 @@ from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine, installed
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest, latest_artifact
+from hyperfusion_rt.runtime.engines import PACKAGES
 from hyperfusion_rt.runtime.journal import (
     SUFFIX,
     Ending,
@@ -35,6 +36,7 @@ from hyperfusion_rt.runtime.pipeline import Usage
 from hyperfusion_rt.runtime.predictor import (
     Prediction,
     Source,
+    by_case,
     cohort_problems,
     load,
 )
@@ -42,11 +44,9 @@ from hyperfusion_rt.runtime.report import inference_page
 
 Unmatched = Literal["list", "ignore", "fail"]
 Executor = Literal["local", "ray"]
-# What the numbers may depend on.
-_PACKAGES = ("numpy", "nibabel", "isal", "onnxruntime", "onnxruntime-gpu", "torch", "SimpleITK")
-
-
 _NOT_TRIED = "not tried"
+# What the numbers may depend on.
+_PACKAGES = ("numpy", "nibabel", "isal", *PACKAGES, "SimpleITK", "scipy", "nilearn")
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,11 @@ def infer(
         from hyperfusion_rt.runtime.bids import open_derivative, write_derivative
 
         open_derivative(derivative, predictor.manifest, dataset)
+    identity = predictor.identity()
     columns = [column.name for column in predictor.manifest.members[0].columns]
     with Journal(
         journal_path(out),
-        predictor.identity(),
+        identity,
         artifact,
         columns,
         shard=shard,
@@ -218,12 +219,13 @@ def infer(
             "ignore" if unmatched_rows == "ignore" else "list",
         )
         notes = (*predictor.notes, *([journal.note] if journal.note else []))
+        everything = sorted([*predictions, *problems], key=by_case)
         result = Result(
             predictor.manifest,
             predictor.engine,
             notes,
-            sorted([*predictions, *problems], key=_order),
-            summarise([*predictions, *problems], wall),
+            everything,
+            summarise(everything, wall),
             predictor.usage,
             taken_over,
             ending,
@@ -234,7 +236,7 @@ def infer(
             "table_sha256": table_sha256,
             "cases": len(cohort.cases),
         }
-        _write(result, predictor.artifact, predictor.identity(), out, report, inputs, started)
+        _write(result, predictor.artifact, identity, out, report, inputs, started)
         if derivative is not None and dataset is not None:
             write_derivative(derivative, result.manifest, result.predictions, dataset)
         journal.end(ending, cohort.cases, problems, table_sha256)
@@ -343,7 +345,7 @@ def merge(
                 raise ConfigError(f"{path}: {item.subject} is in another shard, too")
             predictions[key] = item
         problems += found.problems
-    everything = sorted([*predictions.values(), *problems], key=_order)
+    everything = sorted([*predictions.values(), *problems], key=by_case)
     result = Result(
         opened.manifest,
         first.identity["engine"],
@@ -406,10 +408,6 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, Record]]:
 
 def _record_path(out: Path) -> Path:
     return out.with_name(out.name + ".run.json")
-
-
-def _order(item: Prediction) -> tuple[str, str]:
-    return item.subject, item.session or ""
 
 
 def _write(

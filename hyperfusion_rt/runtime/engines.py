@@ -71,7 +71,7 @@ PRECISIONS = {
     "torch": ("fp32", "bf16"),
 }
 # What the engines are made of.
-_PACKAGES = (
+PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxruntime-ep-nv-tensorrt-rtx",
@@ -236,7 +236,7 @@ class _Trials:
         self.path = cache_folder() / "trials.json"
         machine = {**describe_machine(), "driver": nvidia_driver(), "threads": threads}
         # What is installed or chosen later is another trial.
-        packages = {name: installed(name) for name in _PACKAGES}
+        packages = {name: installed(name) for name in PACKAGES}
         provider = os.environ.get("HFRT_ONNX_PROVIDER")
         version = hyperfusion_rt.__version__
         parts = [artifact.manifest.checksum, version, machine, packages, provider]

@@ -87,11 +87,11 @@ class FeatureCache:
         except sqlite3.Error as error:
             raise self._error(error) from None
 
-    def digest_of(self, path: Path) -> bytes | None:
-        """The content's SHA-256 of a file that has not changed since `remember`, else None."""
+    def digest_of(self, path: Path, now: str | None) -> bytes | None:
+        """The content's SHA-256 of a file whose stamp `now` is that of `remember`, else None."""
         row = self._do(
             "SELECT digest FROM scans WHERE path = ? AND stamp = ?",
-            (os.path.realpath(path), stamp(path)),
+            (os.path.realpath(path), now),
         )
         return None if row is None else bytes(row[0])
 

@@ -77,7 +77,6 @@ class Record:
     artifact: str
     shard: Shard | None
     cases: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
-    starts: int = 0
     end: dict[str, Any] | None = None  # of the last run, None if it was killed
 
     @property
@@ -140,7 +139,6 @@ def _read(path: Path) -> tuple[Record | None, int]:
                 from_json(line["case"])
                 record.cases[key] = {"case": line["case"], "row": line["row"]}
             elif "start" in line:
-                record.starts += 1
                 record.end = None
             elif "end" in line:
                 record.end = line["end"]
@@ -264,7 +262,6 @@ class Journal:
                 "shard": shard,
             }
             self._write(head)
-        self.record.starts += 1
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         start = {"host": platform.node(), "pid": os.getpid(), "time": now}
         self._write({"start": start}, sync=True)

@@ -24,7 +24,7 @@ from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.ensemble import spread
-from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError
+from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import sha256, stamp
 from hyperfusion_rt.machine import (
     describe_machine,
@@ -94,6 +94,11 @@ class Prediction:
     quality: dict[str, float] = field(default_factory=dict)
     scan: Path | None = None
     stamp: str | None = None
+
+
+def by_case(item: Prediction) -> tuple[str, str]:
+    """The order of a table: by subject and session."""
+    return item.subject, item.session or ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class Predictor:
         """
         cohort = self.gather(paths, table)
         found = [*self.stream(cohort.cases), *cohort_problems(cohort)]
-        return sorted(found, key=lambda p: (p.subject, p.session or ""))
+        return sorted(found, key=by_case)
 
     def gather(
         self,
@@ -326,7 +331,7 @@ class Predictor:
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = encoders[0].warnings(case.row)
             clock = _Clock()
-            found = self._known(case.scan)
+            found = self._known(case.scan, before)
             if found is None:
                 if budget.limit is not None:
                     need = self._memory_needed(case.scan)
@@ -334,7 +339,7 @@ class Predictor:
                     memory = need
                     with self._steps:  # waiting is no work
                         self.usage.busy["prepare"] -= waited
-                found = self._load(case.scan, clock)
+                found = self._load(case.scan, before, clock)
             with self._steps:
                 for name, seconds in clock.steps.items():
                     self.usage.steps[name] = self.usage.steps.get(name, 0.0) + seconds
@@ -346,11 +351,11 @@ class Predictor:
             budget.give(memory)
             return _failed(case, error, before)
 
-    def _known(self, path: Path) -> _Scan | None:
+    def _known(self, path: Path, before: str | None) -> _Scan | None:
         """The scan's features, if they were kept and its file has not changed since."""
         if self._cache is None:
             return None
-        digest = self._cache.digest_of(path)
+        digest = self._cache.digest_of(path, before)
         kept = digest and self._cache.get(digest)
         return _restored(kept, digest) if kept else None
 
@@ -360,14 +365,13 @@ class Predictor:
             return RAW_MEMORY + fine
         return memory_needed(path, self.manifest.preprocessing)
 
-    def _load(self, path: Path, clock: _Clock) -> _Scan:
+    def _load(self, path: Path, before: str | None, clock: _Clock) -> _Scan:
         """Read, unpack and crop a scan; or the features that were kept of a file like it."""
         preprocessing = self.manifest.preprocessing
         digest = None
         content = None
         if self.source == "registered" or (self._cache is not None and not path.is_dir()):
             with clock.step("read"):
-                before = stamp(path)
                 content = read_file(path)
                 if self._cache is not None:
                     digest = self._cache.remember(path, content, before)
@@ -491,11 +495,7 @@ def _restored(kept: Kept, digest: bytes | None) -> _Scan:
 
 def _failed(case: Case, error: Exception, before: str | None) -> Prediction:
     """One odd case must not end the night's run."""
-    reason = str(error)
-    if isinstance(error, MemoryError):
-        reason = f"{case.scan}: there was not enough memory for it"
-    elif not isinstance(error, HyperFusionError):
-        reason = f"{case.scan}: unexpected {type(error).__name__}: {error}"
+    reason = reason_of(error, case.scan)
     return Prediction(case.subject, case.session, "error", reason, scan=case.scan, stamp=before)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.config import Preprocessing
-from hyperfusion_rt.data.cohort import EXTENSIONS, Scan
+from hyperfusion_rt.data.cohort import Scan, stem
 from hyperfusion_rt.data.dicom import find_raw_scans
 from hyperfusion_rt.data.raw import register, source_hash, write_registered
-from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError
+from hyperfusion_rt.errors import CohortError, ConfigError, reason_of
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.pipeline import run
@@ -79,10 +79,8 @@ def preprocess(
                 return Preprocessed(places[place], place, "kept", "", {})
             registered = register(places[place], preprocessing)
             write_registered(registered, place)
-        except HyperFusionError as error:
-            return Preprocessed(places[place], place, "error", str(error), {})
         except Exception as error:  # one odd scan must not end the night's run
-            reason = f"{places[place]}: unexpected {type(error).__name__}: {error}"
+            reason = reason_of(error, places[place])
             return Preprocessed(places[place], place, "error", reason, {})
         figures = registered.quality.figures()
         return Preprocessed(places[place], place, "ok", "; ".join(registered.warnings), figures)
@@ -116,12 +114,7 @@ def _is_made(place: Path, scan: Path) -> bool:
 def _relative(given: Path, scan: Scan) -> Path:
     here = given == scan.path
     below = Path(scan.path.resolve().name) if here else scan.path.relative_to(given)
-    name = below.name
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            name = name[: len(name) - len(extension)]
-            break
-    return below.with_name(f"{name or scan.subject}.nii.gz")
+    return below.with_name(f"{stem(below) or scan.subject}.nii.gz")
 
 
 def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:

@@ -30,11 +30,11 @@ class _Actor:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._predictor = load(**settings)
+        self._isa = self._predictor.identity()["instruction_sets"]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         done = self._predictor.stream(list(batch["case"]))
-        isa = self._predictor.identity()["instruction_sets"]
-        return {"prediction": [json.dumps([isa, as_json(item)]) for item in done]}
+        return {"prediction": [json.dumps([self._isa, as_json(item)]) for item in done]}
 
 
 def stream(
@@ -77,14 +77,14 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cores = int(ray.cluster_resources().get("CPU", 1))
     threads = min(predictor.threads, cores)
-    actors = min(workers or max(1, cores // threads), -(-len(cases) // _BLOCK))
+    blocks = -(-len(cases) // _BLOCK)
+    actors = min(workers or max(1, cores // threads), blocks)
     settings = {
         "path": str(predictor.artifact.folder.resolve()),
         "engine": predictor.engine,
         "threads": threads,
         **predictor.options,
     }
-    blocks = -(-len(cases) // _BLOCK)
     # A worker's folder is not this one.
     placed = [{"case": replace(case, scan=case.scan.absolute())} for case in cases]
     scans = {(case.subject, case.session): case.scan for case in cases}

@@ -17,6 +17,7 @@ import pytest
 
 import hyperfusion_rt
 from hyperfusion_rt.errors import EngineError
+from hyperfusion_rt.files import stamp
 from hyperfusion_rt.runtime.artifact import Artifact
 from hyperfusion_rt.runtime.journal import read_journal
 
@@ -473,7 +474,7 @@ def test_features_belong_to_the_content(cohort):
     manifest = Artifact.open(cohort / "base.hfrt").manifest
     other = hyperfusion_rt.load(cohort / "base.hfrt", engine="onnx", feature_cache=cache)
     assert other.identity()["artifact"] == manifest.checksum
-    assert other._cache.get(other._cache.digest_of(scans[0])) is None
+    assert other._cache.get(other._cache.digest_of(scans[0], stamp(scans[0]))) is None
 
 
 def test_a_damaged_cache_says_what_to_do(cohort, hfrt):
