@@ -19,9 +19,9 @@ from hyperfusion_rt.data.cohort import Case, Cohort, restrict
 from hyperfusion_rt.data.volumes import SUFFIXES
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import sha256, write_text
-from hyperfusion_rt.machine import describe_machine, installed
+from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest, latest_artifact
-from hyperfusion_rt.runtime.engines import PACKAGES
+from hyperfusion_rt.runtime.identity import versions
 from hyperfusion_rt.runtime.journal import (
     SUFFIX,
     Ending,
@@ -45,8 +45,6 @@ from hyperfusion_rt.runtime.report import inference_page
 Unmatched = Literal["list", "ignore", "fail"]
 Executor = Literal["local", "ray"]
 _NOT_TRIED = "not tried"
-# What the numbers may depend on.
-_PACKAGES = ("numpy", "nibabel", "isal", *PACKAGES, "SimpleITK", "scipy", "nilearn")
 
 
 @dataclass(frozen=True)
@@ -449,7 +447,7 @@ def _write(
         "notes": list(result.notes),
         "host": platform.node(),
         "machine": describe_machine(),
-        "packages": {name: version for name in _PACKAGES if (version := installed(name))},
+        "packages": versions(),
     }
     write_text(_record_path(out), json.dumps(content, indent=2) + "\n")
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 import hyperfusion_rt
 from hyperfusion_rt.errors import ArtifactError, EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import cache_folder, write_text
-from hyperfusion_rt.machine import at_most_cores, describe_machine, installed
+from hyperfusion_rt.machine import at_most_cores, describe_machine
 from hyperfusion_rt.runtime.artifact import Artifact, Build
 from hyperfusion_rt.runtime.gpu import Gpu, nvidia_driver
+from hyperfusion_rt.runtime.identity import versions
 
 
 class Engine(Protocol):
@@ -70,16 +71,6 @@ PRECISIONS = {
     "onnx": ("fp32",),
     "torch": ("fp32", "bf16"),
 }
-# What the engines are made of.
-PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-ep-nv-tensorrt-rtx",
-    "tensorrt",
-    "tensorrt_rtx",
-    "cuda-bindings",
-    "torch",
-)
 _TRIAL_SECONDS = 0.5  # for all engines together, after one run each; at least three runs of each
 
 
@@ -236,7 +227,7 @@ class _Trials:
         self.path = cache_folder() / "trials.json"
         machine = {**describe_machine(), "driver": nvidia_driver(), "threads": threads}
         # What is installed or chosen later is another trial.
-        packages = {name: installed(name) for name in PACKAGES}
+        packages = versions(*_ENGINES)
         provider = os.environ.get("HFRT_ONNX_PROVIDER")
         version = hyperfusion_rt.__version__
         parts = [artifact.manifest.checksum, version, machine, packages, provider]

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-import hyperfusion_rt
-from hyperfusion_rt import _native
 from hyperfusion_rt.data.bids import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
 from hyperfusion_rt.data.table import read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.ensemble import spread
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
-from hyperfusion_rt.files import sha256, stamp
-from hyperfusion_rt.machine import (
-    describe_machine,
-    give_back_memory,
-    installed,
-    resident_memory,
-    usable_cores,
-)
+from hyperfusion_rt.files import stamp
+from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
 from hyperfusion_rt.runtime.artifact import Artifact, Manifest
 from hyperfusion_rt.runtime.engines import open_engine, open_split
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
+from hyperfusion_rt.runtime.identity import identity
 from hyperfusion_rt.runtime.pipeline import Budget, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
 
@@ -44,14 +35,6 @@ Status = Literal["ok", "error", "skipped"]
 Source = Literal["registered", "raw"]
 Floats = NDArray[np.float32]
 
-# What else the numbers of an engine, or of a kind of scan, depend on.
-_PACKAGES = {
-    "onnx": ("onnxruntime", "onnxruntime-gpu"),
-    "torch": ("torch",),
-    "trt": ("tensorrt",),
-    "trt-rtx": ("tensorrt_rtx",),
-    "raw": ("SimpleITK", "scipy", "nilearn"),
-}
 # What tables, lists and pages take beside scans and the engine.
 _SMALL = 16 * 2**20
 # What registering one raw scan of 1 mm holds; finer ones four times their voxels more.
@@ -163,21 +146,7 @@ class Predictor:
 
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides scan and row: same identity, same bits."""
-        manifest = self.manifest
-        packages = [*_PACKAGES.get(self.engine, ()), *_PACKAGES.get(self.source, ())]
-        versions = {name: version for name in packages if (version := installed(name))}
-        isa = os.environ.get("HFRT_ISA") or describe_machine()["instruction sets"]
-        return {
-            "artifact": manifest.checksum,
-            "engine": self.engine,
-            "engine_sha256": self.artifact.entry(self.engine).sha256,
-            "instruction_sets": isa,
-            "source": self.source,
-            "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
-            "provider": os.environ.get("HFRT_ONNX_PROVIDER", ""),
-            "version": hyperfusion_rt.__version__,
-            "code": code_digest(),
-        }
+        return identity(self.artifact, self.engine, self.source)
 
     @property
     def manifest(self) -> Manifest:
@@ -464,21 +433,6 @@ class _Clock:
             yield
         finally:
             self.steps[name] = self.steps.get(name, 0.0) + time.perf_counter() - start
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """A hash of the compiled kernels, and of the code that reads scans and runs engines."""
-    root = Path(hyperfusion_rt.__file__).parent
-    files = [
-        *root.glob("data/*.py"),
-        *root.glob("runtime/engine*.py"),
-        root / "runtime" / "plan.py",
-    ]
-    digest = hashlib.sha256(sha256(Path(_native.__file__)).encode())
-    for path in sorted(files):
-        digest.update(sha256(path).encode())
-    return digest.hexdigest()[:16]
 
 
 def _as_batch(images: Sequence[Floats]) -> Floats:

@@ -11,7 +11,7 @@ import hyperfusion_rt
 from hyperfusion_rt.errors import ConfigError, EngineError, MissingExtraError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import sha256
-from hyperfusion_rt.runtime import engines, trt_build
+from hyperfusion_rt.runtime import engines, identity, trt_build
 from hyperfusion_rt.runtime.artifact import Artifact, Build
 from hyperfusion_rt.runtime.engines import _stale, open_engine
 from hyperfusion_rt.runtime.gpu import Gpu, cudart, find_gpu
@@ -224,7 +224,7 @@ def test_what_is_installed_or_chosen_later_is_tried(session_artifact, cache, mon
     open_engine(artifact)
     entries = json.loads((cache / "trials.json").read_text())
     if what == "package":
-        monkeypatch.setattr(engines, "installed", lambda name: "99.0")
+        monkeypatch.setattr(identity, "installed", lambda name: "99.0")
     else:
         monkeypatch.setenv("HFRT_ONNX_PROVIDER", "cpu")
     open_engine(artifact)

@@ -1,0 +1,111 @@
+"""What a prediction's numbers depend on besides scan and row: code, packages, processor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import hyperfusion_rt
+from hyperfusion_rt import _native
+from hyperfusion_rt.files import sha256
+from hyperfusion_rt.machine import describe_machine, installed
+from hyperfusion_rt.runtime.artifact import Artifact
+
+# The packages that the numbers may depend on, by what uses them: everything, an engine, raw scans.
+PACKAGES = {
+    "all": ("numpy", "nibabel", "isal"),
+    "onnx": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx"),
+    "trt": ("tensorrt", "cuda-bindings"),
+    "trt-rtx": ("tensorrt_rtx", "cuda-bindings"),
+    "torch": ("torch",),
+    "raw": ("SimpleITK", "scipy", "nilearn"),
+}
+
+# Every module that `runtime.predictor` and the engines can reach: the way from file to number. A
+# test compares this list with the imports, so that a new module cannot be missing.
+CODE = (
+    "config",
+    "data.bids",
+    "data.cohort",
+    "data.dicom",
+    "data.raw",
+    "data.registration",
+    "data.table",
+    "data.tabular",
+    "data.template",
+    "data.volumes",
+    "ensemble",
+    "errors",
+    "files",
+    "kernels",
+    "kernels.backend",
+    "kernels.block",
+    "kernels.conv",
+    "kernels.epilogue",
+    "kernels.generator",
+    "kernels.geometry",
+    "kernels.gpu",
+    "kernels.gpu.configs",
+    "kernels.gpu.conv3d",
+    "kernels.gpu.conv3d_block",
+    "kernels.gpu.cost",
+    "kernels.gpu.hyper_conv3d",
+    "kernels.gpu.hyper_linear",
+    "kernels.gpu.launch",
+    "kernels.gpu.linear",
+    "kernels.linear",
+    "kernels.native",
+    "kernels.ops",
+    "kernels.tiles",
+    "machine",
+    "models.ensemble",
+    "runtime.artifact",
+    "runtime.engine_native",
+    "runtime.engine_onnx",
+    "runtime.engine_torch",
+    "runtime.engine_trt",
+    "runtime.engines",
+    "runtime.feature_cache",
+    "runtime.gpu",
+    "runtime.identity",
+    "runtime.pipeline",
+    "runtime.plan",
+    "runtime.predictor",
+    "runtime.trt_build",
+)
+
+
+def versions(*uses: str) -> dict[str, str]:
+    """The installed ones of the `PACKAGES` of these uses; of all uses by default."""
+    names = dict.fromkeys(name for use in uses or PACKAGES for name in PACKAGES.get(use, ()))
+    return {name: version for name in names if (version := installed(name))}
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """A hash of the compiled kernels and of the modules in `CODE`."""
+    root = Path(hyperfusion_rt.__file__).parent
+    digest = hashlib.sha256(sha256(Path(_native.__file__)).encode())
+    for name in CODE:
+        place = root.joinpath(*name.split("."))
+        digest.update(sha256(place / "__init__.py" if place.is_dir() else f"{place}.py").encode())
+    return digest.hexdigest()[:16]
+
+
+def identity(artifact: Artifact, engine: str, source: str) -> dict[str, str]:
+    """Same identity, same scan, same row: same bits."""
+    packages = versions(engine, source)
+    isa = os.environ.get("HFRT_ISA") or describe_machine()["instruction sets"]
+    return {
+        "artifact": artifact.manifest.checksum,
+        "engine": engine,
+        "engine_sha256": artifact.entry(engine).sha256,
+        "instruction_sets": isa,
+        "source": source,
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "provider": os.environ.get("HFRT_ONNX_PROVIDER", ""),
+        "version": hyperfusion_rt.__version__,
+        "code": code_digest(),
+    }
