@@ -17,6 +17,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p hyperfusion_rt
+	$(BIN)/lint-imports
 
 check: test lint
 
@@ -59,8 +60,8 @@ sanitize: $(VENV)/dev.stamp
 	cd $(VENV)/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ../bin/python tests/native/sanitized.py -c /dev/null --rootdir=. -q --import-mode=importlib \
-	  tests/kernels/test_engine.py tests/runtime/test_engine_native.py \
-	  --deselect tests/runtime/test_engine_native.py::test_it_loads_fast
+	  tests/kernels/cpu/test_engine.py tests/runtime/engines/test_native.py \
+	  --deselect tests/runtime/engines/test_native.py::test_it_loads_fast
 
 # Compiled sources are installed, so a change in them (or in what is required) installs again.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.?pp kernels/cpu/*/*)

@@ -25,23 +25,24 @@ import numpy as np
 import torch
 import typer
 
+from hyperfusion_rt.artifact.plan import write_plan
 from hyperfusion_rt.config import Config, load_config, preset
+from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.simulate import simulate_cohort
-from hyperfusion_rt.data.tabular import TabularEncoder
 from hyperfusion_rt.errors import EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import load_cases, prepare
 from hyperfusion_rt.export.compare import DRIFT, Expected, compare
-from hyperfusion_rt.export.ensemble import Ensemble
-from hyperfusion_rt.export.plan import plan_ensemble
-from hyperfusion_rt.export.precision import Typed, blame, choose, drift
-from hyperfusion_rt.export.serve import write_repository
-from hyperfusion_rt.export.to_onnx import write_onnx
-from hyperfusion_rt.export.to_tensorrt import in_its_place, runs_here
+from hyperfusion_rt.export.fuse.fuser import plan_ensemble
+from hyperfusion_rt.export.ir.ensemble import Ensemble
+from hyperfusion_rt.export.ir.typed import Typed
+from hyperfusion_rt.export.onnx_file.model import write_onnx
+from hyperfusion_rt.export.precision import blame, choose, drift
+from hyperfusion_rt.export.targets.tensorrt_engine import in_its_place, runs_here
+from hyperfusion_rt.export.targets.triton_server import write_repository
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.models import network_of
-from hyperfusion_rt.runtime.engines import PRECISIONS, TENSORRT, open_file
-from hyperfusion_rt.runtime.plan import write_plan
-from hyperfusion_rt.runtime.trt_build import BuildOptions, build
+from hyperfusion_rt.runtime.engines.choose import PRECISIONS, TENSORRT, open_file
+from hyperfusion_rt.runtime.engines.trt_build import BuildOptions, build
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member, train
 
 HERE = Path(__file__).parent

@@ -30,8 +30,8 @@ import numpy as np
 import typer
 
 from hyperfusion_rt.config import Preprocessing, preset
-from hyperfusion_rt.data.table import read_table
-from hyperfusion_rt.data.tabular import TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.machine import describe_machine, usable_cores
 
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def make_cohort(task: Literal["ad", "brain-age"], subjects: int, folder: Path) -
     from hyperfusion_rt.export import export_run
     from hyperfusion_rt.files import write_text
     from hyperfusion_rt.models import network_of
-    from hyperfusion_rt.training.run import Run
+    from hyperfusion_rt.training.run_folder import Run
 
     if not (folder / "data.csv").exists():
         simulate_cohort(folder, task=task, subjects=subjects, seed=1, spacing=1)
@@ -98,8 +98,9 @@ def plain_boxes(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 @app.command()
 def plain(folder: Path, kind: str, out: Path, threads: int) -> None:
     """One plain pipeline over the cohort; writes a CSV."""
-    from hyperfusion_rt.data.cohort import find_scans, join
-    from hyperfusion_rt.runtime.artifact import Artifact
+    from hyperfusion_rt.artifact.manifest import Artifact
+    from hyperfusion_rt.data.cohort import join
+    from hyperfusion_rt.data.scan_search import find_scans
 
     manifest = Artifact.open(folder / "model.hfrt").manifest
     cases = join(find_scans(folder / "scans"), read_table(folder / "data.csv")).cases
@@ -107,7 +108,7 @@ def plain(folder: Path, kind: str, out: Path, threads: int) -> None:
     if kind == "torch":
         import torch
 
-        from hyperfusion_rt.training.run import Run
+        from hyperfusion_rt.training.run_folder import Run
         from hyperfusion_rt.training.train import load_member
 
         torch.set_num_threads(threads)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import typer
 
-from hyperfusion_rt.bench import Report, chart, end_to_end
-from hyperfusion_rt.bench_command import bench, random_run
+from hyperfusion_rt.bench.chart import chart
+from hyperfusion_rt.bench.measure import bench, random_run
+from hyperfusion_rt.bench.race import Report, end_to_end
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.simulate import simulate_cohort
-from hyperfusion_rt.data.table import Row
+from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.runtime.predictor import Predictor
 

@@ -24,19 +24,19 @@ import torch
 import typer
 from torch import nn
 
-from hyperfusion_rt.bench import race
+from hyperfusion_rt.bench.race import race
 from hyperfusion_rt.config import preset
-from hyperfusion_rt.data.tabular import TabularEncoder
-from hyperfusion_rt.ensemble import combine
+from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.export.build import folded
 from hyperfusion_rt.export.compare import Expected
-from hyperfusion_rt.export.ensemble import join
-from hyperfusion_rt.export.plan import plan, plan_ensemble
-from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.export.fuse.fuser import plan, plan_ensemble
+from hyperfusion_rt.export.ir.ensemble import join
+from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import network_of
-from hyperfusion_rt.runtime.engine_native import NativeEngine
-from hyperfusion_rt.runtime.engine_onnx import OnnxEngine
+from hyperfusion_rt.rules import combine
+from hyperfusion_rt.runtime.engines.native import NativeEngine
+from hyperfusion_rt.runtime.engines.ort import OnnxEngine
 
 HERE = Path(__file__).parent
 RULE = "confidence_weighted"

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn.functional import conv3d, max_pool3d
 
 from hyperfusion_rt.kernels import conv3d_block, hyper_conv3d, hyper_linear, reference
-from hyperfusion_rt.kernels.conv import _conv3d as grouped_conv3d
 from hyperfusion_rt.kernels.epilogue import Epilogue
 from hyperfusion_rt.kernels.gpu import hyper_conv3d as gpu
-from hyperfusion_rt.kernels.linear import _linear as composed_linear
+from hyperfusion_rt.kernels.hyper_conv3d import _conv3d as grouped_conv3d
+from hyperfusion_rt.kernels.hyper_linear import _linear as composed_linear
 
 HERE = Path(__file__).parent
 CALLS = 10  # of one graph

@@ -27,20 +27,21 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
-from hyperfusion_rt.bench import _onnxruntime, _openvino, machine_limits, race
-from hyperfusion_rt.bench_command import random_run
+from hyperfusion_rt.bench.contenders import _onnxruntime, _openvino
+from hyperfusion_rt.bench.measure import random_run
+from hyperfusion_rt.bench.race import machine_limits, race
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.export.build import folded
-from hyperfusion_rt.export.fold import fold
-from hyperfusion_rt.export.lower import lower
-from hyperfusion_rt.export.plan import plan
-from hyperfusion_rt.export.to_onnx import write_onnx
+from hyperfusion_rt.export.fuse.fuser import plan
+from hyperfusion_rt.export.ir.fold import fold
+from hyperfusion_rt.export.ir.lower import lower
+from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.kernels import hyper_conv3d
-from hyperfusion_rt.kernels.conv import _conv3d as composition
+from hyperfusion_rt.kernels.hyper_conv3d import _conv3d as composition
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import HyperConv3d
-from hyperfusion_rt.runtime.engine_native import NativeEngine
+from hyperfusion_rt.runtime.engines.native import NativeEngine
 from hyperfusion_rt.training.train import load_member
 
 HERE = Path(__file__).parent

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cohort import make_cohort
 
 from hyperfusion_rt.machine import describe_machine
-from hyperfusion_rt.runtime.journal import read_journal
+from hyperfusion_rt.runtime.cohort.journal import read_journal
 
 HERE = Path(__file__).parent
 Values = dict[str, tuple[Any, ...]]

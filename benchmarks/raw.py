@@ -27,9 +27,9 @@ import typer
 from scipy import ndimage
 
 import hyperfusion_rt
-from hyperfusion_rt.data.raw import Registered, register
-from hyperfusion_rt.data.registration import turn
-from hyperfusion_rt.data.template import template_files
+from hyperfusion_rt.data.mni_template import template_files
+from hyperfusion_rt.data.raw.alignment import turn
+from hyperfusion_rt.data.raw.register import Registered, register
 from hyperfusion_rt.data.volumes import Volume, extract, read_volume
 from hyperfusion_rt.errors import ScanError
 from hyperfusion_rt.machine import describe_machine, usable_cores

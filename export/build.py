@@ -18,22 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hyperfusion_rt
-from hyperfusion_rt.config import Rule, Task
-from hyperfusion_rt.data.tabular import CategoricalColumn, TabularEncoder
-from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.export.compare import DRIFT, Expected, compare
-from hyperfusion_rt.export.ensemble import Ensemble, join
-from hyperfusion_rt.export.fold import fold
-from hyperfusion_rt.export.graph import Graph
-from hyperfusion_rt.export.lower import lower
-from hyperfusion_rt.export.plan import plan_ensemble
-from hyperfusion_rt.export.precision import check_drift, choose
-from hyperfusion_rt.export.serve import Backend, check_target, write_repository
-from hyperfusion_rt.export.to_onnx import write_onnx
-from hyperfusion_rt.export.to_tensorrt import Progress, export_tensorrt
-from hyperfusion_rt.files import sha256
-from hyperfusion_rt.machine import installed
-from hyperfusion_rt.runtime.artifact import (
+from hyperfusion_rt.artifact.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Artifact,
@@ -43,16 +28,31 @@ from hyperfusion_rt.runtime.artifact import (
     Precision,
     Provenance,
 )
-from hyperfusion_rt.runtime.engines import (
+from hyperfusion_rt.artifact.plan import write_plan
+from hyperfusion_rt.config import Rule, Task
+from hyperfusion_rt.data.encoder import CategoricalColumn, TabularEncoder
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.export.compare import DRIFT, Expected, compare
+from hyperfusion_rt.export.fuse.fuser import plan_ensemble
+from hyperfusion_rt.export.ir.ensemble import Ensemble, join
+from hyperfusion_rt.export.ir.fold import fold
+from hyperfusion_rt.export.ir.graph import Graph
+from hyperfusion_rt.export.ir.lower import lower
+from hyperfusion_rt.export.onnx_file.model import write_onnx
+from hyperfusion_rt.export.precision import check_drift, choose
+from hyperfusion_rt.export.targets.tensorrt_engine import OnPhase, export_tensorrt
+from hyperfusion_rt.export.targets.triton_server import Backend, check_target, write_repository
+from hyperfusion_rt.files import sha256
+from hyperfusion_rt.machine import installed
+from hyperfusion_rt.runtime.engines.choose import (
     DEFAULT_ENGINES,
     PRECISIONS,
     TENSORRT,
     check_name,
     open_file,
 )
-from hyperfusion_rt.runtime.plan import write_plan
-from hyperfusion_rt.runtime.trt_build import BuildOptions
-from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.runtime.engines.trt_build import BuildOptions
+from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
 Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
@@ -123,7 +123,7 @@ def export_run(
     backend: Backend = "onnx",
     force: bool = False,
     replace: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnPhase | None = None,
 ) -> Artifact:
     """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
 
@@ -263,7 +263,7 @@ class _Settings:
     precision: Precision
     rule: Rule
     options: BuildOptions
-    on_progress: Progress | None
+    on_progress: OnPhase | None
     serve: Path | None
     backend: Backend
     force: bool

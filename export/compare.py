@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hyperfusion_rt.artifact.manifest import Comparison
 from hyperfusion_rt.config import Rule, Task
-from hyperfusion_rt.ensemble import combine
 from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.runtime.artifact import Comparison
-from hyperfusion_rt.runtime.engines import Engine
+from hyperfusion_rt.rules import combine
+from hyperfusion_rt.runtime.engines.choose import Engine
 
 BATCHES = (1, 2, 7)
 # Of the outputs' scale; float16 has three bits more than bfloat16.

@@ -7,20 +7,19 @@ stays float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfusion_rt.artifact.plan import join_boxes, split_boxes
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.compare import Expected
-from hyperfusion_rt.export.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
-from hyperfusion_rt.export.fold import TABLE
-from hyperfusion_rt.export.graph import Graph, Node, run
-from hyperfusion_rt.runtime.plan import join_boxes, split_boxes
+from hyperfusion_rt.export.ir.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
+from hyperfusion_rt.export.ir.graph import TABLE, Graph, Node, run
+from hyperfusion_rt.export.ir.typed import Typed
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # A scan may be this much more extreme than the calibration scans.
@@ -28,20 +27,6 @@ HEADROOM = 8.0
 # Statistics over a volume: sums of very many numbers, and their squares.
 _EXACT = ("instance_norm",)
 _NO_BF16 = ("hardswish", "mish")  # TensorRT has these activations in float16 only
-
-
-@dataclass(frozen=True)
-class Typed:
-    """A network with a narrow type.
-
-    Attributes:
-        narrow: the outputs of the nodes that have the type; all others are float32.
-        kept: what could have it but does not fit: layer → largest number on the calibration scans.
-    """
-
-    precision: str
-    narrow: frozenset[str] = frozenset()
-    kept: Mapping[str, float] = field(default_factory=dict)
 
 
 def could_be_narrow(graph: Graph, node: Node, precision: str) -> bool:
@@ -115,7 +100,7 @@ def choose(ensemble: Ensemble, precision: str, expected: Expected) -> Typed:
 class Emulated:
     """The typed network as an engine: numbers are rounded before and after every narrow operation.
 
-    Sums inside an operation are float32. See `hyperfusion_rt.runtime.engines.Engine`.
+    Sums inside an operation are float32. See `hyperfusion_rt.runtime.engines.choose.Engine`.
     """
 
     def __init__(self, ensemble: Ensemble, precision: str, narrow: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from hyperfusion_rt.errors import ConfigError
 Task = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
-Triple = tuple[float, float, float]
+Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
 
 
@@ -30,7 +30,7 @@ class Box(Frozen):
     """A box in millimetres of template (MNI, RAS) space; `mirror` flips left and right."""
 
     name: str
-    center: Triple
+    center: Point
     mirror: bool = False
 
 

@@ -13,20 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.bench import Report, chart
-from hyperfusion_rt.bench import bench as measure
+from hyperfusion_rt.artifact.description import figures
+from hyperfusion_rt.bench.chart import chart
+from hyperfusion_rt.bench.race import Report
+from hyperfusion_rt.bench.race import bench as measure
 from hyperfusion_rt.config import Config, load_config
-from hyperfusion_rt.data.cohort import find_scans, join
+from hyperfusion_rt.data.cohort import join
+from hyperfusion_rt.data.encoder import read_target
+from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.simulate import simulate_cohort
-from hyperfusion_rt.data.table import read_table
-from hyperfusion_rt.data.tabular import read_target
+from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine
-from hyperfusion_rt.runtime.command import Result, infer
-from hyperfusion_rt.runtime.report import Page, figures, inference_page
+from hyperfusion_rt.runtime.cohort.infer import infer
+from hyperfusion_rt.runtime.cohort.record import Result
+from hyperfusion_rt.runtime.outputs.report import Page, inference_page
 from hyperfusion_rt.training.metrics import classification
 from hyperfusion_rt.training.train import Callbacks, train
 

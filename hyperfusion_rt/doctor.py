@@ -9,8 +9,8 @@ from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.machine import describe_machine, installed
-from hyperfusion_rt.runtime.engine_onnx import PROVIDERS
-from hyperfusion_rt.runtime.gpu import nvidia_driver
+from hyperfusion_rt.runtime.engines.gpu import nvidia_driver
+from hyperfusion_rt.runtime.engines.ort import PROVIDERS
 
 
 @dataclass(frozen=True)

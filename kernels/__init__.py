@@ -2,23 +2,10 @@
 
     y[b] = conv3d(x[b], W[b]) + beta[b],   W[b] = g0 + Σ_k e[b, k] · G[k]
 
-The ops need torch and are loaded on first use; the compiled module does not.
+The ops need torch.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hyperfusion_rt.kernels.epilogue import Epilogue
-    from hyperfusion_rt.kernels.ops import conv3d_block, hyper_conv3d, hyper_linear
+# Here, not later: of the op and the module that have one name, the package has the op.
+from hyperfusion_rt.kernels.ops import Epilogue, conv3d_block, hyper_conv3d, hyper_linear
 
 __all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_linear"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from hyperfusion_rt.kernels import ops
-
-        return getattr(ops, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -67,7 +67,7 @@ def hfrt(monkeypatch, capsys):
     """Run the command line in this process: `hfrt(folder, *arguments) -> (status, out, err)`."""
     import sys
 
-    from hyperfusion_rt import cli
+    from hyperfusion_rt.cli import app as cli
 
     def run(folder: Path, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)

@@ -28,8 +28,6 @@ from hyperfusion_rt import _native
 from hyperfusion_rt.config import Box, Preprocessing
 from hyperfusion_rt.errors import ScanError
 
-SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-
 # Deflate cannot shrink data by more than this factor: a header that claims more lies.
 _DEFLATE_LIMIT = 1032
 _KINDS = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"}

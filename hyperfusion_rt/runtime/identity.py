@@ -9,9 +9,9 @@ from pathlib import Path
 
 import hyperfusion_rt
 from hyperfusion_rt import _native
+from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.files import sha256
 from hyperfusion_rt.machine import describe_machine, installed
-from hyperfusion_rt.runtime.artifact import Artifact
 
 # The packages that the numbers may depend on, by what uses them: everything, an engine, raw scans.
 PACKAGES = {
@@ -26,25 +26,28 @@ PACKAGES = {
 # Every module that `runtime.predictor` and the engines can reach: the way from file to number. A
 # test compares this list with the imports, so that a new module cannot be missing.
 CODE = (
+    "artifact.manifest",
+    "artifact.plan",
     "config",
-    "data.bids",
+    "data.bids_dataset",
     "data.cohort",
-    "data.dicom",
-    "data.raw",
-    "data.registration",
-    "data.table",
-    "data.tabular",
-    "data.template",
+    "data.encoder",
+    "data.mni_template",
+    "data.raw.alignment",
+    "data.raw.dicom",
+    "data.raw.judge",
+    "data.raw.register",
+    "data.scan_search",
+    "data.table_file",
     "data.volumes",
-    "ensemble",
     "errors",
     "files",
     "kernels",
     "kernels.backend",
-    "kernels.block",
-    "kernels.conv",
+    "kernels.conv3d_block",
+    "kernels.cpu.native",
+    "kernels.cpu.tiles",
     "kernels.epilogue",
-    "kernels.generator",
     "kernels.geometry",
     "kernels.gpu",
     "kernels.gpu.configs",
@@ -55,25 +58,25 @@ CODE = (
     "kernels.gpu.hyper_linear",
     "kernels.gpu.launch",
     "kernels.gpu.linear",
-    "kernels.linear",
-    "kernels.native",
+    "kernels.hyper_conv3d",
+    "kernels.hyper_linear",
     "kernels.ops",
-    "kernels.tiles",
+    "kernels.weights",
     "machine",
-    "models.ensemble",
-    "runtime.artifact",
-    "runtime.engine_native",
-    "runtime.engine_onnx",
-    "runtime.engine_torch",
-    "runtime.engine_trt",
-    "runtime.engines",
+    "models.combine",
+    "rules",
+    "runtime.engines.choose",
+    "runtime.engines.eager",
+    "runtime.engines.gpu",
+    "runtime.engines.native",
+    "runtime.engines.ort",
+    "runtime.engines.trt",
+    "runtime.engines.trt_build",
     "runtime.feature_cache",
-    "runtime.gpu",
     "runtime.identity",
     "runtime.pipeline",
-    "runtime.plan",
+    "runtime.prediction",
     "runtime.predictor",
-    "runtime.trt_build",
 )
 
 

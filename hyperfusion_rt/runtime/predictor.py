@@ -8,30 +8,31 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.data.bids import session_rows
-from hyperfusion_rt.data.cohort import Case, Cohort, find_scans, join
-from hyperfusion_rt.data.table import read_table
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.data.bids_dataset import session_rows
+from hyperfusion_rt.data.cohort import Case, Cohort, join
+from hyperfusion_rt.data.scan_search import find_scans
+from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
-from hyperfusion_rt.ensemble import spread
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
-from hyperfusion_rt.runtime.artifact import Artifact, Manifest
-from hyperfusion_rt.runtime.engines import open_engine, open_split
+from hyperfusion_rt.rules import spread
+from hyperfusion_rt.runtime.engines.choose import open_engine, open_parts
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
 from hyperfusion_rt.runtime.pipeline import Budget, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
+from hyperfusion_rt.runtime.prediction import Prediction, Seconds, by_case, cohort_problems
 
 PathLike = str | os.PathLike[str]
-Status = Literal["ok", "error", "skipped"]
 Source = Literal["registered", "raw"]
 Floats = NDArray[np.float32]
 
@@ -39,49 +40,6 @@ Floats = NDArray[np.float32]
 _SMALL = 16 * 2**20
 # What registering one raw scan of 1 mm holds; finer ones four times their voxels more.
 RAW_MEMORY = 600 * 2**20
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Where one case's time went."""
-
-    read: float = 0.0
-    decode: float = 0.0
-    preprocess: float = 0.0
-    infer: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """The sum of the four."""
-        return self.read + self.decode + self.preprocess + self.infer
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One case's result.
-
-    `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
-    `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
-    why there is no prediction, or what a reader of this one should know. `quality`: of a raw
-    scan's registration, figures by name. `scan`: the file, where there is one, and `stamp` what
-    tells it from a changed one (`files.stamp`), taken before it was read.
-    """
-
-    subject: str
-    session: str | None
-    status: Status
-    reason: str = ""
-    values: tuple[float, ...] = ()
-    spread: float | None = None
-    seconds: Seconds = field(default_factory=Seconds)
-    quality: dict[str, float] = field(default_factory=dict)
-    scan: Path | None = None
-    stamp: str | None = None
-
-
-def by_case(item: Prediction) -> tuple[str, str]:
-    """The order of a table: by subject and session."""
-    return item.subject, item.session or ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +87,7 @@ class Predictor:
         self.engine, self._network, self.notes = opened.name, opened.engine, opened.notes
         self._cache, self._split = None, None
         if feature_cache is not None:
-            self._split = open_split(artifact, opened, self.threads)
+            self._split = open_parts(artifact, opened, self.threads)
             self._cache = FeatureCache(feature_cache, self.identity())
         self._max_memory = max_memory
         self._free: int | None = None
@@ -183,7 +141,7 @@ class Predictor:
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         find = find_scans
         if self.source == "raw":
-            from hyperfusion_rt.data.dicom import find_raw_scans as find
+            from hyperfusion_rt.data.raw.dicom import find_raw_scans as find
         # A scan that is named twice, by itself and with its folder, is one scan.
         unique = {s.path.resolve(): s for path in given for s in find(Path(path))}
         scans = list(unique.values())
@@ -348,7 +306,7 @@ class Predictor:
                     if kept is not None:
                         return _restored(kept, digest)
         if self.source == "raw":
-            from hyperfusion_rt.data.raw import register
+            from hyperfusion_rt.data.raw.register import register
 
             with clock.step("preprocess"):
                 raw = register(path, preprocessing)
@@ -449,26 +407,8 @@ def _restored(kept: Kept, digest: bytes | None) -> _Scan:
 
 def _failed(case: Case, error: Exception, before: str | None) -> Prediction:
     """One odd case must not end the night's run."""
-    reason = reason_of(error, case.scan)
+    _, reason = reason_of(error, case.scan)
     return Prediction(case.subject, case.session, "error", reason, scan=case.scan, stamp=before)
-
-
-def cohort_problems(
-    cohort: Cohort,
-    unmatched_scans: Literal["list", "ignore"] = "list",
-    unmatched_rows: Literal["list", "ignore"] = "list",
-) -> list[Prediction]:
-    """What could not be joined. Rows without a scan and further runs are skipped, not errors."""
-    found = []
-    for problem in cohort.problems:
-        no_scan, no_row = problem.kind == "row-without-scan", problem.kind == "scan-without-row"
-        if (no_scan and unmatched_rows == "ignore") or (no_row and unmatched_scans == "ignore"):
-            continue
-        harmless = no_scan or problem.kind == "passed-over"
-        status: Status = "skipped" if harmless else "error"
-        reason = f"{problem.where}: {problem.reason}"
-        found.append(Prediction(problem.subject, problem.session, status, reason))
-    return found
 
 
 def load(

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from hyperfusion_rt.files import replacing
-from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.training.run_folder import Run
 
 
 def _columns(path: Path) -> dict[str, list[float]]:

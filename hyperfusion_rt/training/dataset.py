@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Config, TableSpec
-from hyperfusion_rt.data.cache import VolumeCache
-from hyperfusion_rt.data.cohort import Case, find_scans, join
-from hyperfusion_rt.data.table import Row, read_category, read_number, read_table
-from hyperfusion_rt.data.tabular import read_target
+from hyperfusion_rt.data.cohort import Case, join
+from hyperfusion_rt.data.encoder import read_target
+from hyperfusion_rt.data.scan_search import find_scans
+from hyperfusion_rt.data.table_file import Row, read_category, read_number, read_table
+from hyperfusion_rt.data.volume_cache import VolumeCache
 from hyperfusion_rt.errors import CohortError, ScanError, TableError
 from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
 

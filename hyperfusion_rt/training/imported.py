@@ -7,13 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from hyperfusion_rt.config import Config, Feature, NetworkConfig, preset
-from hyperfusion_rt.data.table import read_table
-from hyperfusion_rt.data.tabular import TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import describe_state, read_state
-from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.training.run_folder import Run
 
 
 def run_from_state(

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import Config
-from hyperfusion_rt.data.tabular import TabularEncoder
-from hyperfusion_rt.ensemble import combine
+from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.models import (
@@ -31,9 +30,10 @@ from hyperfusion_rt.models import (
     outputs_count,
 )
 from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.rules import combine
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.metrics import balanced_accuracy
-from hyperfusion_rt.training.run import Member
+from hyperfusion_rt.training.run_folder import Member
 from hyperfusion_rt.training.splits import split_names
 
 Progress = Callable[[int, dict[str, Any]], None]

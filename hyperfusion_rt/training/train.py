@@ -25,7 +25,7 @@ from hyperfusion_rt.training.loop import (
     summarise,
 )
 from hyperfusion_rt.training.metrics import classification, regression
-from hyperfusion_rt.training.run import Member, Run
+from hyperfusion_rt.training.run_folder import Member, Run
 
 # As many real cases as the largest batch of the comparison made at export.
 EXPORT_CASES = 7

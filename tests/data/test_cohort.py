@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperfusion_rt.data import cohort as cohort_module
-from hyperfusion_rt.data.cohort import Case, Cohort, Scan, find_scans, join, restrict
-from hyperfusion_rt.data.table import Row, Table, read_table
+from hyperfusion_rt.data.cohort import Case, Cohort, join, restrict
+from hyperfusion_rt.data.scan_search import Scan, find_scans
+from hyperfusion_rt.data.table_file import Row, Table, read_table
 from hyperfusion_rt.errors import CohortError
 
 

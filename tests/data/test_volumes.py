@@ -317,7 +317,7 @@ def test_partial_cover_is_a_warning(tmp_path):
 
 
 def test_template_brain_fits_the_brain_age_box():
-    from hyperfusion_rt.data.template import template_files
+    from hyperfusion_rt.data.mni_template import template_files
 
     box = preset("brain-age").preprocessing
     volume = read_volume(template_files("raw", "the test")["t1"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hyperfusion_rt.config import NetworkConfig
-from hyperfusion_rt.export.graph import run
+from hyperfusion_rt.export.ir.graph import run
 from hyperfusion_rt.models import HyperConv3d, build_network
 
 SHAPES = {"ad": (16, 24, 16), "brain-age": (36, 44, 36)}

@@ -6,11 +6,12 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
-from hyperfusion_rt.export.ensemble import Ensemble
-from hyperfusion_rt.export.graph import Graph
-from hyperfusion_rt.export.precision import TYPES, Typed, could_be_narrow
-from hyperfusion_rt.export.to_onnx import write_onnx
-from hyperfusion_rt.runtime.trt_build import BuildOptions, Built, build
+from hyperfusion_rt.export.ir.ensemble import Ensemble
+from hyperfusion_rt.export.ir.graph import Graph
+from hyperfusion_rt.export.ir.typed import Typed
+from hyperfusion_rt.export.onnx_file.model import write_onnx
+from hyperfusion_rt.export.precision import TYPES, could_be_narrow
+from hyperfusion_rt.runtime.engines.trt_build import BuildOptions, Built, build
 
 INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None
 OPTIONS = BuildOptions(batch=(1, 2, 4), capabilities=(80,))

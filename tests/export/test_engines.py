@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from hyperfusion_rt.export.fold import cut, fold
-from hyperfusion_rt.export.lower import lower
-from hyperfusion_rt.export.plan import plan
-from hyperfusion_rt.export.to_onnx import write_onnx
-from hyperfusion_rt.kernels.tiles import choose_tile
-from hyperfusion_rt.runtime.engine_native import NativeEngine
-from hyperfusion_rt.runtime.engine_torch import TorchEngine
+from hyperfusion_rt.export.fuse.fuser import plan
+from hyperfusion_rt.export.ir.cut import cut
+from hyperfusion_rt.export.ir.fold import fold
+from hyperfusion_rt.export.ir.lower import lower
+from hyperfusion_rt.export.onnx_file.model import write_onnx
+from hyperfusion_rt.kernels.cpu.tiles import choose_tile
+from hyperfusion_rt.runtime.engines.eager import TorchEngine
+from hyperfusion_rt.runtime.engines.native import NativeEngine
 
+from .ir.test_lower import MODULES, V
 from .networks import FUSIONS, SHAPES, MidTrunk, difference, exact, inputs, published, shaken
-from .test_lower import MODULES, V
 
 ort = pytest.importorskip("onnxruntime", reason="ONNX files NOT run")
 TOLERANCE = 5e-6
@@ -83,12 +84,12 @@ def test_cases_that_are_drawn_have_one_category_each(tmp_path):
     from safetensors.torch import save_file
 
     from hyperfusion_rt.config import preset
-    from hyperfusion_rt.data.table import Row
-    from hyperfusion_rt.data.tabular import TabularEncoder
+    from hyperfusion_rt.data.encoder import TabularEncoder
+    from hyperfusion_rt.data.table_file import Row
     from hyperfusion_rt.export import export_run
     from hyperfusion_rt.export.build import load_cases
     from hyperfusion_rt.models import network_of
-    from hyperfusion_rt.training.run import Run
+    from hyperfusion_rt.training.run_folder import Run
 
     shape = {"shape": (36, 36, 36), "spacing": 5.0}
     config = preset("brain-age-small", {"network": {"features": 2}, "preprocessing": shape})

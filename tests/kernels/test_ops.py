@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, hyper_linear, native, reference
+from hyperfusion_rt.kernels import Epilogue, hyper_conv3d, hyper_linear, reference
+from hyperfusion_rt.kernels.cpu import native
 from hyperfusion_rt.kernels.epilogue import apply
 
 from .oracle import CASES, assert_within_rounding, magnitudes, make

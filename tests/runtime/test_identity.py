@@ -6,8 +6,9 @@ import grimp
 import pytest
 
 import hyperfusion_rt
-from hyperfusion_rt.runtime import engines, identity
-from hyperfusion_rt.runtime.artifact import Artifact
+from hyperfusion_rt.artifact.manifest import Artifact
+from hyperfusion_rt.runtime import identity
+from hyperfusion_rt.runtime.engines import choose as engines
 
 
 @pytest.fixture(scope="module")

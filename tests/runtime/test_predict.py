@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import hyperfusion_rt
+from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.errors import CohortError, TableError
-from hyperfusion_rt.runtime.artifact import Artifact
-from hyperfusion_rt.runtime.command import infer
+from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import predict, split_of, summarise
 from hyperfusion_rt.training.train import load_member

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hyperfusion_rt.ensemble import combine, confidences, softmax, spread
 from hyperfusion_rt.errors import CohortError
+from hyperfusion_rt.rules import combine, confidences, softmax, spread
 from hyperfusion_rt.training.metrics import (
     balanced_accuracy,
     bootstrap_interval,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.training.run import Run
+from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, choose_device, train
 
 TINY = {

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from hyperfusion_rt.data.template import template_files
+from hyperfusion_rt.data.mni_template import template_files
 from hyperfusion_rt.errors import MissingExtraError
 
 Float = NDArray[np.float32]

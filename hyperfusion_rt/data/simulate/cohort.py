@@ -196,8 +196,8 @@ def _require_extras() -> None:
     for package, extra in (("torch", "train"), ("scipy", "simulate")):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra, "the simulated cohort")
+    from hyperfusion_rt.data.mni_template import template_files
     from hyperfusion_rt.data.simulate.anatomy import PURPOSE
-    from hyperfusion_rt.data.template import template_files
 
     template_files("simulate", PURPOSE)
 

@@ -1,0 +1,1 @@
+"""What becomes one operation of an engine."""

@@ -1,0 +1,1 @@
+"""The network as a graph: from PyTorch, folded by exact algebra, its members joined."""

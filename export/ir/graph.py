@@ -1,0 +1,281 @@
+"""A network as a list of operations on named values, with float64 weights: what folding works on.
+
+Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Operations:
+
+    conv(x)                weight [Cout, Cin/groups, k, k, k], bias [Cout]; stride, padding,
+                           dilation, groups
+    hyper_conv(x, e)       the same with a leading [K]: W = Σ_k e_k weight_k
+    linear(x)              weight [O, I], bias [O];   hyper_linear(x, e): with a leading [K]
+    one_and(e)             [1, e];   combine(p [K·C], e [K]): y_c = Σ_k e_k p[k·C + c]
+    affine(x)              scale, shift [C]
+    activation(x)          kind; alpha (leaky_relu, elu), slope [C] (prelu)
+    max_pool, avg_pool(x)  kernel, stride, padding, ceil_mode; dilation; count_include_pad
+    adaptive_avg_pool, adaptive_max_pool(x)   size
+    global_avg_pool(x)     [C]; stride: only every stride-th voxel counts;   global_max_pool(x)
+    add, mul(a, b)         equal shapes, or one is [C, 1, 1, 1]
+    concat(...), slice(x)  along channels; start, stop
+    pad(x)                 zeros; before, after
+    reshape(x)             shape;   softmax(x [F]);   instance_norm(x): scale, shift [C]; eps
+    ensemble(x [M·N·C])    [C]; members M, boxes N, classes, rule: see models.ensemble
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperfusion_rt.models.combine import combine_outputs
+
+Array = NDArray[np.float64]
+Shape = tuple[int, ...]
+
+TABLE = "tabular"  # the input that holds rows of the table
+
+
+@dataclass
+class Node:
+    """One operation; `layer` is its place in the network, for people."""
+
+    op: str
+    inputs: list[str]
+    output: str
+    attrs: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+    layer: str = ""
+
+
+@dataclass
+class Graph:
+    """Nodes in an order in which they can run; `shapes` of every value, without the batch."""
+
+    inputs: dict[str, Shape]
+    nodes: list[Node]
+    outputs: list[str]
+    shapes: dict[str, Shape]
+
+    def copy(self) -> Graph:
+        """A copy whose nodes may be changed; the arrays are shared."""
+        nodes = [
+            Node(n.op, list(n.inputs), n.output, dict(n.attrs), dict(n.arrays), n.layer)
+            for n in self.nodes
+        ]
+        return Graph(dict(self.inputs), nodes, list(self.outputs), dict(self.shapes))
+
+    def producer(self, value: str) -> Node | None:
+        """The node that makes `value`; None for an input."""
+        return next((n for n in self.nodes if n.output == value), None)
+
+    def users(self, value: str) -> list[Node]:
+        """The nodes that read `value`."""
+        return [n for n in self.nodes if value in n.inputs]
+
+    def only_user(self, value: str) -> Node | None:
+        """The one node that reads `value`, if there is just one and it is no output."""
+        users = self.users(value)
+        return users[0] if len(users) == 1 and value not in self.outputs else None
+
+    def replace(self, old: str, new: str) -> None:
+        """Let everything that reads `old` read `new`."""
+        for node in self.nodes:
+            node.inputs = [new if value == old else value for value in node.inputs]
+        self.outputs = [new if value == old else value for value in self.outputs]
+
+    def add(
+        self,
+        op: str,
+        inputs: list[str],
+        shape: Shape,
+        *,
+        before: Node,
+        like: Node,
+        attrs: dict[str, Any] | None = None,
+        arrays: dict[str, Array] | None = None,
+    ) -> str:
+        """Insert a node in front of `before`; returns the name of its value."""
+        numbered = (f"{like.output}_{op}{number}" for number in itertools.count())
+        name = next(name for name in numbered if name not in self.shapes)
+        node = Node(op, inputs, name, attrs or {}, arrays or {}, like.layer)
+        self.nodes.insert(next(i for i, n in enumerate(self.nodes) if n is before), node)
+        self.shapes[name] = shape
+        return name
+
+    def depends_on(self, source: str) -> set[str]:
+        """All values that are computed from the input `source`, and itself."""
+        found = {source}
+        for node in self.nodes:
+            if found & set(node.inputs):
+                found.add(node.output)
+        return found
+
+    def remove_dead(self) -> bool:
+        """Drop the nodes that no output needs."""
+        needed, kept = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if node.output in needed:
+                needed.update(node.inputs)
+                kept.append(node)
+        changed = len(kept) != len(self.nodes)
+        self.nodes = kept[::-1]
+        alive = {*self.inputs, *(n.output for n in self.nodes)}
+        self.shapes = {name: shape for name, shape in self.shapes.items() if name in alive}
+        return changed
+
+    def sort(self) -> None:
+        """Put the nodes into an order in which they can run; the present order where it can."""
+        made, waiting, done = set(self.inputs), list(self.nodes), []
+        while waiting:
+            ready = next(n for n in waiting if made.issuperset(n.inputs))
+            waiting.remove(ready)
+            done.append(ready)
+            made.add(ready.output)
+        self.nodes = done
+
+
+def activate(x: Tensor, node: Node) -> Tensor:
+    """What an `activation` node means."""
+    kind, alpha = node.attrs["kind"], float(node.attrs.get("alpha", 0.0))
+    simple: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "leaky_relu": lambda v: F.leaky_relu(v, alpha),
+        "elu": lambda v: F.elu(v, alpha),
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "hardswish": F.hardswish,
+        "hardsigmoid": F.hardsigmoid,
+        "softplus": F.softplus,
+        "mish": F.mish,
+    }
+    if kind == "prelu":
+        return F.prelu(x, torch.from_numpy(node.arrays["slope"]).to(x))
+    return simple[kind](x)
+
+
+def _as_it_is(node: Node, x: Tensor) -> Tensor:
+    return x
+
+
+def run(
+    graph: Graph,
+    feeds: dict[str, Tensor],
+    *,
+    before: Callable[[Node, Tensor], Tensor] = _as_it_is,
+    after: Callable[[Node, Tensor], Tensor] = _as_it_is,
+) -> list[Tensor]:
+    """Execute `graph` in plain PyTorch, in the inputs' dtype: the reference of every engine.
+
+    `feeds`: `[B, ...]` for every input. `before` maps what a node reads, inputs and weights;
+    `after` what it makes. Returns the outputs, `[B, ...]`.
+    """
+    values = dict(feeds)
+    for node in graph.nodes:
+        inputs = [before(node, values[name]) for name in node.inputs]
+        like = inputs[0]
+        arrays = {
+            k: before(node, torch.from_numpy(np.ascontiguousarray(v)).to(like))
+            for k, v in node.arrays.items()
+        }
+        values[node.output] = after(node, _OPS[node.op](inputs, arrays, node))
+        expected = (len(like), *graph.shapes[node.output])
+        if tuple(values[node.output].shape) != expected:
+            raise AssertionError(f"{node.op} {node.output}: {values[node.output].shape}")
+    return [values[name] for name in graph.outputs]
+
+
+Tensors = dict[str, Tensor]
+
+
+def _channels(array: Tensor, x: Tensor) -> Tensor:
+    return array.view(1, -1, *(1,) * (x.dim() - 2))
+
+
+def _conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.attrs
+    return F.conv3d(
+        x[0], a["weight"], a["bias"], t["stride"], t["padding"], t["dilation"], t["groups"]
+    )
+
+
+def _hyper_conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t, samples = n.attrs, []
+    for image, e in zip(x[0], x[1], strict=True):
+        weight, bias = torch.tensordot(e, a["weight"], 1), torch.tensordot(e, a["bias"], 1)
+        samples.append(
+            F.conv3d(
+                image[None], weight, bias, t["stride"], t["padding"], t["dilation"], t["groups"]
+            )
+        )
+    return torch.cat(samples)
+
+
+def _hyper_linear(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    weight = torch.einsum("bk,koi->boi", x[1], a["weight"])
+    return torch.einsum("boi,bi->bo", weight, x[0]) + x[1] @ a["bias"]
+
+
+def _global_avg(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    s = n.attrs.get("stride", (1, 1, 1))
+    return x[0][:, :, :: s[0], :: s[1], :: s[2]].mean((2, 3, 4))
+
+
+def _pad(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    both = zip(n.attrs["before"][::-1], n.attrs["after"][::-1], strict=True)
+    return F.pad(x[0], [width for pair in both for width in pair])
+
+
+def _instance_norm(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    return F.instance_norm(x[0], None, None, a["scale"], a["shift"], eps=n.attrs["eps"])
+
+
+_OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
+    "conv": _conv,
+    "hyper_conv": _hyper_conv,
+    "linear": lambda x, a, n: F.linear(x[0], a["weight"], a["bias"]),
+    "hyper_linear": _hyper_linear,
+    "one_and": lambda x, a, n: torch.cat([torch.ones_like(x[0][:, :1]), x[0]], 1),
+    "combine": lambda x, a, n: torch.einsum(
+        "bk,bkc->bc", x[1], x[0].view(len(x[0]), x[1].shape[1], -1)
+    ),
+    "affine": lambda x, a, n: x[0] * _channels(a["scale"], x[0]) + _channels(a["shift"], x[0]),
+    "activation": lambda x, a, n: activate(x[0], n),
+    "max_pool": lambda x, a, n: F.max_pool3d(
+        x[0],
+        n.attrs["kernel"],
+        n.attrs["stride"],
+        n.attrs["padding"],
+        n.attrs["dilation"],
+        n.attrs["ceil_mode"],
+    ),
+    "avg_pool": lambda x, a, n: F.avg_pool3d(
+        x[0],
+        n.attrs["kernel"],
+        n.attrs["stride"],
+        n.attrs["padding"],
+        n.attrs["ceil_mode"],
+        n.attrs["count_include_pad"],
+    ),
+    "adaptive_avg_pool": lambda x, a, n: F.adaptive_avg_pool3d(x[0], n.attrs["size"]),
+    "adaptive_max_pool": lambda x, a, n: F.adaptive_max_pool3d(x[0], n.attrs["size"]),
+    "global_avg_pool": _global_avg,
+    "global_max_pool": lambda x, a, n: x[0].amax((2, 3, 4)),
+    "add": lambda x, a, n: x[0] + x[1],
+    "mul": lambda x, a, n: x[0] * x[1],
+    "concat": lambda x, a, n: torch.cat(x, 1),
+    "slice": lambda x, a, n: x[0][:, n.attrs["start"] : n.attrs["stop"]],
+    "pad": _pad,
+    "reshape": lambda x, a, n: x[0].reshape(len(x[0]), *n.attrs["shape"]),
+    "softmax": lambda x, a, n: torch.softmax(x[0], 1),
+    "instance_norm": _instance_norm,
+    "ensemble": lambda x, a, n: combine_outputs(x[0], **n.attrs),
+}

@@ -1,0 +1,174 @@
+"""From a `torch.nn.Module` to a `Graph`, by way of `torch.export`.
+
+The handlers of single operations are in `aten.py`. What depends on parameters alone is computed at
+once.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.export.ir.aten import BATCH, HANDLERS, VIEWS, Builder, UnsupportedError, Value
+from hyperfusion_rt.export.ir.graph import Graph, Shape
+from hyperfusion_rt.kernels.ops import whole_ops
+
+
+def lower(module: nn.Module, inputs: dict[str, Shape]) -> Graph:
+    """Lower `module` in eval mode; its forward takes `inputs` in this order, with a batch axis.
+
+    Args:
+        inputs: the names and the shapes without the batch axis: `{"image": (1, 64, 96, 64)}`.
+
+    One output is called `output`.
+
+    Raises:
+        HyperFusionError: torch.export cannot trace the module, or it does something that engines
+            cannot do; the message names the operation and the layer.
+    """
+    module = copy.deepcopy(module).double().eval()
+    examples = tuple(torch.zeros(BATCH, *shape, dtype=torch.float64) for shape in inputs.values())
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), whole_ops():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, examples)
+    except Exception as error:
+        raise HyperFusionError(
+            f"{type(module).__name__} cannot be exported: torch.export says: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    return _Lowering(program, inputs).graph
+
+
+class _Lowering(Builder):
+    def __init__(self, program: torch.export.ExportedProgram, inputs: dict[str, Shape]) -> None:
+        super().__init__(inputs)
+        self.target = ""
+        self.order = {node: i for i, node in enumerate(program.graph.nodes)}
+        signature = program.graph_signature
+        constants: dict[str, Any] = {
+            **{n: program.state_dict[t] for n, t in signature.inputs_to_parameters.items()},
+            **{
+                n: program.state_dict.get(t, program.constants.get(t))
+                for n, t in signature.inputs_to_buffers.items()
+            },
+            **{
+                n: program.constants[t]
+                for n, t in signature.inputs_to_lifted_tensor_constants.items()
+            },
+        }
+        names = iter(inputs)
+        values: dict[fx.Node, Any] = {}
+        with torch.no_grad():
+            for node in program.graph.nodes:
+                if node.op == "placeholder":
+                    if node.name in constants:
+                        values[node] = constants[node.name].detach()
+                    else:
+                        name = next(names)
+                        values[node] = Value(name, inputs[name])
+                elif node.op == "call_function":
+                    values[node] = self._call(node, values)
+                    if self.target.endswith("_"):
+                        self._written(node, values)
+                elif node.op == "output":
+                    self._output(node, values)
+                else:
+                    self._refuse(node, f"{node.op} {node.target}")
+        self.graph.remove_dead()
+
+    def _output(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        found = fx.node.map_arg(node.args[0], lambda n: values[n])
+        for value in found if isinstance(found, (list, tuple)) else [found]:
+            if not isinstance(value, Value):
+                raise HyperFusionError("the network's output does not depend on its input")
+            self.graph.outputs.append(value.name)
+        if len(self.graph.outputs) == 1 and self.graph.outputs[0] not in self.graph.inputs:
+            self._rename(self.graph.outputs[0], "output")
+
+    def _rename(self, old: str, new: str) -> None:
+        self.graph.shapes[new] = self.graph.shapes.pop(old)
+        self.graph.replace(old, new)
+        for node in self.graph.nodes:
+            node.output = new if node.output == old else node.output
+
+    def _refuse(self, node: fx.Node, what: str) -> None:
+        raise HyperFusionError(
+            f"{what} in {_layer(node) or 'the network'}: engines cannot do this. They know: "
+            f"{', '.join(sorted(supported()))}"
+        )
+
+    def _written(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        """After an operation in place, all that reads its input later finds its output."""
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        old = values[first]
+        if not isinstance(old, Value):
+            return
+        names = [n for n, value in values.items() if value is old]
+        seen = set(names)
+        for other in values:  # in the order of the calls: a part of a part comes later
+            if _name(other.target) not in VIEWS:
+                continue
+            (source,) = other.all_input_nodes
+            if other in names and values[source] is not old:
+                self._refuse(node, f"{self.target} in place on a part of another tensor")
+            if source in seen:
+                seen.add(other)
+        written = self.order[node]
+        if any(self.order[u] > written for n in seen.difference(names) for u in n.users):
+            self._refuse(node, f"{self.target} in place on a tensor with a part that is read later")
+        for other in names:
+            values[other] = values[node]
+
+    def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        args = fx.node.map_arg(node.args, lambda n: values[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+        self.layer, self.target = _layer(node), _name(node.target)
+        depends = any(isinstance(x, Value) for x in torch.utils._pytree.tree_leaves((args, kwargs)))
+        if not depends:
+            assert callable(node.target)
+            return node.target(*args, **kwargs)
+        handler = HANDLERS.get(self.target)
+        if handler is None:
+            self._refuse(node, self.target)
+            raise AssertionError
+        made = node.meta.get("val")
+        indices = self.target == "getitem"  # of a pooling: they fail where they are read
+        if isinstance(made, torch.Tensor) and not (made.is_floating_point() or indices):
+            self._refuse(node, f"{self.target} that makes {made.dtype}")
+        try:
+            inspect.signature(handler).bind(self, *args, **kwargs)
+        except TypeError as error:
+            self._refuse(node, f"{self.target} with these arguments ({error})")
+        try:
+            result = handler(self, *args, **kwargs)
+            # A copy does not change with its source.
+            return copy.copy(result) if self.target == "clone" else result
+        except UnsupportedError as error:
+            self._refuse(node, f"{self.target} {error}")
+
+
+def _layer(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()), ("", None))[0] if stack else ""
+    return str(path).removeprefix("L['self'].")
+
+
+def _name(target: Any) -> str:
+    return (
+        str(target).removeprefix("aten.").rsplit(".", 1)[0]
+        if not callable(target) or hasattr(target, "overloadpacket") or hasattr(target, "_schema")
+        else target.__name__
+    )
+
+
+def supported() -> set[str]:
+    """The names of the ATen operations that can be lowered."""
+    return set(HANDLERS)

@@ -1,0 +1,285 @@
+"""How each operation of a graph is written in ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.export.ir.graph import Node
+
+if TYPE_CHECKING:
+    from hyperfusion_rt.export.onnx_file.writer import Writer
+
+
+def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
+    padding = [int(p) for p in node.attrs["padding"]]
+    found = {
+        "kernel_shape": [int(k) for k in kernel],
+        "pads": [*padding, *padding],
+        "strides": [int(s) for s in node.attrs["stride"]],
+    }
+    if "dilation" in node.attrs:
+        found["dilations"] = [int(d) for d in node.attrs["dilation"]]
+    return found
+
+
+def _conv(w: Writer, node: Node) -> None:
+    attrs = _window(node, node.arrays["weight"].shape[-3:])
+    inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
+    w.op("Conv", inputs, node.output, group=int(node.attrs["groups"]), **attrs)
+
+
+def _hyper_conv(w: Writer, node: Node) -> None:
+    weight, bias, groups = node.arrays["weight"], node.arrays["bias"], int(node.attrs["groups"])
+    k, cout = weight.shape[:2]
+    each, volume = cout // groups, w.graph.shapes[node.output][1:]
+
+    def grouped(array: NDArray[Any]) -> NDArray[Any]:
+        # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
+        split = array.reshape(k, groups, each, *array.shape[2:])
+        ordered: NDArray[Any] = np.moveaxis(split, 0, 1).reshape(k * cout, *array.shape[2:])
+        return ordered
+
+    inputs = [
+        node.inputs[0],
+        w.weight(node, "weight", grouped(weight)),
+        w.weight(node, "bias", grouped(bias)),
+    ]
+    made = w.op(
+        "Conv", inputs, f"{node.output}.all", group=groups, **_window(node, weight.shape[-3:])
+    )
+    made = w.reshape(made, [groups, k, each, *volume], f"{node.output}.split")
+    order = [0, 2, 1, 3, *range(4, 4 + len(volume))]
+    made = w.op("Transpose", [made], f"{node.output}.turned", perm=order)
+    made = w.reshape(made, [k, cout, *volume], f"{node.output}.parts")
+    w.mix(made, node.inputs[1], k, [cout, *volume], node.output)
+
+
+def _linear(w: Writer, node: Node) -> None:
+    inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
+    w.op("Gemm", inputs, node.output, transB=1)
+
+
+def _hyper_linear(w: Writer, node: Node) -> None:
+    k, cout, cin = node.arrays["weight"].shape
+    inputs = [
+        node.inputs[0],
+        w.weight(node, "weight", node.arrays["weight"].reshape(k * cout, cin)),
+        w.weight(node, "bias", node.arrays["bias"].reshape(-1)),
+    ]
+    made = w.op("Gemm", inputs, f"{node.output}.all", transB=1)
+    made = w.reshape(made, [k, cout], f"{node.output}.parts")
+    w.mix(made, node.inputs[1], k, [cout], node.output)
+
+
+def _combine(w: Writer, node: Node) -> None:
+    k, (cout,) = w.graph.shapes[node.inputs[1]][0], w.graph.shapes[node.output]
+    made = w.reshape(node.inputs[0], [k, cout], f"{node.output}.parts")
+    w.mix(made, node.inputs[1], k, [cout], node.output)
+
+
+def _one_and(w: Writer, node: Node) -> None:
+    pads = w.constant(f"{node.output}.pads", np.array([0, 1, 0, 0], np.int64))
+    one = w.constant(f"{node.output}.one", np.array(1.0))
+    w.op("Pad", [node.inputs[0], pads, one], node.output)
+
+
+def _affine(w: Writer, node: Node) -> None:
+    scaled = node.inputs[0]
+    if np.any(node.arrays["scale"] != 1):
+        scaled = w.op("Mul", [scaled, w.per_channel(node, "scale")], f"{node.output}.scaled")
+    w.op("Add", [scaled, w.per_channel(node, "shift")], node.output)
+
+
+def _activation(w: Writer, node: Node) -> None:
+    kind, x = node.attrs["kind"], list(node.inputs)
+    alpha = {"alpha": float(node.attrs["alpha"])} if "alpha" in node.attrs else {}
+    simple = {
+        "relu": "Relu",
+        "leaky_relu": "LeakyRelu",
+        "elu": "Elu",
+        "sigmoid": "Sigmoid",
+        "tanh": "Tanh",
+        "hardswish": "HardSwish",
+        "softplus": "Softplus",
+        "mish": "Mish",
+    }
+    if kind in simple:
+        w.op(simple[kind], x, node.output, **alpha)
+    elif kind == "prelu":
+        w.op("PRelu", [*x, w.per_channel(node, "slope")], node.output)
+    elif kind in ("gelu", "gelu_tanh"):
+        w.op("Gelu", x, node.output, approximate="none" if kind == "gelu" else "tanh")
+    elif kind == "silu":
+        w.op("Mul", [x[0], w.op("Sigmoid", x, f"{node.output}.gate")], node.output)
+    elif kind == "hardsigmoid":
+        w.op("HardSigmoid", x, node.output, alpha=1 / 6, beta=0.5)
+    else:
+        assert kind == "relu6", kind
+        bounds = [w.constant(f"{node.output}.{n}", np.array(n)) for n in (0.0, 6.0)]
+        w.op("Clip", [*x, *bounds], node.output)
+
+
+def _max_pool(w: Writer, node: Node) -> None:
+    _pool(w, "MaxPool", node)
+
+
+def _avg_pool(w: Writer, node: Node) -> None:
+    _pool(w, "AveragePool", node, count_include_pad=int(node.attrs["count_include_pad"]))
+
+
+def _pool(w: Writer, kind: str, node: Node, **attrs: int) -> None:
+    """PyTorch drops a last window that would start in the padding behind; ONNX's ceil_mode keeps
+    it. Where that concerns some axes only, it is cut off after the pooling.
+    """
+    rounds_up, drops = False, False
+    geometry = [node.attrs[key] for key in ("kernel", "stride", "padding")]
+    geometry.append(node.attrs.get("dilation", (1, 1, 1)))
+    sizes, made = w.graph.shapes[node.inputs[0]][1:], w.graph.shapes[node.output][1:]
+    for n, m, k, s, p, d in zip(sizes, made, *geometry, strict=True):
+        room = n + 2 * p - d * (k - 1) - 1
+        rounds_up |= m > room // s + 1
+        drops |= m < -(-room // s) + 1
+    attrs |= _window(node, node.attrs["kernel"]) | {"ceil_mode": int(rounds_up)}
+    if not (rounds_up and drops):
+        w.op(kind, node.inputs, node.output, **attrs)
+        return
+    pooled = w.op(kind, node.inputs, f"{node.output}.whole", **attrs)
+    _slice(w, pooled, node.output, [2, 3, 4], [0, 0, 0], list(made), [1, 1, 1])
+
+
+def _adaptive(kind: str) -> Callable[[Writer, Node], None]:
+    def write(w: Writer, node: Node) -> None:
+        sizes = zip(w.graph.shapes[node.inputs[0]][1:], node.attrs["size"], strict=True)
+        kernel = [int(n // m) for n, m in sizes]
+        w.op(kind, node.inputs, node.output, kernel_shape=kernel, strides=kernel)
+
+    return write
+
+
+def _slice(
+    w: Writer,
+    x: str,
+    output: str,
+    axes: list[int],
+    starts: list[int],
+    ends: list[int],
+    steps: list[int],
+) -> str:
+    parts = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
+    constants = [w.constant(f"{output}.{key}", np.array(v, np.int64)) for key, v in parts.items()]
+    return w.op("Slice", [x, *constants], output)
+
+
+def _global(kind: str) -> Callable[[Writer, Node], None]:
+    def write(w: Writer, node: Node) -> None:
+        x, stride = node.inputs[0], [int(s) for s in node.attrs.get("stride", (1, 1, 1))]
+        if stride != [1, 1, 1]:
+            shape = w.graph.shapes[x]
+            x = _slice(w, x, f"{node.output}.every", [2, 3, 4], [0, 0, 0], list(shape[1:]), stride)
+        pooled = w.op(kind, [x], f"{node.output}.pooled")
+        w.reshape(pooled, w.graph.shapes[node.output], node.output)
+
+    return write
+
+
+def _pad(w: Writer, node: Node) -> None:
+    widths = [0, 0, *node.attrs["before"], 0, 0, *node.attrs["after"]]
+    pads = w.constant(f"{node.output}.pads", np.array(widths, np.int64))
+    w.op("Pad", [node.inputs[0], pads], node.output)
+
+
+def _ensemble(w: Writer, node: Node) -> None:
+    name, x, a = node.output, node.inputs[0], node.attrs
+    (n,) = w.graph.shapes[name]
+
+    def axis(which: int) -> str:
+        return w.constant(f"{name}.axis{which}", np.array([which], np.int64))
+
+    def number(value: float) -> str:
+        return w.constant(f"{name}.{value:g}", np.array(value))
+
+    each = w.reshape(x, [a["members"], a["boxes"], n], f"{name}.outputs")
+    if a["classes"]:
+        each = w.op("Softmax", [each], f"{name}.probabilities", axis=3)
+    each = w.op("ReduceMean", [each, axis(2)], f"{name}.members", keepdims=0)
+    if a["rule"] == "mean":
+        w.op("ReduceMean", [each, axis(1)], name, keepdims=0)
+        return
+
+    def one_hot(index: str, count: int, axis: int, output: str) -> str:
+        depth = w.constant(f"{output}.depth", np.array([count], np.int64))
+        values = w.constant(f"{output}.values", np.array([0.0, 1.0]))
+        return w.op("OneHot", [index, depth, values], output, axis=axis)
+
+    first = w.op("ArgMax", [each], f"{name}.first", axis=2, keepdims=0)
+    votes = one_hot(first, n, 2, f"{name}.votes")
+    # p log p of a p near 1 has no digits left in float32: that term is made of the others' sum s.
+    rest = w.op("Sub", [number(1.0), votes], f"{name}.not_first")
+    safe = w.op("Clip", [each, number(1e-12), number(1.0)], f"{name}.safe")
+    terms = w.op("Mul", [safe, w.op("Log", [safe], f"{name}.log")], f"{name}.terms")
+    others = w.op("Mul", [terms, rest], f"{name}.others")
+    others = w.op("Neg", [w.op("ReduceSum", [others, axis(2)], f"{name}.sum")], f"{name}.entropies")
+    small = w.op("Mul", [each, rest], f"{name}.small")
+    s = w.op("ReduceSum", [small, axis(2)], f"{name}.s", keepdims=1)
+    top = w.op("Mul", [terms, votes], f"{name}.top")
+    top = w.op("Neg", [w.op("ReduceSum", [top, axis(2)], f"{name}.top_sum")], f"{name}.plain")
+    # -(1-s) log(1-s) = s - s²/2 - s³/6 - s⁴/12 - s⁵/20 - s⁶/30 - ..., below 0.1 to 3e-8 of itself
+    series = w.op("Mul", [s, number(1 / 30)], f"{name}.series6")
+    for k in (5, 4, 3, 2):
+        series = w.op("Add", [series, number(1 / (k * (k - 1)))], f"{name}.add{k}")
+        series = w.op("Mul", [series, s], f"{name}.series{k}")
+    series = w.op("Mul", [s, w.op("Sub", [number(1.0), series], f"{name}.one_less")], f"{name}.g")
+    tiny = w.op("Less", [s, number(0.1)], f"{name}.tiny")
+    top = w.op("Where", [tiny, series, top], f"{name}.top_entropy")
+    entropy = w.op("Add", [others, top], f"{name}.both")
+    entropy = w.op("Max", [entropy, number(1e-6)], f"{name}.entropy")
+
+    if a["rule"] == "most_confident":
+        best = w.op("ArgMin", [entropy], f"{name}.best", axis=1, keepdims=0)
+        weights = one_hot(best, a["members"], 1, f"{name}.weights")
+    else:
+        weights = w.op("Reciprocal", [entropy], f"{name}.confidence")
+        total = w.op("ReduceSum", [weights, axis(1)], f"{name}.total", keepdims=1)
+        weights = w.op("Div", [weights, total], f"{name}.weights")
+    if a["rule"] == "weighted_voting":
+        each = votes
+    weighted = w.op("Mul", [weights, each], f"{name}.weighted")
+    w.op("ReduceSum", [weighted, axis(1)], name, keepdims=0)
+
+
+def _instance_norm(w: Writer, node: Node) -> None:
+    inputs = [node.inputs[0], w.weight(node, "scale"), w.weight(node, "shift")]
+    w.op("InstanceNormalization", inputs, node.output, epsilon=float(node.attrs["eps"]))
+
+
+WRITERS: dict[str, Callable[[Writer, Node], Any]] = {
+    "conv": _conv,
+    "hyper_conv": _hyper_conv,
+    "linear": _linear,
+    "hyper_linear": _hyper_linear,
+    "one_and": _one_and,
+    "combine": _combine,
+    "affine": _affine,
+    "activation": _activation,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "adaptive_avg_pool": _adaptive("AveragePool"),
+    "adaptive_max_pool": _adaptive("MaxPool"),
+    "global_avg_pool": _global("GlobalAveragePool"),
+    "global_max_pool": _global("GlobalMaxPool"),
+    "add": lambda w, n: w.op("Add", n.inputs, n.output),
+    "mul": lambda w, n: w.op("Mul", n.inputs, n.output),
+    "concat": lambda w, n: w.op("Concat", n.inputs, n.output, axis=1),
+    "slice": lambda w, n: _slice(
+        w, n.inputs[0], n.output, [1], [int(n.attrs["start"])], [int(n.attrs["stop"])], [1]
+    ),
+    "pad": _pad,
+    "reshape": lambda w, n: w.reshape(n.inputs[0], n.attrs["shape"], n.output),
+    "softmax": lambda w, n: w.op("Softmax", n.inputs, n.output, axis=1),
+    "instance_norm": _instance_norm,
+    "ensemble": _ensemble,
+}

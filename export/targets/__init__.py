@@ -1,0 +1,1 @@
+"""What is built from the ONNX file: TensorRT engines, models for Triton Inference Server."""

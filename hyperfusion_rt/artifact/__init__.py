@@ -1,0 +1,1 @@
+"""The contract between export and runtime: the manifest, the plan, their description."""

@@ -1,0 +1,157 @@
+"""An artifact in words: what `hfrt inspect` prints."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
+from hyperfusion_rt.artifact.plan import read_plan
+
+Rows = list[tuple[str, object]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """The manifest as it is, and as sections of (name, value)."""
+
+    raw: dict[str, Any]
+    sections: dict[str, Rows]
+
+
+def describe(folder: Path) -> Description:
+    """Read the artifact `folder` and check the hash of every file.
+
+    Raises:
+        ArtifactError: it is damaged or incomplete.
+    """
+    artifact = Artifact.open(folder)
+    for engine in artifact.engines:
+        artifact.file(engine)
+    m = artifact.manifest
+    source = m.provenance
+    prep = m.preprocessing
+    shape = " x ".join(str(n) for n in prep.shape)
+    sections: dict[str, Rows] = {}
+    sections[f"{folder}"] = [
+        ("task", m.task),
+        ("output", f"probabilities of {', '.join(m.classes)}" if m.classes else m.unit),
+        ("network", ", ".join(f"{k} {v}" for k, v in source.network.items())),
+        ("size", f"{source.parameters:,} parameters, {source.gflop:.2f} GFLOP per box"),
+        ("members", f"{len(m.members)}, combined by {m.combine}"),
+        ("run", f"{source.run}, exported {source.created}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
+        ("cases", ", ".join(f"{v} {k}" for k, v in source.cases.items()) or "unknown"),
+        *[(caption, value) for value, caption in figures(source.metrics)],
+    ]
+    sections["preprocessing"] = [
+        ("orientation", prep.orientation),
+        ("box", f"{shape} voxels at {prep.spacing:g} mm"),
+        *[
+            (f"{box.name} box", f"centre {box.center} mm{', mirrored' if box.mirror else ''}")
+            for box in prep.boxes
+        ],
+        ("interpolation", prep.interpolation),
+        ("normalisation", prep.normalisation),
+    ]
+    columns: Rows = []
+    for column in m.members[0].columns:
+        missing = f", missing in {column.missing_rate:.0%} of training rows"
+        columns.append((column.name, f"{column.kind}{missing if column.missing_rate else ''}"))
+    imputer = f"iterative, {len(m.members[0].steps)} steps" if m.members[0].steps else "median"
+    columns.append(("gaps are filled by", imputer))
+    sections["table"] = columns
+    sections["engines (every file's SHA-256 is right)"] = [
+        (f"{e.engine} {e.precision} {e.part}", f"{e.file}, {describe_file(e, m.unit)}")
+        for e in m.engines
+    ]
+    return Description(m.model_dump(mode="json"), sections)
+
+
+def describe_file(entry: EngineFile, unit: str) -> str:
+    """One engine file in words: size, device, and how it was checked."""
+    size = f"{entry.size / 2**20:.1f} MiB" if entry.size > 2**20 else f"{entry.size / 1024:.0f} KiB"
+    if entry.part == "log":
+        return f"{size}, what the builder said"
+    words = [entry.precision, size]
+    made, found = entry.build, entry.comparison
+    if entry.part == "source":
+        return "; ".join([*words, f"what {entry.engine} was built from"])
+    if entry.part != "whole":
+        return "; ".join([*words, f"the {entry.part} by itself"])
+    if made is not None:
+        low, usual, high = made.batch
+        kept = f", kept in fp32: {', '.join(made.kept)}" if made.kept else ""
+        words.append(
+            f"{made.status}: for {entry.device}, batch {low} to {high} (usually {usual}), "
+            f"{made.layers} layers in {made.seconds:.1f} s{kept}"
+        )
+    kind = "real" if found.real_cases else "random"
+    by = "" if found.by == "engine" else f"{found.by}: "
+    words.append(
+        f"{by}differs from {found.against} by {found.largest_difference:.1e} of the outputs' scale "
+        f"(tolerance {found.tolerance:g}), in the result by {found.drift:.1e} {unit} (tolerance "
+        f"{found.drift_tolerance:g}); {found.cases} {kind} cases, batch "
+        f"{', '.join(map(str, found.batches))}"
+    )
+    return "; ".join(words)
+
+
+PLAN_HEADER = ["part", "operation", "layer", "output", "how", "fused", "GFLOP", "MB"]
+
+
+def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
+    """The fused operations of one member in the native plan, one row each, under `PLAN_HEADER`.
+
+    GFLOP of the direct algorithm; MB of inputs and outputs as stored, and of weights in float32.
+
+    Raises:
+        HyperFusionError: the artifact has no native engine, or it is damaged.
+    """
+    plan = read_plan(Artifact.open(folder).file("native"))
+    rows = []
+    for part, program in (("trunk", plan.trunk), ("head", plan.head)):
+        for op in program.ops:
+            if re.match(r"m\d+\.", op.output) and not op.output.startswith(f"m{member}."):
+                continue
+            a = op.attrs
+            how = str(a.get("algorithm", ""))
+            if a.get("tile"):
+                how += " " + "x".join(str(n) for n in a["tile"])
+            if op.op in ("conv", "hyper_conv") and (a.get("pairs") or how == "gather"):
+                how += f" {plan.precision}"
+            fused = [name for name in ("prologue", "residual", "shortcut") if a.get(name)]
+            fused += [a["act"]["kind"]] if a.get("act") and op.op != "affine" else []
+            fused += ["max pool"] if a.get("pool") else []
+            fused += ["second output"] if a.get("second") else []
+            fused += ["every second voxel"] if a.get("sparse") else []
+            shape = " x ".join(str(n) for n in op.shape)
+            cost = f"{op.gflop:.3f}", f"{op.megabytes:.2f}"
+            rows.append([part, op.op, op.layer, shape, how, ", ".join(fused), *cost])
+    return rows
+
+
+def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """A run's or cohort's main figures as cards: (figure, caption)."""
+    if not metrics:
+        return []
+    if "mae" in metrics:
+        low, high = metrics["mae_95"]
+        cards = [
+            (f"{metrics['mae']:.2f} y", f"mean absolute error, 95 % {low:.2f} to {high:.2f}"),
+            (f"{metrics['chance']:.2f} y", "always guessing the median"),
+        ]
+        if metrics["r"] is not None:
+            cards.append((f"{metrics['r']:.2f}", "correlation with age"))
+        return cards
+    low, high = metrics["balanced_accuracy_95"]
+    cards = [
+        (f"{metrics['balanced_accuracy']:.3f}", f"balanced accuracy, 95 % {low:.3f} to {high:.3f}"),
+        (f"{metrics['chance']:.3f}", "chance"),
+        (f"{metrics['macro_f1']:.3f}", "macro F1"),
+    ]
+    if metrics["auc"] is not None:
+        cards.append((f"{metrics['auc']:.3f}", "AUC, one against the rest"))
+    return cards

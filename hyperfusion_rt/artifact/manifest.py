@@ -1,0 +1,248 @@
+"""The artifact: a folder `NAME.hfrt/` that inference needs and nothing else.
+
+    manifest.json          what the engines compute, from which inputs, and how that was checked
+    model.onnx, ...        one file per engine: all members on all boxes of a case, and what they
+                           say together; also in two parts (trunk and head) where an engine keeps
+                           these apart
+
+The manifest carries the SHA-256 of every file and of itself. A file that was changed, a manifest
+that was edited, and a format that is newer than this program are refused. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from hyperfusion_rt.config import Frozen, Preprocessing, Rule, TableSpec, Task
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.errors import ArtifactError
+from hyperfusion_rt.files import sha256, write_text
+
+FORMAT_VERSION = 3
+MANIFEST = "manifest.json"
+Part = Literal["whole", "trunk", "head", "source", "log"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class Comparison(Frozen):
+    """What was compared at export, at every batch size.
+
+    `largest_difference`: of the members' raw outputs, relative to their scale; at most `tolerance`.
+    `drift`: of the result (probability, or years); at most `drift_tolerance`. `by`: what ran: the
+    engine itself, or in its place (where there is no GPU) ONNX Runtime with the same graph, or the
+    graph with emulated rounding.
+    """
+
+    by: Literal["engine", "ONNX Runtime, same graph", "emulated"] = "engine"
+
+    against: str
+    cases: int
+    real_cases: bool
+    batches: tuple[int, ...]
+    largest_difference: float
+    tolerance: float
+    drift: float
+    drift_tolerance: float
+
+
+class Build(Frozen):
+    """How a TensorRT engine was built. `batch`: smallest, usual, largest.
+
+    `narrow` operations have the precision; `kept` (layer → its largest number on the calibration
+    scans) stay float32 because of their range. `emulated_drift`: of the result, by rounding alone.
+    """
+
+    version: str
+    batch: tuple[int, int, int]
+    workspace_gib: float
+    capabilities: tuple[int, ...]
+    gpu: str | None
+    driver: str | None
+    seconds: float
+    layers: int
+    narrow: int
+    kept: dict[str, float]
+    emulated_drift: float
+    source_sha256: str
+    status: Literal["run and compared", "built, not run"]
+
+
+class EngineFile(Frozen):
+    """One file that one engine executes: all members and boxes, or a part of that.
+
+    `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
+    and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
+    TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
+    `log`, what the builder said.
+    """
+
+    engine: str
+    part: Part
+    file: str
+    sha256: str
+    size: int
+    precision: Precision
+    device: str
+    comparison: Comparison
+    build: Build | None = None
+
+
+class Provenance(Frozen):
+    """Where the artifact comes from."""
+
+    created: str
+    run: str
+    network: dict[str, Any]
+    parameters: int
+    gflop: float
+    versions: dict[str, str]
+    cases: dict[str, int]
+    metrics: dict[str, Any]
+
+
+class Manifest(Frozen):
+    """The content of `manifest.json`. `members` holds one fitted tabular encoder each."""
+
+    format_version: int
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    unit: Literal["probability", "years"]
+    preprocessing: Preprocessing
+    table: TableSpec
+    members: tuple[TabularEncoder, ...]
+    combine: Rule
+    engines: tuple[EngineFile, ...]
+    provenance: Provenance
+    checksum: str = ""
+
+    def digest(self) -> str:
+        """The SHA-256 of everything but the checksum itself."""
+        content = self.model_dump(mode="json", exclude={"checksum"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: its folder and its checked manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Artifact:
+        """Read and check the manifest of `folder`.
+
+        Raises:
+            ArtifactError: not an artifact, damaged, edited, or of a newer format.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{folder}: not an artifact (no {MANIFEST}); make one with 'hfrt export'"
+            ) from None
+        except NotADirectoryError:
+            raise ArtifactError(f"{folder}: a file, not an artifact's folder (NAME.hfrt)") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ArtifactError(f"{path}: cannot be read: {error}; export again") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if not isinstance(version, int):
+            raise ArtifactError(f"{path}: has no format_version; export again")
+        if version < FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: format version {version}, but this program reads {FORMAT_VERSION}; "
+                "export again"
+            )
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: format version {version}, but this program reads up to {FORMAT_VERSION}; "
+                "upgrade hyperfusion_rt"
+            )
+        try:
+            manifest = Manifest.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(f"{path}: damaged at {where}: {first['msg']}") from None
+        if manifest.checksum != manifest.digest():
+            raise ArtifactError(
+                f"{path}: changed after it was written (its checksum is wrong); export again"
+            )
+        return cls(folder, manifest)
+
+    def write(self) -> Artifact:
+        """Write the manifest, with its checksum, after the files it names."""
+        signed = self.manifest.model_copy(update={"checksum": self.manifest.digest()})
+        write_text(self.folder / MANIFEST, signed.model_dump_json(indent=2) + "\n")
+        return Artifact(self.folder, signed)
+
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines that have a file here, in order, each once."""
+        return list(dict.fromkeys(file.engine for file in self.manifest.engines))
+
+    def entry(self, engine: str) -> EngineFile:
+        """What the manifest says of the whole network's file of `engine`, which it has."""
+        return next(e for e in self.manifest.engines if (e.engine, e.part) == (engine, "whole"))
+
+    def file(self, engine: str, part: Part = "whole") -> Path:
+        """The file of `engine` with the whole network, or another part; the hashes of all its files
+        are checked.
+
+        Raises:
+            ArtifactError: a file is missing or changed, or the artifact lacks this engine.
+        """
+        entries = [entry for entry in self.manifest.engines if entry.engine == engine]
+        if not entries:
+            options = [f"--engine {name}" for name in (*self.engines, engine)]
+            raise ArtifactError(
+                f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
+                f"export again with '{' '.join(['hfrt export', *options])}'"
+            )
+        whole = [entry.file for entry in entries if entry.part == part]
+        if len(whole) != 1:
+            raise ArtifactError(
+                f"{self.folder}: the '{engine}' engine has not one file ({part}); export again"
+            )
+        for entry in entries:
+            path = self.folder / entry.file
+            if path.parent != self.folder:
+                raise ArtifactError(f"{self.folder}: file name {entry.file!r} leaves the folder")
+            try:
+                found = sha256(path)
+            except FileNotFoundError:
+                raise ArtifactError(
+                    f"{path}: is missing; copy the whole folder, or export again"
+                ) from None
+            except OSError as error:
+                raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+            if found != entry.sha256:
+                raise ArtifactError(
+                    f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
+                    f"{entry.sha256[:12]}...); copy it again, or export again"
+                )
+        return self.folder / whole[0]
+
+
+def latest_artifact(folder: Path) -> Path:
+    """The newest `*.hfrt` folder in `folder`.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    found = [path.parent for path in folder.glob(f"*.hfrt/{MANIFEST}")]
+    if not found:
+        raise ArtifactError(
+            f"{folder}: no artifact (*.hfrt) here; make one with 'hfrt export', or name one with "
+            "--artifact"
+        )
+    return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

@@ -1,0 +1,1 @@
+"""`hfrt bench`: our engines and their peers in one run."""

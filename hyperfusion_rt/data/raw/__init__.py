@@ -1,0 +1,1 @@
+"""Raw T1 scans: read, registered to the template, judged."""

@@ -1,0 +1,1 @@
+"""A whole cohort: what is kept of a run, its parts, its executors."""

@@ -1,0 +1,140 @@
+"""What `hfrt preprocess` does: raw scans in, registered scans and a table of their quality out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperfusion_rt.config import Preprocessing
+from hyperfusion_rt.data.raw.dicom import find_raw_scans
+from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
+from hyperfusion_rt.data.scan_search import Scan, stem
+from hyperfusion_rt.errors import CohortError, ConfigError, reason_of
+from hyperfusion_rt.files import write_text
+from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.runtime.pipeline import run
+
+TABLE = "quality.csv"
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """One raw scan: where its registered copy lies, its figures, or why there is none.
+
+    `status`: `ok`; `error`; `kept`: the copy was there already.
+    """
+
+    scan: Path
+    out: Path
+    status: str
+    reason: str
+    figures: dict[str, float]
+
+
+def preprocess(
+    scans: Sequence[Path],
+    out: Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    on_scan: Callable[[int, int], None] | None = None,
+) -> list[Preprocessed]:
+    """Register every scan under `scans` into the folder `out`, and write `out/quality.csv`.
+
+    The copies lie as the originals do below each given folder, as `.nii.gz` with a JSON sidecar.
+    A copy of the same content that is there is kept unless `force`, so that a run that was
+    interrupted goes on; scans below `out` are not searched.
+    `preprocessing`: of the boxes whose coverage is measured.
+
+    Raises:
+        HyperFusionError: no scan; two scans with one name; the folder cannot be written.
+    """
+    places: dict[Path, Path] = {}
+    for given in scans:
+        for scan in find_raw_scans(given):
+            if scan.path.resolve().is_relative_to(out.resolve()):
+                continue  # made by an earlier run
+            if scan.defect:
+                raise CohortError(f"{scan.path}: {scan.defect}")
+            place = out / _relative(given, scan)
+            if place in places:
+                raise ConfigError(
+                    f"{scan.path} and {places[place]}: both would become {place}; preprocess their "
+                    "folders one by one, into different ones"
+                )
+            places[place] = scan.path
+    if not places:
+        raise CohortError(f"no raw scan outside of {out}")
+    found: list[Preprocessed] = []
+
+    def one(place: Path) -> Preprocessed:
+        try:
+            if not force and _is_made(place, places[place]):
+                return Preprocessed(places[place], place, "kept", "", {})
+            registered = register(places[place], preprocessing)
+            write_registered(registered, place)
+        except Exception as error:  # one odd scan must not end the night's run
+            _, reason = reason_of(error, places[place])
+            return Preprocessed(places[place], place, "error", reason, {})
+        figures = registered.quality.figures()
+        return Preprocessed(places[place], place, "ok", "; ".join(registered.warnings), figures)
+
+    try:
+        for item in run(places, one, list, workers=threads or usable_cores()):
+            found.append(item)
+            if on_scan is not None:
+                on_scan(len(found), len(places))
+    finally:
+        found.sort(key=lambda item: item.out)
+        _write_table(out, found)
+    return found
+
+
+def _sidecar(place: Path) -> dict[str, Any]:
+    """What stands beside a registered scan; empty if that is nothing of ours."""
+    try:
+        path = place.with_name(place.name.removesuffix(".nii.gz") + ".json")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if "transform_maps" in content else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _is_made(place: Path, scan: Path) -> bool:
+    """Whether `place` was made of this very content."""
+    return place.exists() and _sidecar(place).get("sha256") == source_hash(scan)
+
+
+def _relative(given: Path, scan: Scan) -> Path:
+    here = given == scan.path
+    below = Path(scan.path.resolve().name) if here else scan.path.relative_to(given)
+    return below.with_name(f"{stem(below) or scan.subject}.nii.gz")
+
+
+def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
+    """From the sidecars of all scans in `out`, whoever wrote them, and what failed now."""
+    rows: list[dict[str, object]] = []
+    for place in sorted(out.rglob("*.nii.gz")):
+        content = _sidecar(place)
+        if content:
+            figures = {name: f"{value:.4g}" for name, value in content["figures"].items()}
+            where = {"scan": content["source"], "out": str(place.relative_to(out))}
+            reason = "; ".join(content["warnings"])
+            rows.append({**where, **figures, "status": "ok", "reason": reason})
+    for item in found:
+        if item.status == "error":
+            where = {"scan": str(item.scan), "out": ""}
+            rows.append({**where, "status": item.status, "reason": item.reason})
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name not in ("status", "reason")] + ["status", "reason"]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / TABLE, stream.getvalue())

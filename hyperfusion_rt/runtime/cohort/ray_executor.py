@@ -1,0 +1,113 @@
+"""The pipeline on a Ray cluster: Ray Data actors, one engine each, for more than one machine.
+
+Every actor loads the artifact once and runs the local pipeline on the blocks of cases that it gets.
+An actor, worker or machine that dies costs its block a second try elsewhere; the caller takes each
+case's first prediction only. Artifact, scans and feature cache must have the same paths on all
+machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hyperfusion_rt.data.cohort import Case
+from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
+from hyperfusion_rt.runtime.predictor import Predictor, load
+
+# Cases that an actor gets at a time: enough to overlap decoding with the engine.
+_BLOCK = 8
+
+
+class _Actor:
+    """Holds a predictor; see `ray.data.Dataset.map_batches`."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._predictor = load(**settings)
+        self._isa = self._predictor.identity()["instruction_sets"]
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        done = self._predictor.stream(list(batch["case"]))
+        return {"prediction": [json.dumps([self._isa, as_json(item)]) for item in done]}
+
+
+def stream(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+) -> Iterator[Prediction]:
+    """Predict `cases` on a cluster, in the order in which they are done.
+
+    Args:
+        predictor: says which artifact, engine and options the actors use.
+        workers: how many actors, of `predictor.threads` cores each; None: as many as fit.
+        address: the cluster's; None takes `RAY_ADDRESS`, or starts one on this machine.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        HyperFusionError: the cluster cannot be reached, or gives up.
+    """
+    try:
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext
+    except ImportError:
+        raise MissingExtraError("ray", "ray", "--executor ray") from None
+    if not cases:
+        return
+    if not ray.is_initialized():
+        # Ray takes the signal for itself, and would end the process before its table is written.
+        terminated = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise HyperFusionError(f"Ray: cannot reach a cluster: {error}") from None
+        with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
+            signal.signal(signal.SIGTERM, terminated)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    threads = min(predictor.threads, cores)
+    blocks = -(-len(cases) // _BLOCK)
+    actors = min(workers or max(1, cores // threads), blocks)
+    settings = {
+        "path": str(predictor.artifact.folder.resolve()),
+        "engine": predictor.engine,
+        "threads": threads,
+        **predictor.options,
+    }
+    # A worker's folder is not this one.
+    placed = [{"case": replace(case, scan=case.scan.absolute())} for case in cases]
+    scans = {(case.subject, case.session): case.scan for case in cases}
+    data = ray.data.from_items(placed, override_num_blocks=blocks)
+    made = data.map_batches(
+        _Actor,
+        fn_constructor_args=(settings,),
+        batch_size=_BLOCK,
+        batch_format="numpy",
+        num_cpus=threads,
+        compute=ActorPoolStrategy(size=actors),
+    )
+    try:
+        own = predictor.identity()["instruction_sets"]
+        for row in made.iter_rows():
+            isa, content = json.loads(row["prediction"])
+            note = f"a worker has other instruction sets ({isa}): last digits may differ"
+            if isa != own and note not in predictor.notes:
+                predictor.notes = (*predictor.notes, note)
+            item = from_json(content)
+            yield replace(item, scan=scans[item.subject, item.session])
+    except ray.exceptions.RayError as error:
+        raise HyperFusionError(
+            f"Ray: the cluster gave up: {str(error).splitlines()[0]}; what is done is kept: "
+            "continue with --resume"
+        ) from None

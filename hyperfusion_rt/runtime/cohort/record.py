@@ -1,0 +1,140 @@
+"""The result of a cohort, and what is written of it: table, report, record of the run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hyperfusion_rt
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.data.scan_search import is_scan
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.files import sha256, write_text
+from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.cohort.journal import (
+    Ending,
+    journal_path,
+)
+from hyperfusion_rt.runtime.identity import versions
+from hyperfusion_rt.runtime.outputs.report import inference_page
+from hyperfusion_rt.runtime.outputs.table import check_format, record, write_predictions
+from hyperfusion_rt.runtime.pipeline import Usage
+from hyperfusion_rt.runtime.prediction import Prediction
+
+NOT_TRIED = "not tried"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The predictions of a cohort and their summary.
+
+    `taken_over`: how many are of an earlier run. `ending`: `finished`; `stopped` by `max_errors`;
+    `interrupted`.
+    """
+
+    manifest: Manifest
+    engine: str
+    notes: tuple[str, ...]
+    predictions: list[Prediction]
+    summary: dict[str, Any]
+    usage: Usage = field(default_factory=Usage)
+    taken_over: int = 0
+    ending: Ending = "finished"
+
+    @property
+    def failed(self) -> list[Prediction]:
+        """The cases that have no prediction though they have a scan; those not tried come last."""
+        found = [item for item in self.predictions if item.status == "error"]
+        return sorted(found, key=lambda item: item.reason.startswith(NOT_TRIED))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = [record(self.manifest, item) for item in self.predictions]
+        return {
+            "engine": self.engine,
+            "notes": list(self.notes),
+            "ending": self.ending,
+            "taken_over": self.taken_over,
+            "summary": self.summary,
+            "usage": self.usage.as_dict(),
+            "predictions": rows,
+        }
+
+
+def check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artifact: Path) -> None:
+    """Refuse an output that cannot be, or would replace an input, the artifact, another output."""
+    taken = {path.resolve() for path in inputs}
+    beside = {path.resolve() for path in (out, journal_path(out), record_path(out))}
+    for option, path in (("--out", out), ("--report", report)):
+        if path is None:
+            continue
+        place = path.resolve()
+        if path.is_dir():
+            raise ConfigError(f"{option} {path}: is a folder; name a file")
+        in_artifact = artifact.resolve() in (place, *place.parents)
+        if place in taken or in_artifact or is_scan(place):
+            raise ConfigError(
+                f"{option} {path}: would write over what is read; choose another name"
+            )
+    if report is not None and report.resolve() in beside:
+        raise ConfigError(f"--report {report}: is --out, or of it; choose another name")
+    check_format(out)
+
+
+def record_path(out: Path) -> Path:
+    """The record of the run that made the table `out`: beside it."""
+    return out.with_name(out.name + ".run.json")
+
+
+def write_result(
+    result: Result,
+    artifact: Artifact,
+    identity: dict[str, str],
+    out: Path,
+    report: Path | None,
+    inputs: dict[str, Any],
+    started: float,
+) -> None:
+    """The table, the report, and the record of the run."""
+    write_predictions(out, result.manifest, result.predictions)
+    if report is not None:
+        inference_page(
+            result.manifest,
+            result.predictions,
+            result.summary,
+            result.engine,
+            describe_machine(),
+            result.notes,
+        ).write(report)
+    now = time.time()
+    content = {
+        "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
+        "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "started": _utc(started),
+        "finished": _utc(now),
+        "seconds": now - started,
+        "ending": result.ending,
+        "artifact": {"folder": str(artifact.folder.resolve()), "name": artifact.manifest.name},
+        "identity": identity,
+        "inputs": inputs,
+        "output": {"path": str(out.resolve()), "sha256": sha256(out)},
+        "counts": {name: result.summary[name] for name in ("ok", "error", "skipped")},
+        "taken_over": result.taken_over,
+        "usage": result.usage.as_dict(),
+        "notes": list(result.notes),
+        "host": platform.node(),
+        "machine": describe_machine(),
+        "packages": versions(),
+    }
+    write_text(record_path(out), json.dumps(content, indent=2) + "\n")
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,90 @@
+"""What a prediction is: the types that the pipeline makes and the outputs write."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hyperfusion_rt.data.cohort import Cohort
+
+Status = Literal["ok", "error", "skipped"]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where one case's time went."""
+
+    read: float = 0.0
+    decode: float = 0.0
+    preprocess: float = 0.0
+    infer: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The sum of the four."""
+        return self.read + self.decode + self.preprocess + self.infer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One case's result.
+
+    `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
+    `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
+    why there is no prediction, or what a reader of this one should know. `quality`: of a raw
+    scan's registration, figures by name. `scan`: the file, where there is one, and `stamp` what
+    tells it from a changed one (`files.stamp`), taken before it was read.
+    """
+
+    subject: str
+    session: str | None
+    status: Status
+    reason: str = ""
+    values: tuple[float, ...] = ()
+    spread: float | None = None
+    seconds: Seconds = field(default_factory=Seconds)
+    quality: dict[str, float] = field(default_factory=dict)
+    scan: Path | None = None
+    stamp: str | None = None
+
+
+def by_case(item: Prediction) -> tuple[str, str]:
+    """The order of a table: by subject and session."""
+    return item.subject, item.session or ""
+
+
+def cohort_problems(
+    cohort: Cohort,
+    unmatched_scans: Literal["list", "ignore"] = "list",
+    unmatched_rows: Literal["list", "ignore"] = "list",
+) -> list[Prediction]:
+    """What could not be joined. Rows without a scan and further runs are skipped, not errors."""
+    found = []
+    for problem in cohort.problems:
+        no_scan, no_row = problem.kind == "row-without-scan", problem.kind == "scan-without-row"
+        if (no_scan and unmatched_rows == "ignore") or (no_row and unmatched_scans == "ignore"):
+            continue
+        harmless = no_scan or problem.kind == "passed-over"
+        status: Status = "skipped" if harmless else "error"
+        reason = f"{problem.where}: {problem.reason}"
+        found.append(Prediction(problem.subject, problem.session, status, reason))
+    return found
+
+
+def as_json(prediction: Prediction) -> dict[str, Any]:
+    """A prediction for JSON, which keeps its float64 numbers bit for bit."""
+    return {**asdict(prediction), "scan": str(prediction.scan) if prediction.scan else None}
+
+
+def from_json(content: dict[str, Any]) -> Prediction:
+    """The prediction that `as_json` wrote."""
+    scan = content["scan"]
+    return Prediction(
+        **{
+            **content,
+            "values": tuple(content["values"]),
+            "seconds": Seconds(**content["seconds"]),
+            "scan": Path(scan) if scan else None,
+        }
+    )

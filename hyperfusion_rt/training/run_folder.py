@@ -1,0 +1,126 @@
+"""The run folder: everything that training writes and that export reads.
+
+runs/NAME/
+  config.json            the whole configuration
+  splits.csv             subject, session, scan, part, split of each member
+  metrics.json           figures of validation and test set; written last
+  learning_curve.png
+  member-0/              one per member of the ensemble
+    encoder.json         tabular encoder, fitted on this member's training rows
+    weights.safetensors  of the best epoch
+    history.csv          one line per epoch
+    checkpoint.pt        to resume from; tensors and numbers only
+    tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hyperfusion_rt.config import Config
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.files import write_text
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a run."""
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the best epoch."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def encoder(self) -> TabularEncoder:
+        """The tabular encoder fitted on this member's training rows."""
+        path = self.folder / "encoder.json"
+        try:
+            return TabularEncoder.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}; train again") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+    config: Config
+
+    @classmethod
+    def create(cls, parent: Path, config: Config, name: str | None = None) -> Run:
+        """Make the folder `parent/NAME` and write its configuration."""
+        stem = name or f"{datetime.now():%Y%m%d-%H%M%S}-{config.preset}"
+        folder, count = parent / stem, 1
+        while folder.exists():
+            if name is not None:
+                raise ConfigError(
+                    f"{folder}: exists; choose another name, or continue it with --resume"
+                )
+            count += 1
+            folder = parent / f"{stem}-{count}"
+        write_text(folder / "config.json", config.model_dump_json(indent=2))
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            ConfigError: it holds no readable `config.json`.
+        """
+        path = folder / "config.json"
+        try:
+            return cls(folder, Config.model_validate_json(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ConfigError(f"{folder}: is not a run folder (no config.json)") from None
+        except (OSError, ValidationError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+    @classmethod
+    def latest(cls, parent: Path, *, finished: bool = True) -> Run:
+        """The newest run under `parent`; only finished ones unless told otherwise.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        folders = [path.parent for path in parent.glob("*/config.json")]
+        if finished:
+            folders = [folder for folder in folders if (folder / "metrics.json").exists()]
+        if not folders:
+            kind = "finished run" if finished else "run"
+            raise ConfigError(f"{parent}: no {kind} here; train one with 'hfrt train'")
+        return cls.open(max(folders, key=lambda folder: (folder.stat().st_mtime_ns, folder.name)))
+
+    def member(self, index: int) -> Member:
+        """Member `index`, whose folder may not exist yet."""
+        return Member(self.folder / f"member-{index}")
+
+    @property
+    def members(self) -> list[Member]:
+        """The members that have weights, in order."""
+        found = [self.member(index) for index in range(self.config.training.members)]
+        return [member for member in found if member.weights.exists()]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What training measured; empty while it has not finished."""
+        path = self.folder / "metrics.json"
+        if not path.exists():
+            return {}
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write `metrics.json`, which marks the run as finished."""
+        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
