@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
+from hyperfusion_rt.artifact.operations import Conv, HyperConv
 from hyperfusion_rt.bench.contenders import _onnxruntime, _openvino
 from hyperfusion_rt.bench.measure import random_run
 from hyperfusion_rt.bench.race import machine_limits, race
@@ -111,24 +112,25 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
             engine_seconds.append(part.engine.seconds)
     exact, half = (np.median(np.array(s[2:]), axis=0) * 1e3 for s in seconds)
     rows: list[Row] = []
-    carried, before = 0.0, []
+    carried = 0.0
+    before: tuple[str, ...] = ()
     for op, step, ms, bf16 in zip(
         made.trunk.ops, engine.trunk.engine.steps, exact, half, strict=True
     ):
         if step.endswith("(in the next step)"):
-            carried, before = op.gflop, op.attrs["from"]
+            carried, before = op.gflop, op.nodes
             continue
         work, carried = op.gflop + carried, 0.0
         if work < 0.005:
             continue
-        inside = [ms for name, ms in peers.items() if _node(name) in {*op.attrs["from"], *before}]
-        before = []
+        inside = [ms for name, ms in peers.items() if _node(name) in {*op.nodes, *before}]
+        before = ()
+        tile = op.tile if isinstance(op, Conv | HyperConv) else None
         rows.append(
             {
                 "network": f"{preset}, f = {features}",
                 "layer": op.layer,
-                "how": " ".join([step, *(["x".join(map(str, op.attrs["tile"]))]
-                                         if op.attrs.get("tile") else [])]),
+                "how": " ".join([step, *(["x".join(map(str, tile))] if tile else [])]),
                 "gflop": work,
                 "mb": op.megabytes,
                 "ms": float(ms),

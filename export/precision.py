@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfusion_rt.artifact.operations import Activation
 from hyperfusion_rt.artifact.plan import join_boxes, split_boxes
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.compare import Expected
@@ -31,7 +32,8 @@ _NO_BF16 = ("hardswish", "mish")  # TensorRT has these activations in float16 on
 
 def could_be_narrow(graph: Graph, node: Node, precision: str) -> bool:
     """Whether `node` reads a volume and makes a volume, and engines have it in `precision`."""
-    if precision == "bf16" and node.attrs.get("kind") in _NO_BF16:
+    act = node.attrs
+    if precision == "bf16" and isinstance(act, Activation) and act.kind in _NO_BF16:
         return False
     read, made = graph.shapes[node.inputs[0]], graph.shapes[node.output]
     return len(read) == 4 and len(made) == 4 and node.op not in _EXACT
@@ -170,6 +172,7 @@ def check_drift(ensemble: Ensemble, typed: Typed, expected: Expected, limit: flo
         raise HyperFusionError(
             f"{typed.precision} (emulated): the result drifts by {found:.2g}, more than the "
             f"tolerance {limit:g}; '{layer}' alone causes {part:.2g}. Export with another "
-            "--precision; nothing was exported"
+            "`precision`; nothing was exported",
+            code="export-precision-drifts",
         )
     return found

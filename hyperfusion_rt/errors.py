@@ -20,7 +20,16 @@ CODES: dict[str, str] = {
     # models and training
     # artifacts
     # engines
+    "engine-file-damaged": "an engine file is damaged, or no engine file",
+    "engine-file-unreadable": "an engine file cannot be opened",
+    "engine-file-version": "an engine file is of another format; export the run again",
+    "engine-wrong-setting": "the engine has no such number of threads, precision or instructions",
+    "engine-input-shape": "an input of the network is missing or has another shape",
     # export
+    "export-network-untraceable": "torch.export cannot trace the network",
+    "export-not-onnx": "the network cannot be written as ONNX: it is beyond 2 GB, say",
+    "export-precision-drifts": "the narrow type changes the results by more than is tolerated",
+    "export-unsupported-operation": "the network does something that engines cannot do",
     # outputs and runs
     # everything
     "missing-extra": "an optional package is not installed; the message gives the command",

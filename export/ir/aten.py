@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperfusion_rt.export.ir.graph import Array, Graph, Node, Shape
+from hyperfusion_rt.artifact.operations import (
+    Activation,
+    Grid,
+    Kind,
+    Margins,
+    Normalisation,
+    Pooling,
+    Span,
+    Subsampling,
+    Window,
+)
+from hyperfusion_rt.export.ir.graph import Array, Attributes, Convolution, Graph, Node, Shape
 
 BATCH = 2  # samples in the traced example: one would be taken for a constant
 
@@ -39,15 +50,13 @@ class Builder:
         op: str,
         inputs: Sequence[Value],
         shape: Shape,
-        attrs: dict[str, Any] | None = None,
+        attrs: Attributes = None,
         **arrays: Tensor | Array,
     ) -> Value:
         """Add a node; `shape` without the batch."""
         name = f"v{len(self.graph.nodes)}"
         kept = {key: np.asarray(a, dtype=np.float64) for key, a in arrays.items()}
-        self.graph.nodes.append(
-            Node(op, [v.name for v in inputs], name, attrs or {}, kept, self.layer)
-        )
+        self.graph.nodes.append(Node(op, [v.name for v in inputs], name, attrs, kept, self.layer))
         self.graph.shapes[name] = tuple(int(n) for n in shape)
         return Value(name, self.graph.shapes[name])
 
@@ -89,8 +98,9 @@ def _window(size: int, k: int, s: int, p: int, d: int, ceil: bool = False) -> in
     return n - 1 if ceil and (n - 1) * s >= size + p else n
 
 
-def _windows(x: Value, k: Any, s: Any, p: Any, d: Any, ceil: bool = False) -> Shape:
-    return tuple(_window(*args, ceil) for args in zip(x.shape[2:], k, s, p, d, strict=True))
+def _windows(x: Value, w: Window, ceil: bool = False) -> Shape:
+    along = zip(x.shape[2:], w.kernel, w.stride, w.padding, w.dilation, strict=True)
+    return tuple(_window(*axis, ceil) for axis in along)
 
 
 def _conv3d(
@@ -107,7 +117,7 @@ def _conv3d(
         raise UnsupportedError("with a computed weight: use hyperfusion_rt.kernels.hyper_conv3d")
     _is(x, 5)
     stride, dilation = _triple(stride), _triple(dilation)
-    kernel = tuple(weight.shape[2:])
+    kernel = _triple(weight.shape[2:])
     if isinstance(padding, str):
         padding = (
             [0] * 3
@@ -119,9 +129,11 @@ def _conv3d(
     padding = _triple(padding)
     if bias is None:
         bias = torch.zeros(weight.shape[0])
-    attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    shape = (weight.shape[0], *_windows(x, kernel, stride, padding, dilation))
-    return c.emit("conv", [x], shape, attrs, weight=weight, bias=bias)
+    window = Convolution(
+        kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    shape = (weight.shape[0], *_windows(x, window))
+    return c.emit("conv", [x], shape, window, weight=weight, bias=bias)
 
 
 def _condition(c: Builder, e: Value, *arrays: tuple[Any, Any]) -> tuple[Value, list[Array]]:
@@ -150,10 +162,15 @@ def _hyper_conv(
     groups: int,
 ) -> Value:
     full, (weight, bias) = _condition(c, e, (G, g0), (h, h0))
-    stride, padding, dilation = _triple(stride), _triple(padding), _triple(dilation)
-    attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    shape = (weight.shape[1], *_windows(x, weight.shape[3:], stride, padding, dilation))
-    return c.emit("hyper_conv", [x, full], shape, attrs, weight=weight, bias=bias)
+    window = Convolution(
+        kernel=_triple(weight.shape[3:]),
+        stride=_triple(stride),
+        padding=_triple(padding),
+        dilation=_triple(dilation),
+        groups=groups,
+    )
+    shape = (weight.shape[1], *_windows(x, window))
+    return c.emit("hyper_conv", [x, full], shape, window, weight=weight, bias=bias)
 
 
 def _hyper_linear(
@@ -220,21 +237,30 @@ def _instance_norm(
         "instance_norm",
         [x],
         x.shape[1:],
-        {"eps": float(eps)},
+        Normalisation(eps=float(eps)),
         scale=torch.ones(n) if weight is None else weight,
         shift=torch.zeros(n) if bias is None else bias,
     )
 
 
-def _activation(kind: str, **defaults: Any) -> Callable[..., Value]:
+def _activate(c: Builder, x: Value, kind: Kind, alpha: float = 0.0, **arrays: Array) -> Value:
+    return c.emit("activation", [x], x.shape[1:], Activation(kind=kind, alpha=alpha), **arrays)
+
+
+def _activation(kind: Kind) -> Callable[..., Value]:
     def handler(c: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
-        attrs: dict[str, Any] = {"kind": kind}
-        if "alpha" in defaults:
-            attrs["alpha"] = float(args[0] if args else kwargs.get("alpha", defaults["alpha"]))
-            args = args[1:]
         if args:
             raise UnsupportedError(f"with the parameters {args}")
-        return c.emit("activation", [x], x.shape[1:], attrs)
+        return _activate(c, x, kind)
+
+    return handler
+
+
+def _with_alpha(kind: Kind, default: float) -> Callable[..., Value]:
+    def handler(c: Builder, x: Value, alpha: float = default, *args: Any, **kwargs: Any) -> Value:
+        if args:
+            raise UnsupportedError(f"with the parameters {args}")
+        return _activate(c, x, kind, float(alpha))
 
     return handler
 
@@ -242,28 +268,27 @@ def _activation(kind: str, **defaults: Any) -> Callable[..., Value]:
 def _softplus(c: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     if (beta, threshold) != (1, 20):
         raise UnsupportedError(f"with beta {beta} and threshold {threshold}: only 1 and 20")
-    return c.emit("activation", [x], x.shape[1:], {"kind": "softplus"})
+    return _activate(c, x, "softplus")
 
 
 def _gelu(c: Builder, x: Value, approximate: str = "none") -> Value:
-    kind = "gelu" if approximate == "none" else "gelu_tanh"
-    return c.emit("activation", [x], x.shape[1:], {"kind": kind})
+    return _activate(c, x, "gelu" if approximate == "none" else "gelu_tanh")
 
 
 def _prelu(c: Builder, x: Value, weight: Any) -> Value:
     slope = np.broadcast_to(np.asarray(weight).reshape(-1), (x.shape[1],)).copy()
-    return c.emit("activation", [x], x.shape[1:], {"kind": "prelu"}, slope=slope)
+    return _activate(c, x, "prelu", slope=slope)
 
 
 def _hardtanh(c: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
     if (low, high) != (0, 6):
         raise UnsupportedError(f"between {low} and {high}: only relu6")
-    return c.emit("activation", [x], x.shape[1:], {"kind": "relu6"})
+    return _activate(c, x, "relu6")
 
 
 def _clamp(c: Builder, x: Value, low: Any = None, high: Any = None) -> Value:
     if low == 0 and high is None:
-        return c.emit("activation", [x], x.shape[1:], {"kind": "relu"})
+        return _activate(c, x, "relu")
     return _hardtanh(c, x, low, high)
 
 
@@ -277,10 +302,14 @@ def _max_pool(
     ceil_mode: bool = False,
 ) -> Value:
     _is(x, 5)
-    k, p, d = _triple(kernel), _triple(padding), _triple(dilation)
-    s = _triple(stride) if stride else k
-    attrs = {"kernel": k, "stride": s, "padding": p, "dilation": d, "ceil_mode": ceil_mode}
-    return c.emit("max_pool", [x], (x.shape[1], *_windows(x, k, s, p, d, ceil_mode)), attrs)
+    window = Pooling(
+        kernel=_triple(kernel),
+        stride=_triple(stride or kernel),
+        padding=_triple(padding),
+        dilation=_triple(dilation),
+        ceil_mode=ceil_mode,
+    )
+    return c.emit("max_pool", [x], (x.shape[1], *_windows(x, window, ceil_mode)), window)
 
 
 def _avg_pool(
@@ -296,16 +325,14 @@ def _avg_pool(
     _is(x, 5)
     if divisor is not None:
         raise UnsupportedError("with a divisor of its own")
-    k, p = _triple(kernel), _triple(padding)
-    s = _triple(stride) if stride else k
-    attrs = {
-        "kernel": k,
-        "stride": s,
-        "padding": p,
-        "ceil_mode": ceil_mode,
-        "count_include_pad": count_include_pad,
-    }
-    return c.emit("avg_pool", [x], (x.shape[1], *_windows(x, k, s, p, (1, 1, 1), ceil_mode)), attrs)
+    window = Pooling(
+        kernel=_triple(kernel),
+        stride=_triple(stride or kernel),
+        padding=_triple(padding),
+        ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad,
+    )
+    return c.emit("avg_pool", [x], (x.shape[1], *_windows(x, window, ceil_mode)), window)
 
 
 def _adaptive(kind: str) -> Callable[..., Any]:
@@ -313,13 +340,12 @@ def _adaptive(kind: str) -> Callable[..., Any]:
         _is(x, 5)
         wanted = [n if n is not None else f for n, f in zip(_sizes(size), x.shape[2:], strict=True)]
         if wanted == [1, 1, 1]:
-            pooled = c.emit(f"global_{kind}_pool", [x], x.shape[1:2])
-            return c.emit(
-                "reshape", [pooled], (x.shape[1], 1, 1, 1), {"shape": (x.shape[1], 1, 1, 1)}
-            )
+            pooled = c.emit(f"global_{kind}_pool", [x], x.shape[1:2], Subsampling())
+            return c.emit("reshape", [pooled], (x.shape[1], 1, 1, 1))
         if any(f % n for f, n in zip(x.shape[2:], wanted, strict=True)):
             raise UnsupportedError(f"from {x.shape[2:]} to {wanted}: not a whole multiple")
-        return c.emit(f"adaptive_{kind}_pool", [x], (x.shape[1], *wanted), {"size": tuple(wanted)})
+        grid = Grid(size=_triple(wanted))
+        return c.emit(f"adaptive_{kind}_pool", [x], (x.shape[1], *grid.size), grid)
 
     return handler
 
@@ -338,9 +364,8 @@ def _mean(c: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: A
     axes = sorted(d % len(x.shape) for d in dim or ())
     if len(x.shape) != 5 or axes != [2, 3, 4]:
         raise UnsupportedError(f"over the axes {axes} of {x.shape}: only over all of D, H, W")
-    y = c.emit("global_avg_pool", [x], x.shape[1:2])
-    shape = (x.shape[1], 1, 1, 1)
-    return c.emit("reshape", [y], shape, {"shape": shape}) if keepdim else y
+    y = c.emit("global_avg_pool", [x], x.shape[1:2], Subsampling())
+    return c.emit("reshape", [y], (x.shape[1], 1, 1, 1)) if keepdim else y
 
 
 def _is_channelwise(x: Value, other: Any) -> bool:
@@ -413,7 +438,7 @@ def _slice(
         return x
     if dim % len(x.shape) != 1 or step != 1:
         raise UnsupportedError(f"along axis {dim} with step {step}: only along the channels")
-    return c.emit("slice", [x], (last - first, *x.shape[2:]), {"start": first, "stop": last})
+    return c.emit("slice", [x], (last - first, *x.shape[2:]), Span(start=first, stop=last))
 
 
 def _split(c: Builder, x: Value, size: Any, dim: int = 0) -> list[Value]:
@@ -441,7 +466,7 @@ def _to_shape(c: Builder, x: Value, shape: Sequence[int]) -> Value:
         raise UnsupportedError(f"from {x.shape} to {full}: it mixes the samples of a batch")
     one = (x.shape[1], 1, 1, 1)
     if len(full) == 2 or (len(x.shape) == 2 and full[1:] == one):
-        return c.emit("reshape", [x], full[1:], {"shape": full[1:]})
+        return c.emit("reshape", [x], full[1:])
     raise UnsupportedError(f"from {x.shape} to {full}")
 
 
@@ -488,7 +513,7 @@ def _pad(c: Builder, x: Value, widths: Any, mode: Any = "constant", value: Any =
     if not any(both):
         return x
     shape = [n + b + a for n, b, a in zip(x.shape[2:], before, after, strict=True)]
-    return c.emit("pad", [x], (x.shape[1], *shape), {"before": before, "after": after})
+    return c.emit("pad", [x], (x.shape[1], *shape), Margins(before=before, after=after))
 
 
 def _softmax(c: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
@@ -531,10 +556,10 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "sigmoid": _sigmoid,
     "sigmoid_": _sigmoid,
     "tanh": _activation("tanh"),
-    "leaky_relu": _activation("leaky_relu", alpha=0.01),
-    "leaky_relu_": _activation("leaky_relu", alpha=0.01),
-    "elu": _activation("elu", alpha=1.0),
-    "elu_": _activation("elu", alpha=1.0),
+    "leaky_relu": _with_alpha("leaky_relu", 0.01),
+    "leaky_relu_": _with_alpha("leaky_relu", 0.01),
+    "elu": _with_alpha("elu", 1.0),
+    "elu_": _with_alpha("elu", 1.0),
     "hardswish": _activation("hardswish"),
     "hardswish_": _activation("hardswish"),
     "hardsigmoid": _activation("hardsigmoid"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hyperfusion_rt.artifact.operations import Combination, Span
 from hyperfusion_rt.config import Rule
 from hyperfusion_rt.export.ir.cut import cut
 from hyperfusion_rt.export.ir.graph import TABLE, Graph, Node, Shape
@@ -69,7 +70,7 @@ def join(
         if len(members) > 1:
             row = f"{name}.{TABLE}"
             head.shapes[row] = (width,)
-            attrs = {"start": start, "stop": start + width}
+            attrs = Span(start=start, stop=start + width)
             head.nodes.append(Node("slice", [TABLE], row, attrs, {}, f"{name}, its row"))
         start += width
         for value, joined in features.items():
@@ -84,8 +85,8 @@ def join(
     head.shapes |= table
     outputs = graph.shapes[graph.outputs[0]][0]
     head.shapes[MEMBERS], head.shapes[OUTPUT] = (outputs * len(raw),), (outputs,)
-    head.nodes.append(Node("concat", raw, MEMBERS, {}, {}, "the members"))
-    how = {"members": len(members), "boxes": boxes, "classes": classes, "rule": rule}
+    head.nodes.append(Node("concat", raw, MEMBERS, None, {}, "the members"))
+    how = Combination(members=len(members), boxes=boxes, classes=classes, rule=rule)
     head.nodes.append(Node("ensemble", [MEMBERS], OUTPUT, how, {}, "the ensemble"))
     if not trunk.nodes:
         trunk.outputs = []
@@ -98,7 +99,7 @@ def _of_box(head: Graph, value: str, shape: Shape, box: int, boxes: int) -> str:
         return value
     name = f"{value}.b{box}"
     if name not in head.shapes:
-        attrs = {"start": box * shape[0], "stop": (box + 1) * shape[0]}
+        attrs = Span(start=box * shape[0], stop=(box + 1) * shape[0])
         head.nodes.append(Node("slice", [value], name, attrs, {}, f"box {box}"))
         head.shapes[name] = shape
     return name
@@ -111,7 +112,7 @@ def _append(target: Graph, part: Graph, given: dict[str, str], prefix: str) -> d
         name = f"{prefix}.{node.output}"
         inputs = [names[value] for value in node.inputs]
         layer = f"{prefix}: {node.layer}" if node.layer else ""
-        target.nodes.append(Node(node.op, inputs, name, dict(node.attrs), node.arrays, layer))
+        target.nodes.append(Node(node.op, inputs, name, node.attrs, node.arrays, layer))
         target.shapes[name] = part.shapes[node.output]
         names[node.output] = name
     return names

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from hyperfusion_rt.export.ir.graph import TABLE, Array, Graph, Node, run
+from hyperfusion_rt.artifact.operations import Margins, Subsampling
+from hyperfusion_rt.export.ir.graph import TABLE, Array, Convolution, Graph, Node, run
 
 _LINEAR_MAPS = ("conv", "linear", "hyper_conv", "hyper_linear")
 _HYPER = ("hyper_conv", "hyper_linear")
@@ -99,7 +101,7 @@ def _takes_affine(graph: Graph, node: Node, value: str) -> bool:
     return (
         node.op in ("conv", "hyper_conv")
         and node.inputs[0] == value
-        and not any(node.attrs["padding"])
+        and not any(node.given(Convolution).padding)
     )
 
 
@@ -120,7 +122,7 @@ def absorb_affine_forward(graph: Graph) -> bool:
             weight, hyper = user.arrays["weight"], user.op in _HYPER
             axis = 2 if hyper else 1  # of the input channels
             if user.op.endswith("conv"):
-                groups, cout = user.attrs["groups"], weight.shape[axis - 1]
+                groups, cout = user.given(Convolution).groups, weight.shape[axis - 1]
                 each, per_group = cout // groups, weight.shape[axis]
                 # The input channels that each output channel sees.
                 seen = np.arange(cout)[:, None] // each * per_group + np.arange(per_group)
@@ -159,7 +161,6 @@ def affine_after_reshape(graph: Graph) -> bool:
             graph.shapes[reshape.output],
             before=affine,
             like=reshape,
-            attrs=reshape.attrs,
         )
         affine.inputs, affine.arrays = [x], arrays
         graph.nodes.remove(reshape)
@@ -192,14 +193,17 @@ def merge_reshapes(graph: Graph) -> bool:
 def pad_into_window(graph: Graph) -> bool:
     """Zeros around a volume become the padding of the convolution that reads them."""
     for pad in graph.nodes:
-        if pad.op != "pad" or pad.attrs["before"] != pad.attrs["after"]:
+        if pad.op != "pad":
+            continue
+        margins = pad.given(Margins)
+        if margins.before != margins.after:
             continue
         user = graph.only_user(pad.output)
         if user is None or user.op not in ("conv", "hyper_conv"):
             continue
-        user.attrs["padding"] = tuple(
-            p + q for p, q in zip(user.attrs["padding"], pad.attrs["before"], strict=True)
-        )
+        window = user.given(Convolution)
+        d, h, w = (p + q for p, q in zip(window.padding, margins.before, strict=True))
+        user.attrs = replace(window, padding=(d, h, w))
         user.inputs[0] = pad.inputs[0]
         graph.nodes.remove(pad)
         return True
@@ -275,11 +279,11 @@ def pool_before_add(graph: Graph) -> bool:
                 graph.shapes[pool.output],
                 before=pool,
                 like=pool,
-                attrs=dict(pool.attrs),
+                attrs=pool.attrs,
             )
             for v in add.inputs
         ]
-        pool.op, pool.inputs, pool.attrs = "add", parts, {}
+        pool.op, pool.inputs, pool.attrs = "add", parts, None
         graph.nodes.remove(add)
         return True
     return False
@@ -299,8 +303,8 @@ def _pointwise_hyper(node: Node) -> bool:
     return (
         node.op == "hyper_conv"
         and node.arrays["weight"].shape[3:] == (1, 1, 1)
-        and not any(node.attrs["padding"])
-        and node.attrs["groups"] == 1
+        and not any(node.given(Convolution).padding)
+        and node.given(Convolution).groups == 1
     )
 
 
@@ -309,7 +313,7 @@ def pool_before_hyper(graph: Graph) -> bool:
     generated linear layer of the average over every s-th voxel.
     """
     for pool in graph.nodes:
-        if pool.op != "global_avg_pool" or any(s != 1 for s in pool.attrs.get("stride", (1,))):
+        if pool.op != "global_avg_pool" or pool.given(Subsampling) != Subsampling():
             continue
         hyper = graph.producer(pool.inputs[0])
         if (
@@ -325,9 +329,9 @@ def pool_before_hyper(graph: Graph) -> bool:
             graph.shapes[x][:1],
             before=pool,
             like=pool,
-            attrs={"stride": hyper.attrs["stride"]},
+            attrs=Subsampling(stride=hyper.given(Convolution).stride),
         )
-        pool.op, pool.inputs, pool.attrs = "hyper_linear", [mean, e], {}
+        pool.op, pool.inputs, pool.attrs = "hyper_linear", [mean, e], None
         pool.arrays = {"weight": hyper.arrays["weight"][..., 0, 0, 0], "bias": hyper.arrays["bias"]}
         pool.layer = hyper.layer
         graph.nodes.remove(hyper)

@@ -1,22 +1,23 @@
 """A network as a list of operations on named values, with float64 weights: what folding works on.
 
-Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Operations:
+Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Operations, with their
+arrays and the class of their attributes:
 
-    conv(x)                weight [Cout, Cin/groups, k, k, k], bias [Cout]; stride, padding,
-                           dilation, groups
+    conv(x)                weight [Cout, Cin/groups, k, k, k], bias [Cout]; Convolution
     hyper_conv(x, e)       the same with a leading [K]: W = Σ_k e_k weight_k
     linear(x)              weight [O, I], bias [O];   hyper_linear(x, e): with a leading [K]
     one_and(e)             [1, e];   combine(p [K·C], e [K]): y_c = Σ_k e_k p[k·C + c]
     affine(x)              scale, shift [C]
-    activation(x)          kind; alpha (leaky_relu, elu), slope [C] (prelu)
-    max_pool, avg_pool(x)  kernel, stride, padding, ceil_mode; dilation; count_include_pad
-    adaptive_avg_pool, adaptive_max_pool(x)   size
-    global_avg_pool(x)     [C]; stride: only every stride-th voxel counts;   global_max_pool(x)
+    activation(x)          slope [C] (prelu); Activation
+    max_pool, avg_pool(x)  Pooling
+    adaptive_avg_pool, adaptive_max_pool(x)   Grid
+    global_avg_pool, global_max_pool(x)       [C]; Subsampling
     add, mul(a, b)         equal shapes, or one is [C, 1, 1, 1]
-    concat(...), slice(x)  along channels; start, stop
-    pad(x)                 zeros; before, after
-    reshape(x)             shape;   softmax(x [F]);   instance_norm(x): scale, shift [C]; eps
-    ensemble(x [M·N·C])    [C]; members M, boxes N, classes, rule: see models.ensemble
+    concat(...), slice(x)  along channels; Span
+    pad(x)                 zeros; Margins
+    instance_norm(x)       scale, shift [C]; Normalisation
+    reshape(x), softmax(x [F])
+    ensemble(x [M·N·C])    [C]; Combination
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,12 +33,45 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfusion_rt.artifact.operations import (
+    Activation,
+    Combination,
+    Grid,
+    Margins,
+    Normalisation,
+    Pooling,
+    Span,
+    Subsampling,
+    Window,
+)
 from hyperfusion_rt.models.combine import combine_outputs
 
 Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 TABLE = "tabular"  # the input that holds rows of the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution(Window):
+    """Channels that see each other only within their group."""
+
+    groups: int
+
+
+Attributes = (
+    Activation
+    | Combination
+    | Convolution
+    | Normalisation
+    | Subsampling
+    | Grid
+    | Margins
+    | Pooling
+    | Span
+    | None
+)
+A = TypeVar("A", bound=Attributes)
 
 
 @dataclass
@@ -47,9 +81,15 @@ class Node:
     op: str
     inputs: list[str]
     output: str
-    attrs: dict[str, Any] = field(default_factory=dict)
+    attrs: Attributes = None
     arrays: dict[str, Array] = field(default_factory=dict)
     layer: str = ""
+
+    def given(self, kind: type[A]) -> A:
+        """Its attributes, of the class that its operation has."""
+        if not isinstance(self.attrs, kind):
+            raise TypeError(f"{self.op} {self.output}: {self.attrs} is no {kind.__name__}")
+        return self.attrs
 
 
 @dataclass
@@ -64,7 +104,7 @@ class Graph:
     def copy(self) -> Graph:
         """A copy whose nodes may be changed; the arrays are shared."""
         nodes = [
-            Node(n.op, list(n.inputs), n.output, dict(n.attrs), dict(n.arrays), n.layer)
+            Node(n.op, list(n.inputs), n.output, n.attrs, dict(n.arrays), n.layer)
             for n in self.nodes
         ]
         return Graph(dict(self.inputs), nodes, list(self.outputs), dict(self.shapes))
@@ -96,13 +136,13 @@ class Graph:
         *,
         before: Node,
         like: Node,
-        attrs: dict[str, Any] | None = None,
+        attrs: Attributes = None,
         arrays: dict[str, Array] | None = None,
     ) -> str:
         """Insert a node in front of `before`; returns the name of its value."""
         numbered = (f"{like.output}_{op}{number}" for number in itertools.count())
         name = next(name for name in numbered if name not in self.shapes)
-        node = Node(op, inputs, name, attrs or {}, arrays or {}, like.layer)
+        node = Node(op, inputs, name, attrs, arrays or {}, like.layer)
         self.nodes.insert(next(i for i, n in enumerate(self.nodes) if n is before), node)
         self.shapes[name] = shape
         return name
@@ -141,7 +181,8 @@ class Graph:
 
 def activate(x: Tensor, node: Node) -> Tensor:
     """What an `activation` node means."""
-    kind, alpha = node.attrs["kind"], float(node.attrs.get("alpha", 0.0))
+    act = node.given(Activation)
+    kind, alpha = act.kind, act.alpha
     simple: dict[str, Callable[[Tensor], Tensor]] = {
         "relu": F.relu,
         "relu6": F.relu6,
@@ -186,8 +227,10 @@ def run(
             k: before(node, torch.from_numpy(np.ascontiguousarray(v)).to(like))
             for k, v in node.arrays.items()
         }
-        values[node.output] = after(node, _OPS[node.op](inputs, arrays, node))
         expected = (len(like), *graph.shapes[node.output])
+        reshaped = node.op == "reshape"
+        made = like.reshape(expected) if reshaped else _OPS[node.op](inputs, arrays, node)
+        values[node.output] = after(node, made)
         if tuple(values[node.output].shape) != expected:
             raise AssertionError(f"{node.op} {node.output}: {values[node.output].shape}")
     return [values[name] for name in graph.outputs]
@@ -201,20 +244,16 @@ def _channels(array: Tensor, x: Tensor) -> Tensor:
 
 
 def _conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    t = n.attrs
-    return F.conv3d(
-        x[0], a["weight"], a["bias"], t["stride"], t["padding"], t["dilation"], t["groups"]
-    )
+    t = n.given(Convolution)
+    return F.conv3d(x[0], a["weight"], a["bias"], t.stride, t.padding, t.dilation, t.groups)
 
 
 def _hyper_conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    t, samples = n.attrs, []
+    t, samples = n.given(Convolution), []
     for image, e in zip(x[0], x[1], strict=True):
         weight, bias = torch.tensordot(e, a["weight"], 1), torch.tensordot(e, a["bias"], 1)
         samples.append(
-            F.conv3d(
-                image[None], weight, bias, t["stride"], t["padding"], t["dilation"], t["groups"]
-            )
+            F.conv3d(image[None], weight, bias, t.stride, t.padding, t.dilation, t.groups)
         )
     return torch.cat(samples)
 
@@ -225,17 +264,39 @@ def _hyper_linear(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
 
 
 def _global_avg(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    s = n.attrs.get("stride", (1, 1, 1))
+    s = n.given(Subsampling).stride
     return x[0][:, :, :: s[0], :: s[1], :: s[2]].mean((2, 3, 4))
 
 
 def _pad(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    both = zip(n.attrs["before"][::-1], n.attrs["after"][::-1], strict=True)
+    t = n.given(Margins)
+    both = zip(t.before[::-1], t.after[::-1], strict=True)
     return F.pad(x[0], [width for pair in both for width in pair])
 
 
 def _instance_norm(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    return F.instance_norm(x[0], None, None, a["scale"], a["shift"], eps=n.attrs["eps"])
+    eps = n.given(Normalisation).eps
+    return F.instance_norm(x[0], None, None, a["scale"], a["shift"], eps=eps)
+
+
+def _max_pool(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Pooling)
+    return F.max_pool3d(x[0], t.kernel, t.stride, t.padding, t.dilation, t.ceil_mode)
+
+
+def _avg_pool(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Pooling)
+    return F.avg_pool3d(x[0], t.kernel, t.stride, t.padding, t.ceil_mode, t.count_include_pad)
+
+
+def _slice(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Span)
+    return x[0][:, t.start : t.stop]
+
+
+def _ensemble(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Combination)
+    return combine_outputs(x[0], t.members, t.boxes, t.classes, t.rule)
 
 
 _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
@@ -249,33 +310,18 @@ _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
     ),
     "affine": lambda x, a, n: x[0] * _channels(a["scale"], x[0]) + _channels(a["shift"], x[0]),
     "activation": lambda x, a, n: activate(x[0], n),
-    "max_pool": lambda x, a, n: F.max_pool3d(
-        x[0],
-        n.attrs["kernel"],
-        n.attrs["stride"],
-        n.attrs["padding"],
-        n.attrs["dilation"],
-        n.attrs["ceil_mode"],
-    ),
-    "avg_pool": lambda x, a, n: F.avg_pool3d(
-        x[0],
-        n.attrs["kernel"],
-        n.attrs["stride"],
-        n.attrs["padding"],
-        n.attrs["ceil_mode"],
-        n.attrs["count_include_pad"],
-    ),
-    "adaptive_avg_pool": lambda x, a, n: F.adaptive_avg_pool3d(x[0], n.attrs["size"]),
-    "adaptive_max_pool": lambda x, a, n: F.adaptive_max_pool3d(x[0], n.attrs["size"]),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "adaptive_avg_pool": lambda x, a, n: F.adaptive_avg_pool3d(x[0], n.given(Grid).size),
+    "adaptive_max_pool": lambda x, a, n: F.adaptive_max_pool3d(x[0], n.given(Grid).size),
     "global_avg_pool": _global_avg,
     "global_max_pool": lambda x, a, n: x[0].amax((2, 3, 4)),
     "add": lambda x, a, n: x[0] + x[1],
     "mul": lambda x, a, n: x[0] * x[1],
     "concat": lambda x, a, n: torch.cat(x, 1),
-    "slice": lambda x, a, n: x[0][:, n.attrs["start"] : n.attrs["stop"]],
+    "slice": _slice,
     "pad": _pad,
-    "reshape": lambda x, a, n: x[0].reshape(len(x[0]), *n.attrs["shape"]),
     "softmax": lambda x, a, n: torch.softmax(x[0], 1),
     "instance_norm": _instance_norm,
-    "ensemble": lambda x, a, n: combine_outputs(x[0], **n.attrs),
+    "ensemble": _ensemble,
 }

@@ -41,7 +41,8 @@ def lower(module: nn.Module, inputs: dict[str, Shape]) -> Graph:
     except Exception as error:
         raise HyperFusionError(
             f"{type(module).__name__} cannot be exported: torch.export says: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{str(error).strip().splitlines()[0]}",
+            code="export-network-untraceable",
         ) from error
     return _Lowering(program, inputs).graph
 
@@ -87,7 +88,10 @@ class _Lowering(Builder):
         found = fx.node.map_arg(node.args[0], lambda n: values[n])
         for value in found if isinstance(found, (list, tuple)) else [found]:
             if not isinstance(value, Value):
-                raise HyperFusionError("the network's output does not depend on its input")
+                raise HyperFusionError(
+                    "the network's output does not depend on its input",
+                    code="export-unsupported-operation",
+                )
             self.graph.outputs.append(value.name)
         if len(self.graph.outputs) == 1 and self.graph.outputs[0] not in self.graph.inputs:
             self._rename(self.graph.outputs[0], "output")
@@ -101,7 +105,8 @@ class _Lowering(Builder):
     def _refuse(self, node: fx.Node, what: str) -> None:
         raise HyperFusionError(
             f"{what} in {_layer(node) or 'the network'}: engines cannot do this. They know: "
-            f"{', '.join(sorted(supported()))}"
+            f"{', '.join(sorted(supported()))}",
+            code="export-unsupported-operation",
         )
 
     def _written(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:

@@ -69,6 +69,8 @@ def write_onnx(
         onnx.checker.check_model(model, full_check=True)
         serialized = model.SerializeToString()
     except ValueError as error:
-        raise HyperFusionError(f"{path.name}: cannot be written as ONNX: {error}") from None
+        raise HyperFusionError(
+            f"{path.name}: cannot be written as ONNX: {error}", code="export-not-onnx"
+        ) from None
     with replacing(path) as temporary:
         temporary.write_bytes(serialized)

@@ -8,32 +8,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.export.ir.graph import Node
+from hyperfusion_rt.artifact.operations import (
+    Activation,
+    Combination,
+    Grid,
+    Margins,
+    Normalisation,
+    Pooling,
+    Span,
+    Subsampling,
+    Window,
+)
+from hyperfusion_rt.export.ir.graph import Convolution, Node
 
 if TYPE_CHECKING:
     from hyperfusion_rt.export.onnx_file.writer import Writer
 
 
-def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
-    padding = [int(p) for p in node.attrs["padding"]]
-    found = {
-        "kernel_shape": [int(k) for k in kernel],
-        "pads": [*padding, *padding],
-        "strides": [int(s) for s in node.attrs["stride"]],
+def _window(window: Window) -> dict[str, Sequence[int]]:
+    return {
+        "kernel_shape": window.kernel,
+        "pads": (*window.padding, *window.padding),
+        "strides": window.stride,
     }
-    if "dilation" in node.attrs:
-        found["dilations"] = [int(d) for d in node.attrs["dilation"]]
-    return found
 
 
 def _conv(w: Writer, node: Node) -> None:
-    attrs = _window(node, node.arrays["weight"].shape[-3:])
+    window = node.given(Convolution)
     inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
-    w.op("Conv", inputs, node.output, group=int(node.attrs["groups"]), **attrs)
+    attrs = {"group": window.groups, "dilations": window.dilation, **_window(window)}
+    w.op("Conv", inputs, node.output, **attrs)
 
 
 def _hyper_conv(w: Writer, node: Node) -> None:
-    weight, bias, groups = node.arrays["weight"], node.arrays["bias"], int(node.attrs["groups"])
+    weight, bias, window = node.arrays["weight"], node.arrays["bias"], node.given(Convolution)
+    groups = window.groups
     k, cout = weight.shape[:2]
     each, volume = cout // groups, w.graph.shapes[node.output][1:]
 
@@ -48,9 +57,8 @@ def _hyper_conv(w: Writer, node: Node) -> None:
         w.weight(node, "weight", grouped(weight)),
         w.weight(node, "bias", grouped(bias)),
     ]
-    made = w.op(
-        "Conv", inputs, f"{node.output}.all", group=groups, **_window(node, weight.shape[-3:])
-    )
+    attrs = {"group": groups, "dilations": window.dilation, **_window(window)}
+    made = w.op("Conv", inputs, f"{node.output}.all", **attrs)
     made = w.reshape(made, [groups, k, each, *volume], f"{node.output}.split")
     order = [0, 2, 1, 3, *range(4, 4 + len(volume))]
     made = w.op("Transpose", [made], f"{node.output}.turned", perm=order)
@@ -95,8 +103,9 @@ def _affine(w: Writer, node: Node) -> None:
 
 
 def _activation(w: Writer, node: Node) -> None:
-    kind, x = node.attrs["kind"], list(node.inputs)
-    alpha = {"alpha": float(node.attrs["alpha"])} if "alpha" in node.attrs else {}
+    act, x = node.given(Activation), list(node.inputs)
+    kind = act.kind
+    alpha = {"alpha": act.alpha} if kind in ("leaky_relu", "elu") else {}
     simple = {
         "relu": "Relu",
         "leaky_relu": "LeakyRelu",
@@ -124,26 +133,26 @@ def _activation(w: Writer, node: Node) -> None:
 
 
 def _max_pool(w: Writer, node: Node) -> None:
-    _pool(w, "MaxPool", node)
+    _pool(w, "MaxPool", node, dilations=node.given(Pooling).dilation)
 
 
 def _avg_pool(w: Writer, node: Node) -> None:
-    _pool(w, "AveragePool", node, count_include_pad=int(node.attrs["count_include_pad"]))
+    _pool(w, "AveragePool", node, count_include_pad=int(node.given(Pooling).count_include_pad))
 
 
-def _pool(w: Writer, kind: str, node: Node, **attrs: int) -> None:
+def _pool(w: Writer, kind: str, node: Node, **attrs: int | Sequence[int]) -> None:
     """PyTorch drops a last window that would start in the padding behind; ONNX's ceil_mode keeps
     it. Where that concerns some axes only, it is cut off after the pooling.
     """
     rounds_up, drops = False, False
-    geometry = [node.attrs[key] for key in ("kernel", "stride", "padding")]
-    geometry.append(node.attrs.get("dilation", (1, 1, 1)))
+    window = node.given(Pooling)
+    geometry = window.kernel, window.stride, window.padding, window.dilation
     sizes, made = w.graph.shapes[node.inputs[0]][1:], w.graph.shapes[node.output][1:]
     for n, m, k, s, p, d in zip(sizes, made, *geometry, strict=True):
         room = n + 2 * p - d * (k - 1) - 1
         rounds_up |= m > room // s + 1
         drops |= m < -(-room // s) + 1
-    attrs |= _window(node, node.attrs["kernel"]) | {"ceil_mode": int(rounds_up)}
+    attrs |= {"ceil_mode": int(rounds_up), **_window(window)}
     if not (rounds_up and drops):
         w.op(kind, node.inputs, node.output, **attrs)
         return
@@ -153,8 +162,8 @@ def _pool(w: Writer, kind: str, node: Node, **attrs: int) -> None:
 
 def _adaptive(kind: str) -> Callable[[Writer, Node], None]:
     def write(w: Writer, node: Node) -> None:
-        sizes = zip(w.graph.shapes[node.inputs[0]][1:], node.attrs["size"], strict=True)
-        kernel = [int(n // m) for n, m in sizes]
+        sizes = zip(w.graph.shapes[node.inputs[0]][1:], node.given(Grid).size, strict=True)
+        kernel = [n // m for n, m in sizes]
         w.op(kind, node.inputs, node.output, kernel_shape=kernel, strides=kernel)
 
     return write
@@ -176,7 +185,7 @@ def _slice(
 
 def _global(kind: str) -> Callable[[Writer, Node], None]:
     def write(w: Writer, node: Node) -> None:
-        x, stride = node.inputs[0], [int(s) for s in node.attrs.get("stride", (1, 1, 1))]
+        x, stride = node.inputs[0], list(node.given(Subsampling).stride)
         if stride != [1, 1, 1]:
             shape = w.graph.shapes[x]
             x = _slice(w, x, f"{node.output}.every", [2, 3, 4], [0, 0, 0], list(shape[1:]), stride)
@@ -187,13 +196,14 @@ def _global(kind: str) -> Callable[[Writer, Node], None]:
 
 
 def _pad(w: Writer, node: Node) -> None:
-    widths = [0, 0, *node.attrs["before"], 0, 0, *node.attrs["after"]]
+    margins = node.given(Margins)
+    widths = [0, 0, *margins.before, 0, 0, *margins.after]
     pads = w.constant(f"{node.output}.pads", np.array(widths, np.int64))
     w.op("Pad", [node.inputs[0], pads], node.output)
 
 
 def _ensemble(w: Writer, node: Node) -> None:
-    name, x, a = node.output, node.inputs[0], node.attrs
+    name, x, a = node.output, node.inputs[0], node.given(Combination)
     (n,) = w.graph.shapes[name]
 
     def axis(which: int) -> str:
@@ -202,11 +212,11 @@ def _ensemble(w: Writer, node: Node) -> None:
     def number(value: float) -> str:
         return w.constant(f"{name}.{value:g}", np.array(value))
 
-    each = w.reshape(x, [a["members"], a["boxes"], n], f"{name}.outputs")
-    if a["classes"]:
+    each = w.reshape(x, [a.members, a.boxes, n], f"{name}.outputs")
+    if a.classes:
         each = w.op("Softmax", [each], f"{name}.probabilities", axis=3)
     each = w.op("ReduceMean", [each, axis(2)], f"{name}.members", keepdims=0)
-    if a["rule"] == "mean":
+    if a.rule == "mean":
         w.op("ReduceMean", [each, axis(1)], name, keepdims=0)
         return
 
@@ -238,14 +248,14 @@ def _ensemble(w: Writer, node: Node) -> None:
     entropy = w.op("Add", [others, top], f"{name}.both")
     entropy = w.op("Max", [entropy, number(1e-6)], f"{name}.entropy")
 
-    if a["rule"] == "most_confident":
+    if a.rule == "most_confident":
         best = w.op("ArgMin", [entropy], f"{name}.best", axis=1, keepdims=0)
-        weights = one_hot(best, a["members"], 1, f"{name}.weights")
+        weights = one_hot(best, a.members, 1, f"{name}.weights")
     else:
         weights = w.op("Reciprocal", [entropy], f"{name}.confidence")
         total = w.op("ReduceSum", [weights, axis(1)], f"{name}.total", keepdims=1)
         weights = w.op("Div", [weights, total], f"{name}.weights")
-    if a["rule"] == "weighted_voting":
+    if a.rule == "weighted_voting":
         each = votes
     weighted = w.op("Mul", [weights, each], f"{name}.weighted")
     w.op("ReduceSum", [weighted, axis(1)], name, keepdims=0)
@@ -253,7 +263,16 @@ def _ensemble(w: Writer, node: Node) -> None:
 
 def _instance_norm(w: Writer, node: Node) -> None:
     inputs = [node.inputs[0], w.weight(node, "scale"), w.weight(node, "shift")]
-    w.op("InstanceNormalization", inputs, node.output, epsilon=float(node.attrs["eps"]))
+    w.op("InstanceNormalization", inputs, node.output, epsilon=node.given(Normalisation).eps)
+
+
+def _reshape(w: Writer, node: Node) -> None:
+    w.reshape(node.inputs[0], w.graph.shapes[node.output], node.output)
+
+
+def _channels(w: Writer, node: Node) -> None:
+    span = node.given(Span)
+    _slice(w, node.inputs[0], node.output, [1], [span.start], [span.stop], [1])
 
 
 WRITERS: dict[str, Callable[[Writer, Node], Any]] = {
@@ -274,11 +293,9 @@ WRITERS: dict[str, Callable[[Writer, Node], Any]] = {
     "add": lambda w, n: w.op("Add", n.inputs, n.output),
     "mul": lambda w, n: w.op("Mul", n.inputs, n.output),
     "concat": lambda w, n: w.op("Concat", n.inputs, n.output, axis=1),
-    "slice": lambda w, n: _slice(
-        w, n.inputs[0], n.output, [1], [int(n.attrs["start"])], [int(n.attrs["stop"])], [1]
-    ),
+    "slice": _channels,
     "pad": _pad,
-    "reshape": lambda w, n: w.reshape(n.inputs[0], n.attrs["shape"], n.output),
+    "reshape": _reshape,
     "softmax": lambda w, n: w.op("Softmax", n.inputs, n.output, axis=1),
     "instance_norm": _instance_norm,
     "ensemble": _ensemble,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
+from hyperfusion_rt.artifact.operations import Activated, Affine, AnyOperation, Conv, HyperConv
 from hyperfusion_rt.artifact.plan import read_plan
 
 Rows = list[tuple[str, object]]
@@ -116,21 +117,28 @@ def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
         for op in program.ops:
             if re.match(r"m\d+\.", op.output) and not op.output.startswith(f"m{member}."):
                 continue
-            a = op.attrs
-            how = str(a.get("algorithm", ""))
-            if a.get("tile"):
-                how += " " + "x".join(str(n) for n in a["tile"])
-            if op.op in ("conv", "hyper_conv") and (a.get("pairs") or how == "gather"):
-                how += f" {plan.precision}"
-            fused = [name for name in ("prologue", "residual", "shortcut") if a.get(name)]
-            fused += [a["act"]["kind"]] if a.get("act") and op.op != "affine" else []
-            fused += ["max pool"] if a.get("pool") else []
-            fused += ["second output"] if a.get("second") else []
-            fused += ["every second voxel"] if a.get("sparse") else []
+            how, fused = _fused(op, plan.precision)
             shape = " x ".join(str(n) for n in op.shape)
             cost = f"{op.gflop:.3f}", f"{op.megabytes:.2f}"
             rows.append([part, op.op, op.layer, shape, how, ", ".join(fused), *cost])
     return rows
+
+
+def _fused(op: AnyOperation, precision: str) -> tuple[str, list[str]]:
+    """By which algorithm an operation is computed, and what was fused into it."""
+    act: list[str] = [op.act.kind] if isinstance(op, Activated) and op.act is not None else []
+    if not isinstance(op, Conv | HyperConv):
+        return "", [] if isinstance(op, Affine) else act
+    how = f"{op.algorithm} {'x'.join(map(str, op.tile))}" if op.tile else op.algorithm
+    if op.pairs or how == "gather":
+        how += f" {precision}"
+    before = {"prologue": op.prologue, "residual": op.residual, "shortcut": op.shortcut}
+    after = {"max pool": op.pool, "second output": op.second, "every second voxel": op.sparse}
+    return how, [
+        *(name for name, there in before.items() if there),
+        *act,
+        *(name for name, there in after.items() if there),
+    ]
 
 
 def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ PACKAGES = {
 # test compares this list with the imports, so that a new module cannot be missing.
 CODE = (
     "artifact.manifest",
+    "artifact.operations",
     "artifact.plan",
     "config",
     "data.bids_dataset",

@@ -157,8 +157,8 @@ def test_fusion(tmp_path):
     engine = compare_all(shaken(PreActivation()), {"image": (1, 26, 27, 28)}, tmp_path / "x.onnx")
     convs = [op for op in engine.trunk.program.ops if op.op == "conv"]
     assert len(convs) == 6  # the two shortcuts are inside
-    assert [bool(op.attrs.get("pool")) for op in convs] == [True] + [False] * 5
-    assert [bool(op.attrs.get("second")) for op in convs] == [
+    assert [op.pool for op in convs] == [True] + [False] * 5
+    assert [bool(op.second) for op in convs] == [
         True,
         False,
         True,
@@ -166,9 +166,9 @@ def test_fusion(tmp_path):
         False,
         False,
     ]
-    assert [bool(op.attrs.get("shortcut")) for op in convs] == [0, 0, 1, 0, 1, 0]
-    assert [bool(op.attrs.get("sparse")) for op in convs] == [0, 0, 1, 0, 0, 0]
-    assert convs[-1].attrs["residual"] == convs[-2].output
+    assert [bool(op.shortcut) for op in convs] == [0, 0, 1, 0, 1, 0]
+    assert [op.sparse for op in convs] == [0, 0, 1, 0, 0, 0]
+    assert convs[-1].residual == convs[-2].output
     assert convs[2].shape == (32, 7, 7, 7)
 
 

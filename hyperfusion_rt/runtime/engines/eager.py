@@ -10,11 +10,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.artifact.operations import (
+    Activated,
+    Activation,
+    AdaptivePool,
+    Affine,
+    AffineMap,
+    AnyConv,
+    AnyOperation,
+    Binary,
+    Combine,
+    Concat,
+    Conv,
+    Ensemble,
+    GlobalPool,
+    HyperConv,
+    HyperLinear,
+    InstanceNorm,
+    Linear,
+    OneAnd,
+    Pad,
+    Pool,
+    Reshape,
+    Slice,
+    Softmax,
+)
 from hyperfusion_rt.artifact.plan import (
-    ENSEMBLE,
-    Op,
     Plan,
-    check_plan,
+    damaged,
     fitting,
     join_boxes,
     read_plan,
@@ -64,27 +87,17 @@ class TorchEngine:
             for name, (c, *extent) in plan.trunk.inputs.items():
                 self._inputs[name] = (plan.boxes * c, *extent)
         self._boxes, self._features = plan.boxes, plan.trunk.outputs if plan.trunk.ops else []
-        # The file may be mapped read-only: torch gets a copy.
         self._tensors = {
             name: torch.from_numpy(array.copy()).to(self.device)
             for name, array in plan.tensors.items()
         }
+        self._outputs = plan.head.outputs
         try:
-            check_plan(plan)
-            _check_reads([*plan.trunk.ops, *plan.head.ops])
-            self._outputs = plan.head.outputs
             self._trunk = [self._step(op) for op in plan.trunk.ops]
             self._head = [self._step(op) for op in plan.head.ops]
-        except (
-            EngineError,
-            LookupError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-        ) as error:
+        except (EngineError, LookupError, TypeError, ValueError, RuntimeError) as error:
             where = f"{source}: " if isinstance(source, Path) else ""
-            raise EngineError(f"{where}not an engine file that torch can run: {error}") from None
+            raise damaged(f"{where}not an engine file that torch can run: {error}") from None
 
     def __call__(self, image: Floats, tabular: Floats | None = None) -> Floats:
         """Run one batch: `image [B, C, D, H, W]`, `tabular [B, T]` → the first output, `[B, F]`.
@@ -124,9 +137,8 @@ class TorchEngine:
         layout = torch.contiguous_format if native else torch.channels_last_3d
         return x.to(self.volumes).contiguous(memory_format=layout)
 
-    def _step(self, op: Op) -> Callable[[Values], None]:
-        make = _CONVS.get(op.op, _plain)
-        call = make(self, op)
+    def _step(self, op: AnyOperation) -> Callable[[Values], None]:
+        call = _convolution(self, op) if isinstance(op, Conv | HyperConv) else _plain(self, op)
 
         def step(values: Values) -> None:
             found = call(values)
@@ -137,17 +149,17 @@ class TorchEngine:
 
     def weights(self, name: str) -> Tensor:
         """A tensor of the plan, float32 on the device."""
-        if name not in self._tensors:
-            raise EngineError(f"the plan names the tensor {name!r}, which the file does not hold")
         return self._tensors[name]
 
-    def activation(self, act: dict[str, Any] | None) -> Callable[[Tensor], Tensor]:
+    def activation(self, act: Activation | None) -> Callable[[Tensor], Tensor]:
         """What an `act` of the plan means."""
         if act is None:
             return lambda x: x
-        kind, alpha = act["kind"], float(act.get("alpha", 0.0))
+        kind, alpha = act.kind, act.alpha
         if kind == "prelu":
-            slope = self.weights(act["slope"])
+            if act.slope is None:
+                raise ValueError("prelu without a slope")
+            slope = self.weights(act.slope)
             return lambda x: F.prelu(x, slope.to(x.dtype))
         if kind in ("leaky_relu", "elu"):
             of: Callable[..., Tensor] = getattr(F, kind)
@@ -157,22 +169,11 @@ class TorchEngine:
         simple: Callable[[Tensor], Tensor] = getattr(F, kind)
         return simple
 
-    def mapped(self, m: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    def mapped(self, m: AffineMap) -> Callable[[Tensor], Tensor]:
         """`act(scale · x + shift)` of a prologue or a second output."""
-        scale, shift = self.weights(m["scale"]), self.weights(m["shift"])
-        act = self.activation(m["act"])
+        scale, shift = self.weights(m.scale), self.weights(m.shift)
+        act = self.activation(m.act)
         return lambda x: act(_along(scale, x) * x.float() + _along(shift, x))
-
-
-def _check_reads(ops: list[Op]) -> None:
-    """Refuse a plan that reads what nothing makes."""
-    made = {"image", "tabular"}
-    for op in ops:
-        short, second = op.attrs.get("shortcut") or {}, op.attrs.get("second") or {}
-        for name in (*op.inputs, op.attrs.get("residual"), short.get("input")):
-            if name is not None and name not in made:
-                raise EngineError(f"the plan reads {name!r} before anything makes it")
-        made |= {op.output, second.get("output", op.output)}
 
 
 def _along(vector: Tensor, x: Tensor) -> Tensor:
@@ -184,100 +185,140 @@ def _every_second(x: Tensor) -> Tensor:
     return x[:, :, ::2, ::2, ::2]
 
 
-def _convolution(engine: TorchEngine, op: Op) -> Callable[[Values], Values]:
-    a = op.attrs
-    kernel, depthwise, hyper = a["kernel"], bool(a["depthwise"]), op.op == "hyper_conv"
-    stride, padding, dilation = (tuple(a[n]) for n in ("stride", "padding", "dilation"))
-    weight, bias = engine.weights(op.tensors["weight"]), engine.weights(op.tensors["bias"])
-    # [taps, C], or [..., taps, Cin, Cout], which as [Cout, Cin, k, k, k] is a view.
-    if depthwise:
-        weight = weight.T.unflatten(1, (1, *kernel)).contiguous()
-    else:
-        weight = weight.unflatten(-3, kernel).movedim((-1, -2), (-5, -4))
-    if not hyper:
-        weight = weight.to(engine.volumes)
-    groups = len(weight) if depthwise else 1
-    act = a["act"] or {"kind": "leaky_relu", "alpha": 1.0}
-    slopes = {"relu": 0.0, "leaky_relu": float(act.get("alpha", 0.0))}
-    fused = act["kind"] in slopes
-    slope = slopes.get(act["kind"], 1.0)
-    later = engine.activation(None if fused else act)
-    prologue = engine.mapped(a["prologue"]) if a.get("prologue") else None
-    second = engine.mapped(a["second"]) if a.get("second") else None
-    pool, sparse = bool(a.get("pool", False)), bool(a.get("sparse", False))
-    short = a.get("shortcut")
-    if short:
-        beside = engine.weights(op.tensors["shortcut"]).T[..., None, None, None]
-        beside = beside.to(engine.volumes)
+def _convolution(engine: TorchEngine, op: AnyConv) -> Callable[[Values], Values]:
+    hyper = isinstance(op, HyperConv)
+    weight, bias = _kernel(engine, op), engine.weights(op.bias)
+    groups = len(weight) if op.depthwise else 1
+    slope = _slope(op.act)
+    later = engine.activation(None if slope is not None else op.act)
+    prologue = engine.mapped(op.prologue) if op.prologue else None
+    second = engine.mapped(op.second) if op.second else None
     # Voxels that nobody reads are not made, unless a second output needs them.
-    skips = sparse and second is None
-    steps = tuple(2 * s for s in stride) if skips else stride
+    skips = op.sparse and second is None
+    stride = _doubled(op.stride) if skips else op.stride
+    beside = _shortcut(engine, op, skips)
 
     def call(values: Values) -> Values:
         x = values[op.inputs[0]]
         if prologue is not None:
             x = prologue(x).to(engine.volumes)
-        residual = values[a["residual"]] if a.get("residual") is not None else None
-        if residual is not None and skips:
-            residual = _every_second(residual)
-        if short:
-            by = tuple(s * (2 if skips else 1) for s in short["stride"])
-            residual = conv3d_block(values[short["input"]], beside, by)
+        residual = beside(values)
         if hyper:
-            condition = values[op.inputs[1]]
             # Only Triton takes narrow volumes with wide generators.
             x = x if backend.on_triton(x) else x.float()
-            after = Epilogue(None, None, residual, slope)
+            after = Epilogue(None, None, residual, 1.0 if slope is None else slope)
             y = hyper_conv3d(
-                x, condition, weight, bias, None, None, steps, padding, dilation,
-                epilogue=after,
+                x, values[op.inputs[-1]], weight, bias, None, None, stride, op.padding,
+                op.dilation, epilogue=after,
             )  # fmt: skip
         else:
-            after = Epilogue(None, bias, residual, slope)
-            y = conv3d_block(x, weight, steps, padding, dilation, groups, after, pool and fused)
+            after = Epilogue(None, bias, residual, 1.0 if slope is None else slope)
+            pool = op.pool and slope is not None
+            y = conv3d_block(x, weight, stride, op.padding, op.dilation, groups, after, pool)
         y = later(y)
-        if pool and not fused:
+        if op.pool and slope is None:
             y = F.max_pool3d(y, 2)
-        made = {op.output: _every_second(y) if sparse and not skips else y}
-        if second is not None:
-            made[a["second"]["output"]] = second(y)
+        made = {op.output: _every_second(y) if op.sparse and not skips else y}
+        if op.second is not None and second is not None:
+            made[op.second.output] = second(y)
         return made
 
     return call
 
 
-def _pooled(engine: TorchEngine, op: Op) -> Callable[[Tensor], Tensor]:
-    a = op.attrs
-    where = a["kernel"], a["stride"], a["padding"]
-    ceil = bool(a.get("ceil_mode", False))
-    if op.op == "avg_pool":
-        padded = bool(a.get("count_include_pad", True))
-        return lambda x: F.avg_pool3d(x.float(), *where, ceil, padded)
-    return lambda x: F.max_pool3d(x, *where, a.get("dilation", (1, 1, 1)), ceil)
+def _kernel(engine: TorchEngine, op: AnyConv) -> Tensor:
+    """[taps, C], or [..., taps, Cin, Cout], which as [..., Cout, Cin, k, k, k] is a view."""
+    weight: Tensor = engine.weights(op.weight)
+    if op.depthwise:
+        weight = weight.T.unflatten(1, (1, *op.kernel)).contiguous()
+    else:
+        weight = weight.unflatten(-3, op.kernel).movedim((-1, -2), (-5, -4))
+    return weight if isinstance(op, HyperConv) else weight.to(engine.volumes)
 
 
-def _plain(engine: TorchEngine, op: Op) -> Callable[[Values], Values]:
+def _slope(act: Activation | None) -> float | None:
+    """Below zero, of an activation that kernels apply themselves; None of another."""
+    if act is None:
+        return 1.0
+    return {"relu": 0.0, "leaky_relu": act.alpha}.get(act.kind)
+
+
+def _shortcut(engine: TorchEngine, op: AnyConv, skips: bool) -> Callable[[Values], Tensor | None]:
+    """What is added to a convolution: a value, or a 1x1x1 convolution of one."""
+    short, residual = op.shortcut, op.residual
+    if short is not None:
+        weight = engine.weights(short.weight).T[..., None, None, None].to(engine.volumes)
+        stride = _doubled(short.stride) if skips else short.stride
+        return lambda values: conv3d_block(values[short.input], weight, stride)
+    if residual is not None and skips:
+        return lambda values: _every_second(values[residual])
+    return lambda values: None if residual is None else values[residual]
+
+
+def _doubled(stride: tuple[int, int, int]) -> tuple[int, int, int]:
+    d, h, w = stride
+    return 2 * d, 2 * h, 2 * w
+
+
+Plain = (
+    Linear | HyperLinear | Affine | InstanceNorm | Binary | Combine | Pool | GlobalPool
+    | AdaptivePool | Reshape | Concat | Slice | Pad | OneAnd | Softmax | Ensemble
+)  # fmt: skip
+
+
+def _plain(engine: TorchEngine, op: Plain) -> Callable[[Values], Values]:
     """An operation that is torch's own, in float32, with its activation."""
-    if op.op not in _PLAIN:
-        raise EngineError(f"the plan has the operation {op.op!r}, which this version lacks")
-    of = _PLAIN[op.op](engine, op)
-    act = engine.activation(op.attrs.get("act"))
+    of = _function(engine, op)
+    act = engine.activation(op.act if isinstance(op, Activated) else None)
     return lambda values: {op.output: act(of(*(values[name] for name in op.inputs)))}
 
 
-def _linear(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    weight, bias = engine.weights(op.tensors["weight"]), engine.weights(op.tensors["bias"])
-    if op.op == "linear":
-        return lambda x: torch.addmm(bias, x, weight)
-    G = weight.transpose(1, 2)
-    return lambda x, e: hyper_linear(x, e, G, bias)
+def _function(engine: TorchEngine, op: Plain) -> Callable[..., Tensor]:
+    """What the operation makes of its inputs, before an activation."""
+    match op:
+        case Linear():
+            weight, bias = engine.weights(op.weight), engine.weights(op.bias)
+            return lambda x: torch.addmm(bias, x, weight)
+        case HyperLinear():
+            G, h = engine.weights(op.weight).transpose(1, 2), engine.weights(op.bias)
+            return lambda x, e: hyper_linear(x, e, G, h)
+        case Affine():
+            return _affine(engine, op)
+        case InstanceNorm():
+            scale, shift = engine.weights(op.scale), engine.weights(op.shift)
+            return lambda x: F.instance_norm(x.float(), None, None, scale, shift, eps=op.eps)
+        case Binary():
+            return (lambda x, y: x.float() + y) if op.op == "add" else lambda x, y: x.float() * y
+        case Combine():
+            return lambda p, e: torch.einsum("bk,bkc->bc", e, p.view(len(p), e.shape[1], -1))
+        case Pool():
+            return _pool(op)
+        case GlobalPool():
+            return _global_pool(op)
+        case AdaptivePool():
+            if op.op == "adaptive_avg_pool":
+                return lambda x: F.adaptive_avg_pool3d(x.float(), op.size)
+            return lambda x: F.adaptive_max_pool3d(x, op.size)
+        case Reshape():
+            return lambda x: x.reshape(len(x), *op.shape)
+        case Concat():
+            return lambda *xs: torch.cat(xs, 1)
+        case Slice():
+            return lambda x: x[:, op.start : op.stop]
+        case Pad():
+            both = zip(op.before[::-1], op.after[::-1], strict=True)
+            widths = [width for pair in both for width in pair]
+            return lambda x: F.pad(x, widths)
+        case OneAnd():
+            return lambda e: torch.cat([torch.ones_like(e[:, :1]), e], 1)
+        case Softmax():
+            return lambda x: torch.softmax(x, 1)
+        case Ensemble():
+            return lambda x: combine_outputs(x, op.members, op.boxes, op.classes, op.rule)
 
 
-def _affine(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    scale, shift = (
-        engine.weights(op.tensors[role]) if role in op.tensors else None
-        for role in ("scale", "shift")
-    )
+def _affine(engine: TorchEngine, op: Affine) -> Callable[..., Tensor]:
+    scale, shift = (engine.weights(r) if r else None for r in (op.scale, op.shift))
 
     def call(x: Tensor) -> Tensor:
         y = x.float()
@@ -288,52 +329,15 @@ def _affine(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
     return call
 
 
-def _norm(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    scale, shift = (engine.weights(op.tensors[role]) for role in ("scale", "shift"))
-    eps = float(op.attrs["eps"])
-    return lambda x: F.instance_norm(x.float(), None, None, scale, shift, eps=eps)
+def _pool(op: Pool) -> Callable[..., Tensor]:
+    where = op.kernel, op.stride, op.padding
+    if op.op == "avg_pool":
+        return lambda x: F.avg_pool3d(x.float(), *where, op.ceil_mode, op.count_include_pad)
+    return lambda x: F.max_pool3d(x, *where, op.dilation, op.ceil_mode)
 
 
-def _combine(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    return lambda p, e: torch.einsum("bk,bkc->bc", e, p.view(len(p), e.shape[1], -1))
-
-
-def _ensemble(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    given = [op.attrs[name] for name in ENSEMBLE]
-    return lambda x: combine_outputs(x, *given)
-
-
-def _pad(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    both = zip(op.attrs["before"][::-1], op.attrs["after"][::-1], strict=True)
-    widths = [int(width) for pair in both for width in pair]
-    return lambda x: F.pad(x, widths)
-
-
-def _global_average(engine: TorchEngine, op: Op) -> Callable[..., Tensor]:
-    d, h, w = op.attrs.get("stride", (1, 1, 1))
+def _global_pool(op: GlobalPool) -> Callable[..., Tensor]:
+    if op.op == "global_max_pool":
+        return lambda x: x.amax((2, 3, 4))
+    d, h, w = op.stride
     return lambda x: x[:, :, ::d, ::h, ::w].mean((2, 3, 4), dtype=torch.float32)
-
-
-_CONVS = {"conv": _convolution, "hyper_conv": _convolution}
-_PLAIN: dict[str, Callable[[TorchEngine, Op], Callable[..., Tensor]]] = {
-    "max_pool": _pooled,
-    "avg_pool": _pooled,
-    "linear": _linear,
-    "hyper_linear": _linear,
-    "affine": _affine,
-    "instance_norm": _norm,
-    "combine": _combine,
-    "ensemble": _ensemble,
-    "pad": _pad,
-    "global_avg_pool": _global_average,
-    "reshape": lambda t, o: lambda x: x.reshape(len(x), *o.shape),
-    "add": lambda t, o: lambda x, y: x.float() + y,
-    "mul": lambda t, o: lambda x, y: x.float() * y,
-    "concat": lambda t, o: lambda *xs: torch.cat(xs, 1),
-    "slice": lambda t, o: lambda x: x[:, o.attrs["start"] : o.attrs["stop"]],
-    "one_and": lambda t, o: lambda e: torch.cat([torch.ones_like(e[:, :1]), e], 1),
-    "softmax": lambda t, o: lambda x: torch.softmax(x, 1),
-    "global_max_pool": lambda t, o: lambda x: x.amax((2, 3, 4)),
-    "adaptive_avg_pool": lambda t, o: lambda x: F.adaptive_avg_pool3d(x.float(), o.attrs["size"]),
-    "adaptive_max_pool": lambda t, o: lambda x: F.adaptive_max_pool3d(x, o.attrs["size"]),
-}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hyperfusion_rt.artifact.operations import Combination
 from hyperfusion_rt.config import Rule
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import join
@@ -124,7 +125,7 @@ def test_the_rule_for_members_that_are_very_sure(rule, gap, tmp_path):
     for case, choice in enumerate(sure):
         for member, best in enumerate(choice):
             raw[case, member, :, best] += gap + member
-    attrs = {"members": 3, "boxes": 2, "classes": True, "rule": rule}
+    attrs = Combination(members=3, boxes=2, classes=True, rule=rule)
     node = Node("ensemble", ["members"], "output", attrs)
     graph = Graph({"members": (18,)}, [node], ["output"], {"members": (18,), "output": (3,)})
     write_onnx(graph, tmp_path / "x.onnx")

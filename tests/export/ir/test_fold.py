@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from hyperfusion_rt.artifact.operations import Activation, Margins, Subsampling
 from hyperfusion_rt.export.ir import fold as rules
 from hyperfusion_rt.export.ir.cut import cut
 from hyperfusion_rt.export.ir.fold import fold
-from hyperfusion_rt.export.ir.graph import Graph, Node, run
+from hyperfusion_rt.export.ir.graph import Convolution, Graph, Node, run
 from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.models import HyperConv3d
 
@@ -44,14 +45,15 @@ class Builder:
     def add(self, op, inputs, shape, attrs=None, **arrays):
         name = f"n{len(self.graph.nodes)}"
         made = {k: self.random.standard_normal(v) for k, v in arrays.items()}
-        self.graph.nodes.append(Node(op, list(inputs), name, attrs or {}, made, name))
+        self.graph.nodes.append(Node(op, list(inputs), name, attrs, made, name))
         self.graph.shapes[name] = tuple(shape)
         return name
 
     def conv(self, x, cout, kernel=3, padding=0, groups=1, stride=1, condition=None):
         cin, *extent = self.graph.shapes[x]
-        attrs = {"stride": (stride,) * 3, "padding": (padding,) * 3, "dilation": (1, 1, 1)}
-        attrs["groups"] = groups
+        attrs = Convolution(
+            kernel=(kernel,) * 3, stride=(stride,) * 3, padding=(padding,) * 3, groups=groups
+        )
         size = [(n + 2 * padding - kernel) // stride + 1 for n in extent]
         shape = (cout, cin // groups, kernel, kernel, kernel)
         if condition is None:
@@ -78,13 +80,13 @@ class Builder:
         return self.add(op, xs, self.graph.shapes[xs[0]], attrs)
 
     def relu(self, x):
-        return self.same("activation", x, attrs={"kind": "relu"})
+        return self.same("activation", x, attrs=Activation(kind="relu"))
 
     def one_and(self, x):
         return self.add("one_and", [x], (self.graph.shapes[x][0] + 1,))
 
     def pool(self, x):
-        return self.add("global_avg_pool", [x], self.graph.shapes[x][:1])
+        return self.add("global_avg_pool", [x], self.graph.shapes[x][:1], Subsampling())
 
     def done(self, *outputs):
         self.graph.outputs = list(outputs)
@@ -177,7 +179,7 @@ def test_affine_then_generated_layers():
 def test_affine_flatten_linear():
     b = Builder(image=V)
     x = b.affine("image")
-    x = b.add("reshape", [x], (840,), {"shape": (840,)})
+    x = b.add("reshape", [x], (840,))
     graph = b.done(b.linear(x, 3))
     moved = apply(rules.affine_after_reshape, graph)
     assert ops(moved) == ["reshape", "affine", "linear"]
@@ -186,8 +188,8 @@ def test_affine_flatten_linear():
 
 def test_reshapes_merge():
     b = Builder(image=V)
-    x = b.add("reshape", [b.pool("image")], (4, 1, 1, 1), {"shape": (4, 1, 1, 1)})
-    x = b.add("reshape", [x], (4,), {"shape": (4,)})
+    x = b.add("reshape", [b.pool("image")], (4, 1, 1, 1))
+    x = b.add("reshape", [x], (4,))
     graph = apply(rules.merge_reshapes, b.done(b.linear(x, 3)))
     assert ops(graph) == ["global_avg_pool", "reshape", "linear"]
     assert ops(apply(rules.merge_reshapes, graph)) == ["global_avg_pool", "linear"]
@@ -195,7 +197,7 @@ def test_reshapes_merge():
 
 def test_an_output_keeps_its_name():
     b = Builder(image=(5,))
-    graph = b.done(b.add("reshape", ["image"], (5,), {"shape": (5,)}))
+    graph = b.done(b.add("reshape", ["image"], (5,)))
     assert apply(rules.merge_reshapes, graph, expected=False).outputs == graph.outputs
 
 
@@ -208,7 +210,7 @@ def test_padding_joins_the_convolution():
     for after, expected in (((1, 0, 2), True), ((1, 1, 2), False)):
         b = Builder(image=V)
         shape = (4, 5 + 1 + after[0], 6 + after[1], 7 + 2 + after[2])
-        x = b.add("pad", ["image"], shape, {"before": (1, 0, 2), "after": after})
+        x = b.add("pad", ["image"], shape, Margins(before=(1, 0, 2), after=after))
         graph = b.done(b.conv(x, 3))
         assert ops(apply(rules.pad_into_window, graph, expected))[-1] == "conv"
 

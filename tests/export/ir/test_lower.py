@@ -197,5 +197,8 @@ class Branch(nn.Module):
     ],
 )
 def test_what_engines_cannot_do_is_named(function, message):
-    with pytest.raises(HyperFusionError, match=message):
+    with pytest.raises(HyperFusionError, match=message) as error:
         lower(shaken(Branch(function)), {"image": V})
+    traced = message != "cannot be exported"
+    kind = "unsupported-operation" if traced else "network-untraceable"
+    assert error.value.code == f"export-{kind}"

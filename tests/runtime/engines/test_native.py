@@ -12,31 +12,50 @@ import time
 import numpy as np
 import pytest
 
-from hyperfusion_rt.artifact.plan import Op, Plan, Program, read_plan, write_plan
+from hyperfusion_rt.artifact.operations import (
+    Activation,
+    Binary,
+    Concat,
+    Conv,
+    Ensemble,
+    GlobalPool,
+    SecondOutput,
+    Shortcut,
+    Slice,
+)
+from hyperfusion_rt.artifact.plan import Plan, Program, read_plan, write_plan
 from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.runtime.engines.native import NativeEngine
 
-ONES = [1, 1, 1]
+ONES = (1, 1, 1)
+RELU = Activation(kind="relu")
+
+
+def conv(x: str, output: str, shape: tuple[int, ...], number: str = "", **more) -> Conv:
+    given = {"act": RELU, "algorithm": "winograd" if "tile" in more else "one-channel"} | more
+    return Conv(
+        inputs=(x,), output=output, shape=shape, kernel=(3, 3, 3), stride=ONES, padding=ONES,
+        weight=f"w{number}", bias=f"b{number}", depthwise=False, **given,
+    )  # fmt: skip
+
+
+def mean(x: str, output: str, channels: int) -> GlobalPool:
+    return GlobalPool(op="global_avg_pool", inputs=(x,), output=output, shape=(channels,))
+
+
+def part(x: str, output: str, start: int, stop: int) -> Slice:
+    return Slice(inputs=(x,), output=output, shape=(stop - start,), start=start, stop=stop)
+
+
+def add(x: str, output: str) -> Binary:
+    return Binary(op="add", inputs=(x, "tabular"), output=output, shape=(3,))
 
 
 def small_plan() -> Plan:
     rng = np.random.default_rng(0)
-    conv = {"stride": ONES, "padding": ONES, "dilation": ONES, "kernel": [3, 3, 3], "act": None}
-    conv |= {"depthwise": False, "tile": [2, 4, 2], "act": {"kind": "relu"}}
-    names = {"weight": "w", "bias": "b"}
-    trunk = Program(
-        {"image": (2, 5, 6, 7)},
-        [
-            Op("conv", ["image"], "x", (3, 5, 6, 7), conv, names, "layer", 0.0, 0.0),
-            Op("global_avg_pool", ["x"], "y", (3,), {"act": None}, {}, "", 0.0, 0.0),
-        ],
-        ["y"],
-    )
-    head = Program(
-        {"y": (3,), "tabular": (3,)},
-        [Op("add", ["y", "tabular"], "output", (3,), {"act": None}, {}, "", 0.0, 0.0)],
-        ["output"],
-    )
+    first = conv("image", "x", (3, 5, 6, 7), tile=(2, 4, 2), layer="layer")
+    trunk = Program({"image": (2, 5, 6, 7)}, [first, mean("x", "y", 3)], ["y"])
+    head = Program({"y": (3,), "tabular": (3,)}, [add("y", "output")], ["output"])
     tensors = {"w": rng.standard_normal((27, 2, 3)), "b": rng.standard_normal(3)}
     return Plan(trunk, head, {k: v.astype(np.float32) for k, v in tensors.items()})
 
@@ -44,35 +63,22 @@ def small_plan() -> Plan:
 def narrow_plan() -> Plan:
     """Few channels in bfloat16: a one-channel layer that pools, two narrow ones, a shortcut."""
     rng = np.random.default_rng(1)
-    conv = {"stride": ONES, "padding": ONES, "dilation": ONES, "kernel": [3, 3, 3]}
-    conv |= {"depthwise": False, "act": {"kind": "relu"}}
-    tile = {"tile": [4, 4, 4], "pairs": False}
-    last = {"shortcut": {"input": "x", "stride": ONES}, "sparse": True, "act": None}
-    last["second"] = {"output": "s", "shape": [6, 2, 3, 3], "scale": "b3", "shift": "b3"}
-    last["second"]["act"] = {"kind": "relu"}
-
-    def names(i: int, **more: str) -> dict[str, str]:
-        return {"weight": f"w{i}", "bias": f"b{i}", **more}
-
+    tile = (4, 4, 4)
+    second = SecondOutput(output="s", shape=(6, 2, 3, 3), scale="b3", shift="b3", act=RELU)
+    short = Shortcut(input="x", stride=ONES, weight="w4")
+    last = {"tile": tile, "act": None, "shortcut": short, "sparse": True, "second": second}
     trunk = Program(
         {"image": (1, 5, 6, 7)},
         [
-            Op("conv", ["image"], "x", (4, 2, 3, 3), conv | {"pool": True}, names(1), "", 0.0, 0.0),
-            Op("conv", ["x"], "y", (5, 2, 3, 3), conv | tile, names(2), "", 0.0, 0.0),
-            Op(
-                "conv", ["y"], "z", (6, 1, 2, 2), conv | tile | last, names(3, shortcut="w4"), "",
-                0.0, 0.0,
-            ),
-            Op("global_avg_pool", ["s"], "m", (6,), {"act": None}, {}, "", 0.0, 0.0),
-            Op("slice", ["m"], "f", (3,), {"start": 1, "stop": 4, "act": None}, {}, "", 0.0, 0.0),
+            conv("image", "x", (4, 2, 3, 3), "1", pool=True),
+            conv("x", "y", (5, 2, 3, 3), "2", tile=tile),
+            conv("y", "z", (6, 1, 2, 2), "3", **last),
+            mean("s", "m", 6),
+            part("m", "f", 1, 4),
         ],
         ["f"],
-    )  # fmt: skip
-    head = Program(
-        {"f": (3,), "tabular": (3,)},
-        [Op("add", ["f", "tabular"], "output", (3,), {"act": None}, {}, "", 0.0, 0.0)],
-        ["output"],
     )
+    head = Program({"f": (3,), "tabular": (3,)}, [add("f", "output")], ["output"])
     shapes = {"w1": (27, 1, 4), "w2": (27, 4, 5), "w3": (27, 5, 6), "w4": (4, 6)}
     shapes |= {"b1": (4,), "b2": (5,), "b3": (6,)}
     tensors = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
@@ -86,11 +92,11 @@ def boxed_plan() -> Plan:
     head = Program(
         {"y": (6,), "tabular": (3,)},
         [
-            Op("slice", ["y"], "a", (3,), {"start": 0, "stop": 3, "act": None}, {}, "", 0.0, 0.0),
-            Op("slice", ["y"], "b", (3,), {"start": 3, "stop": 6, "act": None}, {}, "", 0.0, 0.0),
-            Op("add", ["b", "tabular"], "c", (3,), {"act": None}, {}, "", 0.0, 0.0),
-            Op("concat", ["a", "b", "c", "a"], "members", (12,), {}, {}, "", 0.0, 0.0),
-            Op("ensemble", ["members"], "output", (3,), rule, {}, "", 0.0, 0.0),
+            part("y", "a", 0, 3),
+            part("y", "b", 3, 6),
+            add("b", "c"),
+            Concat(inputs=("a", "b", "c", "a"), output="members", shape=(12,)),
+            Ensemble(inputs=("members",), output="output", shape=(3,), **rule),
         ],
         ["output", "members"],
     )
@@ -124,8 +130,9 @@ def test_round_trip(file):
 def test_inputs_that_do_not_fit_are_named(file):
     engine = NativeEngine(file)
     image = np.ones((1, 2, 5, 6, 7), np.float32)
-    with pytest.raises(EngineError, match=r"tabular is \[B, 3\], but it was given nothing"):
+    with pytest.raises(EngineError, match=r"tabular is \[B, 3\], but it was given nothing") as e:
         engine(image)
+    assert e.value.code == "engine-input-shape"
     with pytest.raises(EngineError, match=r"image is \[B, 2, 5, 6, 7\].* \(1, 1, 5, 6, 7\)"):
         engine(image[:, :1], np.ones((1, 3), np.float32))
 
@@ -252,5 +259,16 @@ def test_a_newer_format_is_refused(file):
     header, plan, body = parts(file)
     header["__metadata__"]["format"] = "hfrt-plan-9"
     assemble(file, header, plan, body)
-    with pytest.raises(EngineError, match="export it again"):
+    with pytest.raises(EngineError, match="export it again") as error:
         NativeEngine(file)
+    assert error.value.code == "engine-file-version"
+
+
+def test_settings_that_the_engine_lacks_are_no_damage(file, monkeypatch):
+    with pytest.raises(EngineError, match="threads must be 1 to 4096") as error:
+        NativeEngine(file, threads=5000)
+    assert error.value.code == "engine-wrong-setting"
+    monkeypatch.setenv("HFRT_ISA", "mmx")
+    with pytest.raises(EngineError, match="mmx") as error:
+        NativeEngine(file)
+    assert error.value.code == "engine-wrong-setting"
