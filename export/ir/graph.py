@@ -50,6 +50,7 @@ Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 TABLE = "tabular"  # the input that holds rows of the table
+HYPER = ("hyper_conv", "hyper_linear")  # with weights that are made of their second input
 
 
 @dataclass(frozen=True, kw_only=True)

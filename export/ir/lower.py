@@ -1,7 +1,7 @@
 """From a `torch.nn.Module` to a `Graph`, by way of `torch.export`.
 
-The handlers of single operations are in `aten.py`. What depends on parameters alone is computed at
-once.
+The handlers of single operations are in `aten.py` and `aten_layers.py`. What depends on parameters
+alone is computed at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import fx, nn
 
 from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.export.ir.aten import BATCH, HANDLERS, VIEWS, Builder, UnsupportedError, Value
+from hyperfusion_rt.export.ir.aten import HANDLERS, VIEWS
+from hyperfusion_rt.export.ir.builder import BATCH, Builder, UnsupportedError, Value
 from hyperfusion_rt.export.ir.graph import Graph, Shape
 from hyperfusion_rt.kernels.ops import whole_ops
 
