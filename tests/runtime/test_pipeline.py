@@ -122,7 +122,7 @@ def test_a_budget_makes_cases_wait_and_refuses_what_never_fits():
 
     assert len(list(run(range(50), prepare, execute, workers=4))) == 50
     assert most == 80
-    with pytest.raises(ScanError, match=r"big\.nii: needs .* --max-memory leaves"):
+    with pytest.raises(ScanError, match=r"big\.nii: needs .* `max_memory` leaves"):
         budget.take(101, "big.nii")
 
 

@@ -16,6 +16,7 @@ import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.errors import CohortError, TableError
 from hyperfusion_rt.runtime.cohort.infer import infer
+from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import predict, split_of, summarise
 from hyperfusion_rt.training.train import load_member
@@ -115,10 +116,10 @@ def test_bad_cases_are_rows_and_the_others_stand(cohort, hfrt):
 def test_rows_without_a_scan_are_listed_ignored_or_refused(cohort):
     os.chdir(cohort)
     args = [cohort / "scans"], cohort / "data.csv"
-    found = infer(*args, artifact=cohort / "base.hfrt", out=cohort / "a.csv")
+    found = infer(*args, CohortOptions(artifact=cohort / "base.hfrt", out=cohort / "a.csv"))
     assert (found.summary["ok"], found.summary["skipped"], found.summary["error"]) == (8, 32, 0)
-    with pytest.raises(CohortError, match="32 rows have no scan and --unmatched-rows is fail"):
-        infer(*args, artifact=cohort / "base.hfrt", unmatched_rows="fail")
+    with pytest.raises(CohortError, match="32 rows have no scan and `unmatched_rows` is fail"):
+        infer(*args, CohortOptions(artifact=cohort / "base.hfrt", unmatched_rows="fail"))
 
 
 def test_unusual_rows_are_predicted_with_a_remark(cohort):
