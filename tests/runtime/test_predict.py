@@ -293,3 +293,16 @@ def test_json_output(cohort, hfrt):
     assert content["engine"] == "native"
     first = content["predictions"][0]
     assert first["p_CN"] + first["p_MCI"] + first["p_AD"] == pytest.approx(1)
+
+
+def test_two_streams_of_one_predictor_have_a_usage_each(cohort):
+    predictor = hyperfusion_rt.load(cohort / "base.hfrt", engine="native", threads=1)
+    found = predictor.gather(cohort / "scans", cohort / "data.csv").cases
+    one, other = predictor.stream(found), predictor.stream(found[:2])
+    together = [next(one), next(other), *one, *other]
+    assert len(together) == len(found) + 2
+    assert all(item.status == "ok" for item in together)
+    for stream in (one, other):
+        assert stream.usage.wall > 0
+        assert set(stream.usage.steps) == {"read", "decode", "preprocess"}
+    assert one.usage.steps["decode"] > other.usage.steps["decode"]
