@@ -6,18 +6,16 @@ A file that is no table raises `TableError`. A row that is no row is left out an
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from hyperfusion_rt.data.table_text import read_records
 from hyperfusion_rt.errors import TableError
 
 # What stands for "not known", whatever its case.
@@ -49,8 +47,6 @@ _PREFIX = re.compile(r"(?i)^(?:(?:sub|ses)-\s*)+(?=.)")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _BOUND = re.compile(r"^(?:[<>]=?|=[<>]|≤|≥)\s*")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
-_HIGH_RUN = re.compile(r"[^\x00-\x7f]{3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +190,7 @@ def read_table(
             quoting, no row, or no such column.
     """
     path = Path(path)
-    text = _decode(path)
-    separator = _separator(text)
-    try:
-        records = list(_records(text, separator))
-    except _QuotingError as error:
-        raise TableError(f"{path}, {error}; check the quotes near that line") from None
+    separator, records = read_records(path)
     if not records:
         raise TableError(f"{path}: the file is empty; it needs a header line and one line per scan")
 
@@ -230,73 +221,6 @@ def read_table(
     _settle_duplicates(table, on_duplicate)
     table.problems.sort(key=lambda problem: problem.line)
     return table
-
-
-class _QuotingError(Exception):
-    """What the CSV reader found, with the line."""
-
-
-def _decode(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise TableError(f"{path}: no such file") from None
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror or error}") from None
-    advice = "save the table as 'CSV UTF-8' and try again"
-    if raw.startswith(b"PK\x03\x04"):
-        raise TableError(f"{path}: is a spreadsheet or an archive, not text; {advice}")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        place = f"{path}, line {line}: byte {error.start} is neither UTF-8 nor Windows-1252"
-        try:
-            text = raw.decode("cp1252")
-        except UnicodeDecodeError:
-            raise TableError(f"{place}; {advice}") from None
-        # Almost any bytes decode as Windows-1252. Western text has lone accented letters; runs of
-        # them are another code page (Cyrillic, Chinese, ...) or no text at all.
-        if _HIGH_RUN.search(text):
-            raise TableError(f"{place}; {advice}") from None
-    control = _CONTROL.search(text)
-    if control:
-        line = text.count("\n", 0, control.start()) + 1
-        code = ord(control.group())
-        raise TableError(f"{path}, line {line}: is not text (control character {code}); {advice}")
-    return text
-
-
-def _records(text: str, separator: str, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """(line where the record starts, cells) of each record that is not blank."""
-    # With strict=False an unclosed quote would swallow the rest of the file without a word.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _QuotingError(f"line {line}: {error}") from None
-        if any(cell.strip() for cell in cells):
-            yield line, cells
-
-
-def _separator(text: str) -> str:
-    """The separator under which most of the first rows are as wide as the header."""
-    best, best_score = ",", (0, 1)
-    for separator in "\t;,":
-        try:
-            widths = [len(c) for _, c in islice(_records(text, separator, strict=False), 50)]
-        except _QuotingError:
-            continue
-        if not widths or widths[0] == 1:
-            continue
-        score = (widths.count(widths[0]), widths[0])
-        if score > best_score:
-            best, best_score = separator, score
-    return best
 
 
 def _check_duplicate_names(path: Path, line: int, columns: Sequence[str]) -> None:

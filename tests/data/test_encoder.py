@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hyperfusion_rt.config import Feature, TableSpec, preset
-from hyperfusion_rt.data.encoder import NumericColumn, TabularEncoder, read_target
+from hyperfusion_rt.data.encoder import TabularEncoder, read_target
+from hyperfusion_rt.data.encoder_columns import NumericColumn
 from hyperfusion_rt.data.table_file import Row, Table
 from hyperfusion_rt.errors import ConfigError, MissingExtraError, TableError
 

@@ -22,14 +22,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.raw.alignment import (
     INNER_MM,
@@ -54,6 +52,9 @@ from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
+
+# A voxel brighter than this part of the median is brain, where the skull was removed before.
+_SUPPORT = 0.1
 
 
 @dataclass(frozen=True)
@@ -149,16 +150,6 @@ def _resample(
     return Volume(scan.path, stored, template.affine.copy(), float(slope), 0.0)
 
 
-_SUPPORT = 0.1
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started
-
-
 def register(
     path: Path,
     preprocessing: Preprocessing | None = None,
@@ -181,17 +172,17 @@ def register(
     """
     path = Path(path)
     require_sitk()
-    seconds: dict[str, float] = {}
-    with _clock(seconds, "template"):
+    clock = Clock()
+    with clock.step("template"):
         template = load_template()
-    with _clock(seconds, "read"):
+    with clock.step("read"):
         scan = _read(path)
         spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
         step = tuple(max(1, round(2 / s)) for s in spacing)
         voxels, affine = block_means(scan.voxels, scan.affine, step)
         coarse = replace(scan, voxels=voxels, affine=affine)
     try:
-        with _clock(seconds, "register"):
+        with clock.step("register"):
             transform = find_start(template, coarse)
             inner = Fit(template.levels[4], coarse, ring=INNER_MM)
             _, transform = inner.run(transform, "similarity", 1.0, 0.05)
@@ -201,10 +192,10 @@ def register(
                 # Once more, with the brain found from a better place.
                 brain, _ = strip_skull(template, coarse, transform)
                 _, transform = Fit(template.levels[4], brain).run(transform, "affine", 1.0, 0.05)
-        with _clock(seconds, "bias"):
+        with clock.step("bias"):
             bias = bias_field(template, brain, transform)
             even = without_bias(brain, template, bias, transform)
-        with _clock(seconds, "refine"):
+        with clock.step("refine"):
             _, transform = Fit(template.levels[4], even).run(transform, "affine", 0.5, 0.02)
             fit = Fit(template.levels[2], even)
             _, transform = fit.run(transform, "affine", 0.2, 0.002)
@@ -213,12 +204,12 @@ def register(
         raise ScanError(
             f"{path}: cannot be registered: {reason}; is it a T1 scan of a whole head?"
         ) from None
-    with _clock(seconds, "quality"):
+    with clock.step("quality"):
         quality = measure(scan, template, fit, transform, preprocessing, stripped)
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
-    with _clock(seconds, "resample"):
+    with clock.step("resample"):
         volume = _resample(scan, template, transform, bias, stripped)
-    return Registered(volume, quality, tuple(warnings), transform, seconds)
+    return Registered(volume, quality, tuple(warnings), transform, clock.steps)
 
 
 def write_registered(registered: Registered, out: Path) -> None:
