@@ -75,10 +75,14 @@ class TabularEncoder(Fitted):
             MissingExtraError: `spec.imputer` is iterative and scikit-learn is not installed.
         """
         if not rows:
-            raise TableError("there are no training rows to fit the table's encoder on")
+            raise TableError(
+                "there are no training rows to fit the table's encoder on", code="table-empty"
+            )
         names = [feature.name for feature in spec.features]
         if len(set(names)) < len(names):
-            raise ConfigError(f"tabular: a feature is listed twice in {', '.join(names)}")
+            raise ConfigError(
+                f"tabular: a feature is listed twice in {', '.join(names)}", code="config-invalid"
+            )
         columns: tuple[Column, ...] = tuple(fit_column(f, rows) for f in spec.features)
         draft = cls(columns=columns)
         x = np.stack([draft._read(row)[0] for row in rows])
@@ -115,7 +119,8 @@ class TabularEncoder(Fitted):
             named = ", ".join(f"{name!r}{suggest(name, table.columns)}" for name in absent)
             raise TableError(
                 f"{table.path}: missing columns: {named} (the columns are "
-                f"{', '.join(table.columns)}); add them, empty where nothing is known"
+                f"{', '.join(table.columns)}); add them, empty where nothing is known",
+                code="table-missing-column",
             )
 
     def encode(self, rows: Sequence[Row]) -> Float32:
@@ -209,7 +214,8 @@ class TabularEncoder(Fitted):
             if number is None and column.fill is None:
                 raise TableError(
                     f"{where(row, column.name)}: is empty, and this model has nothing to put "
-                    "in its place; give a number"
+                    "in its place; give a number",
+                    code="table-missing-value",
                 )
             values.append(math.nan if number is None else number)
             gaps.append(float(number is None))
@@ -243,6 +249,6 @@ def read_target(row: Row, spec: TableSpec) -> int | float | None:
     meaning: dict[str, str] = {}
     for value, name in meanings:
         if meaning.setdefault(value.casefold(), name) != name:
-            raise ConfigError(f"tabular.classes: two classes mean {value!r}")
+            raise ConfigError(f"tabular.classes: two classes mean {value!r}", code="config-invalid")
     found = read_category(row, spec.target, [value for value, _ in meanings])
     return None if found is None else list(spec.classes).index(meaning[found.casefold()])

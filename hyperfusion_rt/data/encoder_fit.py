@@ -34,13 +34,19 @@ _NOTHING_KNOWN = "column {!r}: none of the {} training rows has a value; drop th
 
 
 def fit_column(feature: Feature, rows: Sequence[Row]) -> NumericColumn | CategoricalColumn:
+    """The column as the training `rows` show it; mean and std are still those of `Column`.
+
+    Raises:
+        TableError: a bad cell, or no row has a value.
+        ConfigError: a category is listed twice.
+    """
     if feature.kind == "categorical":
         return _fit_categorical(feature, rows)
     name = feature.name
     read = [read_number(row, name, censored=feature.kind == "censored") for row in rows]
     known = [value for value in read if value is not None]
     if not known:
-        raise TableError(_NOTHING_KNOWN.format(name, len(rows)))
+        raise TableError(_NOTHING_KNOWN.format(name, len(rows)), code="table-feature-unknown")
     return NumericColumn(
         kind=feature.kind,
         name=name,
@@ -59,11 +65,13 @@ def _fit_categorical(feature: Feature, rows: Sequence[Row]) -> CategoricalColumn
         learned = {text.casefold(): text for text in texts if not is_missing(text)}
         categories = tuple(learned[key] for key in sorted(learned))
     if len({category.casefold() for category in categories}) < len(categories):
-        raise ConfigError(f"tabular: feature {name!r} lists a category twice: {categories}")
+        raise ConfigError(
+            f"tabular: feature {name!r} lists a category twice: {categories}", code="config-invalid"
+        )
     found = [read_category(row, name, categories) for row in rows]
     counts = Counter(category for category in found if category is not None)
     if not counts:
-        raise TableError(_NOTHING_KNOWN.format(name, len(rows)))
+        raise TableError(_NOTHING_KNOWN.format(name, len(rows)), code="table-feature-unknown")
     return CategoricalColumn(
         kind="categorical",
         name=name,

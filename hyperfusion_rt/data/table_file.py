@@ -49,6 +49,10 @@ _BOUND = re.compile(r"^(?:[<>]=?|=[<>]|≤|≥)\s*")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
+# Of several rows for one (subject, session): leave out all, or keep the first.
+Duplicates = Literal["refuse", "first"]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row; `subject` and `session` are normalised ids, `values` maps a column to its text."""
@@ -61,12 +65,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that was left out, or a second row that was passed over."""
+    """A row that was left out, or a second row that was passed over; `code`: one of `CODES`."""
 
     subject: str
     session: str | None
     line: int
     reason: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,8 @@ def read_cell(row: Row, column: str) -> str:
         return row.values[column].strip()
     except KeyError:
         raise TableError(
-            f"line {row.line}: there is no column {column!r}{suggest(column, row.values)}"
+            f"line {row.line}: there is no column {column!r}{suggest(column, row.values)}",
+            code="table-missing-column",
         ) from None
 
 
@@ -143,7 +149,9 @@ def read_number(row: Row, column: str, *, censored: bool = False) -> float | Non
         advice = f"it must be finite and at most {LARGEST:g} in size"
     else:
         advice = "allowed: " + ("71.5 or >71.5" if censored else "71.5") + ", or empty"
-    raise TableError(f"{where(row, column)}: {text!r} is no usable number; {advice}")
+    raise TableError(
+        f"{where(row, column)}: {text!r} is no usable number; {advice}", code="table-not-a-number"
+    )
 
 
 def read_category(row: Row, column: str, categories: Sequence[str]) -> str | None:
@@ -162,7 +170,8 @@ def read_category(row: Row, column: str, categories: Sequence[str]) -> str | Non
         return None
     allowed = ", ".join(categories)
     raise TableError(
-        f"{where(row, column)}: {text!r} is not a known value; allowed: {allowed}, or empty"
+        f"{where(row, column)}: {text!r} is not a known value; allowed: {allowed}, or empty",
+        code="table-unknown-category",
     )
 
 
@@ -171,7 +180,7 @@ def read_table(
     *,
     id_column: str | None = None,
     session_column: str | None = None,
-    on_duplicate: Literal["refuse", "first"] = "refuse",
+    on_duplicate: Duplicates = "refuse",
 ) -> Table:
     """Read a table with a header; the separator is a comma, a tab or a semicolon.
 
@@ -192,7 +201,10 @@ def read_table(
     path = Path(path)
     separator, records = read_records(path)
     if not records:
-        raise TableError(f"{path}: the file is empty; it needs a header line and one line per scan")
+        raise TableError(
+            f"{path}: the file is empty; it needs a header line and one line per scan",
+            code="table-empty",
+        )
 
     line, header = records[0]
     names = [name.strip() for name in header]
@@ -200,10 +212,10 @@ def read_table(
     _check_duplicate_names(path, line, columns)
     subject_name = _find_column(path, names, SUBJECT_COLUMNS, id_column)
     if subject_name is None:
-        raise TableError(_no_subject_column(path, line, columns))
+        raise TableError(_no_subject_column(path, line, columns), code="table-no-subject-column")
     session_name = _find_column(path, names, SESSION_COLUMNS, session_column)
     if len(records) == 1:
-        raise TableError(f"{path}: there is a header but no row below it")
+        raise TableError(f"{path}: there is a header but no row below it", code="table-empty")
 
     table = Table(path, columns, [], separator, subject_name, session_name)
     for line, cells in records[1:]:
@@ -215,7 +227,8 @@ def read_table(
                 f"the row has {len(cells)} fields, the header has {len(names)}: "
                 "check its separators and quotes"
             )
-            table.problems.append(LeftOut(*_ids_of(table, names, cells), line, reason))
+            subject, session = _ids_of(table, names, cells)
+            table.problems.append(LeftOut(subject, session, line, reason, "table-ragged-row"))
     if separator == ";":
         _accept_decimal_commas(table)
     _settle_duplicates(table, on_duplicate)
@@ -227,7 +240,10 @@ def _check_duplicate_names(path: Path, line: int, columns: Sequence[str]) -> Non
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         names = ", ".join(map(repr, twice))
-        raise TableError(f"{path}, line {line}: duplicate column names {names}; rename or drop one")
+        raise TableError(
+            f"{path}, line {line}: duplicate column names {names}; rename or drop one",
+            code="table-duplicate-column",
+        )
 
 
 def _no_subject_column(path: Path, line: int, columns: Sequence[str]) -> str:
@@ -258,7 +274,8 @@ def _find_column(
         columns = ", ".join(name for name in names if name)
         raise TableError(
             f"{path}: there is no column {given!r}{suggest(given, names)} "
-            f"(the columns are {columns})"
+            f"(the columns are {columns})",
+            code="table-missing-column",
         )
     by_plain = {_plain(name): name for name in reversed(names) if name}
     return next((by_plain[_plain(name)] for name in usual if _plain(name) in by_plain), None)
@@ -278,7 +295,8 @@ def _add(table: Table, line: int, values: dict[str, str]) -> None:
     session_id = None if is_missing(session) else normalise_id(session)
     if is_missing(subject):
         reason = f"column {table.id_column!r} is empty: the row needs a subject id"
-        table.problems.append(LeftOut("", session_id, line, reason))
+        code = "table-row-without-subject"
+        table.problems.append(LeftOut("", session_id, line, reason, code))
     else:
         table.rows.append(Row(normalise_id(subject), session_id, line, values))
 
@@ -296,7 +314,7 @@ def _accept_decimal_commas(table: Table) -> None:
                 row.values[column] = row.values[column].replace(",", ".")
 
 
-def _settle_duplicates(table: Table, policy: Literal["refuse", "first"]) -> None:
+def _settle_duplicates(table: Table, policy: Duplicates) -> None:
     lines: dict[tuple[str, str | None], list[int]] = {}
     for row in table.rows:
         lines.setdefault((row.subject, row.session), []).append(row.line)
@@ -313,5 +331,6 @@ def _settle_duplicates(table: Table, policy: Literal["refuse", "first"]) -> None
             if policy == "first"
             else f"duplicate: line {others} has the same {what}; keep one of them"
         )
-        table.problems.append(LeftOut(row.subject, row.session, row.line, reason))
+        code = "table-duplicate-row"
+        table.problems.append(LeftOut(row.subject, row.session, row.line, reason, code))
     table.rows[:] = kept

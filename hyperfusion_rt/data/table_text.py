@@ -29,7 +29,9 @@ def read_records(path: Path) -> tuple[str, list[Record]]:
     try:
         return separator, list(_records(text, separator))
     except _QuotingError as error:
-        raise TableError(f"{path}, {error}; check the quotes near that line") from None
+        raise TableError(
+            f"{path}, {error}; check the quotes near that line", code="table-quotes-broken"
+        ) from None
 
 
 class _QuotingError(Exception):
@@ -40,12 +42,16 @@ def _decode(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise TableError(f"{path}: no such file") from None
+        raise TableError(f"{path}: no such file", code="table-not-found") from None
     except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise TableError(
+            f"{path}: cannot be read: {error.strerror or error}", code="table-unreadable"
+        ) from None
     advice = "save the table as 'CSV UTF-8' and try again"
     if raw.startswith(b"PK\x03\x04"):
-        raise TableError(f"{path}: is a spreadsheet or an archive, not text; {advice}")
+        raise TableError(
+            f"{path}: is a spreadsheet or an archive, not text; {advice}", code="table-not-text"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -54,16 +60,19 @@ def _decode(path: Path) -> str:
         try:
             text = raw.decode("cp1252")
         except UnicodeDecodeError:
-            raise TableError(f"{place}; {advice}") from None
+            raise TableError(f"{place}; {advice}", code="table-not-text") from None
         # Almost any bytes decode as Windows-1252. Western text has lone accented letters; runs of
         # them are another code page (Cyrillic, Chinese, ...) or no text at all.
         if _HIGH_RUN.search(text):
-            raise TableError(f"{place}; {advice}") from None
+            raise TableError(f"{place}; {advice}", code="table-not-text") from None
     control = _CONTROL.search(text)
     if control:
         line = text.count("\n", 0, control.start()) + 1
         code = ord(control.group())
-        raise TableError(f"{path}, line {line}: is not text (control character {code}); {advice}")
+        raise TableError(
+            f"{path}, line {line}: is not text (control character {code}); {advice}",
+            code="table-not-text",
+        )
     return text
 
 

@@ -67,9 +67,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except IsADirectoryError:
-        raise ScanError(f"{path}: is a folder, not a scan") from None
+        raise ScanError(f"{path}: is a folder, not a scan", code="scan-unreadable") from None
     except OSError as error:
-        raise ScanError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ScanError(
+            f"{path}: cannot be read: {error.strerror or error}", code="scan-unreadable"
+        ) from None
 
 
 def read_volume(
@@ -98,10 +100,16 @@ def read_volume(
     try:
         with igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb") as stream:
             return _unpack(path, stream, len(content) * _DEFLATE_LIMIT, preprocessing)
-    except (EOFError, zlib.error, IsalError) as error:  # type: ignore[misc]  # isal's stubs err
-        raise ScanError(f"{path}: the file is truncated or damaged ({error})") from None
+    except EOFError as error:
+        raise ScanError(
+            f"{path}: the file is truncated or damaged ({error})", code="scan-truncated"
+        ) from None
+    except (zlib.error, IsalError) as error:  # type: ignore[misc]  # isal's stubs err
+        raise ScanError(
+            f"{path}: the file is truncated or damaged ({error})", code="scan-damaged"
+        ) from None
     except gzip.BadGzipFile as error:
-        raise ScanError(f"{path}: the file is damaged ({error})") from None
+        raise ScanError(f"{path}: the file is damaged ({error})", code="scan-damaged") from None
 
 
 def memory_needed(path: str | os.PathLike[str], preprocessing: Preprocessing) -> int:
@@ -157,7 +165,10 @@ def _unpack(
             into = view[at : at + size] if kept else scratch[:size]
             got = stream.readinto(into)  # type: ignore[attr-defined]
             if not got:
-                raise ScanError(f"{path}: truncated: {at:,} of {len(view):,} bytes of voxels")
+                raise ScanError(
+                    f"{path}: truncated: {at:,} of {len(view):,} bytes of voxels",
+                    code="scan-truncated",
+                )
             at += got
     # To the end of the file: its checksum is only compared there.
     while stream.readinto(scratch):  # type: ignore[attr-defined]
@@ -239,14 +250,20 @@ def extract(volume: Volume, preprocessing: Preprocessing) -> Boxes:
             raise ScanError(
                 f"{where}: only {covered:.0%} of it lies inside the scan "
                 f"(at least {preprocessing.min_coverage:.0%} is needed); "
-                "is the scan registered to MNI space?"
+                "is the scan registered to MNI space?",
+                code="scan-box-outside",
             )
         if nonfinite:
-            raise ScanError(f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0")
+            raise ScanError(
+                f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0",
+                code="scan-not-finite",
+            )
         if not nonzero:
-            raise ScanError(f"{where}: every voxel is 0")
+            raise ScanError(f"{where}: every voxel is 0", code="scan-constant")
         if deviation == 0:
-            raise ScanError(f"{where}: every non-zero voxel has the same value")
+            raise ScanError(
+                f"{where}: every non-zero voxel has the same value", code="scan-constant"
+            )
         coverage.append(covered)
         if covered < 0.95:
             warnings.append(f"{box.name} box: {covered:.0%} inside the scan")

@@ -69,7 +69,8 @@ class Loss:
         if weights and len(weights) != outputs_count(config):
             raise ConfigError(
                 f"training.class_weights has {len(weights)} numbers for "
-                f"{outputs_count(config)} classes"
+                f"{outputs_count(config)} classes",
+                code="config-invalid",
             )
         self.classes = bool(config.tabular.classes)
         self.weight = torch.tensor(weights, device=device) if weights else None
@@ -285,7 +286,8 @@ class Trainer:
         if not math.isfinite(mean):
             raise HyperFusionError(
                 f"the training loss became {mean} in epoch {epoch}: lower training.lr "
-                f"(now {self._rate(epoch):g}) in hfrt.yaml"
+                f"(now {self._rate(epoch):g}) in hfrt.yaml",
+                code="training-diverged",
             )
         return mean
 
@@ -361,7 +363,8 @@ class Trainer:
             self.best_epoch = content["best_epoch"]
         except Exception as error:
             raise ConfigError(
-                f"{path}: cannot be resumed from ({error}); delete it to start this member anew"
+                f"{path}: cannot be resumed from ({error}); delete it to start this member anew",
+                code="run-checkpoint-unreadable",
             ) from error
         return len(self.history)
 

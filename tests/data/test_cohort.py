@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperfusion_rt.data import cohort as cohort_module
+from hyperfusion_rt.data import scan_search
 from hyperfusion_rt.data.cohort import Case, Cohort, join, restrict
 from hyperfusion_rt.data.scan_search import Scan, find_scans
 from hyperfusion_rt.data.table_file import Row, Table, read_table
@@ -158,7 +158,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr(cohort_module.os, "scandir", scandir)
+    monkeypatch.setattr(scan_search.os, "scandir", scandir)
 
 
 def test_no_permission_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

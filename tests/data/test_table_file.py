@@ -205,7 +205,13 @@ def test_rows_without_subject_are_left_out(tmp_path: Path, empty: str) -> None:
     table = read_table(write(tmp_path, f"subject,AGE\n{empty},70\n2,71\n"))
     assert [row.subject for row in table.rows] == ["2"]
     assert table.problems == [
-        LeftOut("", None, 2, "column 'subject' is empty: the row needs a subject id")
+        LeftOut(
+            "",
+            None,
+            2,
+            "column 'subject' is empty: the row needs a subject id",
+            "table-row-without-subject",
+        )
     ]
 
 

@@ -96,7 +96,8 @@ def _read(path: Path) -> Image:
         affine = volume.affine
     if min(voxels.shape) < 16:
         raise ScanError(
-            f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices"
+            f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices",
+            code="scan-too-thin",
         )
     warnings = []
     finite = np.isfinite(voxels)
@@ -110,7 +111,9 @@ def _read(path: Path) -> Image:
     known = counts.max() > 0.5 * counts.sum()
     inside = voxels[voxels != np.float32(most)] if known else voxels.ravel()
     if not inside.size or inside.min() == inside.max():
-        raise ScanError(f"{path}: every voxel has the same value; is the file empty?")
+        raise ScanError(
+            f"{path}: every voxel has the same value; is the file empty?", code="scan-constant"
+        )
     low = float(np.percentile(inside[:: max(1, inside.size // 1_000_000)], 2))
     floor = min(low, most) if known else low
     if floor != 0 or float(voxels.min()) < 0:
@@ -202,7 +205,8 @@ def register(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ScanError(
-            f"{path}: cannot be registered: {reason}; is it a T1 scan of a whole head?"
+            f"{path}: cannot be registered: {reason}; is it a T1 scan of a whole head?",
+            code="scan-not-registered",
         ) from None
     with clock.step("quality"):
         quality = measure(scan, template, fit, transform, preprocessing, stripped)
@@ -228,7 +232,9 @@ def write_registered(registered: Registered, out: Path) -> None:
 
     out, volume = Path(out), registered.volume
     if not out.name.endswith(".nii.gz"):
-        raise HyperFusionError(f"{out}: registered scans are written as .nii.gz; rename it")
+        raise HyperFusionError(
+            f"{out}: registered scans are written as .nii.gz; rename it", code="output-name-invalid"
+        )
     image = nib.Nifti1Image(volume.voxels, volume.affine)
     image.header.set_data_dtype(np.int16)
     image.header.set_xyzt_units("mm")
@@ -278,4 +284,6 @@ def source_hash(source: Path) -> str:
             digest.update(sha256(file).encode())
         return digest.hexdigest()
     except OSError as error:
-        raise HyperFusionError(f"{source}: cannot be read: {error.strerror or error}") from None
+        raise HyperFusionError(
+            f"{source}: cannot be read: {error.strerror or error}", code="scan-unreadable"
+        ) from None
