@@ -169,7 +169,7 @@ class TrainingConfig(Frozen):
     )
     seed: int = Field(
         0,
-        description="start of all random numbers: same seed, same run (on one device and thread count)",
+        description="of all random numbers: same seed, same run (on one device and thread count)",
     )
     amp: bool = Field(
         True, description="on CUDA: compute in bfloat16, or in float16 with a scaled loss"

@@ -179,24 +179,6 @@ def _is_other_kind(file: Path) -> bool:
     return name is not None and _OTHER_KIND.fullmatch(name["suffix"] or "") is not None
 
 
-def _nothing_found(root: Path, files: Sequence[Path]) -> str:
-    ignored = f" ({len(files)} images of another kind were ignored)" if files else ""
-    if dataset_of(root):
-        folders = "/, ".join(NOT_SEARCHED)
-        ignored += f"; a BIDS dataset's {folders}/ and what .bidsignore lists are not searched"
-    return (
-        f"{root}: no scan found{ignored}; looked for files that end in {', '.join(EXTENSIONS)}: "
-        "SUBJECT.nii.gz, SUBJECT/**/*.nii.gz, sub-*/[ses-*/]anat/*_T1w.nii.gz"
-    )
-
-
-def _run(scan: Scan) -> tuple[int, str]:
-    run = _RUN.search(stem(scan.path))
-    if run is None:
-        return 0, ""
-    return (int(run[1]), "") if run[1].isdecimal() else (sys.maxsize, run[1])
-
-
 def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
     """One scan for all runs of it, the first; the rest becomes `others`."""
     groups: dict[tuple[Path, str], list[Scan]] = {}
@@ -210,3 +192,21 @@ def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
         group.sort(key=_run)
         first.append(replace(group[0], others=tuple(scan.path for scan in group[1:])))
     return first
+
+
+def _run(scan: Scan) -> tuple[int, str]:
+    run = _RUN.search(stem(scan.path))
+    if run is None:
+        return 0, ""
+    return (int(run[1]), "") if run[1].isdecimal() else (sys.maxsize, run[1])
+
+
+def _nothing_found(root: Path, files: Sequence[Path]) -> str:
+    ignored = f" ({len(files)} images of another kind were ignored)" if files else ""
+    if dataset_of(root):
+        folders = "/, ".join(NOT_SEARCHED)
+        ignored += f"; a BIDS dataset's {folders}/ and what .bidsignore lists are not searched"
+    return (
+        f"{root}: no scan found{ignored}; looked for files that end in {', '.join(EXTENSIONS)}: "
+        "SUBJECT.nii.gz, SUBJECT/**/*.nii.gz, sub-*/[ses-*/]anat/*_T1w.nii.gz"
+    )

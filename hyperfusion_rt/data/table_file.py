@@ -48,7 +48,6 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IG
 _BOUND = re.compile(r"^(?:[<>]=?|=[<>]|≤|≥)\s*")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
-
 # Of several rows for one (subject, session): leave out all, or keep the first.
 Duplicates = Literal["refuse", "first"]
 

@@ -84,11 +84,13 @@ def gather(
             labelled.append((case, float(target)))
 
     cache = VolumeCache(root / ".hfrt_cache", config.preprocessing)
-    errors = _decode(cache, [case.scan for case, _ in labelled], on_scan)
-    usable = [item for item, error in zip(labelled, errors, strict=True) if error is None]
-    for (case, _), error in zip(labelled, errors, strict=True):
-        if error is not None:
-            left.append(Left(case.subject, case.session, str(error), error.code))
+    faults = _decode(cache, [case.scan for case, _ in labelled], on_scan)
+    usable: list[tuple[Case, float]] = []
+    for item, fault in zip(labelled, faults, strict=True):
+        if fault is None:
+            usable.append(item)
+        else:
+            left.append(Left(item[0].subject, item[0].session, str(fault), fault.code))
     if not usable:
         first = f"; the first: {left[0].subject}: {left[0].reason}" if left else ""
         raise CohortError(
