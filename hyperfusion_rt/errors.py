@@ -52,7 +52,7 @@ CODES: dict[str, str] = {
     "table-not-a-number": "a cell that must hold a number holds something else",
     "table-unknown-category": "a cell holds a value that is not in the list of its column",
     "table-missing-value": "a cell is empty, and nothing can take its place",
-    "table-feature-unknown": "no training row has a value of this feature",
+    "table-feature-empty": "no training row has a value of this feature",
     # cohorts
     "cohort-not-found": "there is no such file or folder of scans",
     "cohort-unreadable": "the folder of scans, or its `.bidsignore`, may not be read",

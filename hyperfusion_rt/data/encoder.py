@@ -27,7 +27,7 @@ from hyperfusion_rt.data.encoder_columns import (
     owners_of,
     parts,
 )
-from hyperfusion_rt.data.encoder_fit import fit_column, fit_steps, standardised
+from hyperfusion_rt.data.encoder_fit import Float64, fit_column, fit_steps, standardised
 from hyperfusion_rt.data.table_file import (
     Row,
     Table,
@@ -39,7 +39,6 @@ from hyperfusion_rt.data.table_file import (
 from hyperfusion_rt.errors import ConfigError, TableError
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 class TabularEncoder(Fitted):

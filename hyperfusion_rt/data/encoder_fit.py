@@ -46,7 +46,7 @@ def fit_column(feature: Feature, rows: Sequence[Row]) -> NumericColumn | Categor
     read = [read_number(row, name, censored=feature.kind == "censored") for row in rows]
     known = [value for value in read if value is not None]
     if not known:
-        raise TableError(_NOTHING_KNOWN.format(name, len(rows)), code="table-feature-unknown")
+        raise TableError(_NOTHING_KNOWN.format(name, len(rows)), code="table-feature-empty")
     return NumericColumn(
         kind=feature.kind,
         name=name,
@@ -71,7 +71,7 @@ def _fit_categorical(feature: Feature, rows: Sequence[Row]) -> CategoricalColumn
     found = [read_category(row, name, categories) for row in rows]
     counts = Counter(category for category in found if category is not None)
     if not counts:
-        raise TableError(_NOTHING_KNOWN.format(name, len(rows)), code="table-feature-unknown")
+        raise TableError(_NOTHING_KNOWN.format(name, len(rows)), code="table-feature-empty")
     return CategoricalColumn(
         kind="categorical",
         name=name,

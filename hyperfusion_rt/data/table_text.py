@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hyperfusion_rt.errors import TableError
 
+# What no text holds: control characters but for tabs and line ends.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _HIGH_RUN = re.compile(r"[^\x00-\x7f]{3}")
 

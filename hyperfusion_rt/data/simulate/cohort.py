@@ -22,6 +22,7 @@ from hyperfusion_rt.data.simulate import population
 from hyperfusion_rt.data.simulate.optimum import bayes_optimum
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.machine import usable_cores
 
 _TASKS: tuple[Task, ...] = get_args(Task)
 # How scanners and converters store volumes: most of them RAS or LAS, some sagittal.
@@ -143,8 +144,6 @@ def simulate_cohort(
             cohort), or an argument is out of range.
         MissingExtraError: the simulate extra is not installed.
     """
-    from hyperfusion_rt.machine import usable_cores
-
     if subjects < 1 or seed < 0:
         raise ConfigError(
             f"{subjects} subjects, seed {seed}: use at least 1, and a seed from 0",
