@@ -30,7 +30,8 @@ from hyperfusion_rt.artifact.manifest import (
 )
 from hyperfusion_rt.artifact.plan import write_plan
 from hyperfusion_rt.config import Rule, Task
-from hyperfusion_rt.data.encoder import CategoricalColumn, TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export.compare import DRIFT, Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble

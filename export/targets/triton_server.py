@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.plan import join_boxes, split_boxes
-from hyperfusion_rt.data.encoder import CategoricalColumn, TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.compare import TOLERANCE
 from hyperfusion_rt.export.ir.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble

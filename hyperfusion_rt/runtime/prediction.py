@@ -75,7 +75,7 @@ def cohort_problems(
         status: Status = "skipped" if harmless else "error"
         reason = f"{problem.where}: {problem.reason}"
         found.append(
-            Prediction(problem.subject, problem.session, status, reason, code=getattr(problem, "code", ""))
+            Prediction(problem.subject, problem.session, status, reason, code=problem.code)
         )
     return found
 

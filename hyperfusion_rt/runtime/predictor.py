@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
 from hyperfusion_rt.data.scan_search import find_scans
@@ -239,7 +239,7 @@ class Predictor:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = encoders[0].warnings(case.row)
-            clock = _Clock()
+            clock = Clock()
             found = self._known(case.scan, before)
             if found is None:
                 if budget.limit is not None:
@@ -272,7 +272,7 @@ class Predictor:
             return RAW_MEMORY + fine
         return memory_needed(path, self.manifest.preprocessing)
 
-    def _load(self, path: Path, before: str | None, clock: _Clock) -> _Scan:
+    def _load(self, path: Path, before: str | None, clock: Clock) -> _Scan:
         """Read, unpack and crop a scan; or the features that were kept of a file like it."""
         preprocessing = self.manifest.preprocessing
         digest = None
@@ -356,21 +356,6 @@ class Predictor:
         if scan.digest is not None:
             self._cache.put(scan.digest, kept)
         return kept
-
-
-class _Clock:
-    """Seconds by step."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.steps[name] = self.steps.get(name, 0.0) + time.perf_counter() - start
 
 
 def _as_batch(images: Sequence[Floats]) -> Floats:

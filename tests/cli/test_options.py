@@ -155,7 +155,10 @@ def test_the_code_is_in_the_table_the_journal_and_the_json(cohort, hfrt):
 
 def test_the_app_completes_commands_and_options(monkeypatch, capsys):
     monkeypatch.setenv("_HFRT_COMPLETE", "complete_bash")
-    for words, expected in (("hfrt in", "infer"), ("hfrt infer --unmatched-s", "--unmatched-scans")):
+    for words, expected in (
+        ("hfrt in", "infer"),
+        ("hfrt infer --unmatched-s", "--unmatched-scans"),
+    ):
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         with pytest.raises(SystemExit):

@@ -72,7 +72,7 @@ def preprocess(
                 )
             places[place] = scan.path
     if not places:
-        raise CohortError(f"no raw scan outside of {out}", code="scan-not-found")
+        raise CohortError(f"no raw scan outside of {out}", code="cohort-no-scan")
     found: list[Preprocessed] = []
 
     def one(place: Path) -> Preprocessed:
