@@ -22,6 +22,8 @@ CODES: dict[str, str] = {
     # engines
     # export
     # outputs and runs
+    "output-exists": "the place to write holds something that is not to be replaced",
+    "output-unwritable": "the place to write cannot be written: no permission, or a full disk",
     # everything
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",
