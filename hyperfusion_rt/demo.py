@@ -31,6 +31,7 @@ from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.cohort.record import Result
+from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.runtime.outputs.report import Page, inference_page
 from hyperfusion_rt.training.metrics import classification
 from hyperfusion_rt.training.run_folder import Run
@@ -170,8 +171,7 @@ def _predict(artifact: Artifact, root: Path, table: Path, step: Step) -> Result:
     return infer(
         [root / "scans"],
         root / "data.csv",
-        artifact=artifact.folder,
-        out=table,
+        CohortOptions(artifact=artifact.folder, out=table),
         on_case=lambda done, total: step("predicting", done, total),
     )
 
