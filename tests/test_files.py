@@ -25,6 +25,13 @@ def content(root):
     return {str(p.relative_to(root)): p.read_text() if p.is_file() else None for p in paths}
 
 
+def spoil(block, error, write):
+    """Raise `error` in `block` after `write` has written something."""
+    with block as new:
+        write(new)
+        raise error
+
+
 def failing_rename(monkeypatch, refused):
     """Have `Path.rename` fail where `refused(source, target)`."""
     plain = Path.rename
@@ -42,9 +49,8 @@ def test_a_file_is_replaced_or_stays(tmp_path):
     with replacing(path) as temporary:
         temporary.write_text("one")
     assert path.read_text() == "one"
-    with pytest.raises(ValueError, match="wrong"), replacing(path) as temporary:
-        temporary.write_text("two")
-        raise ValueError("wrong")
+    with pytest.raises(ValueError, match="wrong"):
+        spoil(replacing(path), ValueError("wrong"), lambda temporary: temporary.write_text("two"))
     assert content(tmp_path) == {"new/x.txt": "one"}
 
 
@@ -64,9 +70,8 @@ def test_a_folder_is_replaced_whole(folder, tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
 def test_an_error_in_the_block_leaves_the_old_one(folder, tmp_path, error):
-    with pytest.raises(type(error)), replacing_folder(folder) as new:
-        (new / "y").write_text("new")
-        raise error
+    with pytest.raises(type(error)):
+        spoil(replacing_folder(folder), error, lambda new: (new / "y").write_text("new"))
     assert content(tmp_path) == {"here/a.hfrt/x": "old"}
 
 
@@ -139,27 +144,36 @@ def models(root):
     return [root / "repo" / name for name in MODELS]
 
 
-@pytest.mark.parametrize("failing", [None, *MODELS])
-def test_several_folders_are_replaced_all_or_none(tmp_path, monkeypatch, failing):
+def write_models(paths, place):
+    with replacing_folders(paths, place) as scratch:
+        assert scratch.parent == place
+        for name in MODELS:
+            (scratch / name).mkdir()
+            (scratch / name / "config").write_text("new")
+
+
+def test_several_folders_are_replaced(tmp_path):
+    write_models(models(tmp_path), tmp_path)
+    new = {f"repo/{name}/config": "new" for name in MODELS}
+    assert content(tmp_path) == {**new, "repo/other/config": "old"}
+
+
+@pytest.mark.parametrize("failing", MODELS)
+@pytest.mark.parametrize("where", ["old", "new"])
+def test_several_old_folders_come_back(tmp_path, monkeypatch, failing, where):
     """The disk is full at the second model, say."""
     paths = models(tmp_path)
     before = content(tmp_path)
+    here = (tmp_path / "repo").parts
     failing_rename(
-        monkeypatch, lambda source, target: source.name == failing and "repo" not in source.parts
+        monkeypatch,
+        lambda source, target: (
+            source.name == failing and (source.parts[: len(here)] == here) == (where == "old")
+        ),
     )
-    try:
-        with replacing_folders(paths, tmp_path) as scratch:
-            assert scratch.parent == tmp_path
-            for name in MODELS:
-                (scratch / name).mkdir()
-                (scratch / name / "config").write_text("new")
-    except HyperFusionError as error:
-        assert failing and "No space left on device" in str(error)
-        assert content(tmp_path) == before
-    else:
-        assert failing is None
-        new = {f"repo/{name}/config": "new" for name in MODELS}
-        assert content(tmp_path) == {**new, "repo/other/config": "old"}
+    with pytest.raises(HyperFusionError, match="No space left on device"):
+        write_models(paths, tmp_path)
+    assert content(tmp_path) == before
 
 
 def test_one_that_is_not_made_again_is_removed(tmp_path):

@@ -33,9 +33,7 @@ class Kind:
 
 # In the order in which `auto` tries them.
 ENGINES = {
-    "trt": Kind(
-        f"{_PACKAGE}.trt", "TrtEngine", "tensorrt", ("fp32", "fp16", "bf16"), "tensorrt"
-    ),
+    "trt": Kind(f"{_PACKAGE}.trt", "TrtEngine", "tensorrt", ("fp32", "fp16", "bf16"), "tensorrt"),
     "trt-rtx": Kind(
         f"{_PACKAGE}.trt", "TrtEngine", "tensorrt", ("fp32", "fp16", "bf16"), "tensorrt_rtx"
     ),
