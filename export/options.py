@@ -24,10 +24,7 @@ def parse_batch(value: object) -> object:
     try:
         low, usual, high = (int(part) for part in value.split(":"))
     except ValueError:
-        raise ConfigError(
-            f"`batch` {value}: write it as SMALLEST:USUAL:LARGEST, such as 1:8:32",
-            code="option-wrong",
-        ) from None
+        raise ValueError("write it as SMALLEST:USUAL:LARGEST, such as 1:8:32") from None
     return low, usual, high
 
 
@@ -46,7 +43,7 @@ class ExportOptions(Options):
     engines: Annotated[tuple[str, ...], AfterValidator(_each_once)] = Field(
         DEFAULT_ENGINES,
         min_length=1,
-        description="native, onnx, trt, trt-rtx or torch; repeatable; default: the first two.",
+        description="native, onnx, trt, trt-rtx or torch; repeatable.",
     )
     precision: Precision = Field(
         "fp32", description="Of the engines that have it; the others stay fp32."
@@ -63,7 +60,7 @@ class ExportOptions(Options):
     )
     capabilities: Annotated[tuple[int, ...], AfterValidator(_each_once)] = Field(
         BuildOptions.capabilities,
-        description="trt-rtx: 80 for 8.0; repeatable; default: 80, 86, 89 and 120.",
+        description="trt-rtx: 80 for 8.0; repeatable.",
     )
     serve: Path | None = Field(
         None, description="Also write a model repository for NVIDIA Triton Inference Server."
