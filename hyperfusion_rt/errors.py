@@ -100,7 +100,7 @@ CODES: dict[str, str] = {
     "artifact-too-new": "the artifact is of a newer format: upgrade hyperfusion_rt",
     "artifact-too-old": "the artifact is of an older format, or lacks something: export again",
     # engines
-    "engine-build-failed": "TensorRT cannot build an engine of this network for this GPU",
+    "engine-build-failed": "the network cannot be built by TensorRT, or not for this GPU",
     "engine-cannot-load": "the engine's library is here, but cannot load or run the file",
     "engine-cannot-split": "the engine does not give a scan's features, which were to be kept",
     "engine-none-runs": "no engine of the artifact runs on this machine",
