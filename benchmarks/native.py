@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
-from hyperfusion_rt.bench.contenders import _onnxruntime, _openvino
+from hyperfusion_rt.bench.contenders import open_onnxruntime, open_openvino
 from hyperfusion_rt.bench.measure import random_run
 from hyperfusion_rt.bench.race import machine_limits, race
 from hyperfusion_rt.data.simulate import simulate_cohort
@@ -198,8 +198,8 @@ def hyper_conv(threads: int, rounds: int, scratch: Path) -> list[Row]:
             exact = OneHyper(64, 8).double()
             expected = exact(x.double(), t.double()).numpy()
         path = scratch / "hyper.onnx"
-        peers = {"onnxruntime": _onnxruntime(path, threads)}
-        peers["openvino f32"] = _openvino(path, threads, batch, "f32")
+        peers = {"onnxruntime": open_onnxruntime(path, threads)}
+        peers["openvino f32"] = open_openvino(path, threads, batch, "f32")
         calls = {
             "hfrt native": lambda i=image, t=tabular: engine(i, t),
             "hfrt op, in torch": op,
@@ -235,7 +235,7 @@ def monai_networks(threads: int, rounds: int, scratch: Path) -> list[Row]:
         for form, content in (("folded", better), ("as it is", graph)):
             path = scratch / f"{name}-{form.split()[0]}.onnx"
             write_onnx(content, path)
-            vino = _openvino(path, threads, 1, "f32")
+            vino = open_openvino(path, threads, 1, "f32")
             calls[f"openvino f32, {form}"] = lambda v=vino: v(image, none)
         with torch.inference_mode():
             expected = network.double().eval()(torch.from_numpy(image).double()).numpy()

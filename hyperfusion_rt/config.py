@@ -15,6 +15,7 @@ from hyperfusion_rt.errors import ConfigError
 
 Task = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.bench.chart import chart
-from hyperfusion_rt.bench.race import bench
+from hyperfusion_rt.bench.measure import measure
+from hyperfusion_rt.bench.options import BenchOptions
 from hyperfusion_rt.config import Config, load_config
 from hyperfusion_rt.data.cohort import join
 from hyperfusion_rt.data.encoder import read_target
@@ -192,11 +193,11 @@ def _score(config: Config, root: Path, result: Result) -> dict[str, Any]:
 
 def _time(run: Run, artifact: Artifact, root: Path, picture: Path, step: Step) -> _Speed:
     """Time the engines and their peers, and draw the chart of it."""
-    found = bench(
+    found = measure(
         run,
         artifact,
-        only=_CONTENDERS,
-        cases=join(find_scans(root / "scans"), read_table(root / "data.csv")).cases[:20],
+        BenchOptions(only=_CONTENDERS),
+        join(find_scans(root / "scans"), read_table(root / "data.csv")).cases[:20],
         on_step=lambda text: step(f"timing, {text}", 0, 0),
     )
     chart(found, picture)

@@ -14,7 +14,14 @@ from hyperfusion_rt.errors import CODES, HyperFusionError, MissingExtraError
 
 ROOT = Path(hyperfusion_rt.__file__).parent
 # Where the rules below are checked: paths begin like this, seen from the package.
-CHECKED_PLACES = ("clock.py", "config.py", "data/", "models/", "rules.py", "training/")
+CHECKED_PLACES = (
+    "artifact/manifest.py", "artifact/description.py", "bench/", "clock.py", "config.py", "data/",
+    "doctor.py", "export/__init__.py", "export/build.py", "export/compare.py", "export/options.py",
+    "export/targets/", "files.py", "machine.py", "models/", "options.py", "rules.py",
+    "runtime/engines/choose.py", "runtime/engines/gpu.py", "runtime/engines/ort.py",
+    "runtime/engines/registry.py", "runtime/engines/trt.py", "runtime/engines/trt_build.py",
+    "training/",
+)  # fmt: skip
 # What looks like an option of ours and is none, by file: CSS, options of other programs.
 NOT_OURS: dict[str, tuple[str, ...]] = {}
 

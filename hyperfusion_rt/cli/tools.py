@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperfusion_rt.cli import terminal
-from hyperfusion_rt.cli.options import Force, Json, Threads, command
+from hyperfusion_rt.cli.options import Force, Json, command
+
+if TYPE_CHECKING:
+    from hyperfusion_rt.bench.options import BenchOptions
 
 
 @command("Tools", "Example: hfrt inspect cohort.hfrt")
@@ -75,46 +78,15 @@ def doctor(as_json: Json = False) -> None:
 @command(
     "Tools",
     "Examples: hfrt bench; hfrt bench --preset brain-age --batch 1 --only onnx",
+    options="bench.options:BenchOptions",
 )
-def bench(
-    artifact: Annotated[Path | None, typer.Option(help="Default: the latest here.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Its run; default: by name in runs/.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Time this preset with random weights instead.")
-    ] = None,
-    features: Annotated[int | None, typer.Option(min=1, help="With --preset: f.")] = None,
-    batch: Annotated[list[int], typer.Option(help="Batch sizes; may be repeated.")] = [1, 4],  # noqa: B006
-    threads: Threads = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Timings of each; the median counts.")] = 9,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Contenders whose names begin so; repeatable.")
-    ] = None,
-    scans: Annotated[
-        Path | None, typer.Option(help="Scans for the time per scan from the file.")
-    ] = None,
-    tabular: Annotated[Path | None, typer.Option(help="Their table.")] = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("bench"),
-    as_json: Json = False,
-) -> None:
+def bench(options: BenchOptions, as_json: Json = False) -> None:
     """Time the engine beside its peers, in one run and after a check of correctness."""
     terminal.need_torch("the benchmark")
     from hyperfusion_rt.bench.measure import bench as start
 
     with terminal.console().status("measuring") as status:
-        found = start(
-            artifact=artifact,
-            run=run,
-            preset_name=preset,
-            features=features,
-            batches=batch,
-            threads=threads,
-            rounds=rounds,
-            only=only or [],
-            scans=scans,
-            tabular=tabular,
-            out=out,
-            on_step=lambda text: status.update(text),
-        )
+        found = start(options, status.update)
     if as_json:
         terminal.print_json(found.as_dict())
         return
@@ -142,7 +114,7 @@ def bench(
     if found.end_to_end:
         parts = ", ".join(f"{k} {v:.1f} ms" for k, v in found.end_to_end.items() if k != "scans")
         print(f"one scan from its file (median of {found.end_to_end['scans']:.0f}): {parts}")
-    print(f"written: {out}.json, {out}.png")
+    print(f"written: {options.out}.json, {options.out}.png")
 
 
 @command("Tools", "Example: hfrt demo demo")

@@ -76,6 +76,7 @@ CODE = (
     "runtime.engines.gpu",
     "runtime.engines.native",
     "runtime.engines.ort",
+    "runtime.engines.registry",
     "runtime.engines.trt",
     "runtime.engines.trt_build",
     "runtime.feature_cache",
