@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 INPUT, OUTPUT, ENGINE = "Input", "Output", "Engine"
 RESUME, MACHINES = "Resume and errors", "Shards and more machines"
 TENSORRT, SERVING = "TensorRT", "Serving"
-CONTROL = "Control"
+TIMING = "Timing"
 
 # Flags that are not the parameter's name.
 FLAGS = {
@@ -55,6 +55,7 @@ PANELS = {
     MACHINES: ("shard", "executor", "workers", "address"),
     TENSORRT: ("workspace", "capabilities"),
     SERVING: ("serve", "backend"),
+    TIMING: ("rounds", "only"),
 }  # fmt: skip
 METAVARS = {
     "max_memory": "SIZE",
@@ -236,7 +237,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         flag(name),
         help=field.description,
-        rich_help_panel=_PANEL_OF.get(name, CONTROL),
+        rich_help_panel=_PANEL_OF.get(name),
         metavar=METAVARS.get(name),
         min=low,
     )

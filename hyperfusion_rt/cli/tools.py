@@ -86,7 +86,7 @@ def bench(options: BenchOptions, as_json: Json = False) -> None:
     from hyperfusion_rt.bench.measure import bench as start
 
     with terminal.console().status("measuring") as status:
-        found = start(options, status.update)
+        found = start(options, on_step=lambda text: status.update(text))
     if as_json:
         terminal.print_json(found.as_dict())
         return

@@ -85,7 +85,7 @@ def test_help_has_panels_and_no_type_for_flags(command, tmp_path, hfrt):
         assert status == 0
         assert "<bool>" not in out
     panels = {p.rich_help_panel for p in COMMANDS[command].build().params}
-    assert {panel for panel in panels if panel} <= {*PANELS, options.CONTROL}
+    assert {panel for panel in panels if panel} <= {*PANELS}
 
 
 def test_infer_shows_its_options_panel_by_panel(tmp_path, hfrt):
@@ -108,7 +108,7 @@ def test_every_field_of_a_model_has_a_panel():
     for command in COMMANDS.values():
         for place in command.models.values():
             shown = {name for name, _ in options._shown(options._load(place))}
-            assert shown <= known | {"rounds", "only"}, command.name
+            assert shown <= known, command.name
 
 
 def test_messages_are_spelt_for_the_terminal():
