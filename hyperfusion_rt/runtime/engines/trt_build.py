@@ -163,20 +163,7 @@ def build(
                 f"{source.name}: {engine} cannot read it: {'; '.join(errors)}",
                 code="engine-build-failed",
             )
-        config = builder.create_builder_config()
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.clear_flag(trt.BuilderFlag.TF32)  # it would keep ten bits of every fp32 product
-        if engine == "trt-rtx":  # what a captured graph needs
-            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            rest = tuple(tensor.shape)[1:]
-            profile.set_shape(tensor.name, *((batch, *rest) for batch in options.batch))
-        config.add_optimization_profile(profile)
-        if engine == "trt-rtx":
-            _set_capabilities(trt, config, options.capabilities)
+        config = _config(engine, trt, builder, network, options)
         monitor = _monitor(trt, on_progress)
         config.progress_monitor = monitor
         cache = _timing_cache(engine, trt, config, gpu)
@@ -193,6 +180,25 @@ def build(
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         version = str(trt.__version__)
         return Built(bytes(serialized), version, seconds, network.num_layers, gpu, sink)
+
+
+def _config(engine: str, trt: Any, builder: Any, network: Any, options: BuildOptions) -> Any:
+    """The builder's configuration: memory, exact products, the range of batches, the chips."""
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # it would keep ten bits of every fp32 product
+    if engine == "trt-rtx":  # what a captured graph needs
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, *((batch, *rest) for batch in options.batch))
+    config.add_optimization_profile(profile)
+    if engine == "trt-rtx":
+        _set_capabilities(trt, config, options.capabilities)
+    return config
 
 
 def _strongly_typed(trt: Any) -> int:
