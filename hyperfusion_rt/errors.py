@@ -75,6 +75,7 @@ CODES: dict[str, str] = {
     "config-unknown-preset": "there is no preset of this name",
     "config-invalid": "a field is unknown, out of range, or contradicts another",
     # options
+    "option-conflict": "two options exclude each other, or one needs another",
     "option-wrong": "there is no such option, or its value is out of range or of another type",
     # models and training
     "device-unavailable": "this machine (or this build of PyTorch) has no such device",
@@ -94,9 +95,25 @@ CODES: dict[str, str] = {
     # engines
     # export
     # outputs and runs
+    "engine-output-not-finite": "the network gave NaN or infinity; are the inputs plausible?",
+    "feature-cache-unusable": "the kept features cannot be read or written",
+    "journal-damaged": "the journal is not one, or is of another version",
+    "journal-locked": "another process writes the same table",
+    "journal-of-another-run": "what is done was done by another artifact, engine or program",
+    "journal-unfinished": "the run before did not finish: resume it, or begin anew",
+    "not-tried": "the run ended before this case",
+    "out-of-budget": "more memory is needed than the run may take",
     "output-cannot-be-written": "the folder cannot be written, or the disk is full",
     "output-exists": "the output is there already, and may not be replaced",
-    "output-name-invalid": "the output's name does not end as its format does",
+    "output-wrong-name": "the output's name has no known ending, or would replace what is read",
+    "ray-failed": "the Ray cluster cannot be reached, or gave up",
+    "shard-missing": "not all shards are there and finished",
+    "shard-of-another-run": "the shards are not of one run",
+    "bids-label": "ids that are not different as BIDS labels",
+    "bids-no-dataset": "the folder is no BIDS dataset, or its table is missing",
+    "bids-no-result": "no participant has a result yet, or one cannot be read",
+    "bids-other-dataset": "the output folder holds another dataset or another artifact's results",
+    "bids-unknown-label": "a participant or session that the dataset does not have",
     # everything
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",

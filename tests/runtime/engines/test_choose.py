@@ -278,7 +278,7 @@ def test_a_rule_for_the_artifact(session_run, tmp_path):
     age = session_run.config.tabular.model_copy(update={"classes": {}})
     config = session_run.config.model_copy(update={"tabular": age})
     run = type(session_run)(session_run.folder, config)
-    with pytest.raises(ConfigError, match="--combine most_confident: needs classes"):
+    with pytest.raises(ConfigError, match="`rule` most_confident: needs classes"):
         export_run(run, tmp_path / "y.hfrt", rule="most_confident")
 
 
