@@ -130,6 +130,7 @@ CODES: dict[str, str] = {
     "not-tried": "the run ended before this case",
     "out-of-budget": "more memory is needed than the run may take",
     "output-cannot-be-written": "the folder cannot be written, or the disk is full",
+    "output-exists": "the output is there already, and may not be replaced",
     "output-wrong-name": "the output's name has no known ending, or would replace what is read",
     "ray-failed": "the Ray cluster cannot be reached, or gave up",
     "shard-missing": "not all shards are there and finished",
@@ -139,8 +140,6 @@ CODES: dict[str, str] = {
     "bids-no-result": "no participant has a result yet, or one cannot be read",
     "bids-other-dataset": "the output folder holds another dataset or another artifact's results",
     "bids-unknown-label": "a participant or session that the dataset does not have",
-    "output-exists": "the output is there already, and may not be replaced",
-    "output-name-invalid": "the output's name does not end as its format does",
     # everything
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options, Threads
 
 Source = Literal["registered", "raw"]
 Unmatched = Literal["list", "ignore", "fail"]
-Duplicates = Literal["refuse", "first"]
 Executor = Literal["local", "ray"]
 Shard = tuple[int, int]
 ArtifactFolder = Annotated[

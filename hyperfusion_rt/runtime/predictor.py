@@ -18,7 +18,7 @@ from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
 from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.table_file import read_table
+from hyperfusion_rt.data.table_file import Duplicates, read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp
@@ -27,7 +27,7 @@ from hyperfusion_rt.rules import spread
 from hyperfusion_rt.runtime.engines.choose import open_engine, open_parts
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
-from hyperfusion_rt.runtime.options import Duplicates, PredictOptions
+from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.pipeline import Budget, Stream, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
 from hyperfusion_rt.runtime.prediction import Prediction, Seconds, by_case, cohort_problems

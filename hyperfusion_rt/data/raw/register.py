@@ -233,7 +233,7 @@ def write_registered(registered: Registered, out: Path) -> None:
     out, volume = Path(out), registered.volume
     if not out.name.endswith(".nii.gz"):
         raise HyperFusionError(
-            f"{out}: registered scans are written as .nii.gz; rename it", code="output-name-invalid"
+            f"{out}: registered scans are written as .nii.gz; rename it", code="output-wrong-name"
         )
     image = nib.Nifti1Image(volume.voxels, volume.affine)
     image.header.set_data_dtype(np.int16)

@@ -62,7 +62,7 @@ def preprocess(
             if scan.path.resolve().is_relative_to(out.resolve()):
                 continue  # made by an earlier run
             if scan.defect:
-                raise CohortError(f"{scan.path}: {scan.defect}", code="scan-folder-unreadable")
+                raise CohortError(f"{scan.path}: {scan.defect}", code=scan.code)
             place = out / _relative(given, scan)
             if place in places:
                 raise ConfigError(
