@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import Force, Json, Threads, command, spell
 
+if TYPE_CHECKING:
+    from hyperfusion_rt.config import Task
 
-@command("Data", "Example: hfrt simulate cohort --task ad --subjects 300 --seed 1 --spacing 2")
+
+@command(
+    "Data",
+    "Example: hfrt simulate cohort --task ad --subjects 300 --seed 1 --spacing 2",
+    task="config:Task",
+)
 def simulate(
     out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
-    task: Annotated[
-        Literal["ad", "brain-age"], typer.Option(help="What is to be predicted.")
-    ] = "ad",
+    task: Annotated[Task, typer.Option(help="What is to be predicted.")] = "ad",
     subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same cohort.")] = 1,
     spacing: Annotated[int, typer.Option(min=1, max=2, help="Voxel size in mm.")] = 2,

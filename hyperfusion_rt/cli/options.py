@@ -134,7 +134,7 @@ class Command:
     name: str
     group: str
     epilog: str
-    models: dict[str, str]  # parameter → `module:class`
+    models: dict[str, str]  # parameter → `module:class`, or a type that its annotation names
 
     def add_to(self, app: typer.Typer) -> None:
         """Register the command without its options: enough for the list of commands."""
@@ -166,7 +166,8 @@ def command(
         group: under which `hfrt --help` lists it.
         epilog: examples.
         name: default: the function's.
-        models: which parameters are option models: `module:class` below the package.
+        models: which parameters are option models: `module:class` below the package; or a type
+            of the library that a parameter's annotation names.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -179,10 +180,10 @@ def command(
 
 def _expanded(function: Callable[..., None], models: dict[str, str]) -> Callable[..., None]:
     """`function` with one parameter per field instead of each model."""
-    kinds = {name: _load(place) for name, place in models.items()}
-    hints = typing.get_type_hints(
-        function, localns={kind.__name__: kind for kind in kinds.values()}, include_extras=True
-    )
+    loaded = {name: _load(place) for name, place in models.items()}
+    names = {place.partition(":")[2]: loaded[name] for name, place in models.items()}
+    hints = typing.get_type_hints(function, localns=names, include_extras=True)
+    kinds = {name: kind for name, kind in loaded.items() if hasattr(kind, "model_fields")}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in kinds:
@@ -222,10 +223,9 @@ def _shown(kind: type[Options]) -> list[tuple[str, FieldInfo]]:
     return [(name, field) for name, field in kind.model_fields.items() if name not in _HIDDEN]
 
 
-def _load(place: str) -> type[Options]:
+def _load(place: str) -> Any:
     module, _, name = place.partition(":")
-    found: type[Options] = getattr(importlib.import_module(f"hyperfusion_rt.{module}"), name)
-    return found
+    return getattr(importlib.import_module(f"hyperfusion_rt.{module}"), name)
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import INPUT, RESUME, Json, command, spell
 
 if TYPE_CHECKING:
+    from hyperfusion_rt.runtime.cohort.bids_app import Level
     from hyperfusion_rt.runtime.cohort.record import Result
     from hyperfusion_rt.runtime.options import BidsOptions, CohortOptions, MergeOptions
 
@@ -82,12 +83,13 @@ def merge(
     "Examples: hfrt bids-app BIDS derivatives/hfrt participant --participant-label 01; "
     "hfrt bids-app BIDS derivatives/hfrt group",
     options="runtime.options:BidsOptions",
+    level="runtime.cohort.bids_app:Level",
 )
 def bids_app(
     bids_dir: Annotated[Path, typer.Argument(help="The dataset.")],
     out: Annotated[Path, typer.Argument(help="The derivatives dataset.")],
     level: Annotated[
-        Literal["participant", "group"],
+        Level,
         typer.Argument(help="participant predicts; group collects what is there."),
     ],
     options: BidsOptions,

@@ -27,7 +27,7 @@ def test_every_module_on_the_way_from_file_to_number_is_covered(imports):
     assert len(set(identity.CODE)) == len(identity.CODE)
 
 
-@pytest.mark.parametrize("name", ["ensemble", "kernels.reference", "kernels.gpu"])
+@pytest.mark.parametrize("name", ["rules", "kernels.reference", "kernels.gpu"])
 def test_a_change_of_code_is_another_identity(monkeypatch, tmp_path, name):
     """Modules are found by name, single files and packages alike."""
     root = Path(hyperfusion_rt.__file__).parent
