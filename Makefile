@@ -63,7 +63,7 @@ sanitize: $(VENV)/dev.stamp
 	  --deselect tests/runtime/test_engine_native.py::test_it_loads_fast
 
 # Compiled sources are installed, so a change in them (or in what is required) installs again.
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.?pp kernels/cpu/*/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.?pp kernels/cpu/*/*.?pp)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

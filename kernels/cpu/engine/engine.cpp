@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "engine_internal.hpp"
+#include "internal.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>

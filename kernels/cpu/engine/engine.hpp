@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
+#include "../isa/kernels.hpp"
 #include "thread_pool.hpp"
 
 namespace hfrt {

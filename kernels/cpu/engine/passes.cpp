@@ -1,7 +1,7 @@
 // What is decided once all the steps are known: layouts and fused pairs. Before memory is planned.
 #include <algorithm>
 
-#include "engine_internal.hpp"
+#include "internal.hpp"
 
 namespace hfrt {
 

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "engine_internal.hpp"
+#include "internal.hpp"
 
 namespace hfrt {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine_internal.hpp"
+#include "internal.hpp"
 
 namespace hfrt {
 

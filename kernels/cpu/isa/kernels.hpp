@@ -1,6 +1,9 @@
 // The kernels' arguments, and the table of one instruction set's kernels. Plain data and function
 // pointers only: nothing here is compiled differently per set.
 //
+// Both sides need it. It stands with the kernels, whose interface it is: `engine/` includes this header
+// of `isa/` and no other, and `isa/` nothing of `engine/`.
+//
 // A volume is [Cb][D][H][W][16], float32 or bfloat16 (`Kernels::stored`): channels in blocks of 16,
 // the last block filled up. A vector is [C] float32. Arithmetic is in float32, but for the products
 // of bfloat16 pairs. Every kernel does a range of independent tasks, so that the caller may spread
