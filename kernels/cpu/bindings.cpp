@@ -1,4 +1,4 @@
-// The only C++ file that knows Python. The argument types are the checks; the rest is in the kernels.
+// The only C++ file that knows Python. The argument types are the checks; the kernels do the rest.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -34,15 +34,18 @@ hfrt::DType dtype_of(nb::dlpack::dtype t) {
   if (t == nb::dtype<int64_t>()) return DType::i64;
   if (t == nb::dtype<float>()) return DType::f32;
   if (t == nb::dtype<double>()) return DType::f64;
-  throw nb::type_error("crop_normalise: voxels must be integers of 8 to 64 bits, float32 or float64");
+  throw nb::type_error(
+      "crop_normalise: voxels must be integers of 8 to 64 bits, float32 or float64");
 }
 
 using Voxels = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu>;
 using Matrix = nb::ndarray<const double, nb::shape<3, 4>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(
-    const Voxels& voxels, double slope, double inter, const Matrix& matrix, const Output& out) {
+std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(const Voxels& voxels,
+                                                                     double slope, double inter,
+                                                                     const Matrix& matrix,
+                                                                     const Output& out) {
   hfrt::Volume volume{voxels.data(), dtype_of(voxels.dtype()), {}, {}, slope, inter};
   int64_t out_shape[3];
   for (size_t a = 0; a < 3; ++a) {
@@ -60,7 +63,8 @@ std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(
 }
 
 double peak_gflops(int threads, double seconds) {
-  if (threads < 1 || threads > 4096) throw nb::value_error("peak_gflops: threads must be 1 to 4096");
+  if (threads < 1 || threads > 4096)
+    throw nb::value_error("peak_gflops: threads must be 1 to 4096");
   nb::gil_scoped_release release;
   return hfrt::peak_gflops(threads, seconds);
 }
@@ -79,9 +83,9 @@ hfrt::Array array_of(const Weights& a) {
 hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Array{}; }
 
 hfrt::ActivationSpec act_of(const std::optional<Act>& act) {
-  static const char* names[] = {"none",      "relu", "relu6",   "leaky_relu", "prelu",
-                                "elu",       "silu", "gelu",    "gelu_tanh",  "sigmoid",
-                                "tanh",      "hardswish", "hardsigmoid", "softplus", "mish"};
+  static const char* names[] = {"none", "relu",      "relu6",       "leaky_relu", "prelu",
+                                "elu",  "silu",      "gelu",        "gelu_tanh",  "sigmoid",
+                                "tanh", "hardswish", "hardsigmoid", "softplus",   "mish"};
   if (!act) return {};
   const auto& [name, alpha, slope] = *act;
   int kind = 0;
@@ -111,9 +115,9 @@ hfrt::Window window_of(const Ints& kernel, const Ints& stride, const Ints& paddi
 // (scale, shift, activation)
 using AffineArgs = std::tuple<Weights, Weights, std::optional<Act>>;
 
-int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
-             const Ints& stride, const Ints& padding, const Ints& dilation, const Weights& weight,
-             const Weights& bias, bool depthwise, std::optional<int> condition,
+int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel, const Ints& stride,
+             const Ints& padding, const Ints& dilation, const Weights& weight, const Weights& bias,
+             bool depthwise, std::optional<int> condition,
              const std::optional<AffineArgs>& prologue, std::optional<int> residual,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
              const std::optional<Ints>& tile,
@@ -201,8 +205,7 @@ void define_engine(nb::module_& m) {
       .def(
           "__init__",
           [](Engine* self, int threads, const std::string& isa, const std::string& precision) {
-            if (threads < 1 || threads > 4096)
-              throw nb::value_error("threads must be 1 to 4096");
+            if (threads < 1 || threads > 4096) throw nb::value_error("threads must be 1 to 4096");
             if (precision != "fp32" && precision != "bf16")
               throw nb::value_error(("precision must be fp32 or bf16, not " + precision).c_str());
             const bool bf16 = precision == "bf16";
@@ -211,11 +214,10 @@ void define_engine(nb::module_& m) {
           "threads"_a, "isa"_a = "", "precision"_a = "fp32")
       .def("input", &Engine::input, "channels"_a, "depth"_a = 1, "height"_a = 1, "width"_a = 1)
       .def("conv", &add_conv, "x"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a,
-           "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false,
-           "condition"_a = nb::none(), "prologue"_a = nb::none(), "residual"_a = nb::none(),
-           "act"_a = nb::none(), "pool"_a = false, "second"_a = nb::none(),
-           "tile"_a = nb::none(), "shortcut"_a = nb::none(), "sparse"_a = false,
-           "pairs"_a = false)
+           "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false, "condition"_a = nb::none(),
+           "prologue"_a = nb::none(), "residual"_a = nb::none(), "act"_a = nb::none(),
+           "pool"_a = false, "second"_a = nb::none(), "tile"_a = nb::none(),
+           "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false)
       .def(
           "pool",
           [](Engine& e, int x, const Ints& k, const Ints& s, const Ints& p, const Ints& d,
@@ -307,11 +309,14 @@ void define_engine(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of hyperfusion_rt.";
-  m.def("crop_normalise", &crop_normalise, "voxels"_a.noconvert(), "slope"_a, "inter"_a,
-        "matrix"_a.noconvert(), "out"_a.noconvert(),
-        "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
-        "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, deviation).");
+  m.def(
+      "crop_normalise", &crop_normalise, "voxels"_a.noconvert(), "slope"_a, "inter"_a,
+      "matrix"_a.noconvert(), "out"_a.noconvert(),
+      "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
+      "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, "
+      "deviation).");
   m.def("peak_gflops", &peak_gflops, "threads"_a, "seconds"_a = 0.2,
-        "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's limit.");
+        "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's "
+        "limit.");
   define_engine(m);
 }

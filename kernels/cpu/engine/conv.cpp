@@ -66,8 +66,9 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
                                          : k.stride[i] == 2 && spec.tile[i] == 2;
       if (!fits || k.stride[i] != k.stride[0] || k.kernel[i] != 3 || k.dilation[i] != 1 ||
           spec.depthwise)
-        refuse("Winograd tiles are 2 or 4, for 3x3x3 kernels with dilation 1 and stride 1, "
-               "or 2 with stride 2");
+        refuse(
+            "Winograd tiles are 2 or 4, for 3x3x3 kernels with dilation 1 and stride 1, "
+            "or 2 with stride 2");
       points *= k.stride[i] == 2 ? 5 : spec.tile[i] + 2;
       a.tile[i] = spec.tile[i];
     }
@@ -112,8 +113,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     c->generator = {keep(spec.weight, product({ce.c, raw}), "a generated convolution's weight",
                          product({ce.c, raw})),
                     ce.c * raw};
-    c->bias_generator = {keep(spec.bias, ce.c * cout, "a generated convolution's bias", ce.c * cout),
-                         ce.c * cout};
+    c->bias_generator = {
+        keep(spec.bias, ce.c * cout, "a generated convolution's bias", ce.c * cout), ce.c * cout};
     c->raw = reserve(raw);
     c->bias = reserve(lanes);
     a.epilogue.bias = c->bias;
@@ -197,7 +198,8 @@ void Engine::build_conv(const std::shared_ptr<Conv>& c, const ConvSpec& spec) {
     a.in = c->padded;
     for (int64_t t = 0; t < taps; ++t)
       c->shift.push_back((t / (k.kernel[1] * k.kernel[2]) * k.dilation[0] * a.in_extent.h +
-                          t / k.kernel[2] % k.kernel[1] * k.dilation[1]) * a.in_extent.w +
+                          t / k.kernel[2] % k.kernel[1] * k.dilation[1]) *
+                             a.in_extent.w +
                          t % k.kernel[2] * k.dilation[2]);
     a.shift = c->shift.data();
   }
@@ -278,9 +280,8 @@ void Engine::run_conv(Conv& c) {
   a.epilogue.second = c.second >= 0 ? at(c.second) : nullptr;
   if (c.kind == Conv::Kind::one_channel) {
     pad_input(c);
-    parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) {
-      kernels_.one_channel(a, b, n, scratch_of(t));
-    });
+    parallel(c.tasks, 1,
+             [&](int64_t b, int64_t n, int t) { kernels_.one_channel(a, b, n, scratch_of(t)); });
     return;
   }
   a.in = at(c.in);
@@ -293,7 +294,7 @@ void Engine::run_conv(Conv& c) {
     parallel(c.tasks, 4, [&](int64_t b, int64_t n, int) { kernels_.depthwise(a, b, n); });
     return;
   }
-  const auto kernel = c.narrow                            ? kernels_.narrow
+  const auto kernel = c.narrow                         ? kernels_.narrow
                       : c.kind == Conv::Kind::winograd ? kernels_.winograd
                                                        : kernels_.gather;
   parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernel(a, b, n, scratch_of(t)); });
@@ -319,8 +320,7 @@ void Engine::run_ring(Conv& c) {
   pad_input(p);
   p.args.out = at(c.in);
   const Extent &o = a.conv_extent, &e = a.in_extent;
-  const int64_t layer =
-      (o.h + a.tile[1] - 1) / a.tile[1] * ((o.w + a.tile[2] - 1) / a.tile[2]);
+  const int64_t layer = (o.h + a.tile[1] - 1) / a.tile[1] * ((o.w + a.tile[2] - 1) / a.tile[2]);
   const int64_t layers = (o.d + a.tile[0] - 1) / a.tile[0];
   const int64_t step = (a.ring - 2) / a.tile[0];
   int64_t made = 0;
@@ -333,9 +333,8 @@ void Engine::run_ring(Conv& c) {
     made = need;
     a.first = z * layer;
     a.count = (next - z) * layer;
-    parallel((a.count + a.rows - 1) / a.rows, 1, [&](int64_t b, int64_t n, int t) {
-      kernels_.winograd(a, b, n, scratch_of(t));
-    });
+    parallel((a.count + a.rows - 1) / a.rows, 1,
+             [&](int64_t b, int64_t n, int t) { kernels_.winograd(a, b, n, scratch_of(t)); });
   }
 }
 

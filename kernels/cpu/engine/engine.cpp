@@ -310,8 +310,7 @@ void Engine::run(const std::vector<Array>& inputs, const std::vector<float*>& ou
   std::lock_guard<std::mutex> lock(mutex_);
   using clock = std::chrono::steady_clock;
   for (int64_t b = 0; b < batch; ++b) {
-    for (size_t i = 0; i < inputs.size(); ++i)
-      load_input(i, inputs[i].data + b * input_floats(i));
+    for (size_t i = 0; i < inputs.size(); ++i) load_input(i, inputs[i].data + b * input_floats(i));
     for (size_t s = 0; s < steps_.size(); ++s) {
       if (!steps_[s].work) continue;
       if (!profiling_) {
@@ -322,8 +321,7 @@ void Engine::run(const std::vector<Array>& inputs, const std::vector<float*>& ou
       steps_[s].work();
       seconds_[s] += std::chrono::duration<double>(clock::now() - start).count();
     }
-    for (size_t i = 0; i < outputs.size(); ++i)
-      store_output(i, outputs[i] + b * output_floats(i));
+    for (size_t i = 0; i < outputs.size(); ++i) store_output(i, outputs[i] + b * output_floats(i));
   }
 }
 

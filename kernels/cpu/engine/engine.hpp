@@ -42,7 +42,7 @@ struct ConvSpec {
   Array weight;  // [taps][Cin][Cout]; depthwise [taps][C]; generated: K of these
   Array bias;    // [Cout]; generated: [K][Cout]
   bool depthwise = false;
-  int condition = -1;  // a vector [K]: weight and bias are generated per sample
+  int condition = -1;                    // a vector [K]: weight and bias are generated per sample
   Array prologue_scale, prologue_shift;  // [Cin] or none
   ActivationSpec prologue_act;
   int residual = -1;
@@ -113,13 +113,13 @@ class Engine {
  private:
   struct Value {
     Extent extent;
-    int root = -1;         // the value whose memory this one is part of; itself if its own
-    int64_t offset = 0;    // floats from the root's start
-    int64_t floats = 0;    // of a root
-    bool stored = false;   // as the kernels store volumes; otherwise float32
+    int root = -1;              // the value whose memory this one is part of; itself if its own
+    int64_t offset = 0;         // floats from the root's start
+    int64_t floats = 0;         // of a root
+    bool stored = false;        // as the kernels store volumes; otherwise float32
     int first = -1, last = -1;  // steps that write it first and read it last
-    int64_t place = -1;    // floats from the arena's start
-    float* own = nullptr;  // or memory of its own
+    int64_t place = -1;         // floats from the arena's start
+    float* own = nullptr;       // or memory of its own
   };
   using Step = std::function<void()>;
 

@@ -343,8 +343,7 @@ int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
   return out;
 }
 
-int Engine::instance_norm(int in, Array scale, Array shift, float eps,
-                          const ActivationSpec& spec) {
+int Engine::instance_norm(int in, Array scale, Array shift, float eps, const ActivationSpec& spec) {
   const Extent e = extent(in);
   const float* s = keep(scale, filled(e.c), "the scale", e.c);
   const float* t = keep(shift, filled(e.c), "the shift", e.c);

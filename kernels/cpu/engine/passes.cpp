@@ -81,8 +81,7 @@ void Engine::fuse_rings() {
         first->second >= 0 || first->residual >= 0 || second->kind != Conv::Kind::winograd ||
         second->in != first->out || second->args.window.stride[0] != 1 || second->narrow ||
         second->condition >= 0 || second->residual == first->out ||
-        second->shortcut == first->out ||
-        values_[static_cast<size_t>(first->out)].floats < kLarge)
+        second->shortcut == first->out || values_[static_cast<size_t>(first->out)].floats < kLarge)
       continue;
     const int value = first->out;
     bool elsewhere = std::count(outputs_.begin(), outputs_.end(), value) > 0;

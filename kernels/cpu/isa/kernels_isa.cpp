@@ -14,17 +14,28 @@
 namespace hfrt {
 
 const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
-  static const Kernels table{HFRT_NAME(HFRT_ISA), kVectorsPerPanel,
-                             kRows1,              kRows2,
-                             sizeof(Stored),      kPair<Factor>,
-                             ::pack,              ::winograd_weights,
-                             ::mix,               ::winograd,
-                             ::narrow,            ::gather,
-                             ::one_channel,       ::depthwise,
-                             ::block,             ::unblock,
-                             ::pool,              ::affine,
-                             ::binary,            ::reduce,
-                             ::deviation,         ::linear};
+  static const Kernels table{HFRT_NAME(HFRT_ISA),
+                             kVectorsPerPanel,
+                             kRows1,
+                             kRows2,
+                             sizeof(Stored),
+                             kPair<Factor>,
+                             ::pack,
+                             ::winograd_weights,
+                             ::mix,
+                             ::winograd,
+                             ::narrow,
+                             ::gather,
+                             ::one_channel,
+                             ::depthwise,
+                             ::block,
+                             ::unblock,
+                             ::pool,
+                             ::affine,
+                             ::binary,
+                             ::reduce,
+                             ::deviation,
+                             ::linear};
   return table;
 }
 

@@ -150,9 +150,9 @@ struct Winograd {
   static HFRT_INLINE void input(const Stored* const* rows, T* to, int64_t step) {
     alignas(64) float half[kPoints * kLanes];
     for (int d = 0; d < ND; ++d)
-      plane_input<H, W>(
-          [rows, d](int h, int w) HFRT_LAMBDA { return rows[d * NH + h] + w * kLanes; },
-          half + d * NH * NW * kLanes);
+      plane_input<H, W>([rows, d](int h, int w)
+                            HFRT_LAMBDA { return rows[d * NH + h] + w * kLanes; },
+                        half + d * NH * NW * kLanes);
     for (int i = 0; i < NH * NW; ++i) {
       V x[ND], y[ND];
 #pragma GCC unroll 6
@@ -207,7 +207,7 @@ struct Winograd {
     }
   }
 
-  // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Voxels beyond the border repeat the last.
+  // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Beyond the border the last repeats.
   static void shortcut(const hfrt::ConvArgs& a, const int64_t* at, int64_t first_panel,
                        int64_t last_panel, Factor* rows, float* to, int64_t ldc) {
     const hfrt::Shortcut& s = a.shortcut;
@@ -218,8 +218,7 @@ struct Winograd {
       const int64_t z = clamp((at[0] + i / (MH * MW)) * s.stride[0], e.d);
       const int64_t y = clamp((at[1] + i / MW % MH) * s.stride[1], e.h);
       const int64_t x = clamp((at[2] + i % MW) * s.stride[2], e.w);
-      const Stored* from =
-          static_cast<const Stored*>(s.in) + ((z * e.h + y) * e.w + x) * kLanes;
+      const Stored* from = static_cast<const Stored*>(s.in) + ((z * e.h + y) * e.w + x) * kLanes;
       for (int64_t b = 0; b < blocks; ++b)
         copy(rows + i * lda + b * kLanes, from + b * e.voxels() * kLanes);
     }
@@ -266,7 +265,10 @@ struct Winograd {
           const int64_t here = offset + w * kLanes;
           const bool odd = (z | yy | w) & 1;  // tiles start at even voxels
           finish(v, a.epilogue, out, here,
-                 !a.epilogue.sparse ? here : odd ? -1 : half + w / 2 * kLanes, block);
+                 !a.epilogue.sparse ? here
+                 : odd              ? -1
+                                    : half + w / 2 * kLanes,
+                 block);
         }
       }
   }
@@ -337,9 +339,8 @@ struct Winograd {
       const int64_t first_panel = panels * split / a.splits;
       const int64_t last_panel = panels * (split + 1) / a.splits;
       const int64_t first_block = first_panel * kVectorsPerPanel;
-      const int64_t last_block = last_panel * kVectorsPerPanel < cout_blocks
-                                     ? last_panel * kVectorsPerPanel
-                                     : cout_blocks;
+      const int64_t last_block =
+          last_panel * kVectorsPerPanel < cout_blocks ? last_panel * kVectorsPerPanel : cout_blocks;
       const int64_t ldc = (last_block - first_block) * kLanes, step_m = a.rows * ldc + kLanes;
       const int64_t from = a.first + block * a.rows;
       const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
@@ -361,7 +362,7 @@ struct Winograd {
               rows_at[i] = cut_rows + i * NW * kLanes;
             }
           }
-          // The rows are too many streams for the processor to foresee the next tile's part of them.
+          // So many rows at once: the processor does not foresee the next tile's part of them.
           if (!cut)
             for (int i = 0; i < ND * NH; ++i)
               for (int w = 0; w < W::S; ++w) __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
@@ -399,7 +400,8 @@ HFRT_INLINE void with_tile(const int64_t tile[3], int64_t stride, bool pairs, co
   if (stride == 2)
     return pairs ? call(Winograd<S2, S2, S2, Factor>()) : call(Winograd<S2, S2, S2, float>());
   switch ((tile[0] == 4) * 4 + (tile[1] == 4) * 2 + (tile[2] == 4)) {
-    case 0: return pairs ? call(Winograd<F2, F2, F2, Factor>()) : call(Winograd<F2, F2, F2, float>());
+    case 0:
+      return pairs ? call(Winograd<F2, F2, F2, Factor>()) : call(Winograd<F2, F2, F2, float>());
     case 1: return call(Winograd<F2, F2, F4, float>());
     case 2: return call(Winograd<F2, F4, F2, float>());
     case 3: return call(Winograd<F2, F4, F4, float>());
@@ -411,15 +413,13 @@ HFRT_INLINE void with_tile(const int64_t tile[3], int64_t stride, bool pairs, co
 }
 
 void winograd(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
-  with_tile(a.tile, a.window.stride[0], a.pairs,
-            [&](auto w) { w.run(a, begin, end, scratch); });
+  with_tile(a.tile, a.window.stride[0], a.pairs, [&](auto w) { w.run(a, begin, end, scratch); });
 }
 
 void winograd_weights(const float* weight, const hfrt::ConvArgs& a, float* out, int64_t begin,
                       int64_t end) {
-  with_tile(a.tile, a.window.stride[0], a.pairs, [&](auto w) {
-    w.weights(weight, a.in_extent.c, a.conv_extent.c, out, begin, end);
-  });
+  with_tile(a.tile, a.window.stride[0], a.pairs,
+            [&](auto w) { w.weights(weight, a.in_extent.c, a.conv_extent.c, out, begin, end); });
 }
 
 }  // namespace
