@@ -196,12 +196,20 @@ void run_engine(hfrt::Engine& engine, const std::vector<Batch>& inputs,
   engine.run(in, out, std::max<int64_t>(batch, 0));
 }
 
-void define_engine(nb::module_& m) {
-  using hfrt::Engine;
-  m.def("available_isas", &hfrt::available_isas,
-        "The instruction sets that this machine and the native engine share, fastest first.");
-  nb::class_<Engine>(m, "Engine",
-                     "Fused operations on one sample at a time; see kernels/cpu/engine/engine.hpp.")
+void define_step_kind(nb::module_& m) {
+  using hfrt::StepKind;
+  nb::enum_<StepKind>(m, "StepKind", "What a step of an engine is; str() is its name in a profile.")
+#define HFRT_VALUE(kind, name) .value(#kind, StepKind::kind)
+      HFRT_STEP_KINDS(HFRT_VALUE)
+#undef HFRT_VALUE
+          .def("__str__", &hfrt::name_of);
+}
+
+using hfrt::Engine;
+using EngineClass = nb::class_<Engine>;
+
+void define_building(EngineClass& engine) {
+  engine
       .def(
           "__init__",
           [](Engine* self, int threads, const std::string& isa, const std::string& precision) {
@@ -218,6 +226,13 @@ void define_engine(nb::module_& m) {
            "prologue"_a = nb::none(), "residual"_a = nb::none(), "act"_a = nb::none(),
            "pool"_a = false, "second"_a = nb::none(), "tile"_a = nb::none(),
            "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false)
+      .def("output", &Engine::output, "value"_a)
+      .def("finish", &Engine::finish)
+      .def("shape", &Engine::shape, "value"_a);
+}
+
+void define_pooling(EngineClass& engine) {
+  engine
       .def(
           "pool",
           [](Engine& e, int x, const Ints& k, const Ints& s, const Ints& p, const Ints& d,
@@ -237,7 +252,11 @@ void define_engine(nb::module_& m) {
           [](Engine& e, int x, const Ints& stride, bool average) {
             return e.global_pool(x, triple_of(stride).data(), average);
           },
-          "x"_a, "stride"_a, "average"_a)
+          "x"_a, "stride"_a, "average"_a);
+}
+
+void define_volumes(EngineClass& engine) {
+  engine
       .def(
           "affine",
           [](Engine& e, int x, const MaybeWeights& scale, const MaybeWeights& shift,
@@ -261,6 +280,17 @@ void define_engine(nb::module_& m) {
           },
           "x"_a, "before"_a, "after"_a)
       .def(
+          "instance_norm",
+          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,
+             const std::optional<Act>& act) {
+            return e.instance_norm(x, array_of(scale), array_of(shift), eps, act_of(act));
+          },
+          "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none());
+}
+
+void define_vectors(EngineClass& engine) {
+  engine
+      .def(
           "linear",
           [](Engine& e, int x, int64_t outputs, const Weights& weight, const Weights& bias,
              const std::optional<Act>& act) {
@@ -283,26 +313,33 @@ void define_engine(nb::module_& m) {
           },
           "x"_a, "condition"_a, "act"_a = nb::none())
       .def("softmax", &Engine::softmax, "x"_a)
-      .def("ensemble", &Engine::ensemble, "x"_a, "members"_a, "boxes"_a, "classes"_a, "rule"_a)
-      .def(
-          "instance_norm",
-          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,
-             const std::optional<Act>& act) {
-            return e.instance_norm(x, array_of(scale), array_of(shift), eps, act_of(act));
-          },
-          "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none())
-      .def("output", &Engine::output, "value"_a)
-      .def("finish", &Engine::finish)
+      .def("ensemble", &Engine::ensemble, "x"_a, "members"_a, "boxes"_a, "classes"_a, "rule"_a);
+}
+
+void define_running(EngineClass& engine) {
+  engine
       .def("run", &run_engine, "inputs"_a.noconvert(), "outputs"_a.noconvert(),
            "inputs and outputs: float32 [batch, ...], one array per input and output. The GIL is "
            "released; calls from several threads take turns.")
-      .def("shape", &Engine::shape, "value"_a)
       .def("profile", &Engine::profile, "on"_a)
       .def_prop_ro("steps", [](const Engine& e) { return e.steps(); })
       .def_prop_ro("seconds", [](const Engine& e) { return e.seconds(); })
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("arena_bytes", &Engine::arena_bytes)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes);
+}
+
+void define_engine(nb::module_& m) {
+  m.def("available_isas", &hfrt::available_isas,
+        "The instruction sets that this machine and the native engine share, fastest first.");
+  define_step_kind(m);
+  EngineClass engine(
+      m, "Engine", "Fused operations on one sample at a time; see kernels/cpu/engine/engine.hpp.");
+  define_building(engine);
+  define_pooling(engine);
+  define_volumes(engine);
+  define_vectors(engine);
+  define_running(engine);
 }
 
 }  // namespace

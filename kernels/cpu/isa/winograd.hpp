@@ -317,7 +317,7 @@ struct Winograd {
     }
   }
 
-  // scratch: U, M and two tiles; see `Engine::build_conv`.
+  // scratch: U, M and two tiles; see `Engine::partition_winograd`.
   static void run(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
     const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
     const int64_t tiles_h = (o.h + MH - 1) / MH, tiles_w = (o.w + MW - 1) / MW;
