@@ -3,7 +3,9 @@
 // there every load and store is of 16 neighbouring tiles.
 #pragma once
 
-#include "winograd.hpp"
+#include "activation.hpp"
+#include "kernels.hpp"
+#include "winograd_filter.hpp"
 
 namespace {
 
