@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
+from hyperfusion_rt._native import StepKind
 from hyperfusion_rt.bench.contenders import open_onnxruntime, open_openvino
 from hyperfusion_rt.bench.measure import random_run
 from hyperfusion_rt.bench.race import machine_limits, race
@@ -115,7 +116,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     for op, step, ms, bf16 in zip(
         made.trunk.ops, engine.trunk.engine.steps, exact, half, strict=True
     ):
-        if step.endswith("(in the next step)"):
+        if step == StepKind.one_channel_ring:
             carried, before = op.gflop, op.attrs["from"]
             continue
         work, carried = op.gflop + carried, 0.0
@@ -127,7 +128,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
             {
                 "network": f"{preset}, f = {features}",
                 "layer": op.layer,
-                "how": " ".join([step, *(["x".join(map(str, op.attrs["tile"]))]
+                "how": " ".join([str(step), *(["x".join(map(str, op.attrs["tile"]))]
                                          if op.attrs.get("tile") else [])]),
                 "gflop": work,
                 "mb": op.megabytes,

@@ -178,8 +178,7 @@ void linear(const float* x, int64_t inputs, const float* weight, int64_t ld, con
     int64_t i = 0;
     for (; i + 8 <= inputs; i += 8)
 #pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j)
-        acc[j] = fma(broadcast(x[i + j]), load(w + (i + j) * ld), acc[j]);
+      for (int j = 0; j < 8; ++j) acc[j] = fma(broadcast(x[i + j]), load(w + (i + j) * ld), acc[j]);
     for (int j = 0; i < inputs; ++i, ++j) acc[j] = fma(broadcast(x[i]), load(w + i * ld), acc[j]);
     const V sum = ((acc[0] + acc[1]) + (acc[2] + acc[3])) + ((acc[4] + acc[5]) + (acc[6] + acc[7]));
     store(y + p * kLanes, activate(sum + load(bias + p * kLanes), act, p));

@@ -1,6 +1,9 @@
 // The kernels' arguments, and the table of one instruction set's kernels. Plain data and function
 // pointers only: nothing here is compiled differently per set.
 //
+// Both sides need it. It stands with the kernels, whose interface it is: `engine/` includes this
+// header of `isa/` and no other, and `isa/` nothing of `engine/`.
+//
 // A volume is [Cb][D][H][W][16], float32 or bfloat16 (`Kernels::stored`): channels in blocks of 16,
 // the last block filled up. A vector is [C] float32. Arithmetic is in float32, but for the products
 // of bfloat16 pairs. Every kernel does a range of independent tasks, so that the caller may spread
@@ -22,8 +25,21 @@ __attribute__((always_inline)) inline int64_t blocks_of(int64_t channels) {
 }
 
 enum class Act : int32_t {
-  none, relu, relu6, leaky_relu, prelu, elu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish,
-  hardsigmoid, softplus, mish,
+  none,
+  relu,
+  relu6,
+  leaky_relu,
+  prelu,
+  elu,
+  silu,
+  gelu,
+  gelu_tanh,
+  sigmoid,
+  tanh,
+  hardswish,
+  hardsigmoid,
+  softplus,
+  mish,
 };
 
 struct Activation {
@@ -50,8 +66,8 @@ struct Prologue {
 // y = activation(conv + bias + residual), then max over 2x2x2 if `pool`; if `second`, also
 // second = second_act(y * second_scale + second_shift).
 struct Epilogue {
-  const float* bias = nullptr;      // [Cout], filled up
-  const void* residual = nullptr;   // the output's layout, or null
+  const float* bias = nullptr;     // [Cout], filled up
+  const void* residual = nullptr;  // the output's layout, or null
   Activation act;
   bool pool = false;
   void* second = nullptr;
@@ -80,8 +96,8 @@ struct Shortcut {
 
 // The layout of a volume of few channels whose readers are all `narrow`: [C][D][4][4][plane]. The
 // voxel (y, x) stands in the plane of its phases (y % 4, x % 4) at y / 4 * row + x / 4: the same
-// voxel of neighbouring 4x4 tiles side by side. Behind each row is one zero, behind each plane a row
-// of zeros and more, and before the volume `guard` zeros: what a 3x3 window reads over the border.
+// voxel of neighbouring 4x4 tiles side by side. What a 3x3 window reads over the border is zero:
+// a number behind each row, a row and more behind each plane, `guard` numbers before the volume.
 struct Phases {
   int64_t rows = 0, row = 0, plane = 0;
   __attribute__((always_inline)) static Phases of(const Extent& e) {
@@ -121,7 +137,7 @@ struct ConvArgs {
   Extent conv_extent;  // of the convolution, before pooling
   Extent out_extent;   // after pooling
   Window window;
-  const float* weight = nullptr;  // as `pack` left it
+  const float* weight = nullptr;   // as `pack` left it
   const int64_t* shift = nullptr;  // one channel: floats from an output's first input to each tap's
   Prologue prologue;
   Epilogue epilogue;
@@ -132,11 +148,11 @@ struct ConvArgs {
   const float *narrow_weight = nullptr, *narrow_shortcut = nullptr, *valid = nullptr;
   bool phased = false;  // narrow or one channel: the outputs are `phases`
   // The partition into tasks, `tasks = splits * blocks`.
-  int64_t tile[3] = {0, 0, 0};    // Winograd: outputs per tile along each axis
-  bool pairs = false;             // Winograd, 2x2x2: the product takes `Kernels::pair` factors
-  int64_t rows = 0;               // tiles (Winograd) or voxels (gather) in one block
-  int64_t splits = 1;             // of the output channels' panels
-  int64_t first = 0, count = 0;   // tiles or voxels to do: a part of the volume
+  int64_t tile[3] = {0, 0, 0};   // Winograd: outputs per tile along each axis
+  bool pairs = false;            // Winograd, 2x2x2: the product takes `Kernels::pair` factors
+  int64_t rows = 0;              // tiles (Winograd) or voxels (gather) in one block
+  int64_t splits = 1;            // of the output channels' panels
+  int64_t first = 0, count = 0;  // tiles or voxels to do: a part of the volume
 };
 
 struct PoolArgs {
@@ -190,8 +206,8 @@ struct Kernels {
   void (*deviation)(const void* x, int64_t voxels, const float* mean, float* sum, int64_t begin,
                     int64_t end);
   // Vectors: y[o] = act(bias[o] + sum_i W[i][o] x[i]) for o-panels of 16, W [I][O filled up].
-  void (*linear)(const float* x, int64_t inputs, const float* weight, int64_t ld,
-                 const float* bias, const Activation& act, float* y, int64_t begin, int64_t end);
+  void (*linear)(const float* x, int64_t inputs, const float* weight, int64_t ld, const float* bias,
+                 const Activation& act, float* y, int64_t begin, int64_t end);
 };
 
 // One table per instruction set and stored type, each from its own compilation of kernels_isa.cpp.

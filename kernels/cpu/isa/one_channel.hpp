@@ -1,6 +1,6 @@
 // Convolution of one input channel, [D][H][W] plain, optionally with 2x2x2 max-pooling. From 16
-// channels on, vectors hold channels and each input is broadcast; with fewer, vectors run along W, so
-// that no lane is spent on channels that are not there.
+// channels on, vectors hold channels and each input is broadcast; with fewer, vectors run along W,
+// so that no lane is spent on channels that are not there.
 #pragma once
 
 #include "activation.hpp"
@@ -62,15 +62,13 @@ HFRT_INLINE int64_t along_w(const float* const* at, const int64_t* shift, int64_
     transpose(tile, turned);
     return left < kLanes ? left : kLanes;
   }
-  correlate_block<kPoolChannels, 4>(
-      at, shift, taps, weight, channels, [&](int c, const V(&y)[4]) {
-        store(tile + c * kLanes,
-              larger_or_nan(larger_or_nan(y[0], y[1]), larger_or_nan(y[2], y[3])));
-      });
+  correlate_block<kPoolChannels, 4>(at, shift, taps, weight, channels, [&](int c, const V(&y)[4]) {
+    store(tile + c * kLanes, larger_or_nan(larger_or_nan(y[0], y[1]), larger_or_nan(y[2], y[3])));
+  });
   transpose(tile, turned);
   for (int w = 0; w < kLanes / 2; ++w)
-    store(turned + w * kLanes, larger_or_nan(load(turned + 2 * w * kLanes),
-                                             load(turned + (2 * w + 1) * kLanes)));
+    store(turned + w * kLanes,
+          larger_or_nan(load(turned + 2 * w * kLanes), load(turned + (2 * w + 1) * kLanes)));
   return left < kLanes / 2 ? left : kLanes / 2;
 }
 
@@ -131,8 +129,8 @@ HFRT_INLINE void along_w_phased(const hfrt::ConvArgs& a, const float* const* at,
         });
 }
 
-// acc[g][r] = sum over taps of weight * x at `at[g] + shift[tap] + r * Step`, for `Vectors` blocks of
-// 16 channels whose weights lie `block_step` floats apart.
+// acc[g][r] = sum over taps of weight * x at `at[g] + shift[tap] + r * Step`, for `Vectors` blocks
+// of 16 channels whose weights lie `block_step` floats apart.
 template <int Groups, int Rows, int Vectors, int Step>
 HFRT_INLINE void broadcast_rows(const float* const* at, const int64_t* shift, int64_t taps,
                                 const float* weight, int64_t block_step,
@@ -255,8 +253,7 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
       for (int64_t w = 0; w < out.w;) {
         const float* at[4];
         for (int64_t j = 0; j < 4; ++j)
-          at[j] = line + w * many * s +
-                  (j / 2 * k.stride[0] * e.h + j % 2 * k.stride[1]) * e.w;
+          at[j] = line + w * many * s + (j / 2 * k.stride[0] * e.h + j % 2 * k.stride[1]) * e.w;
         const int64_t left = out.w - w, offset = base + w * kLanes;
         if (a.phased) {
           const int64_t most = kLanes / many, n = left < most ? left : most;
@@ -275,10 +272,10 @@ void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scr
           n = left < size ? left : size;
           result_step = size * kLanes;
           const bool direct = simple && n == size;
-          const Target target =
-              direct ? Target{out_at + offset, block, a.epilogue.bias + b * kLanes,
-                              a.epilogue.act.kind == Act::relu}
-                     : Target{nullptr, result_step, nullptr, false, tile};
+          const Target target = direct
+                                    ? Target{out_at + offset, block, a.epilogue.bias + b * kLanes,
+                                             a.epilogue.act.kind == Act::relu}
+                                    : Target{nullptr, result_step, nullptr, false, tile};
           if (pair)
             s == 1 ? broadcast_group<2, 1>(at, shift, taps, weight, size, false, target)
                    : broadcast_group<2, 2>(at, shift, taps, weight, size, false, target);

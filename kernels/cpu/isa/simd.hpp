@@ -97,8 +97,8 @@ HFRT_INLINE V round_even(V a) {
 }
 // 2^n for integral n in [-126, 127]
 HFRT_INLINE V power_of_two(V n) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(
-      _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+  return {_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
 }
 
 #elif defined(__AVX2__)
@@ -179,8 +179,8 @@ constexpr int kRows2 = 6, kRows1 = 6;
 struct V {
   float32x4_t q[4];
 };
-#define HFRT_EACH(expression) \
-  V r;                        \
+#define HFRT_EACH(expression)                        \
+  V r;                                               \
   for (int i = 0; i < 4; ++i) r.q[i] = (expression); \
   return r
 HFRT_INLINE V load(const float* p) { HFRT_EACH(vld1q_f32(p + 4 * i)); }
@@ -219,8 +219,8 @@ HFRT_INLINE V if_nan(V a, V b, V c) {
 }
 HFRT_INLINE V round_even(V a) { HFRT_EACH(vrndnq_f32(a.q[i])); }
 HFRT_INLINE V power_of_two(V n) {
-  HFRT_EACH(vreinterpretq_f32_s32(
-      vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.q[i]), vdupq_n_s32(127)), 23)));
+  HFRT_EACH(
+      vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.q[i]), vdupq_n_s32(127)), 23)));
 }
 #undef HFRT_EACH
 
@@ -259,10 +259,10 @@ HFRT_INLINE void transpose(const float* from, float* to) {
   }
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 2; ++j) {
-      r[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[4 * i + j]),
-                                                             _mm512_castps_pd(t[4 * i + 2 + j])));
-      r[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(
-          _mm512_castps_pd(t[4 * i + j]), _mm512_castps_pd(t[4 * i + 2 + j])));
+      r[4 * i + 2 * j] = _mm512_castpd_ps(
+          _mm512_unpacklo_pd(_mm512_castps_pd(t[4 * i + j]), _mm512_castps_pd(t[4 * i + 2 + j])));
+      r[4 * i + 2 * j + 1] = _mm512_castpd_ps(
+          _mm512_unpackhi_pd(_mm512_castps_pd(t[4 * i + j]), _mm512_castps_pd(t[4 * i + 2 + j])));
     }
   for (int i = 0; i < 4; ++i) {
     t[i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88);

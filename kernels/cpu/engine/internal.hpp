@@ -1,6 +1,7 @@
 // What the engine's sources share.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -11,9 +12,6 @@
 #include "engine.hpp"
 
 namespace hfrt {
-
-// No tensor of a 3D network comes near; beyond it, a hostile file.
-constexpr int64_t kMostFloats = int64_t{1} << 33;
 
 [[noreturn]] inline void refuse(const std::string& why) { throw std::invalid_argument(why); }
 
@@ -39,6 +37,19 @@ inline bool same_voxels(const Extent& a, const Extent& b) {
 }
 
 inline int64_t filled(int64_t channels) { return blocks_of(channels) * kBlock; }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool has(const std::vector<int>& values, int value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+inline void copy_floats(float* to, const float* from, int64_t count) {
+  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+}
+inline void copy_bytes(char* to, const char* from, int64_t count) {
+  std::memcpy(to, from, static_cast<size_t>(count));
+}
 
 inline uint16_t to_bf16(float x) {
   uint32_t bits;
@@ -88,11 +99,11 @@ inline void check(const Window& k) {
 }
 
 struct Engine::Conv {
-  enum class Kind { winograd, gather, one_channel, depthwise } kind = Kind::gather;
+  StepKind kind = StepKind::gather;  // the kernel that computes it
   ConvArgs args;
   int in = -1, out = -1, second = -1, residual = -1, condition = -1, shortcut = -1;
+  int64_t points = 0;  // Winograd: of a tile
   int64_t tasks = 0;
-  bool narrow = false;  // by the narrow kernel; see choose_narrow
   // generated weights
   Array generator, bias_generator;
   int64_t conditions = 0;

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "engine_internal.hpp"
+#include "internal.hpp"
 
 namespace hfrt {
 
@@ -15,7 +15,7 @@ int Engine::pool(int in, const Window& window, bool average, bool count_include_
   const Extent o{e.c, window_size(e.d, window, 0, ceil), window_size(e.h, window, 1, ceil),
                  window_size(e.w, window, 2, ceil)};
   const int out = add(o, stored(in));
-  step(average ? "average pool" : "max pool", {in}, {out}, [=] {
+  step(average ? StepKind::average_pool : StepKind::max_pool, {in}, {out}, [=] {
     const PoolArgs a{at(in), e, at(out), o, window, average, count_include_pad};
     parallel(blocks_of(o.c) * o.d * o.h, 4,
              [&](int64_t b, int64_t n, int) { kernels(in).pool(a, b, n); });
@@ -45,7 +45,7 @@ int Engine::global_pool(int in, const int64_t stride[3], bool average) {
     count *= (size[i] + stride[i] - 1) / stride[i];
   }
   const int out = add({e.c, 1, 1, 1}, false);
-  step(average ? "global average" : "global maximum", {in}, {out}, [=] {
+  step(average ? StepKind::global_average : StepKind::global_maximum, {in}, {out}, [=] {
     parallel(blocks_of(e.c), 1, [&](int64_t b, int64_t n, int) {
       kernels(in).reduce(at(in), e, steps.data(), at(out), !average, b, n);
     });
@@ -63,7 +63,7 @@ int Engine::affine(int in, Array scale, Array shift, const ActivationSpec& spec)
   const float* t = scale.data ? keep(shift, filled(e.c), "the shift", e.c) : nullptr;
   const Activation act = keep(spec, e.c);
   const int out = add(e, stored(in));
-  step("affine", {in}, {out}, [=] {
+  step(StepKind::affine, {in}, {out}, [=] {
     parallel(blocks_of(e.c), 1, [&](int64_t b, int64_t n, int) {
       kernels(in).affine(at(in), at(out), e.voxels(), s, t, act, b, n);
     });
@@ -80,7 +80,7 @@ int Engine::binary(int a, int b, bool multiply, const ActivationSpec& spec) {
   const Activation act = keep(spec, e.c);
   b = as(b, per_channel ? false : stored(a));
   const int out = add(e, stored(a));
-  step(multiply ? "multiply" : "add", {a, b}, {out}, [=] {
+  step(multiply ? StepKind::multiply : StepKind::add, {a, b}, {out}, [=] {
     parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
       kernels(a).binary(at(a), at(b), at(out), e.voxels(), per_channel, multiply, act, begin, end);
     });
@@ -95,7 +95,7 @@ static void copy_channel(const char* from, int64_t from_channel, char* to, int64
   from += place(from_channel);
   to += place(to_channel);
   for (int64_t v = 0; v < voxels; ++v)
-    std::memcpy(to + v * kBlock * bytes, from + v * kBlock * bytes, static_cast<size_t>(bytes));
+    copy_bytes(to + v * kBlock * bytes, from + v * kBlock * bytes, bytes);
 }
 
 int Engine::concat(const std::vector<int>& values) {
@@ -111,7 +111,7 @@ int Engine::concat(const std::vector<int>& values) {
     o.c += e.c;
   }
   const int out = add(o, stored(in[0]));
-  step("concat", in, {out}, [=] {
+  step(StepKind::concat, in, {out}, [=] {
     const int64_t voxels = o.voxels(), width = bytes(out);
     int64_t c = 0;
     for (int i : in) {
@@ -135,11 +135,11 @@ int Engine::slice(int in, int64_t start, int64_t stop) {
   if (start < 0 || stop > e.c || start >= stop)
     refuse("channels " + std::to_string(start) + " to " + std::to_string(stop) + " of " + text(e));
   const int out = add({stop - start, e.d, e.h, e.w}, stored(in));
-  step("slice", {in}, {out}, [=] {
+  step(StepKind::slice, {in}, {out}, [=] {
     const int64_t voxels = e.voxels(), width = bytes(in);
     if (start % kBlock == 0)
-      std::memcpy(memory(out), memory(in) + start * voxels * width,
-                  static_cast<size_t>(filled(stop - start) * voxels * width));
+      copy_bytes(memory(out), memory(in) + start * voxels * width,
+                 filled(stop - start) * voxels * width);
     else
       for (int64_t j = start; j < stop; ++j)
         copy_channel(memory(in), j, memory(out), j - start, voxels, width);
@@ -151,7 +151,7 @@ int Engine::slice(int in, int64_t start, int64_t stop) {
 int Engine::flatten(int in) {
   const Extent e = extent(in);
   const int out = add({e.c * e.voxels(), 1, 1, 1}, false);
-  step("flatten", {in}, {out}, [=] {
+  step(StepKind::flatten, {in}, {out}, [=] {
     const int64_t voxels = e.voxels(), width = bytes(in);
     const char* from = memory(in);
     float* to = at(out);
@@ -174,7 +174,7 @@ int Engine::pad(int in, const int64_t before[3], const int64_t after[3]) {
                  e.w + before[2] + after[2]};
   const int out = add(o, stored(in));
   const int64_t d0 = before[0], h0 = before[1], w0 = before[2], voxel = kBlock * bytes(in);
-  step("pad", {in}, {out}, [=] {
+  step(StepKind::pad, {in}, {out}, [=] {
     parallel(blocks_of(e.c) * o.d, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t block = i / o.d, d = i % o.d - d0;
@@ -182,9 +182,8 @@ int Engine::pad(int in, const int64_t before[3], const int64_t after[3]) {
         std::memset(plane, 0, static_cast<size_t>(o.h * o.w * voxel));
         if (d < 0 || d >= e.d) continue;
         for (int64_t h = 0; h < e.h; ++h)
-          std::memcpy(plane + ((h + h0) * o.w + w0) * voxel,
-                      memory(in) + ((block * e.d + d) * e.h + h) * e.w * voxel,
-                      static_cast<size_t>(e.w * voxel));
+          copy_bytes(plane + ((h + h0) * o.w + w0) * voxel,
+                     memory(in) + ((block * e.d + d) * e.h + h) * e.w * voxel, e.w * voxel);
       }
     });
   });
@@ -198,13 +197,11 @@ int Engine::linear(int in, int64_t outputs, Array weight, Array bias, const Acti
   const int64_t n = product({e.c, outputs}), ld = filled(outputs);
   checked(weight, n, "a linear layer's weight");
   float* w = reserve(product({e.c, ld}));
-  for (int64_t i = 0; i < e.c; ++i)
-    std::memcpy(w + i * ld, weight.data + i * outputs,
-                static_cast<size_t>(outputs) * sizeof(float));
+  for (int64_t i = 0; i < e.c; ++i) copy_floats(w + i * ld, weight.data + i * outputs, outputs);
   const float* b = keep(bias, ld, "a linear layer's bias", outputs);
   const Activation act = keep(spec, outputs);
   const int out = add({outputs, 1, 1, 1}, false);
-  step("linear", {in}, {out}, [=] {
+  step(StepKind::linear, {in}, {out}, [=] {
     parallel(ld / kBlock, n > 100'000 ? 1 : ld, [&](int64_t begin, int64_t end, int) {
       exact_.linear(at(in), e.c, w, ld, b, act, at(out), begin, end);
     });
@@ -221,17 +218,14 @@ int Engine::hyper_linear(int in, int condition, int64_t outputs, Array weight, A
   checked(weight, product({k, n}), "a generated linear layer's weight");
   checked(bias, product({k, outputs}), "a generated linear layer's bias");
   float* w = reserve(product({k, e.c, ld}));
-  for (int64_t i = 0; i < k * e.c; ++i)
-    std::memcpy(w + i * ld, weight.data + i * outputs,
-                static_cast<size_t>(outputs) * sizeof(float));
+  for (int64_t i = 0; i < k * e.c; ++i) copy_floats(w + i * ld, weight.data + i * outputs, outputs);
   float* b = reserve(k * ld);
-  for (int64_t i = 0; i < k; ++i)
-    std::memcpy(b + i * ld, bias.data + i * outputs, static_cast<size_t>(outputs) * sizeof(float));
+  for (int64_t i = 0; i < k; ++i) copy_floats(b + i * ld, bias.data + i * outputs, outputs);
   float* made = reserve(e.c * ld);
   float* made_bias = reserve(ld);
   const Activation act = keep(spec, outputs);
   const int out = add({outputs, 1, 1, 1}, false);
-  step("hyper linear", {in, condition}, {out}, [=] {
+  step(StepKind::hyper_linear, {in, condition}, {out}, [=] {
     const float* c = at(condition);
     exact_.mix(w, c, k, e.c * ld, made, 0, e.c * ld);
     exact_.mix(b, c, k, ld, made_bias, 0, ld);
@@ -245,7 +239,7 @@ int Engine::one_and(int in) {
   const Extent e = extent(in);
   if (e.voxels() != 1) refuse("one_and needs a vector, not " + text(e));
   const int out = add({e.c + 1, 1, 1, 1}, false);
-  step("one and", {in}, {out}, [=] {
+  step(StepKind::one_and, {in}, {out}, [=] {
     float* y = at(out);
     std::memmove(y + 1, at(in), static_cast<size_t>(e.c) * sizeof(float));
     y[0] = 1;
@@ -261,7 +255,7 @@ int Engine::combine(int in, int condition, const ActivationSpec& spec) {
   const int64_t k = ce.c, n = e.c / k;
   const Activation act = keep(spec, n);
   const int out = add({n, 1, 1, 1}, false);
-  step("combine", {in, condition}, {out}, [=] {
+  step(StepKind::combine, {in, condition}, {out}, [=] {
     exact_.mix(at(in), at(condition), k, n, at(out), 0, n);
     if (act.kind != Act::none)
       exact_.affine(at(out), at(out), 1, nullptr, nullptr, act, 0, blocks_of(n));
@@ -274,7 +268,7 @@ int Engine::softmax(int in) {
   const Extent e = extent(in);
   if (e.voxels() != 1) refuse("softmax needs a vector, not " + text(e));
   const int out = add(e, false);
-  step("softmax", {in}, {out}, [=] {
+  step(StepKind::softmax, {in}, {out}, [=] {
     const float* x = at(in);
     float* y = at(out);
     float most = x[0], sum = 0;
@@ -283,6 +277,32 @@ int Engine::softmax(int in) {
     for (int64_t i = 0; i < e.c; ++i) y[i] /= sum;
   });
   return out;
+}
+
+// --- ensembles: a few dozen numbers, so that double costs nothing ------------------------------
+
+static void to_probabilities(std::vector<double>& logits) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double norm = 0;
+  for (double& v : logits) norm += v = std::exp(v - top);
+  for (double& v : logits) v /= norm;
+}
+
+// How sure a member is: 1 / the entropy of its probabilities.
+static double confidence(const std::vector<double>& probabilities) {
+  double entropy = 0;
+  for (double v : probabilities) {
+    const double p = std::min(std::max(v, 1e-12), 1.0);
+    entropy -= p * std::log(p);
+  }
+  return 1 / std::max(entropy, 1e-6);
+}
+
+// One at the largest number, zero elsewhere.
+static void vote(std::vector<double>& probabilities) {
+  const auto top = std::max_element(probabilities.begin(), probabilities.end());
+  std::fill(probabilities.begin(), probabilities.end(), 0.0);
+  *top = 1;
 }
 
 int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
@@ -299,8 +319,7 @@ int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
   if (!plain && !classes) refuse("an ensemble's rule " + rule + " without classes");
   const int64_t n = e.c / members / boxes;
   const int out = add({n, 1, 1, 1}, false);
-  step("ensemble", {in}, {out}, [=] {
-    // A few dozen numbers: double costs nothing.
+  step(StepKind::ensemble, {in}, {out}, [=] {
     std::vector<double> each(static_cast<size_t>(n)), box(each), sum(each);
     double total = best ? 1 : 0, most = 0;
     for (int64_t m = 0; m < members; ++m) {
@@ -308,28 +327,11 @@ int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
       for (int64_t b = 0; b < boxes; ++b) {
         const float* x = at(in) + (m * boxes + b) * n;
         std::copy(x, x + n, box.begin());
-        if (classes) {
-          const double top = *std::max_element(box.begin(), box.end());
-          double norm = 0;
-          for (double& v : box) norm += v = std::exp(v - top);
-          for (double& v : box) v /= norm;
-        }
+        if (classes) to_probabilities(box);
         for (size_t i = 0; i < box.size(); ++i) each[i] += box[i] / static_cast<double>(boxes);
       }
-      double weight = 1;
-      if (!plain) {
-        double entropy = 0;
-        for (double v : each) {
-          const double p = std::min(std::max(v, 1e-12), 1.0);
-          entropy -= p * std::log(p);
-        }
-        weight = 1 / std::max(entropy, 1e-6);
-      }
-      if (votes) {
-        const auto top = std::max_element(each.begin(), each.end()) - each.begin();
-        std::fill(each.begin(), each.end(), 0.0);
-        each[static_cast<size_t>(top)] = 1;
-      }
+      const double weight = plain ? 1 : confidence(each);
+      if (votes) vote(each);
       if (best) {
         total += 0 * weight;  // NaN stays NaN
         if (m == 0 || weight > most) most = weight, sum = each;
@@ -343,8 +345,7 @@ int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
   return out;
 }
 
-int Engine::instance_norm(int in, Array scale, Array shift, float eps,
-                          const ActivationSpec& spec) {
+int Engine::instance_norm(int in, Array scale, Array shift, float eps, const ActivationSpec& spec) {
   const Extent e = extent(in);
   const float* s = keep(scale, filled(e.c), "the scale", e.c);
   const float* t = keep(shift, filled(e.c), "the shift", e.c);
@@ -353,7 +354,7 @@ int Engine::instance_norm(int in, Array scale, Array shift, float eps,
   float* gain = reserve(filled(e.c));
   float* offset = reserve(filled(e.c));
   const int out = add(e, stored(in));
-  step("instance norm", {in}, {out}, [=] {
+  step(StepKind::instance_norm, {in}, {out}, [=] {
     static const int64_t every[3] = {1, 1, 1};
     const float count = static_cast<float>(e.voxels());
     parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {

@@ -1,9 +1,11 @@
 // 3x3x3 convolution of few channels, stride 1, padding 1, by Winograd's F(4x4x4, 3x3x3): lanes are
-// tiles, so that none is spent on channels that are not there. Input and shortcut are `Phases`; there
-// every load and store is of 16 neighbouring tiles.
+// tiles, so that none is spent on channels that are not there. Input and shortcut are `Phases`;
+// there every load and store is of 16 neighbouring tiles.
 #pragma once
 
-#include "winograd.hpp"
+#include "activation.hpp"
+#include "kernels.hpp"
+#include "winograd_filter.hpp"
 
 namespace {
 
@@ -52,8 +54,8 @@ HFRT_INLINE void narrow_point(const float* z, int64_t step, int64_t cin, const f
   }
 }
 
-// One plane of 16 tiles' outputs, y [position][16 channels][16 tiles], to a blocked volume. at: each
-// tile's first row and column, or -1; with `sparse`, every second voxel is kept.
+// One plane of 16 tiles' outputs, y [position][16 channels][16 tiles], to a blocked volume. at:
+// each tile's first row and column, or -1; with `sparse`, every second voxel is kept.
 void narrow_scatter(const float* y, const hfrt::Extent& e, Stored* out, const int64_t (*at)[2],
                     int64_t plane_offset, bool sparse) {
   alignas(64) float turned[kLanes * kLanes];
@@ -81,7 +83,7 @@ void narrow(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
   auto *out = static_cast<Stored*>(a.out), *second = static_cast<Stored*>(p.second);
   const int64_t cin = a.in_extent.c, groups = hfrt::narrow_groups(e.c);
   const int64_t across = g.vectors();
-  float* half = scratch;  // [cin][6][36][16]
+  float* half = scratch;                       // [cin][6][36][16]
   float* made = half + cin * 6 * 36 * kLanes;  // [group][8][4][36][16]
   float* u = made + groups * kNarrowGroup * 4 * 36 * kLanes;
   float* m = u + 6 * cin * kLanes;

@@ -1,137 +1,13 @@
-// 3x3x3 convolution by Winograd's minimal filtering: F(m, 3) along each axis, m = 2 or 4 (Winograd
-// 1980; Lavin and Gray 2016; in three dimensions Jia et al., PPoPP 2018). With stride 2, the odd
-// inputs pass two taps, by F(2, 2), and the even ones the third: 5 products for 2 outputs, not 6.
-//
-// F(4, 3) takes the points 0, ±3/4, ±3/2, ∞: the largest error of F(4x4x4, 3x3x3) over 32 channels
-// is then 3e-6 of the output's scale, against 2e-5 with the usual 0, ±1, ±2, ∞.
+// 3x3x3 convolution by Winograd's minimal filtering (winograd_filter.hpp) along each of three axes
+// (Jia et al., PPoPP 2018). The inputs of a block of tiles are transformed to U and multiplied,
+// point by point, with the transformed weights; the products M are transformed back.
 #pragma once
 
 #include "activation.hpp"
 #include "gemm.hpp"
+#include "winograd_filter.hpp"
 
 namespace {
-
-// Along one axis: N inputs become N points and these M outputs; the next tile's inputs are S on.
-template <int Outputs, int Stride = 1>
-struct Filter;
-
-template <>
-struct Filter<2> {
-  static constexpr int M = 2, N = 4, S = 2;
-  // B^T: x [4] -> y [4]
-  static HFRT_INLINE void input(const V* x, V* y) {
-    const V a = x[0] - x[2], b = x[1] + x[2], c = x[2] - x[1], d = x[3] - x[1];
-    y[0] = a, y[1] = b, y[2] = c, y[3] = d;
-  }
-  // A^T: m [4] -> y [2]
-  static HFRT_INLINE void output(const V* m, V* y) {
-    const V s = m[1] + m[2], d = m[1] - m[2];
-    y[0] = m[0] + s, y[1] = d + m[3];
-  }
-  // G: g [3] -> u [4]
-  static HFRT_INLINE void weight(const V* g, V* u) {
-    const V half = broadcast(0.5f), even = half * (g[0] + g[2]), odd = half * g[1];
-    u[0] = g[0], u[1] = even + odd, u[2] = even - odd, u[3] = g[2];
-  }
-};
-
-template <>
-struct Filter<4> {
-  static constexpr int M = 4, N = 6, S = 4;
-  static HFRT_INLINE void input(const V* x, V* y) {
-    constexpr float a = 0.75f, b = 1.5f, a2 = a * a, b2 = b * b;
-    const V x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5];
-    const V even_a = fnma(broadcast(b2), x2, x4), odd_a = fnma(broadcast(b2), x1, x3);
-    const V even_b = fnma(broadcast(a2), x2, x4), odd_b = fnma(broadcast(a2), x1, x3);
-    y[0] = fma(broadcast(a2 * b2), x0, fnma(broadcast(a2 + b2), x2, x4));
-    y[1] = fma(broadcast(a), odd_a, even_a);
-    y[2] = fnma(broadcast(a), odd_a, even_a);
-    y[3] = fma(broadcast(b), odd_b, even_b);
-    y[4] = fnma(broadcast(b), odd_b, even_b);
-    y[5] = fma(broadcast(a2 * b2), x1, fnma(broadcast(a2 + b2), x3, x5));
-  }
-  static HFRT_INLINE void output(const V* m, V* y) {
-    constexpr float a = 0.75f, b = 1.5f;
-    const V s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
-    y[0] = m[0] + (s1 + s2);
-    y[1] = fma(broadcast(a), d1, broadcast(b) * d2);
-    y[2] = fma(broadcast(a * a), s1, broadcast(b * b) * s2);
-    y[3] = fma(broadcast(a * a * a), d1, fma(broadcast(b * b * b), d2, m[5]));
-  }
-  // The point p has the row (1, p, p²) / Π (p - q) over the other finite points q.
-  static HFRT_INLINE void weight(const V* g, V* u) {
-    constexpr double a = 0.75, b = 1.5, a2 = a * a, b2 = b * b;
-    constexpr double fa = 1 / (2 * a2 * (a2 - b2)), fb = 1 / (2 * b2 * (b2 - a2));
-    const V even_a = broadcast(float(fa)) * fma(broadcast(float(a2)), g[2], g[0]);
-    const V odd_a = broadcast(float(fa * a)) * g[1];
-    const V even_b = broadcast(float(fb)) * fma(broadcast(float(b2)), g[2], g[0]);
-    const V odd_b = broadcast(float(fb * b)) * g[1];
-    u[0] = broadcast(float(1 / (a2 * b2))) * g[0];
-    u[1] = even_a + odd_a, u[2] = even_a - odd_a;
-    u[3] = even_b + odd_b, u[4] = even_b - odd_b;
-    u[5] = g[2];
-  }
-};
-
-template <>
-struct Filter<2, 2> {
-  static constexpr int M = 2, N = 5, S = 4;
-  static HFRT_INLINE void input(const V* x, V* y) {
-    const V a = x[0] - x[2], b = x[2], c = x[4] - x[2], d = x[1], e = x[3];
-    y[0] = a, y[1] = b, y[2] = c, y[3] = d, y[4] = e;
-  }
-  static HFRT_INLINE void output(const V* m, V* y) {
-    const V a = (m[0] + m[1]) + m[3], b = (m[1] + m[2]) + m[4];
-    y[0] = a, y[1] = b;
-  }
-  static HFRT_INLINE void weight(const V* g, V* u) {
-    u[0] = g[0], u[1] = g[0] + g[2], u[2] = g[2], u[3] = u[4] = g[1];
-  }
-};
-
-// A plane along H and W: `at(h, w)` gives the inputs; to [points of H][points of W].
-template <typename H, typename W, typename At>
-HFRT_INLINE void plane_input(const At& at, float* to) {
-  V rows[H::N][W::N];
-#pragma GCC unroll 6
-  for (int h = 0; h < H::N; ++h) {
-    V x[W::N];
-#pragma GCC unroll 6
-    for (int w = 0; w < W::N; ++w) x[w] = load(at(h, w));
-    W::input(x, rows[h]);
-  }
-#pragma GCC unroll 6
-  for (int w = 0; w < W::N; ++w) {
-    V x[H::N], y[H::N];
-#pragma GCC unroll 6
-    for (int h = 0; h < H::N; ++h) x[h] = rows[h][w];
-    H::input(x, y);
-#pragma GCC unroll 6
-    for (int h = 0; h < H::N; ++h) store(to + (h * W::N + w) * kLanes, y[h]);
-  }
-}
-
-// And back: from [points of H][points of W] to the outputs [H][W].
-template <typename H, typename W>
-HFRT_INLINE void plane_output(const float* from, float* to) {
-  V rows[H::M][W::N];
-#pragma GCC unroll 6
-  for (int w = 0; w < W::N; ++w) {
-    V x[H::N], r[H::M];
-#pragma GCC unroll 6
-    for (int h = 0; h < H::N; ++h) x[h] = load(from + (h * W::N + w) * kLanes);
-    H::output(x, r);
-#pragma GCC unroll 4
-    for (int h = 0; h < H::M; ++h) rows[h][w] = r[h];
-  }
-#pragma GCC unroll 4
-  for (int h = 0; h < H::M; ++h) {
-    V r[W::M];
-    W::output(rows[h], r);
-#pragma GCC unroll 4
-    for (int w = 0; w < W::M; ++w) store(to + (h * W::M + w) * kLanes, r[w]);
-  }
-}
 
 constexpr int64_t kNoRow = INT64_MIN;
 alignas(64) constexpr Stored zeros[6 * kLanes] = {};
@@ -150,9 +26,9 @@ struct Winograd {
   static HFRT_INLINE void input(const Stored* const* rows, T* to, int64_t step) {
     alignas(64) float half[kPoints * kLanes];
     for (int d = 0; d < ND; ++d)
-      plane_input<H, W>(
-          [rows, d](int h, int w) HFRT_LAMBDA { return rows[d * NH + h] + w * kLanes; },
-          half + d * NH * NW * kLanes);
+      plane_input<H, W>([rows, d](int h, int w)
+                            HFRT_LAMBDA { return rows[d * NH + h] + w * kLanes; },
+                        half + d * NH * NW * kLanes);
     for (int i = 0; i < NH * NW; ++i) {
       V x[ND], y[ND];
 #pragma GCC unroll 6
@@ -207,7 +83,7 @@ struct Winograd {
     }
   }
 
-  // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Voxels beyond the border repeat the last.
+  // The shortcut's share of a tile: to [MD * MH * MW][ldc]. Beyond the border the last repeats.
   static void shortcut(const hfrt::ConvArgs& a, const int64_t* at, int64_t first_panel,
                        int64_t last_panel, Factor* rows, float* to, int64_t ldc) {
     const hfrt::Shortcut& s = a.shortcut;
@@ -218,8 +94,7 @@ struct Winograd {
       const int64_t z = clamp((at[0] + i / (MH * MW)) * s.stride[0], e.d);
       const int64_t y = clamp((at[1] + i / MW % MH) * s.stride[1], e.h);
       const int64_t x = clamp((at[2] + i % MW) * s.stride[2], e.w);
-      const Stored* from =
-          static_cast<const Stored*>(s.in) + ((z * e.h + y) * e.w + x) * kLanes;
+      const Stored* from = static_cast<const Stored*>(s.in) + ((z * e.h + y) * e.w + x) * kLanes;
       for (int64_t b = 0; b < blocks; ++b)
         copy(rows + i * lda + b * kLanes, from + b * e.voxels() * kLanes);
     }
@@ -266,7 +141,10 @@ struct Winograd {
           const int64_t here = offset + w * kLanes;
           const bool odd = (z | yy | w) & 1;  // tiles start at even voxels
           finish(v, a.epilogue, out, here,
-                 !a.epilogue.sparse ? here : odd ? -1 : half + w / 2 * kLanes, block);
+                 !a.epilogue.sparse ? here
+                 : odd              ? -1
+                                    : half + w / 2 * kLanes,
+                 block);
         }
       }
   }
@@ -315,7 +193,7 @@ struct Winograd {
     }
   }
 
-  // scratch: U, M and two tiles; see `Engine::build_conv`.
+  // scratch: U, M and two tiles; see `Engine::partition_winograd`.
   static void run(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
     const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
     const int64_t tiles_h = (o.h + MH - 1) / MH, tiles_w = (o.w + MW - 1) / MW;
@@ -337,9 +215,8 @@ struct Winograd {
       const int64_t first_panel = panels * split / a.splits;
       const int64_t last_panel = panels * (split + 1) / a.splits;
       const int64_t first_block = first_panel * kVectorsPerPanel;
-      const int64_t last_block = last_panel * kVectorsPerPanel < cout_blocks
-                                     ? last_panel * kVectorsPerPanel
-                                     : cout_blocks;
+      const int64_t last_block =
+          last_panel * kVectorsPerPanel < cout_blocks ? last_panel * kVectorsPerPanel : cout_blocks;
       const int64_t ldc = (last_block - first_block) * kLanes, step_m = a.rows * ldc + kLanes;
       const int64_t from = a.first + block * a.rows;
       const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
@@ -361,7 +238,7 @@ struct Winograd {
               rows_at[i] = cut_rows + i * NW * kLanes;
             }
           }
-          // The rows are too many streams for the processor to foresee the next tile's part of them.
+          // So many rows at once: the processor does not foresee the next tile's part of them.
           if (!cut)
             for (int i = 0; i < ND * NH; ++i)
               for (int w = 0; w < W::S; ++w) __builtin_prefetch(rows_at[i] + (NW + w) * kLanes);
@@ -399,7 +276,8 @@ HFRT_INLINE void with_tile(const int64_t tile[3], int64_t stride, bool pairs, co
   if (stride == 2)
     return pairs ? call(Winograd<S2, S2, S2, Factor>()) : call(Winograd<S2, S2, S2, float>());
   switch ((tile[0] == 4) * 4 + (tile[1] == 4) * 2 + (tile[2] == 4)) {
-    case 0: return pairs ? call(Winograd<F2, F2, F2, Factor>()) : call(Winograd<F2, F2, F2, float>());
+    case 0:
+      return pairs ? call(Winograd<F2, F2, F2, Factor>()) : call(Winograd<F2, F2, F2, float>());
     case 1: return call(Winograd<F2, F2, F4, float>());
     case 2: return call(Winograd<F2, F4, F2, float>());
     case 3: return call(Winograd<F2, F4, F4, float>());
@@ -411,15 +289,13 @@ HFRT_INLINE void with_tile(const int64_t tile[3], int64_t stride, bool pairs, co
 }
 
 void winograd(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
-  with_tile(a.tile, a.window.stride[0], a.pairs,
-            [&](auto w) { w.run(a, begin, end, scratch); });
+  with_tile(a.tile, a.window.stride[0], a.pairs, [&](auto w) { w.run(a, begin, end, scratch); });
 }
 
 void winograd_weights(const float* weight, const hfrt::ConvArgs& a, float* out, int64_t begin,
                       int64_t end) {
-  with_tile(a.tile, a.window.stride[0], a.pairs, [&](auto w) {
-    w.weights(weight, a.in_extent.c, a.conv_extent.c, out, begin, end);
-  });
+  with_tile(a.tile, a.window.stride[0], a.pairs,
+            [&](auto w) { w.weights(weight, a.in_extent.c, a.conv_extent.c, out, begin, end); });
 }
 
 }  // namespace

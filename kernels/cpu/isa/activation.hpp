@@ -12,14 +12,13 @@ using hfrt::Activation;
 // e^x - 1 for x <= 0, without the cancellation near 0.
 HFRT_INLINE V exponential_minus_one(V x) {
   V p = fma(x, broadcast(1.0f / 9), broadcast(1.0f));
-  for (int n = 8; n >= 2; --n) p = fma(x * broadcast(1.0f / static_cast<float>(n)), p, broadcast(1.0f));
+  for (int n = 8; n >= 2; --n)
+    p = fma(x * broadcast(1.0f / static_cast<float>(n)), p, broadcast(1.0f));
   return if_positive(x + broadcast(0.5f), x * p, exponential(x) - broadcast(1.0f));
 }
 
 // 1 / (1 + e^-x), absolute error below 2e-7.
-HFRT_INLINE V sigmoid(V x) {
-  return broadcast(1.0f) / (broadcast(1.0f) + exponential(zero() - x));
-}
+HFRT_INLINE V sigmoid(V x) { return broadcast(1.0f) / (broadcast(1.0f) + exponential(zero() - x)); }
 
 // Error below 4e-7 of the result near 0 and of 1 elsewhere.
 HFRT_INLINE V tanh_of(V x) {
@@ -72,8 +71,7 @@ __attribute__((noinline)) V activate_other(V x, const Activation& act, int64_t b
     case Act::relu6: return if_nan(x, x, smaller(larger(zero(), x), broadcast(6.0f)));
     case Act::leaky_relu: return if_positive(x, x, x * broadcast(act.alpha));
     case Act::prelu: return if_positive(x, x, x * load(act.slope + block * kLanes));
-    case Act::elu:
-      return if_positive(x, x, broadcast(act.alpha) * exponential_minus_one(x));
+    case Act::elu: return if_positive(x, x, broadcast(act.alpha) * exponential_minus_one(x));
     case Act::silu:
       // -inf * 0 would be NaN, as it is in the definition.
       return x * sigmoid(x);
@@ -90,8 +88,8 @@ __attribute__((noinline)) V activate_other(V x, const Activation& act, int64_t b
     case Act::tanh: return tanh_of(x);
     case Act::hardswish:
     case Act::hardsigmoid: {
-      const V gate = smaller(larger(x + broadcast(3.0f), zero()), broadcast(6.0f)) *
-                     broadcast(1.0f / 6.0f);
+      const V gate =
+          smaller(larger(x + broadcast(3.0f), zero()), broadcast(6.0f)) * broadcast(1.0f / 6.0f);
       return if_nan(x, x, act.kind == Act::hardswish ? x * gate : gate);
     }
     case Act::softplus: return softplus(x);
@@ -118,9 +116,9 @@ HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, Stored* out, int64_t offse
   if (kept >= 0) store(out + kept, x);
   if (e.second)
     store(static_cast<Stored*>(e.second) + offset,
-          activate(fma(x, load(e.second_scale + block * kLanes),
-                       load(e.second_shift + block * kLanes)),
-                   e.second_act, block));
+          activate(
+              fma(x, load(e.second_scale + block * kLanes), load(e.second_shift + block * kLanes)),
+              e.second_act, block));
 }
 HFRT_INLINE void finish(V x, const hfrt::Epilogue& e, Stored* out, int64_t offset, int64_t block) {
   finish(x, e, out, offset, offset, block);

@@ -7,9 +7,9 @@
 
 namespace {
 
-// One tap of a row: the channels at `from`, without the gaps of a last block that is not full. Vectors
-// are stored in rising order, so that each one overwrites what the one before spilt; the last spills
-// into the row's own 16 spare numbers.
+// One tap of a row: the channels at `from`, without the gaps of a last block that is not full.
+// Vectors are stored in rising order, so that each one overwrites what the one before spilt; the
+// last spills into the row's own 16 spare numbers.
 HFRT_INLINE void gather_tap(const hfrt::ConvArgs& a, const Stored* from, int64_t blocks,
                             int64_t block_step, Factor* to) {
   if (!a.prologue.scale) {
