@@ -7,7 +7,6 @@ site does not hold (a source file) becomes plain text there.
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from pathlib import Path
@@ -37,7 +36,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn paths in the repository into paths on the site."""
     here = page.file.src_uri
-    from_docs = not (ROOT / here in outside(OUTSIDE))
+    from_docs = ROOT / here not in outside(OUTSIDE)
     folder = posixpath.dirname(f"docs/{here}" if from_docs else here)
 
     def on_site(match: re.Match[str]) -> str:
@@ -47,7 +46,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         place = posixpath.normpath(posixpath.join(folder, target))
         name = place.removeprefix("docs/")
         if files.get_file_from_path(name) is None:
-            return match["text"][1:-1] if os.path.exists(ROOT / place) else match[0]
+            return match["text"][1:-1] if (ROOT / place).exists() else match[0]
         path = posixpath.relpath(name, posixpath.dirname(here) or ".")
         return f"{match['text']}({path}{match['anchor'] or ''})"
 
