@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -52,7 +53,7 @@ def type_name(kind: Any) -> str:
     if origin in (tuple, list):
         return f"list of {type_name(inside[0])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return f"[{kind.__name__}](#{kind.__name__.lower()})"
+        return f"[{kind.__name__}](#{slug(sections(config.Config)[kind])})"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return " or ".join(f"`{item.value}`" for item in kind)
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
@@ -61,22 +62,27 @@ def type_name(kind: Any) -> str:
 # --- configuration -----------------------------------------------------------------------------
 
 
-def models(root: type[BaseModel]) -> list[type[BaseModel]]:
-    """`root` and every model in its fields, each once."""
-    found: list[type[BaseModel]] = []
+def sections(root: type[BaseModel]) -> dict[type[BaseModel], str]:
+    """`root` and every model in its fields, each with its title: where it stands in the file."""
+    found: dict[type[BaseModel], str] = {}
 
-    def visit(kind: Any) -> None:
+    def visit(kind: Any, place: str, each: str) -> None:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             if kind not in found:
-                found.append(kind)
-                for field in kind.model_fields.values():
-                    visit(field.annotation)
+                found[kind] = f"{kind.__name__}: {each}`{place}`" if place else "The whole file"
+                for name, field in kind.model_fields.items():
+                    visit(field.annotation, f"{place}.{name}".strip("."), "")
             return
         for part in typing.get_args(kind):
-            visit(part)
+            visit(part, place, "each of ")
 
-    visit(root)
+    visit(root, "", "")
     return found
+
+
+def slug(title: str) -> str:
+    """The anchor of a title, as MkDocs and GitHub make it."""
+    return re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
 
 
 def bounds(field: FieldInfo) -> str:
@@ -90,10 +96,10 @@ def bounds(field: FieldInfo) -> str:
     return ", ".join(found)
 
 
-def default(field: FieldInfo) -> str:
-    """What a field has unless told; `required` where there is nothing."""
+def default(field: FieldInfo, in_presets: bool) -> str:
+    """What a field has unless told."""
     if field.is_required():
-        return "required"
+        return "the preset's" if in_presets else "required"
     value = field.get_default(call_default_factory=True)
     if value is None or value in ((), {}, []):
         return "none"
@@ -129,13 +135,13 @@ def configuration() -> str:
         "one field for one run. A field that is unknown or out of bounds is an error, and the "
         "message names it.\n\n"
     )
-    for model in models(config.Config):
-        text += f"## {model.__name__}\n\n{inspect.getdoc(model)}\n\n"
+    for model, title in sections(config.Config).items():
+        text += f"## {title}\n\n{inspect.getdoc(model)}\n\n"
         rows = [
             (
                 f"`{name}`",
                 type_name(field.annotation),
-                default(field),
+                default(field, "each of" not in title and name != "preset"),
                 bounds(field),
                 field_meaning(model, name, field),
             )

@@ -119,7 +119,7 @@ def test_reference_pages_are_what_the_code_gives(generate):
 def test_every_field_and_option_has_a_meaning(generate):
     fields = [
         f"{model.__name__}.{name}"
-        for model in generate.models(generate.config.Config)
+        for model in generate.sections(generate.config.Config)
         for name, field in model.model_fields.items()
         if not generate.field_meaning(model, name, field)
     ]
