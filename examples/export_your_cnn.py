@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hyperfusion_rt.export.lower import lower
-from hyperfusion_rt.export.plan import plan
-from hyperfusion_rt.runtime.engine_native import NativeEngine
+from hyperfusion_rt.export.fuse.fuser import plan
+from hyperfusion_rt.export.ir.lower import lower
+from hyperfusion_rt.runtime.engines.native import NativeEngine
 
 torch.manual_seed(0)
 network = nn.Sequential(

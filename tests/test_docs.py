@@ -14,8 +14,8 @@ from typer.main import get_command
 import hyperfusion_rt
 from hyperfusion_rt.cli import app
 from hyperfusion_rt.config import load_config
-from hyperfusion_rt.data.table import read_table
-from hyperfusion_rt.data.tabular import TabularEncoder, read_target
+from hyperfusion_rt.data.encoder import TabularEncoder, read_target
+from hyperfusion_rt.data.table_file import read_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
