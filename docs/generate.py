@@ -13,15 +13,24 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import COLUMNS, EXIT_STATUSES, FIELDS, JOURNAL, RUN
+from meanings import EXIT_STATUSES, FIELDS, JOURNAL, QUALITY, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from hyperfusion_rt import config, errors
 from hyperfusion_rt.cli import app
+from hyperfusion_rt.cli.options import COMMANDS
+from hyperfusion_rt.runtime.options import (
+    BidsOptions,
+    CohortOptions,
+    MergeOptions,
+    PredictOptions,
+)
+from hyperfusion_rt.runtime.outputs.table import STATUS_LEVELS, Column, columns_of, value_columns
 
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by docs/generate.py from the code. Edit the code, then run it again. -->\n\n"
@@ -137,17 +146,7 @@ def configuration() -> str:
     )
     for model, title in sections(config.Config).items():
         text += f"## {title}\n\n{inspect.getdoc(model)}\n\n"
-        rows = [
-            (
-                f"`{name}`",
-                type_name(field.annotation),
-                default(field, "each of" not in title and name != "preset"),
-                bounds(field),
-                field_meaning(model, name, field),
-            )
-            for name, field in model.model_fields.items()
-        ]
-        text += table(("field", "type", "default", "bounds", "meaning"), rows)
+        text += fields_table(model, model.model_fields, "each of" not in title)
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
@@ -169,6 +168,22 @@ def configuration() -> str:
     return text
 
 
+def fields_table(model: type[BaseModel], names: Iterable[str], in_presets: bool = False) -> str:
+    """The fields of a model."""
+    fields = [(name, model.model_fields[name]) for name in names]
+    rows = [
+        (
+            f"`{name}`",
+            type_name(field.annotation),
+            default(field, in_presets and name != "preset"),
+            bounds(field),
+            field_meaning(model, name, field),
+        )
+        for name, field in fields
+    ]
+    return table(("field", "type", "default", "bounds", "meaning"), rows)
+
+
 def field_meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     """The field's description in the code; without one, what `meanings.py` says."""
     return field.description or FIELDS.get(f"{model.__name__}.{name}", "")
@@ -177,14 +192,10 @@ def field_meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
 # --- commands ----------------------------------------------------------------------------------
 
 
-def commands(command: Any = None, name: str = "hfrt") -> Iterator[tuple[str, Any]]:
-    """Every command with its full name."""
-    command = command or get_command(app)
-    if not hasattr(command, "commands"):
-        yield name, command
-        return
-    for key, inner in command.commands.items():
-        yield from commands(inner, f"{name} {key}")
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command with its name."""
+    for name in get_command(app).commands:
+        yield f"hfrt {name}", COMMANDS[name].build()
 
 
 def parameter_type(command: Any, parameter: Any) -> str:
@@ -206,9 +217,8 @@ def parameter_type(command: Any, parameter: Any) -> str:
 def command_page() -> str:
     """Every command with its arguments and options, by panel."""
     text = (
-        "# Commands\n\nEvery command has `--help`, with an example. `--json` prints one JSON object instead of "
-        "tables. [Exit statuses](exit-statuses.md) stand on a "
-        "page of their own.\n\n"
+        "# Commands\n\nEvery command has `--help`, with an example. `--json` prints one JSON object "
+        "instead of tables. [Exit statuses](exit-statuses.md) stand on a page of their own.\n\n"
     )
     for name, command in commands():
         # Typer keeps an explicit page break in some versions.
@@ -239,7 +249,46 @@ def plain_default(value: Any) -> str:
     return ", ".join(f"`{v}`" for v in value) if isinstance(value, (list, tuple)) else f"`{value}`"
 
 
+def options_page() -> str:
+    """The option models: what Python, the command line and the records of a run share."""
+    text = (
+        "# Options in Python\n\n`hyperfusion_rt.load` and the functions behind the commands take "
+        "these. The [commands](commands.md) have the same options, spelt with dashes.\n\n"
+    )
+    for model in (PredictOptions, CohortOptions, BidsOptions, MergeOptions):
+        text += f"## {model.__name__}\n\n{inspect.getdoc(model)}\n\n"
+        parent = model.__base__ if model.__base__ is PredictOptions else None
+        inherited = parent.model_fields if parent else {}
+        if parent:
+            text += (
+                f"It has the fields of [{parent.__name__}](#{parent.__name__.lower()}), and:\n\n"
+            )
+        text += fields_table(model, [n for n in model.model_fields if n not in inherited])
+    return text
+
+
 # --- output files, errors, exit statuses -------------------------------------------------------
+
+
+def columns() -> list[Column]:
+    """All columns that a table can have: of classes, of years, of raw scans."""
+    # Of a manifest only the classes are read.
+    classes, years = (SimpleNamespace(classes=names) for names in (("CN", "MCI", "AD"), ()))
+    found = columns_of(classes)
+    middle = [column.name for column in found].index("member_spread") + 1
+    return [
+        *found[: middle - 1],
+        *value_columns(years),
+        *found[middle - 1 : middle],
+        *QUALITY,
+        *found[middle:],
+    ]
+
+
+def column_row(column: Column) -> tuple[str, str, str, str]:
+    """A column for a table; SI writes 1 where there is no unit."""
+    unit = "" if column.unit == "1" else column.unit
+    return f"`{column.name}`", column.kind, unit, column.meaning
 
 
 def output_files() -> str:
@@ -252,7 +301,9 @@ def output_files() -> str:
         "One row per case, in the order of subject and session. `.csv` is separated by commas, "
         "`.tsv` by tabs; both hold six significant digits. `.jsonl` (one JSON object a line) and "
         "`.parquet` hold all bits. An empty cell means that there is no value.\n\n"
-        + table(("column", "type", "unit", "meaning"), COLUMNS)
+        + table(("column", "type", "unit", "meaning"), map(column_row, columns()))
+        + "`status` is one of:\n\n"
+        + table(("status", "meaning"), ((f"`{k}`", v) for k, v in STATUS_LEVELS.items()))
         + "## The record: `predictions.csv.run.json`\n\n"
         + table(("field", "meaning"), RUN)
         + "## The journal: `predictions.csv.journal`\n\n"
@@ -292,6 +343,7 @@ def exit_statuses() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "commands.md": command_page,
+    "options.md": options_page,
     "output-files.md": output_files,
     "errors.md": error_codes,
     "exit-statuses.md": exit_statuses,

@@ -1,81 +1,24 @@
 """What the reference pages say of things that carry no description in the code yet."""
 
-# (column, type, unit, meaning) of the table of predictions, in its order.
-COLUMNS = [
-    ("`subject`", "text", "", "The subject's id, without `sub-`."),
-    ("`session`", "text", "", "The session's id, without `ses-`; empty where there is none."),
-    (
-        "`prediction`",
-        "text",
-        "",
-        "Classes only: the class with the highest probability. Empty without a prediction.",
-    ),
-    (
-        "`p_CN`, `p_MCI`, `p_AD`",
+from hyperfusion_rt.runtime.outputs.table import Column
+
+# The columns of raw scans; the last three are one per box.
+_PART = "Raw scans only: the part of a box that lies inside the scan, 0 to 1; one column per box"
+QUALITY = [
+    Column(
+        "correlation",
         "number",
-        "probability, 0 to 1",
-        "Classes only: one column `p_NAME` per class, in the artifact's order. Their sum is 1.",
+        "Raw scans only: Pearson's r of the registered scan and the template inside the brain",
     ),
-    ("`years`", "number", "years", "Brain age only: the predicted age."),
-    (
-        "`member_spread`",
+    Column(
+        "overlap",
         "number",
-        "probability, or years",
-        "The standard deviation over the members of the ensemble: of the predicted class's "
-        "probability, or of the age. Empty with one member.",
+        "Raw scans only: Dice coefficient of the scan's tissue and the template's, 0 to 1",
     ),
-    (
-        "`correlation`",
-        "number",
-        "-1 to 1",
-        "Raw scans only: Pearson's r of the registered scan and the template inside the brain.",
-    ),
-    (
-        "`overlap`",
-        "number",
-        "0 to 1",
-        "Raw scans only: Dice coefficient of the scan's and the template's grey and white matter.",
-    ),
-    ("`snr`", "number", "ratio", "Raw scans only: signal to noise ratio in white matter."),
-    (
-        "`rotation`",
-        "number",
-        "degrees",
-        "Raw scans only: the angle by which the head was turned against the template.",
-    ),
-    (
-        "`scale`",
-        "number",
-        "ratio",
-        "Raw scans only: the volume of the scan's brain relative to the template's.",
-    ),
-    (
-        "`coverage_left`, `coverage_right`, `coverage_brain`",
-        "number",
-        "0 to 1",
-        "Raw scans only: the part of a box that lies inside the scan; one column per box.",
-    ),
-    (
-        "`status`",
-        "text",
-        "",
-        "`ok`: predicted. `error`: it should have been predicted and was not. `skipped`: there is "
-        "nothing to predict, such as a row without a scan or a second run of the same scan.",
-    ),
-    (
-        "`reason`",
-        "text",
-        "",
-        "For `error` and `skipped`: why. For `ok`: what a reader of this row should know, such as "
-        "an imputed value or an age outside the training range.",
-    ),
-    (
-        "`seconds`",
-        "number",
-        "s",
-        "Time of this case: reading, unpacking, cropping and inference added up. Empty without a "
-        "prediction.",
-    ),
+    Column("snr", "number", "Raw scans only: signal to noise ratio in white matter"),
+    Column("rotation", "number", "Raw scans only: of the head against the template", "degree"),
+    Column("scale", "number", "Raw scans only: volume of the brain relative to the template's"),
+    *(Column(f"coverage_{box}", "number", _PART) for box in ("left", "right", "brain")),
 ]
 
 # (field, meaning) of the record of a run.

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.main import get_command
 
 import hyperfusion_rt
-from hyperfusion_rt.cli import app
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.encoder import TabularEncoder, read_target
 from hyperfusion_rt.data.table_file import read_table
@@ -61,8 +59,8 @@ def test_links_lead_to_files(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_command_lines_parse(page):
-    commands = get_command(app).commands
+def test_command_lines_parse(page, generate):
+    commands = {name.removeprefix("hfrt "): command for name, command in generate.commands()}
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     wrong = []
     for block in _CODE.findall(text):
@@ -142,7 +140,7 @@ def test_the_output_files_are_as_described(generate, cohort, hfrt):
     assert status == 0
     with open(cohort / "predictions.csv", encoding="utf-8") as file:
         columns = next(csv.reader(file))
-    described = [name for entry in generate.COLUMNS for name in re.findall(r"`(\w+)`", entry[0])]
+    described = [column.name for column in generate.columns()]
     assert [name for name in described if name in columns] == columns
     record = json.loads((cohort / "predictions.csv.run.json").read_text(encoding="utf-8"))
     assert set(record) == named(generate.RUN)
