@@ -217,8 +217,8 @@ def parameter_type(command: Any, parameter: Any) -> str:
 def command_page() -> str:
     """Every command with its arguments and options, by panel."""
     text = (
-        "# Commands\n\nEvery command has `--help`, with an example. `--json` prints one JSON object "
-        "instead of tables. [Exit statuses](exit-statuses.md) stand on a page of their own.\n\n"
+        "# Commands\n\nEvery command has `--help`, with an example. `--json` prints one JSON "
+        "object instead of tables. [Exit statuses](exit-statuses.md) stand on a page of their own.\n\n"
     )
     for name, command in commands():
         # Typer keeps an explicit page break in some versions.
