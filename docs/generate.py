@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import EXIT_STATUSES, FIELDS, JOURNAL, QUALITY, RUN
+from meanings import EXIT_STATUSES, JOURNAL, QUALITY, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -177,16 +177,11 @@ def fields_table(model: type[BaseModel], names: Iterable[str], in_presets: bool 
             type_name(field.annotation),
             default(field, in_presets and name != "preset"),
             bounds(field),
-            field_meaning(model, name, field),
+            field.description or "",
         )
         for name, field in fields
     ]
     return table(("field", "type", "default", "bounds", "meaning"), rows)
-
-
-def field_meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
-    """The field's description in the code; without one, what `meanings.py` says."""
-    return field.description or FIELDS.get(f"{model.__name__}.{name}", "")
 
 
 # --- commands ----------------------------------------------------------------------------------
@@ -218,7 +213,7 @@ def command_page() -> str:
     """Every command with its arguments and options, by panel."""
     text = (
         "# Commands\n\nEvery command has `--help`, with an example. `--json` prints one JSON "
-        "object instead of tables. [Exit statuses](exit-statuses.md) stand on a page of their own.\n\n"
+        "object instead of tables. See also [Exit statuses](exit-statuses.md).\n\n"
     )
     for name, command in commands():
         # Typer keeps an explicit page break in some versions.
@@ -318,12 +313,15 @@ def output_files() -> str:
 
 
 def error_codes() -> str:
-    """Every code, or until there are codes every class of error."""
-    text = "# Errors\n\nA message says what is wrong, where, and what to do.\n\n"
-    codes: dict[str, str] = getattr(errors, "CODES", {})
-    if codes:
-        rows = ((f"`{name}`", meaning) for name, meaning in codes.items())
-        text += "## Codes\n\n" + table(("code", "meaning"), rows)
+    """Every code, and every class of error."""
+    text = (
+        "# Errors\n\nA message says what is wrong, where, and what to do. A code says which kind "
+        "of fault it is. Codes are stable: programs may branch on them. A message may change.\n\n"
+        "A code stands in the column `code` of the table of predictions, in what `--json` prints, "
+        "and in Python in `error.code`.\n\n"
+    )
+    rows = ((f"`{name}`", meaning) for name, meaning in errors.CODES.items())
+    text += "## Codes\n\n" + table(("code", "meaning"), rows)
     classes = [
         item
         for item in vars(errors).values()

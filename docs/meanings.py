@@ -1,4 +1,4 @@
-"""What the reference pages say of things that carry no description in the code yet."""
+"""What the reference pages say of things that carry no description in the code."""
 
 from hyperfusion_rt.runtime.outputs.table import Column
 
@@ -56,8 +56,8 @@ JOURNAL = [
     ('`"start"`', "`host`, `pid`, `time`", "One for each run that wrote here."),
     (
         '`"case"`',
-        "`case` (subject, session, status, reason, values, spread, seconds, quality, scan, stamp), "
-        "`row` (hash of the cells that the network reads)",
+        "`case` (subject, session, status, code, reason, values, spread, seconds, quality, scan, "
+        "stamp), `row` (hash of the cells that the network reads)",
         "One for each case, as it is done.",
     ),
     (
@@ -74,56 +74,4 @@ EXIT_STATUSES = {
     3: "Some cases failed. The table says which and why; all other predictions stand.",
     130: "Interrupted (Ctrl-C or SIGTERM). Nothing half-made is left. `hfrt infer` has written "
     "what was done; `--resume` goes on.",
-}
-
-# model.field → meaning, for fields of `hyperfusion_rt.config` without a description.
-FIELDS = {
-    "Config.preset": "The preset that the configuration starts from.",
-    "Config.task": "CN / MCI / AD from the hippocampi (`ad`), or age from the whole brain.",
-    "Config.scans": "The folder with the scans, from where `hfrt.yaml` lies.",
-    "Config.table": "The table, from where `hfrt.yaml` lies.",
-    "Config.preprocessing": "From a scan to the network's input.",
-    "Config.tabular": "Which columns are read, and how.",
-    "Config.network": "Which network.",
-    "Config.training": "The optimiser and the protocol.",
-    "Preprocessing.boxes": "The parts of the brain that the network reads, one after the other.",
-    "Preprocessing.shape": "Voxels of a box: left-right, posterior-anterior, inferior-superior.",
-    "Preprocessing.spacing": "Size of a voxel, mm.",
-    "Preprocessing.orientation": "The axes of a box: right, anterior, superior.",
-    "Preprocessing.interpolation": "How a value between voxels is computed.",
-    "Preprocessing.normalisation": "The voxels that are not zero get mean 0 and deviation 1.",
-    "Preprocessing.min_coverage": "A scan with a smaller part of a box inside it is refused.",
-    "Box.name": "Its name in messages and columns.",
-    "Box.center": "Its centre, mm of MNI space (right, anterior, superior).",
-    "Box.mirror": "Swap left and right, so that one network reads both hippocampi.",
-    "TableSpec.features": "The columns that the network reads, in this order.",
-    "TableSpec.target": "The column to be predicted.",
-    "TableSpec.classes": "Each class, and the target's values that mean it. None: the target is a "
-    "number.",
-    "TableSpec.stratify": "Columns that should be alike in training, validation and test.",
-    "TableSpec.imputer": "How gaps are filled: the training median, or a regression on the other "
-    "columns in rounds.",
-    "TableSpec.id_column": "The column of subjects. None: found by its usual names.",
-    "TableSpec.session_column": "The column of sessions. None: found by its usual names.",
-    "Feature.name": "The column's name.",
-    "Feature.kind": "A number; a number that may be written as a bound (`>1700`); a category.",
-    "Feature.categories": "The values of a category. None: those of the training rows.",
-    "NetworkConfig.task": "Which of the two networks.",
-    "NetworkConfig.fusion": "How the table enters: generated weights (`hyper`), not at all "
-    "(`image`), alone (`tabular`), joined to the features (`concat`), as scale and shift (`film`, "
-    "`daft`).",
-    "NetworkConfig.features": "f, the channels after the first convolution.",
-    "NetworkConfig.embedding": "K, the length of the embedding that generates the weights.",
-    "NetworkConfig.bn_momentum": "Momentum of batch normalisation.",
-    "TrainingConfig.lr": "Adam's learning rate.",
-    "TrainingConfig.weight_decay": "Adam's weight decay.",
-    "TrainingConfig.batch_size": "Cases in one step.",
-    "TrainingConfig.epochs": "Passes over the training cases.",
-    "TrainingConfig.patience": "Stop after so many epochs without a better one. 0: never.",
-    "TrainingConfig.class_weights": "A factor of the loss per class.",
-    "TrainingConfig.schedule": "The learning rate over the epochs.",
-    "TrainingConfig.parts": "Parts of the cohort. The last is the test set.",
-    "TrainingConfig.members": "Networks of the ensemble. The validation part rotates.",
-    "TrainingConfig.combine": "How the members become one answer.",
-    "TrainingConfig.seed": "Of everything that is drawn at random.",
 }
