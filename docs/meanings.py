@@ -35,6 +35,7 @@ RUN = [
         "What the numbers depend on besides scan and row: artifact, engine and its SHA-256, "
         "instruction sets, packages, version, a hash of the code. `--resume` refuses to mix two.",
     ),
+    ("`options`", "All options of the run, as [here](options.md#cohortoptions)."),
     ("`inputs`", "Scans, table, the table's SHA-256, number of cases; or the merged shards."),
     ("`output`", "The table's path and SHA-256."),
     ("`counts`", "How many cases are `ok`, `error` and `skipped`."),
