@@ -22,8 +22,10 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from hyperfusion_rt import config, errors
+from hyperfusion_rt.bench.options import BenchOptions
 from hyperfusion_rt.cli import app
 from hyperfusion_rt.cli.options import COMMANDS
+from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.runtime.options import (
     BidsOptions,
     CohortOptions,
@@ -89,6 +91,11 @@ def sections(root: type[BaseModel]) -> dict[type[BaseModel], str]:
     return found
 
 
+def about(item: Any) -> str:
+    """The docstring without its lists of arguments and errors."""
+    return re.split(r"\n\n(?:Args|Attributes|Raises):", inspect.getdoc(item) or "")[0]
+
+
 def slug(title: str) -> str:
     """The anchor of a title, as MkDocs and GitHub make it."""
     return re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
@@ -112,7 +119,7 @@ def default(field: FieldInfo, in_presets: bool) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None or value in ((), {}, []):
         return "none"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return f"`{plain(value)}`"
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,7 +152,7 @@ def configuration() -> str:
         "message names it.\n\n"
     )
     for model, title in sections(config.Config).items():
-        text += f"## {title}\n\n{inspect.getdoc(model)}\n\n"
+        text += f"## {title}\n\n{about(model)}\n\n"
         text += fields_table(model, model.model_fields, "each of" not in title)
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
@@ -250,8 +257,8 @@ def options_page() -> str:
         "# Options in Python\n\n`hyperfusion_rt.load` and the functions behind the commands take "
         "these. The [commands](commands.md) have the same options, spelt with dashes.\n\n"
     )
-    for model in (PredictOptions, CohortOptions, BidsOptions, MergeOptions):
-        text += f"## {model.__name__}\n\n{inspect.getdoc(model)}\n\n"
+    for model in OPTIONS:
+        text += f"## {model.__name__}\n\n{about(model)}\n\n"
         parent = model.__base__ if model.__base__ is PredictOptions else None
         inherited = parent.model_fields if parent else {}
         if parent:
@@ -338,6 +345,14 @@ def exit_statuses() -> str:
     return "# Exit statuses\n\nOf every `hfrt` command.\n\n" + table(("status", "meaning"), rows)
 
 
+OPTIONS: tuple[type[BaseModel], ...] = (
+    PredictOptions,
+    CohortOptions,
+    BidsOptions,
+    MergeOptions,
+    ExportOptions,
+    BenchOptions,
+)
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "commands.md": command_page,
