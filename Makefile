@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check bench gpu-static gpu-test gpu-bench sanitize clean
+.PHONY: demo test lint check bench gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -16,6 +16,7 @@ test: $(VENV)/dev.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.hpp')
 	$(BIN)/mypy -p hyperfusion_rt
 	$(BIN)/lint-imports
 
@@ -48,12 +49,19 @@ gpu-test: $(VENV)/dev.stamp
 gpu-bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/gpu_bench.py
 
-# The kernels' tests and the damaged engine files under AddressSanitizer and UBSan, in an environment
-# of its own; the thread pool under ThreadSanitizer. Python itself leaks, so leaks are not looked for.
-sanitize: $(VENV)/dev.stamp
+# What needs no Python, alone: the thread pool under ThreadSanitizer, the plan of the arena under
+# AddressSanitizer and UBSan.
+native-test: $(VENV)/dev.stamp
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread tests/native/thread_pool_test.cpp \
 	  kernels/cpu/engine/thread_pool.cpp -pthread -o $(VENV)/thread_pool_test
 	$(VENV)/thread_pool_test
+	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  tests/native/arena_test.cpp kernels/cpu/engine/arena.cpp -o $(VENV)/arena_test
+	$(VENV)/arena_test
+
+# The kernels' tests and the damaged engine files under AddressSanitizer and UBSan, in an environment
+# of its own. Python itself leaks, so leaks are not looked for.
+sanitize: $(VENV)/dev.stamp native-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --target $(VENV)/sanitize --upgrade -C cmake.define.HFRT_SANITIZE=ON .
 	cp -r tests $(VENV)/sanitize/
@@ -64,7 +72,7 @@ sanitize: $(VENV)/dev.stamp
 	  --deselect tests/runtime/engines/test_native.py::test_it_loads_fast
 
 # Compiled sources are installed, so a change in them (or in what is required) installs again.
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.?pp kernels/cpu/*/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.?pp kernels/cpu/*/*.?pp)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

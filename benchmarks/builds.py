@@ -41,7 +41,8 @@ from hyperfusion_rt.export.targets.tensorrt_engine import in_its_place, runs_her
 from hyperfusion_rt.export.targets.triton_server import write_repository
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.models import network_of
-from hyperfusion_rt.runtime.engines.choose import PRECISIONS, TENSORRT, open_file
+from hyperfusion_rt.runtime.engines.choose import open_file
+from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.runtime.engines.trt_build import BuildOptions, build
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member, train
 
@@ -276,8 +277,8 @@ def main() -> None:
             print(network.name, flush=True)
             for typed, row in drifts(network):
                 content["drift"].append(row)
-                for engine, precisions in PRECISIONS.items():
-                    if typed.precision in precisions and engine != "torch":
+                for engine, kind in ENGINES.items():
+                    if typed.precision in kind.precisions and engine != "torch":
                         content["builds"].append(made_by(engine, network, typed, folder))
                 if typed.precision != "bf16":
                     content["repositories"].append(repository(network, typed, folder))

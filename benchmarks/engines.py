@@ -17,11 +17,14 @@ import typer
 
 from hyperfusion_rt.bench.chart import chart
 from hyperfusion_rt.bench.measure import bench, random_run
-from hyperfusion_rt.bench.race import Report, end_to_end
+from hyperfusion_rt.bench.options import BenchOptions
+from hyperfusion_rt.bench.race import end_to_end
+from hyperfusion_rt.bench.result import Benchmark
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.export import export_run
+from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.predictor import Predictor
 
 HERE = Path(__file__).parent
@@ -35,13 +38,13 @@ def from_file(
     with tempfile.TemporaryDirectory() as scratch:
         run = random_run(preset, features, Path(scratch))
         artifact = export_run(run, Path(scratch) / "bench.hfrt")
-        predictor = Predictor(artifact, threads=threads)
+        predictor = Predictor(artifact, PredictOptions(threads=threads))
         names = predictor.manifest.members[0].names
         row = Row("any", None, 2, dict.fromkeys(names, "0.5"))
         return end_to_end(predictor, [Case("any", None, scan, row) for scan in scans])
 
 
-def table(report: Report) -> str:
+def table(report: Benchmark) -> str:
     """One network's table in Markdown."""
     lines = [
         f"### {report.network}: {report.gflop_per_box:.2f} GFLOP per box",
@@ -72,7 +75,7 @@ def table(report: Report) -> str:
 
 def main(rounds: int = 9, threads: int | None = None, scans: int = 10) -> None:
     """Measure every network and write the tables."""
-    reports: list[Report] = []
+    reports: list[Benchmark] = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         simulate_cohort(root / "cohort", task="ad", subjects=scans, seed=1, spacing=1)
@@ -80,18 +83,15 @@ def main(rounds: int = 9, threads: int | None = None, scans: int = 10) -> None:
         for preset, features in NETWORKS:
             name = f"engines-{preset}-f{features}"
             report = bench(
-                artifact=None,
-                run=None,
-                preset_name=preset,
-                features=features,
-                batches=[1, 8],
-                threads=threads,
-                rounds=rounds,
-                only=[],
-                scans=None,
-                tabular=None,
-                out=root / name,
-                on_step=print,
+                BenchOptions(
+                    preset_name=preset,
+                    features=features,
+                    batches=(1, 8),
+                    threads=threads,
+                    rounds=rounds,
+                    out=root / name,
+                ),
+                print,
             )
             report.end_to_end = from_file(preset, features, files, threads)
             chart(report, HERE / f"{name}.png")

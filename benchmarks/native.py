@@ -27,8 +27,9 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
+from hyperfusion_rt._native import StepKind
 from hyperfusion_rt.artifact.operations import Conv, HyperConv
-from hyperfusion_rt.bench.contenders import _onnxruntime, _openvino
+from hyperfusion_rt.bench.contenders import open_onnxruntime, open_openvino
 from hyperfusion_rt.bench.measure import random_run
 from hyperfusion_rt.bench.race import machine_limits, race
 from hyperfusion_rt.data.simulate import simulate_cohort
@@ -117,7 +118,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     for op, step, ms, bf16 in zip(
         made.trunk.ops, engine.trunk.engine.steps, exact, half, strict=True
     ):
-        if step.endswith("(in the next step)"):
+        if step == StepKind.one_channel_ring:
             carried, before = op.gflop, op.nodes
             continue
         work, carried = op.gflop + carried, 0.0
@@ -130,7 +131,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
             {
                 "network": f"{preset}, f = {features}",
                 "layer": op.layer,
-                "how": " ".join([step, *(["x".join(map(str, tile))] if tile else [])]),
+                "how": " ".join([str(step), *(["x".join(map(str, tile))] if tile else [])]),
                 "gflop": work,
                 "mb": op.megabytes,
                 "ms": float(ms),
@@ -200,8 +201,8 @@ def hyper_conv(threads: int, rounds: int, scratch: Path) -> list[Row]:
             exact = OneHyper(64, 8).double()
             expected = exact(x.double(), t.double()).numpy()
         path = scratch / "hyper.onnx"
-        peers = {"onnxruntime": _onnxruntime(path, threads)}
-        peers["openvino f32"] = _openvino(path, threads, batch, "f32")
+        peers = {"onnxruntime": open_onnxruntime(path, threads)}
+        peers["openvino f32"] = open_openvino(path, threads, batch, "f32")
         calls = {
             "hfrt native": lambda i=image, t=tabular: engine(i, t),
             "hfrt op, in torch": op,
@@ -237,7 +238,7 @@ def monai_networks(threads: int, rounds: int, scratch: Path) -> list[Row]:
         for form, content in (("folded", better), ("as it is", graph)):
             path = scratch / f"{name}-{form.split()[0]}.onnx"
             write_onnx(content, path)
-            vino = _openvino(path, threads, 1, "f32")
+            vino = open_openvino(path, threads, 1, "f32")
             calls[f"openvino f32, {form}"] = lambda v=vino: v(image, none)
         with torch.inference_mode():
             expected = network.double().eval()(torch.from_numpy(image).double()).numpy()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,13 +23,13 @@ from hyperfusion_rt.artifact.manifest import (
     EngineFile,
     Manifest,
     Part,
-    Precision,
     Provenance,
 )
 from hyperfusion_rt.artifact.plan import write_plan
-from hyperfusion_rt.config import Rule, Task
-from hyperfusion_rt.data.encoder import CategoricalColumn, TabularEncoder
-from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.config import Precision, Rule, Task
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn
+from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.export.compare import DRIFT, Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble, join
@@ -39,19 +37,14 @@ from hyperfusion_rt.export.ir.fold import fold
 from hyperfusion_rt.export.ir.graph import Graph
 from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.export.onnx_file.model import write_onnx
+from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.export.precision import check_drift, choose
 from hyperfusion_rt.export.targets.tensorrt_engine import OnPhase, export_tensorrt
-from hyperfusion_rt.export.targets.triton_server import Backend, check_target, write_repository
-from hyperfusion_rt.files import sha256
+from hyperfusion_rt.export.targets.triton_server import check_target, write_repository
+from hyperfusion_rt.files import replacing_folder, sha256
 from hyperfusion_rt.machine import installed
-from hyperfusion_rt.runtime.engines.choose import (
-    DEFAULT_ENGINES,
-    PRECISIONS,
-    TENSORRT,
-    check_name,
-    open_file,
-)
-from hyperfusion_rt.runtime.engines.trt_build import BuildOptions
+from hyperfusion_rt.runtime.engines.choose import open_file
+from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
@@ -114,28 +107,17 @@ def _versions() -> dict[str, str]:
 def export_run(
     run: Run,
     out: Path,
+    options: ExportOptions | None = None,
     *,
-    engines: Sequence[str] = DEFAULT_ENGINES,
-    precision: Precision = "fp32",
-    rule: Rule | None = None,
-    options: BuildOptions | None = None,
-    serve: Path | None = None,
-    backend: Backend = "onnx",
-    force: bool = False,
-    replace: bool = False,
     on_progress: OnPhase | None = None,
+    **fields: Any,
 ) -> Artifact:
     """Write the artifact `out` (a folder `NAME.hfrt`) from `run`, with every engine compared.
 
     Args:
-        precision: for the engines that have it; the others are fp32, and at least one must have it.
-        rule: how members are combined; None takes the run's.
-        options: of TensorRT engines; their batches are the served model's too.
-        serve: also write a model repository for NVIDIA Triton Inference Server there.
-        backend: that runs its trunk.
-        force: replace an artifact and served models that exist.
-        replace: replace an artifact that exists, but no served models.
-        on_progress: told (phase, done, steps) while one is built.
+        options: what is written, and how.
+        on_progress: told (phase, done, steps) while TensorRT builds one.
+        fields: of `ExportOptions`; they overrule those of `options`.
 
     It is built in a temporary folder and put in place whole: after an error, an older artifact of
     the same name still stands.
@@ -143,76 +125,58 @@ def export_run(
     Raises:
         HyperFusionError: the folder exists, or an engine is unknown, missing, or differs.
     """
-    for engine in engines:
-        check_name(engine)
-    if not any(precision in PRECISIONS[engine] for engine in engines):
+    options = ExportOptions(**{**dict(options or ()), **fields})
+    _check(run, out, options)
+    with replacing_folder(out) as folder:
+        made = _build(run, folder, out.stem, options, on_progress)
+        _check_place(out, options)  # another export may have made it meanwhile
+    return Artifact(out, made.manifest)
+
+
+def _check(run: Run, out: Path, options: ExportOptions) -> None:
+    """Refuse, before anything is built, what cannot become an artifact.
+
+    Raises:
+        HyperFusionError: what is wrong with the run, the place or the options.
+    """
+    if options.rule not in (None, "mean") and not run.config.tabular.classes:
         raise ConfigError(
-            f"precision '{precision}': "
-            + "; ".join(f"{engine} has {', '.join(PRECISIONS[engine])}" for engine in engines)
+            f"`rule` {options.rule}: needs classes, and this run predicts a number",
+            code="rule-needs-classes",
         )
-    rule = rule or run.config.training.combine
-    if rule != "mean" and not run.config.tabular.classes:
-        raise ConfigError(f"--combine {rule}: needs classes, and this run predicts a number")
     if out.suffix != ".hfrt":
-        raise ConfigError(f"{out}: an artifact's name ends in .hfrt")
-    _check_place(out, force or replace)
-    if serve is not None:
+        raise ConfigError(f"{out}: an artifact's name ends in .hfrt", code="export-place")
+    _check_place(out, options)
+    if (serve := options.serve) is not None:
         served, made = serve.resolve(), out.resolve()
         if served == made or served in made.parents or made in served.parents:
             raise ConfigError(
-                f"--serve {serve}: the artifact {out} and the repository must be apart; choose "
-                "another folder"
+                f"`serve` {serve}: the artifact {out} and the repository must be apart; choose "
+                "another folder",
+                code="export-place",
             )
-        check_target(serve, out.stem, backend, precision, force)
+        check_target(serve, out.stem, options.backend, options.precision, options.force)
     members = run.members
     if len(members) < run.config.training.members:
         raise ConfigError(
             f"{run.folder}: {len(members)} of {run.config.training.members} members are trained; "
-            "finish it with 'hfrt train --resume'"
+            "finish it with 'hfrt train' and `resume`",
+            code="export-run-unfinished",
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from None
-    try:
-        settings = _Settings(
-            tuple(engines),
-            precision,
-            rule,
-            options or BuildOptions(),
-            on_progress,
-            serve,
-            backend,
-            force,
-        )
-        artifact = _build(run, folder, out.stem, settings)
-        folder.chmod(0o755)
-        _check_place(out, force or replace)  # another export may have made it meanwhile
-        old = folder.with_name(f"{folder.name}.old")
-        if out.exists():
-            out.rename(old)
-        try:
-            folder.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-        return Artifact(out, artifact.manifest)
-    except OSError as error:
-        raise HyperFusionError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_place(out: Path, force: bool) -> None:
-    if not (out.exists() or out.is_symlink()):
+def _check_place(out: Path, options: ExportOptions) -> None:
+    if not os.path.lexists(out):
         return
     if out.is_symlink() or not (out / MANIFEST).is_file():
-        raise ConfigError(f"{out}: exists and is no artifact's folder; choose another --out")
-    if not force:
-        raise ConfigError(f"{out}: exists; choose another --out, or replace it with --force")
+        raise ConfigError(
+            f"{out}: exists and is no artifact's folder; choose another `out`", code="export-place"
+        )
+    if not (options.force or options.replace):
+        raise ConfigError(
+            f"{out}: exists; choose another `out`, or replace it with `force`",
+            code="export-exists",
+        )
 
 
 def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) -> Graph:
@@ -240,10 +204,10 @@ def prepare(
 
 
 def _write_engine(
-    engine: str, ensemble: Ensemble, folder: Path, precision: str
+    engine: str, ensemble: Ensemble, folder: Path, precision: Precision
 ) -> Iterator[tuple[Part, Path]]:
     """Write the files of `engine`; yields (part, path), the whole network first."""
-    if engine in ("native", "torch"):
+    if ENGINES[engine].file == "plan":
         path = folder / f"model.{engine}"
         write_plan(plan_ensemble(ensemble, precision=precision), path)
         yield "whole", path
@@ -257,29 +221,23 @@ def _write_engine(
         yield part, path
 
 
-@dataclass(frozen=True)
-class _Settings:
-    engines: tuple[str, ...]
-    precision: Precision
-    rule: Rule
-    options: BuildOptions
-    on_progress: OnPhase | None
-    serve: Path | None
-    backend: Backend
-    force: bool
-
-
 def _export(
-    engine: str, ensemble: Ensemble, expected: Expected, folder: Path, settings: _Settings
+    engine: str,
+    ensemble: Ensemble,
+    expected: Expected,
+    folder: Path,
+    options: ExportOptions,
+    on_progress: OnPhase | None,
 ) -> list[EngineFile]:
     """Write and compare one engine."""
-    wanted = settings.precision
-    precision: Precision = wanted if wanted in PRECISIONS[engine] else "fp32"
+    wanted = options.precision
+    precision: Precision = wanted if wanted in ENGINES[engine].precisions else "fp32"
     device, made = "any", None
     written: list[tuple[Part, Path]]
     if engine in TENSORRT:
+        build = options.build_options()
         exported = export_tensorrt(
-            engine, ensemble, expected, folder, precision, settings.options, settings.on_progress
+            engine, ensemble, expected, folder, precision, build, on_progress
         )
         written, device = exported.files, exported.device
         comparison, made = exported.comparison, exported.build
@@ -303,35 +261,45 @@ def _export(
     ]
 
 
-def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
-    config, members, rule = run.config, run.members, settings.rule
+def _build(
+    run: Run, folder: Path, name: str, options: ExportOptions, on_progress: OnPhase | None
+) -> Artifact:
+    """Write the engines, the served models and the manifest of `run` into `folder`."""
+    config, members = run.config, run.members
+    rule = options.rule or config.training.combine
     networks = [load_member(run, member) for member in members]
     encoders = [member.encoder for member in members]
-    cost = gflop(networks[0], config.preprocessing.shape, encoders[0].width)
-    parameters = sum(p.numel() for p in networks[0].parameters())
     ensemble, expected = prepare(networks, encoders, load_cases(run), config.task, rule)
     files = [
         file
-        for engine in dict.fromkeys(settings.engines)
-        for file in _export(engine, ensemble, expected, folder, settings)
+        for engine in options.engines
+        for file in _export(engine, ensemble, expected, folder, options, on_progress)
     ]
-    if settings.serve is not None:
-        typed = choose(ensemble, settings.precision, expected)
+    if options.serve is not None:
+        typed = choose(ensemble, options.precision, expected)
         check_drift(ensemble, typed, expected, DRIFT[config.task])
+        classes = tuple(config.tabular.classes)
         write_repository(
-            settings.serve,
+            options.serve,
             name,
             ensemble,
             encoders,
-            tuple(config.tabular.classes),
+            classes,
             expected.image,
             typed=typed,
-            backend=settings.backend,
-            options=settings.options,
-            force=settings.force,
+            backend=options.backend,
+            options=options.build_options(),
+            force=options.force,
         )
-    metrics = run.metrics
-    manifest = Manifest(
+    return Artifact(folder, _manifest(run, name, rule, networks[0], files)).write()
+
+
+def _manifest(
+    run: Run, name: str, rule: Rule, network: nn.Module, files: Sequence[EngineFile]
+) -> Manifest:
+    """What the artifact says of itself; `network` is one member's."""
+    config, encoders, metrics = run.config, [m.encoder for m in run.members], run.metrics
+    return Manifest(
         format_version=FORMAT_VERSION,
         name=name,
         task=config.task,
@@ -346,11 +314,10 @@ def _build(run: Run, folder: Path, name: str, settings: _Settings) -> Artifact:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run=run.folder.name,
             network=config.network.model_dump(),
-            parameters=parameters,
-            gflop=cost,
+            parameters=sum(p.numel() for p in network.parameters()),
+            gflop=gflop(network, config.preprocessing.shape, encoders[0].width),
             versions=_versions(),
             cases=metrics.get("cases", {}),
             metrics=metrics.get("test", {}),
         ),
     )
-    return Artifact(folder, manifest).write()

@@ -118,7 +118,8 @@ def compare(
         if not value <= limit:
             raise HyperFusionError(
                 f"{name}: differs from torch in float64 by {value:.2e} {what}, more than the "
-                f"tolerance {limit:.0e}; nothing was exported"
+                f"tolerance {limit:.0e}; nothing was exported",
+                code="export-differs",
             )
     return Comparison(
         against="torch float64",

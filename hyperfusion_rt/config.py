@@ -15,6 +15,7 @@ from hyperfusion_rt.errors import ConfigError
 
 Task = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
@@ -27,92 +28,171 @@ class Frozen(BaseModel):
 
 
 class Box(Frozen):
-    """A box in millimetres of template (MNI, RAS) space; `mirror` flips left and right."""
+    """A box in template (MNI, RAS) space. All boxes have the shape that `Preprocessing` gives."""
 
-    name: str
-    center: Point
-    mirror: bool = False
+    name: str = Field(description="what the box is called in messages and tables")
+    center: Point = Field(
+        description="its centre in mm of MNI space: x to the right, y to the front, z upwards"
+    )
+    mirror: bool = Field(
+        False, description="flip left and right, so that one network reads both hippocampi"
+    )
 
 
 class Preprocessing(Frozen):
-    """From a scan to `float32 [1, D, H, W]` per box, the same in training and inference.
+    """From a scan to `float32 [1, D, H, W]` per box, the same in training and inference."""
 
-    `shape` counts voxels (left-right, posterior-anterior, inferior-superior); `spacing` is in mm.
-    """
-
-    boxes: tuple[Box, ...]
-    shape: Shape
-    spacing: float = Field(gt=0)
-    orientation: Literal["RAS"] = "RAS"
-    interpolation: Literal["trilinear"] = "trilinear"
-    normalisation: Literal["zscore-nonzero"] = "zscore-nonzero"
-    min_coverage: float = Field(0.5, ge=0, le=1)
+    boxes: tuple[Box, ...] = Field(description="the boxes that are cut out of each scan")
+    shape: Shape = Field(
+        description="voxels of every box: left to right, back to front, bottom to top"
+    )
+    spacing: float = Field(gt=0, description="edge of a voxel in mm")
+    orientation: Literal["RAS"] = Field(
+        "RAS", description="where the axes point: right, anterior, superior"
+    )
+    interpolation: Literal["trilinear"] = Field(
+        "trilinear", description="how values between voxels are read, where the grids differ"
+    )
+    normalisation: Literal["zscore-nonzero"] = Field(
+        "zscore-nonzero",
+        description="voxels that are not 0 get mean 0 and standard deviation 1 in each box",
+    )
+    min_coverage: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="the least part of each box that must lie inside the scan, from 0 to 1",
+    )
 
 
 class Feature(Frozen):
-    """One column of the table. `censored` reads `>1700`, `<8` as their bound."""
+    """One column of the table that the network reads."""
 
-    name: str
-    kind: Literal["numeric", "censored", "categorical"]
-    categories: tuple[str, ...] = ()
+    name: str = Field(description="the column's name in the table's header")
+    kind: Literal["numeric", "censored", "categorical"] = Field(
+        description="a number; a number or a bound (`>1700`, `<8`), read as the bound; one of "
+        "several values"
+    )
+    categories: tuple[str, ...] = Field(
+        (),
+        description="the values of a categorical column (case does not matter); empty: those of "
+        "the training rows",
+    )
 
 
 class TableSpec(Frozen):
-    """Which columns are read, and how gaps are filled.
+    """Which columns are read, and how gaps are filled."""
 
-    `classes` maps a class to the values of the target column that mean it; empty: a number.
-    """
-
-    features: tuple[Feature, ...]
-    target: str
-    classes: dict[str, tuple[str, ...]] = {}
-    stratify: tuple[str, ...] = ()
-    imputer: Literal["median", "iterative"] = "median"
-    id_column: str | None = None
-    session_column: str | None = None
+    features: tuple[Feature, ...] = Field(description="the columns that the network reads")
+    target: str = Field(description="the column that is to be predicted")
+    classes: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="each class with the values of the target column that mean it (none: its own "
+        "name); empty: the target is a number",
+    )
+    stratify: tuple[str, ...] = Field(
+        (), description="columns that, beside the target, shall be alike in all parts of the cohort"
+    )
+    imputer: Literal["median", "iterative"] = Field(
+        "median",
+        description="what fills a gap of a number: the training median, or a regression on the "
+        "other columns",
+    )
+    id_column: str | None = Field(
+        None, description="the column of subjects; without one, the first that has a usual name"
+    )
+    session_column: str | None = Field(
+        None, description="the column of sessions; without one, the first that has a usual name"
+    )
 
 
 class NetworkConfig(Frozen):
-    """Which network. `features` is f, the channels after the first convolution."""
+    """Which network, and how large."""
 
-    task: Task
-    fusion: Fusion = "hyper"
-    features: int = Field(16, ge=1)
-    embedding: int = Field(8, ge=1)
-    bn_momentum: float = Field(0.05, gt=0, le=1)
-    dropout: float = Field(1.0, ge=0, le=1.5, description="scales every published dropout rate")
+    task: Task = Field(description="the published network: `ad` or `brain-age`")
+    fusion: Fusion = Field(
+        "hyper",
+        description="how the table meets the image: `hyper` generates weights; `concat`, `film` "
+        "and `daft` are baselines with both, `image` and `tabular` with one of them",
+    )
+    features: int = Field(
+        16, ge=1, description="channels after the first convolution; later layers have multiples"
+    )
+    embedding: int = Field(
+        8,
+        ge=1,
+        description="length of the table's embedding in the AD network and the tabular baseline",
+    )
+    bn_momentum: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="weight of the newest batch in batch norm's running statistics",
+    )
+    dropout: float = Field(
+        1.0, ge=0, le=1.5, description="factor of every published dropout rate; 0: no dropout"
+    )
 
 
 class TrainingConfig(Frozen):
-    """The optimiser and the protocol. `lr` is Adam's; `patience` counts epochs (0: never stop)."""
+    """The optimiser and the protocol."""
 
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    epochs: int = Field(ge=1)
-    patience: int = Field(0, ge=0)
-    class_weights: tuple[float, ...] = ()
-    schedule: Literal["constant", "cosine"] = "constant"
-    embedding_epochs: int = Field(100, ge=0, description="of the tabular network trained before")
-    parts: int = Field(5, ge=3)
-    members: int = Field(1, ge=1)
-    combine: Rule = "mean"
-    seed: int = 0
-    amp: bool = Field(True, description="CUDA: bfloat16, or float16 with a scaled loss")
-    cuda_graph: bool = Field(False, description="CUDA: forward and backward captured as graphs")
+    lr: float = Field(gt=0, description="Adam's learning rate, at first")
+    weight_decay: float = Field(ge=0, description="Adam's L2 penalty")
+    batch_size: int = Field(ge=1, description="samples of one step")
+    epochs: int = Field(ge=1, description="the most epochs; one reads every training case once")
+    patience: int = Field(
+        0, ge=0, description="stop after this many epochs without a better one; 0: never"
+    )
+    class_weights: tuple[float, ...] = Field(
+        (), description="the loss's weight of each class, in their order; empty: all alike"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="the learning rate over the epochs: as it is, or along a cosine to 0",
+    )
+    embedding_epochs: int = Field(
+        100,
+        ge=0,
+        description="epochs of the tabular network that the AD network's embedding starts from",
+    )
+    parts: int = Field(
+        5,
+        ge=3,
+        description="parts of the cohort: the last is the test set, the others take turns as "
+        "validation set",
+    )
+    members: int = Field(
+        1, ge=1, description="networks of the ensemble; each takes the next part as validation set"
+    )
+    combine: Rule = Field(
+        "mean", description="how the members' answers become one; all but `mean` need classes"
+    )
+    seed: int = Field(
+        0,
+        description="of all random numbers: same seed, same run (on one device and thread count)",
+    )
+    amp: bool = Field(
+        True, description="on CUDA: compute in bfloat16, or in float16 with a scaled loss"
+    )
+    cuda_graph: bool = Field(
+        False, description="on CUDA: replay forward and backward as captured graphs"
+    )
 
 
 class Config(Frozen):
     """Everything that training needs, and nothing about a machine."""
 
-    preset: str
-    task: Task
-    scans: str = "scans"
-    table: str = "data.csv"
-    preprocessing: Preprocessing
-    tabular: TableSpec
-    network: NetworkConfig
-    training: TrainingConfig
+    preset: str = Field(description="the preset that the other fields change")
+    task: Task = Field(
+        description="what is predicted: CN, MCI or AD (`ad`), or the age in years (`brain-age`)"
+    )
+    scans: str = Field("scans", description="the scans, seen from the cohort's folder")
+    table: str = Field("data.csv", description="the table, seen from the cohort's folder")
+    preprocessing: Preprocessing = Field(description="from a scan to the network's input")
+    tabular: TableSpec = Field(description="from a row of the table to the network's input")
+    network: NetworkConfig = Field(description="the network")
+    training: TrainingConfig = Field(description="how it is trained")
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -247,11 +327,14 @@ def preset(name: str, change: dict[str, Any] | None = None) -> Config:
         ConfigError: no such preset, or a field that is unknown or out of range.
     """
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}: choose from {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"there is no preset {name!r}: choose from {', '.join(PRESETS)}",
+            code="config-unknown-preset",
+        )
     try:
         return Config.model_validate(_merge(PRESETS[name], change or {}))
     except ValidationError as error:
-        raise ConfigError(f"preset {name!r}: {_explain(error)}") from None
+        raise ConfigError(f"preset {name!r}: {_explain(error)}", code="config-invalid") from None
 
 
 def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
@@ -268,13 +351,19 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
         change = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; write one, or make a cohort with 'hfrt simulate'"
+            f"{path}: no such file; write one, or make a cohort with 'hfrt simulate'",
+            code="config-not-found",
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+        raise ConfigError(
+            f"{path}: cannot be read as YAML: {error}", code="config-unreadable"
+        ) from None
     if not isinstance(change, dict) or not isinstance(change.get("preset"), str):
-        raise ConfigError(f"{path}: needs a line 'preset: NAME'; presets: {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"{path}: needs a line 'preset: NAME'; presets: {', '.join(PRESETS)}",
+            code="config-no-preset",
+        )
     try:
         return preset(change["preset"], _merge(change, overrule or {}))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}", code=error.code) from None

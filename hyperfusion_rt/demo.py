@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.description import figures
+from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.bench.chart import chart
-from hyperfusion_rt.bench.race import Report
-from hyperfusion_rt.bench.race import bench as measure
+from hyperfusion_rt.bench.measure import measure
+from hyperfusion_rt.bench.options import BenchOptions
 from hyperfusion_rt.config import Config, load_config
 from hyperfusion_rt.data.cohort import join
 from hyperfusion_rt.data.encoder import read_target
@@ -30,8 +32,10 @@ from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.cohort.record import Result
+from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.runtime.outputs.report import Page, inference_page
 from hyperfusion_rt.training.metrics import classification
+from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, train
 
 Step = Callable[[str, int, int], None]
@@ -42,6 +46,28 @@ _SPACING = 2
 _SEED, _NEW_SEED = 1, 101
 # torch.compile is left to `hfrt bench`: it would compile for half a minute.
 _CONTENDERS = ("hfrt", "onnxruntime", "openvino", "torch eager")
+_PICTURES, _CHART = "subjects.png", "bench.png"
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """What the page says of speed: a row per contender and batch, the whole way of one scan."""
+
+    rows: list[tuple[object, ...]]
+    scan_ms: float
+    text: str
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What the page and the table at the end are made from; `trained`: seconds of training."""
+
+    run: Run
+    trained: float
+    result: Result
+    metrics: dict[str, Any]
+    optimum: dict[str, Any]
+    speed: _Speed
 
 
 def demo(
@@ -65,26 +91,13 @@ def demo(
     _prepare(out, force)
     started = time.perf_counter()
     train_root, new_root = out / "cohort", out / "new"
-    for folder, count, seed in ((train_root, subjects, _SEED), (new_root, held_out, _NEW_SEED)):
-        _simulate(folder, count, seed, step)
+    _simulate(train_root, subjects, _SEED, step)
+    _simulate(new_root, held_out, _NEW_SEED, step)
     tell(f"simulated {subjects} subjects to train with and {held_out} new ones")
-    pictures = out / "subjects.png"
-    contrast(new_root, pictures)
+    contrast(new_root, out / _PICTURES)
 
-    config = load_config(train_root / "hfrt.yaml")
     clock = time.perf_counter()
-
-    def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
-        step("training", epoch + 1, config.training.epochs)
-
-    run = train(
-        config,
-        train_root,
-        name="demo",
-        callbacks=Callbacks(
-            on_scan=lambda done, total: step("decoding", done, total), on_epoch=on_epoch
-        ),
-    )
+    run = _train(train_root, step)
     trained = time.perf_counter() - clock
     tell(f"trained in {trained:.0f} s; validation {_short(run.metrics['validation'][0])}")
 
@@ -93,31 +106,16 @@ def demo(
     comparison = artifact.manifest.engines[0].comparison
     tell(f"exported; differs from torch float64 by {comparison.largest_difference:.1e}")
 
-    result = infer(
-        [new_root / "scans"],
-        new_root / "data.csv",
-        artifact=artifact.folder,
-        out=out / "predictions.csv",
-        on_case=lambda done, total: step("predicting", done, total),
-    )
-    metrics = _score(config, new_root, result)
-    optimum = json.loads((new_root / "optimum.json").read_text(encoding="utf-8"))
+    result = _predict(artifact, new_root, out / "predictions.csv", step)
+    metrics = _score(run.config, new_root, result)
     tell(f"predicted {result.summary['ok']} new subjects: {_short(metrics)}")
 
-    cases = join(find_scans(new_root / "scans"), read_table(new_root / "data.csv")).cases[:20]
-    speed = measure(
-        run,
-        artifact,
-        only=_CONTENDERS,
-        cases=cases,
-        on_step=lambda text: step(f"timing, {text}", 0, 0),
-    )
-    chart(speed, out / "bench.png")
-    page = _page(result, metrics, optimum, speed, pictures, run.folder, out)
-    page.write(out / "report.html")
-    seconds = time.perf_counter() - started
+    optimum = json.loads((new_root / "optimum.json").read_text(encoding="utf-8"))
+    speed = _time(run, artifact, new_root, out / _CHART, step)
+    found = _Findings(run, trained, result, metrics, optimum, speed)
+    _page(found, out).write(out / "report.html")
     return {
-        "rows": _rows(metrics, optimum, result, speed, trained, seconds),
+        "rows": _rows(found, time.perf_counter() - started),
         "report": str(out / "report.html"),
         "metrics": metrics,
         "optimum": optimum,
@@ -129,13 +127,20 @@ def _prepare(out: Path, force: bool) -> None:
         return
     ours = (out / "cohort" / "hfrt.yaml").exists() or not any(out.iterdir())
     if not ours:
-        raise ConfigError(f"{out}: exists and is not a demo's folder; choose another one")
+        raise ConfigError(
+            f"{out}: exists and is not a demo's folder; choose another one", code="output-exists"
+        )
     if not force and any(out.iterdir()):
-        raise ConfigError(f"{out}: exists; choose another folder, or replace it with --force")
+        raise ConfigError(
+            f"{out}: exists; choose another folder, or replace it with `force`",
+            code="output-exists",
+        )
     try:
         shutil.rmtree(out)
     except OSError as error:
-        raise HyperFusionError(f"{out}: cannot be replaced: {error.strerror}") from None
+        raise HyperFusionError(
+            f"{out}: cannot be replaced: {error.strerror}", code="output-cannot-be-written"
+        ) from None
 
 
 def _simulate(folder: Path, count: int, seed: int, step: Step) -> None:
@@ -151,6 +156,27 @@ def _simulate(folder: Path, count: int, seed: int, step: Step) -> None:
     )
 
 
+def _train(root: Path, step: Step) -> Run:
+    config = load_config(root / "hfrt.yaml")
+
+    def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
+        step("training", epoch + 1, config.training.epochs)
+
+    def on_scan(done: int, total: int) -> None:
+        step("decoding", done, total)
+
+    return train(config, root, name="demo", callbacks=Callbacks(on_scan=on_scan, on_epoch=on_epoch))
+
+
+def _predict(artifact: Artifact, root: Path, table: Path, step: Step) -> Result:
+    return infer(
+        [root / "scans"],
+        root / "data.csv",
+        CohortOptions(artifact=artifact.folder, out=table),
+        on_case=lambda done, total: step("predicting", done, total),
+    )
+
+
 def _score(config: Config, root: Path, result: Result) -> dict[str, Any]:
     """The figures of the predictions against the table's diagnoses, which the engine never saw."""
     truth = {
@@ -162,6 +188,28 @@ def _score(config: Config, root: Path, result: Result) -> dict[str, Any]:
         np.array([label for _, label in pairs], int),
         np.array([values for values, _ in pairs]),
         list(config.tabular.classes),
+    )
+
+
+def _time(run: Run, artifact: Artifact, root: Path, picture: Path, step: Step) -> _Speed:
+    """Time the engines and their peers, and draw the chart of it."""
+    found = measure(
+        run,
+        artifact,
+        BenchOptions(only=_CONTENDERS),
+        join(find_scans(root / "scans"), read_table(root / "data.csv")).cases[:20],
+        on_step=lambda text: step(f"timing, {text}", 0, 0),
+    )
+    chart(found, picture)
+    parts = ", ".join(f"{k} {v:.1f} ms" for k, v in found.end_to_end.items() if k != "scans")
+    return _Speed(
+        rows=[
+            (t.contender, t.precision, t.batch, t.median_ms, t.gflops, f"{t.difference:.1e}")
+            for t in found.timings
+        ],
+        scan_ms=found.end_to_end["total"],
+        text=f"One scan from its file: {parts}. Limits of this machine: {found.limit_gflops:.0f} "
+        f"GFLOP/s in float32, {found.limit_gbs:.0f} GB/s copied.",
     )
 
 
@@ -218,46 +266,57 @@ def _optimum_rows(optimum: dict[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-def _rows(
-    metrics: dict[str, Any],
-    optimum: dict[str, Any],
-    result: Result,
-    speed: Report,
-    trained: float,
-    seconds: float,
-) -> list[list[str]]:
+def _rows(found: _Findings, seconds: float) -> list[list[str]]:
+    result, metrics = found.result, found.metrics
     rows = [
         ["new subjects predicted", f"{result.summary['ok']} of {len(result.predictions)}"],
         ["balanced accuracy", _short(metrics).removeprefix("balanced accuracy ")],
         ["chance", f"{metrics['chance']:.3f}"],
     ]
-    rows += [[name, f"{value:.3f}"] for name, value in _optimum_rows(optimum)]
+    rows += [[name, f"{value:.3f}"] for name, value in _optimum_rows(found.optimum)]
     rows += [
         ["macro F1, AUC", f"{metrics['macro_f1']:.3f}, {metrics['auc']:.3f}"],
-        ["one scan from its file", f"{speed.end_to_end['total']:.1f} ms"],
-        ["training", f"{trained:.0f} s"],
+        ["one scan from its file", f"{found.speed.scan_ms:.1f} ms"],
+        ["training", f"{found.trained:.0f} s"],
         ["everything", f"{seconds:.0f} s"],
     ]
     return rows
 
 
-def _page(
-    result: Result,
-    metrics: dict[str, Any],
-    optimum: dict[str, Any],
-    speed: Report,
-    pictures: Path,
-    run: Path,
-    out: Path,
-) -> Page:
-    manifest = result.manifest
+def _page(found: _Findings, out: Path) -> Page:
+    """The demo's own sections, then the report of the inference."""
+    result = found.result
     page = Page("HyperFusion demo: simulated subjects that the network has not seen")
     page.text(
         "Anatomy: the MNI152 template, deformed per subject. The diagnosis is simulated: an "
         "atrophy that also depends on age and sex, and biomarkers with gaps. Not a medical device.",
         soft=True,
     )
-    page.cards(figures(metrics))
+    page.cards(figures(found.metrics))
+    _accuracy(page, found.metrics, found.optimum)
+    page.heading("The least and the most atrophied of the new subjects")
+    page.image(out / _PICTURES, "slices of two simulated subjects")
+    page.heading("Learning curve")
+    page.image(
+        found.run.folder / "learning_curve.png", "loss and balanced accuracy over the epochs"
+    )
+    page.heading("How fast")
+    page.image(out / _CHART, "milliseconds per box of every engine")
+    page.table(
+        ["contender", "type", "batch", "median ms", "GFLOP/s", "difference from float64"],
+        found.speed.rows,
+    )
+    page.text(found.speed.text)
+    page.append(
+        inference_page(
+            result.manifest, result.predictions, result.summary, result.engine, describe_machine()
+        )
+    )
+    return page
+
+
+def _accuracy(page: Page, metrics: dict[str, Any], optimum: dict[str, Any]) -> None:
+    """The accuracy beside the best possible one, and which classes are taken for which."""
     page.heading("How near to the best possible")
     page.text(
         "The optimum is known because the cohort is simulated: it belongs to an observer who knows "
@@ -276,30 +335,3 @@ def _page(
     names = metrics["classes"]
     confusion = [(f"is {n}", *line) for n, line in zip(names, metrics["confusion"], strict=True)]
     page.table(["", *[f"predicted {n}" for n in names]], confusion)
-    page.heading("The least and the most atrophied of the new subjects")
-    page.image(pictures, "slices of two simulated subjects")
-    page.heading("Learning curve")
-    page.image(run / "learning_curve.png", "loss and balanced accuracy over the epochs")
-    page.heading("How fast")
-    page.image(out / "bench.png", "milliseconds per box of every engine")
-    page.table(
-        ["contender", "type", "batch", "median ms", "GFLOP/s", "difference from float64"],
-        [
-            (t.contender, t.precision, t.batch, t.median_ms, t.gflops, f"{t.difference:.1e}")
-            for t in speed.timings
-        ],
-    )
-    parts = ", ".join(f"{k} {v:.1f} ms" for k, v in speed.end_to_end.items() if k != "scans")
-    page.text(
-        f"One scan from its file: {parts}. Limits of this machine: {speed.limit_gflops:.0f} "
-        f"GFLOP/s in float32, {speed.limit_gbs:.0f} GB/s copied."
-    )
-    rest = inference_page(
-        manifest,
-        result.predictions,
-        result.summary,
-        result.engine,
-        describe_machine(),
-    )
-    page.parts += rest.parts
-    return page

@@ -11,6 +11,7 @@ import hyperfusion_rt
 from hyperfusion_rt.machine import describe_machine, installed
 from hyperfusion_rt.runtime.engines.gpu import nvidia_driver
 from hyperfusion_rt.runtime.engines.ort import PROVIDERS
+from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 
 
 @dataclass(frozen=True)
@@ -95,56 +96,62 @@ def look() -> Facts:
 
 def engines(facts: Facts) -> list[tuple[str, bool, str]]:
     """(engine, usable, how it would run or why it cannot)."""
-    rows = []
+    return [
+        ("native", *_native(facts)),
+        ("onnx", *_onnx(facts)),
+        ("torch", *_torch(facts)),
+        *((name, *_tensorrt(facts, name)) for name in TENSORRT),
+    ]
+
+
+def _native(facts: Facts) -> tuple[bool, str]:
     if facts.native:
-        rows.append(("native", True, f"CPU, {facts.native[0]} instructions"))
-    elif facts.native is None:
-        rows.append(("native", False, "the compiled module is missing: reinstall hyperfusion_rt"))
-    else:
-        rows.append(("native", False, "needs a processor with AVX2 and FMA, AVX-512 or NEON"))
-    offered = [n for n, p in PROVIDERS.items() if p.name in facts.providers]
-    choices = [n for n, p in PROVIDERS.items() if n in offered or p.plugin]
+        return True, f"CPU, {facts.native[0]} instructions"
+    if facts.native is None:
+        return False, "the compiled module is missing: reinstall hyperfusion_rt"
+    return False, "needs a processor with AVX2 and FMA, AVX-512 or NEON"
+
+
+def _onnx(facts: Facts) -> tuple[bool, str]:
     if not facts.providers:
         need = "pip install 'hyperfusion_rt[cpu]' (or [gpu], never both)"
-        rows.append(("onnx", False, f"onnxruntime is missing: {need}"))
-    elif facts.provider is None:
+        return False, f"onnxruntime is missing: {need}"
+    offered = [name for name, p in PROVIDERS.items() if p.name in facts.providers]
+    choices = [name for name, p in PROVIDERS.items() if name in offered or p.plugin]
+    if facts.provider is None:
         first = "cuda" if "cuda" in offered else "cpu"
         others = [name for name in offered if name != first]
         more = f"; HFRT_ONNX_PROVIDER may be {' or '.join(others)}" if others else ""
-        rows.append(("onnx", True, first.upper() + more))
-    elif facts.provider in choices:
-        rows.append(("onnx", True, f"{facts.provider}, as HFRT_ONNX_PROVIDER says"))
-    else:
-        chosen = f"HFRT_ONNX_PROVIDER={facts.provider} is not here: unset it, or choose from "
-        rows.append(("onnx", False, chosen + ", ".join(choices)))
+        return True, first.upper() + more
+    if facts.provider in choices:
+        return True, f"{facts.provider}, as HFRT_ONNX_PROVIDER says"
+    chosen = f"HFRT_ONNX_PROVIDER={facts.provider} is not here: unset it, or choose from "
+    return False, chosen + ", ".join(choices)
+
+
+def _torch(facts: Facts) -> tuple[bool, str]:
     if facts.torch is None:
-        rows.append(("torch", False, "torch is missing: pip install 'hyperfusion_rt[train]'"))
-    elif facts.devices and facts.triton:
-        rows.append(("torch", True, "CUDA, fused Triton kernels"))
-    elif facts.devices:
-        rows.append(("torch", True, "CUDA, torch's own convolutions (Triton is missing)"))
-    else:
-        rows.append(("torch", True, "CPU"))
-    for name, version, package in (
-        ("trt", facts.tensorrt, "tensorrt"),
-        ("trt-rtx", facts.tensorrt_rtx, "tensorrt_rtx"),
-    ):
-        if version is None:
-            rows.append(
-                (name, False, f"{package} is missing: pip install 'hyperfusion_rt[{name}]'")
-            )
-        elif facts.driver and facts.cuda_python is None:
-            need = f"pip install 'hyperfusion_rt[{name}]'"
-            rows.append((name, False, f"{package} {version} needs cuda-python: {need}"))
-        elif facts.driver:
-            rows.append((name, True, f"{package} {version}, driver {facts.driver}"))
-        elif name == "trt-rtx":
-            rows.append(
-                (name, False, f"{package} {version} builds engines here; to run them needs a GPU")
-            )
-        else:
-            rows.append((name, False, f"{package} {version} needs a GPU to build and to run"))
-    return rows
+        return False, "torch is missing: pip install 'hyperfusion_rt[train]'"
+    if facts.devices and facts.triton:
+        return True, "CUDA, fused Triton kernels"
+    if facts.devices:
+        return True, "CUDA, torch's own convolutions (Triton is missing)"
+    return True, "CPU"
+
+
+def _tensorrt(facts: Facts, name: str) -> tuple[bool, str]:
+    package = ENGINES[name].package
+    version: str | None = getattr(facts, package)
+    need = f"pip install 'hyperfusion_rt[{name}]'"
+    if version is None:
+        return False, f"{package} is missing: {need}"
+    if facts.driver and facts.cuda_python is None:
+        return False, f"{package} {version} needs cuda-python: {need}"
+    if facts.driver:
+        return True, f"{package} {version}, driver {facts.driver}"
+    if name == "trt-rtx":
+        return False, f"{package} {version} builds engines here; to run them needs a GPU"
+    return False, f"{package} {version} needs a GPU to build and to run"
 
 
 def warnings(facts: Facts) -> list[str]:

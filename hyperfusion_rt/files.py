@@ -1,12 +1,13 @@
-"""Writing files so that nothing is lost: a temporary file beside the target, then a rename."""
+"""Writing files and folders so that nothing is lost: a temporary one beside, then a rename."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hyperfusion_rt.errors import HyperFusionError
@@ -37,11 +38,84 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise HyperFusionError(
             f"{path}: cannot be written: {error.strerror or error}; "
-            "what stood there before is unchanged"
+            "what stood there before is unchanged",
+            code="output-cannot-be-written",
         ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces the folder `path`; see `replacing_folders`."""
+    path = Path(path)
+    with replacing_folders([path]) as scratch:
+        new = scratch / path.name
+        new.mkdir()
+        yield new
+
+
+@contextlib.contextmanager
+def replacing_folders(paths: Sequence[Path], place: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary folder; what the block makes there by the names of `paths` replaces them.
+
+    All of them or none: after an error, in the block or while they are moved, everything is as it
+    was before and the temporary folder is gone. One that the block does not make is removed. A
+    link is replaced itself, and what it points to is left alone. `place`: where the temporary
+    folder stands, on the file system of `paths`; by default beside the first.
+
+    Raises:
+        HyperFusionError: a folder cannot be written, or the disk is full.
+    """
+    place = place or paths[0].parent
+    scratch: Path | None = None
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{paths[0].name}.", dir=place))
+        yield scratch
+        _swap(scratch, paths)
+        shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        left = scratch is not None and _has_old(scratch, paths)
+        raise HyperFusionError(
+            f"{paths[0]}: cannot be written: {error.strerror or error}; what stood there before is "
+            + (f"in {scratch}" if left else "unchanged"),
+            code="output-cannot-be-written",
+        ) from error
+    finally:
+        # Nobody loses what stood there before and could not be put back.
+        if scratch is not None and not _has_old(scratch, paths):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(scratch: Path, paths: Sequence[Path]) -> None:
+    """Move what stands at `paths` into `scratch`, and the new ones out of it."""
+    moved: list[tuple[Path, Path]] = []  # (from, to)
+
+    def move(source: Path, target: Path) -> None:
+        source.rename(target)  # on one file system: nothing is copied, nothing can fill up
+        moved.append((source, target))
+
+    try:
+        for path in paths:
+            if os.path.lexists(path):
+                move(path, _old(scratch, path))
+        for path in paths:
+            if (scratch / path.name).exists():
+                move(scratch / path.name, path)
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        raise
+
+
+def _old(scratch: Path, path: Path) -> Path:
+    return scratch / f"{path.name}.old"
+
+
+def _has_old(scratch: Path, paths: Sequence[Path]) -> bool:
+    return any(os.path.lexists(_old(scratch, path)) for path in paths)
 
 
 def cache_folder() -> Path:

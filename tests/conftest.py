@@ -67,14 +67,14 @@ def hfrt(monkeypatch, capsys):
     """Run the command line in this process: `hfrt(folder, *arguments) -> (status, out, err)`."""
     import sys
 
-    from hyperfusion_rt.cli import app as cli
+    from hyperfusion_rt.cli import main
 
     def run(folder: Path, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["hfrt", *map(str, arguments)])
         status = 0
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         captured = capsys.readouterr()

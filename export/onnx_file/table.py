@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyperfusion_rt.data.encoder import CategoricalColumn, Column, TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn, Column
 from hyperfusion_rt.data.table_file import LARGEST
 
 if TYPE_CHECKING:

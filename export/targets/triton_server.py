@@ -14,19 +14,18 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/model_confi
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.plan import join_boxes, split_boxes
-from hyperfusion_rt.data.encoder import CategoricalColumn, TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn, Column
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.compare import TOLERANCE
 from hyperfusion_rt.export.ir.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
@@ -34,14 +33,13 @@ from hyperfusion_rt.export.ir.graph import TABLE, run
 from hyperfusion_rt.export.ir.typed import Typed
 from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.export.onnx_file.table import input_name
-from hyperfusion_rt.files import write_text
+from hyperfusion_rt.export.options import Backend
+from hyperfusion_rt.files import replacing_folders, write_text
 from hyperfusion_rt.runtime.engines.gpu import find_gpu
 from hyperfusion_rt.runtime.engines.trt import TrtEngine
 from hyperfusion_rt.runtime.engines.trt_build import BuildOptions, build, load_package
 
-Backend = Literal["onnx", "tensorrt"]
 CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
-OLD = ".old"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 MAX_QUEUE_DELAY_US = 2000  # how long a request may wait for others to join its batch
 
@@ -57,31 +55,6 @@ def schema() -> Any:
     except ImportError:
         raise MissingExtraError("tritonclient[grpc]", "serve", "a model repository") from None
     return model_config_pb2
-
-
-def _tensor(pb: Any, name: str, kind: str, dims: Sequence[int], *, output: bool = False) -> Any:
-    of = pb.ModelOutput if output else pb.ModelInput
-    return of(name=name, data_type=getattr(pb, kind), dims=list(dims))
-
-
-def _table(pb: Any, encoder: TabularEncoder) -> list[Any]:
-    return [
-        _tensor(
-            pb,
-            input_name(column),
-            "TYPE_STRING" if isinstance(column, CategoricalColumn) else "TYPE_FP64",
-            [1],
-        )
-        for column in encoder.columns
-    ]
-
-
-def _results(pb: Any, ensemble: Ensemble, labels: bool) -> list[Any]:
-    shapes = ensemble.head.shapes
-    found = [_tensor(pb, n, "TYPE_FP32", shapes[n], output=True) for n in (OUTPUT, MEMBERS)]
-    if labels:
-        found[0].label_filename = LABELS
-    return found
 
 
 def write_repository(
@@ -108,92 +81,130 @@ def write_repository(
         HyperFusionError: a configuration does not fit its model.
     """
     check_target(folder, name, backend, typed.precision, force)
-    pb = schema()
     # The server does not fill a batch up: a lone request is a batch of one.
     options = replace(options, batch=(1, *options.batch[1:]))
-    batch = options.batch[2]
-    name, trunk, head = model_names(name)
-    features = [v for v in ensemble.trunk.outputs if v not in ensemble.trunk.inputs]
-    shapes = ensemble.head.inputs
-    reads_image = IMAGE in shapes or bool(features)
-    table = _table(pb, encoders[0])
-    volume = [_tensor(pb, IMAGE, "TYPE_FP32", ensemble.inputs[IMAGE])] if reads_image else []
-    scratch = _scratch(folder)
-    try:
-        configs = {}
-        if features:
-            path = scratch / trunk / VERSION
-            path.mkdir(parents=True)
-            write_onnx(ensemble, path / "model.onnx", typed, "trunk")
+    models = _Models(schema(), name, ensemble, encoders[0], bool(classes), options.batch)
+    with replacing_folders([folder / n for n in model_names(name)], _place(folder)) as scratch:
+        configs = models.configs(backend)
+        for model in configs:
+            (scratch / model / VERSION).mkdir(parents=True)
+        if models.trunk in configs:
+            place = scratch / models.trunk / VERSION
+            write_onnx(ensemble, place / "model.onnx", typed, "trunk")
             if backend == "tensorrt":
-                built = build("trt", path / "model.onnx", options)
-                (path / "model.plan").write_bytes(built.content)
-                (path / "model.onnx").unlink()
-                _compare_plan(path / "model.plan", ensemble, image, typed.precision)
-            made = [_tensor(pb, v, "TYPE_FP32", shapes[v], output=True) for v in features]
-            engine = "tensorrt" if backend == "tensorrt" else "onnxruntime"
-            configs[trunk] = _model(pb, trunk, engine, options, volume, made)
-        path = scratch / head / VERSION
-        path.mkdir(parents=True)
-        write_onnx(ensemble, path / "model.onnx", part="head", encoders=encoders)
-        read = [_tensor(pb, v, "TYPE_FP32", s) for v, s in shapes.items() if v != TABLE]
-        results = _results(pb, ensemble, bool(classes))
-        configs[head] = _model(pb, head, "onnxruntime", options, [*read, *table], results, cpu=True)
-        (scratch / name / VERSION).mkdir(parents=True)
-        whole = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
-        whole.input.extend([*volume, *table])
-        whole.output.extend(results)
-        steps = whole.ensemble_scheduling.step
-        if features:
-            same = {value: value for value in features}
-            steps.add(model_name=trunk, model_version=-1, input_map={IMAGE: IMAGE}, output_map=same)
-        names = [tensor.name for tensor in (*read, *table)]
-        steps.add(
-            model_name=head,
-            model_version=-1,
-            input_map={value: value for value in names},
-            output_map={value: value for value in (OUTPUT, MEMBERS)},
-        )
-        configs[name] = whole
+                _build_plan(place, ensemble, image, typed.precision, options)
+        path = scratch / models.head / VERSION / "model.onnx"
+        write_onnx(ensemble, path, part="head", encoders=encoders)
         for model, config in configs.items():
             _write_config(scratch / model / CONFIG, config)
-            if classes and model != trunk:
+            if classes and model != models.trunk:
                 write_text(scratch / model / LABELS, "\n".join(classes) + "\n")
         check_repository(scratch, name)
-        _put_in_place(scratch, folder, list(configs), [name, trunk, head])
-        return [folder / model for model in configs]
-    except OSError as error:
-        raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        if not list(scratch.glob(f"*{OLD}")):  # old models that could not be put back stay there
-            shutil.rmtree(scratch, ignore_errors=True)
+    return [folder / model for model in configs]
 
 
-def _model(
-    pb: Any,
-    name: str,
-    backend: str,
-    options: BuildOptions,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    *,
-    cpu: bool = False,
-) -> Any:
-    """A model that joins waiting requests into batches.
+@dataclass(frozen=True)
+class _Models:
+    """The configurations of an ensemble, its trunk and its head, as messages of `pb`, the schema.
 
-    The server places it on its GPUs, or on the CPU where it has none; one with `cpu` always there:
-    the head is a few thousand operations on vectors, with texts and doubles.
+    `batch`: the smallest, the usual and the largest one. `labels`: the outputs have names.
     """
-    _, usual, most = options.batch
-    config = pb.ModelConfig(name=name, backend=backend, max_batch_size=most)
-    config.default_model_filename = FILES[backend]
-    config.input.extend(inputs)
-    config.output.extend(outputs)
-    config.dynamic_batching.preferred_batch_size.append(usual)
-    config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
-    kind = pb.ModelInstanceGroup.KIND_CPU if cpu else pb.ModelInstanceGroup.KIND_AUTO
-    config.instance_group.add(count=2 if cpu else 1, kind=kind)
-    return config
+
+    pb: Any
+    name: str
+    ensemble: Ensemble
+    encoder: TabularEncoder
+    labels: bool
+    batch: tuple[int, int, int]
+
+    @property
+    def trunk(self) -> str:
+        return model_names(self.name)[1]
+
+    @property
+    def head(self) -> str:
+        return model_names(self.name)[2]
+
+    @property
+    def features(self) -> list[str]:
+        """What the trunk makes; nothing, where the network reads no image."""
+        trunk = self.ensemble.trunk
+        return [value for value in trunk.outputs if value not in trunk.inputs]
+
+    def configs(self, backend: Backend) -> dict[str, Any]:
+        """Model → its configuration; `backend` runs the trunk."""
+        shapes = self.ensemble.head.inputs
+        reads_image = IMAGE in shapes or bool(self.features)
+        image = [self._tensor(IMAGE, self.ensemble.inputs[IMAGE])] if reads_image else []
+        table = [self._cell(column) for column in self.encoder.columns]
+        read = [self._tensor(v, s) for v, s in shapes.items() if v != TABLE] + table
+        made = self.ensemble.head.shapes
+        results = [self._tensor(v, made[v], output=True) for v in (OUTPUT, MEMBERS)]
+        if self.labels:
+            results[0].label_filename = LABELS
+        found = {}
+        if self.features:
+            engine = "tensorrt" if backend == "tensorrt" else "onnxruntime"
+            features = [self._tensor(v, shapes[v], output=True) for v in self.features]
+            found[self.trunk] = self._model(self.trunk, engine, image, features)
+        found[self.head] = self._model(self.head, "onnxruntime", read, results, cpu=True)
+        found[self.name] = self._whole([*image, *table], [t.name for t in read], results)
+        return found
+
+    def _tensor(self, name: str, dims: Sequence[int], *, output: bool = False) -> Any:
+        of = self.pb.ModelOutput if output else self.pb.ModelInput
+        return of(name=name, data_type=self.pb.TYPE_FP32, dims=list(dims))
+
+    def _cell(self, column: Column) -> Any:
+        text = isinstance(column, CategoricalColumn)
+        kind = self.pb.TYPE_STRING if text else self.pb.TYPE_FP64
+        return self.pb.ModelInput(name=input_name(column), data_type=kind, dims=[1])
+
+    def _model(
+        self,
+        name: str,
+        backend: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        *,
+        cpu: bool = False,
+    ) -> Any:
+        """A model that joins waiting requests into batches.
+
+        The server places it on its GPUs, or on the CPU where it has none; one with `cpu` always
+        there: the head is a few thousand operations on vectors, with texts and doubles.
+        """
+        pb = self.pb
+        _, usual, most = self.batch
+        config = pb.ModelConfig(name=name, backend=backend, max_batch_size=most)
+        config.default_model_filename = FILES[backend]
+        config.input.extend(inputs)
+        config.output.extend(outputs)
+        config.dynamic_batching.preferred_batch_size.append(usual)
+        config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
+        kind = pb.ModelInstanceGroup.KIND_CPU if cpu else pb.ModelInstanceGroup.KIND_AUTO
+        config.instance_group.add(count=2 if cpu else 1, kind=kind)
+        return config
+
+    def _whole(self, inputs: Sequence[Any], read: Sequence[str], results: Sequence[Any]) -> Any:
+        """The ensemble: the trunk, where there is one, then the head, which reads `read`."""
+        most = self.batch[2]
+        whole = self.pb.ModelConfig(name=self.name, platform="ensemble", max_batch_size=most)
+        whole.input.extend(inputs)
+        whole.output.extend(results)
+        steps = whole.ensemble_scheduling.step
+        if self.features:
+            same = {value: value for value in self.features}
+            steps.add(
+                model_name=self.trunk, model_version=-1, input_map={IMAGE: IMAGE}, output_map=same
+            )
+        steps.add(
+            model_name=self.head,
+            model_version=-1,
+            input_map={value: value for value in read},
+            output_map={value: value for value in (OUTPUT, MEMBERS)},
+        )
+        return whole
 
 
 def _write_config(path: Path, config: Any) -> None:
@@ -217,24 +228,33 @@ def check_target(folder: Path, name: str, backend: Backend, precision: str, forc
     schema()
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir():
-        raise ConfigError(f"--serve {folder}: {above} is a file; name a folder")
+        raise ConfigError(
+            f"`serve` {folder}: {above} is a file; name a folder", code="export-place"
+        )
     if backend == "tensorrt":
         load_package("trt")
         find_gpu()
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ConfigError(f"--serve: {name!r} cannot be a model's name: letters, digits and -_.")
+        raise ConfigError(
+            f"`serve`: {name!r} cannot be a model's name: letters, digits and -_.",
+            code="serve-name",
+        )
     if backend == "onnx" and precision == "bf16":
-        raise ConfigError("--serve: ONNX Runtime has no bfloat16 convolutions; use fp32 or fp16")
-    existing = [model for model in model_names(name) if (folder / model).exists()]
+        raise ConfigError(
+            "`serve`: ONNX Runtime has no bfloat16 convolutions; use fp32 or fp16",
+            code="precision-unsupported",
+        )
+    existing = [model for model in model_names(name) if os.path.lexists(folder / model)]
     if existing and not force:
         raise ConfigError(
             f"{folder}: has {', '.join(existing)}; choose another folder, or replace them with "
-            "--force"
+            "`force`",
+            code="export-exists",
         )
 
 
-def _scratch(folder: Path) -> Path:
-    """A new folder on the repository's file system.
+def _place(folder: Path) -> Path:
+    """Where the models are made: on the file system of the repository `folder`, which is made, too.
 
     Beside it where that can be: the server would take any folder in it for a model.
     """
@@ -242,34 +262,29 @@ def _scratch(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         parent = folder.resolve().parent
         beside = os.access(parent, os.W_OK) and parent.stat().st_dev == folder.stat().st_dev
-        place = parent if beside else folder
-        return Path(tempfile.mkdtemp(prefix=f".{folder.resolve().name}.", dir=place))
     except OSError as error:
-        raise HyperFusionError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise HyperFusionError(
+            f"{folder}: cannot be written: {error.strerror}", code="output-cannot-be-written"
+        ) from None
+    return parent if beside else folder
 
 
-def _put_in_place(
-    scratch: Path, folder: Path, models: Sequence[str], replaced: Sequence[str]
+def _build_plan(
+    place: Path,
+    ensemble: Ensemble,
+    image: NDArray[np.float32],
+    precision: str,
+    options: BuildOptions,
 ) -> None:
-    """Move `models` into `folder`, and what has a name of `replaced` there out of it."""
-    done: list[tuple[Path, Path]] = []  # (from, to)
+    """Have TensorRT's plan, compared on the cases `image`, in the place of the trunk's ONNX file.
 
-    def move(source: Path, target: Path) -> None:
-        source.rename(target)  # on one file system: nothing is copied, nothing can fill up
-        done.append((source, target))
-
-    try:
-        for model in replaced:
-            if (folder / model).exists():
-                move(folder / model, scratch / f"{model}{OLD}")
-        for model in models:
-            move(scratch / model, folder / model)
-    except OSError:
-        for source, target in reversed(done):
-            target.rename(source)
-        raise
-    for model in replaced:
-        shutil.rmtree(scratch / f"{model}{OLD}", ignore_errors=True)
+    Raises:
+        HyperFusionError: it cannot be built, or it differs.
+    """
+    source, plan = place / "model.onnx", place / "model.plan"
+    plan.write_bytes(build("trt", source, options).content)
+    source.unlink()
+    _compare_plan(plan, ensemble, image, precision)
 
 
 def _compare_plan(
@@ -292,8 +307,13 @@ def _compare_plan(
         if not off <= TOLERANCE[precision]:
             raise HyperFusionError(
                 f"{path}: {name} differs from torch in float64 by {off:.2e} of its scale, more "
-                f"than the tolerance {TOLERANCE[precision]:.0e}; nothing was exported"
+                f"than the tolerance {TOLERANCE[precision]:.0e}; nothing was exported",
+                code="export-differs",
             )
+
+
+def _invalid(message: str) -> HyperFusionError:
+    return HyperFusionError(message, code="repository-invalid")
 
 
 def read_config(path: Path) -> Any:
@@ -307,7 +327,7 @@ def read_config(path: Path) -> Any:
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), schema().ModelConfig())
     except (OSError, text_format.ParseError) as error:
-        raise HyperFusionError(f"{path}: not a model configuration: {error}") from None
+        raise _invalid(f"{path}: not a model configuration: {error}") from None
 
 
 def check_repository(folder: Path, name: str) -> None:
@@ -326,30 +346,28 @@ def check_repository(folder: Path, name: str) -> None:
         where = folder / step.model_name
         config = read_config(where / CONFIG)
         if config.name != step.model_name:
-            raise HyperFusionError(f"{where / CONFIG}: is named {config.name}")
+            raise _invalid(f"{where / CONFIG}: is named {config.name}")
         if config.max_batch_size < whole.max_batch_size:
-            raise HyperFusionError(f"{where / CONFIG}: takes smaller batches than the ensemble")
+            raise _invalid(f"{where / CONFIG}: takes smaller batches than the ensemble")
         path = where / VERSION / config.default_model_filename
         if not path.is_file():
-            raise HyperFusionError(f"{path}: is missing")
+            raise _invalid(f"{path}: is missing")
         if path.suffix == ".onnx":
             _check_onnx(path, config, pb)
         inputs = {t.name: (t.data_type, list(t.dims)) for t in config.input}
         outputs = {t.name: (t.data_type, list(t.dims)) for t in config.output}
         if set(step.input_map) != set(inputs):
-            raise HyperFusionError(
-                f"{folder / name / CONFIG}: {step.model_name} reads other tensors"
-            )
+            raise _invalid(f"{folder / name / CONFIG}: {step.model_name} reads other tensors")
         for inside, outside in step.input_map.items():
             if known.get(outside) != inputs[inside]:
-                raise HyperFusionError(
+                raise _invalid(
                     f"{folder / name / CONFIG}: {step.model_name} reads {outside!r}, which nothing "
                     "makes before it, or makes otherwise"
                 )
         known |= {outside: outputs[inside] for inside, outside in step.output_map.items()}
     for tensor in whole.output:
         if known.get(tensor.name) != (tensor.data_type, list(tensor.dims)):
-            raise HyperFusionError(f"{folder / name / CONFIG}: nothing makes {tensor.name!r}")
+            raise _invalid(f"{folder / name / CONFIG}: nothing makes {tensor.name!r}")
 
 
 def _check_onnx(path: Path, config: Any, pb: Any) -> None:
@@ -372,4 +390,4 @@ def _check_onnx(path: Path, config: Any, pb: Any) -> None:
             of = value.type.tensor_type
             found[value.name] = (kinds[of.elem_type], [d.dim_value for d in of.shape.dim[1:]])
         if written != found:
-            raise HyperFusionError(f"{path}: its {what} are {found}, the configuration's {written}")
+            raise _invalid(f"{path}: its {what} are {found}, the configuration's {written}")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from hyperfusion_rt.config import Frozen, Preprocessing, Rule, TableSpec, Task
+from hyperfusion_rt.config import Frozen, Precision, Preprocessing, Rule, TableSpec, Task
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
@@ -27,7 +27,6 @@ from hyperfusion_rt.files import sha256, write_text
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
-Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class Comparison(Frozen):
@@ -148,34 +147,46 @@ class Artifact:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(
-                f"{folder}: not an artifact (no {MANIFEST}); make one with 'hfrt export'"
+                f"{folder}: not an artifact (no {MANIFEST}); make one with 'hfrt export'",
+                code="artifact-missing",
             ) from None
         except NotADirectoryError:
-            raise ArtifactError(f"{folder}: a file, not an artifact's folder (NAME.hfrt)") from None
+            raise ArtifactError(
+                f"{folder}: a file, not an artifact's folder (NAME.hfrt)", code="artifact-missing"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise ArtifactError(f"{path}: cannot be read: {error}; export again") from None
+            raise ArtifactError(
+                f"{path}: cannot be read: {error}; export again", code="artifact-damaged"
+            ) from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if not isinstance(version, int):
-            raise ArtifactError(f"{path}: has no format_version; export again")
+            raise ArtifactError(
+                f"{path}: has no format_version; export again", code="artifact-damaged"
+            )
         if version < FORMAT_VERSION:
             raise ArtifactError(
                 f"{path}: format version {version}, but this program reads {FORMAT_VERSION}; "
-                "export again"
+                "export again",
+                code="artifact-too-old",
             )
         if version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{path}: format version {version}, but this program reads up to {FORMAT_VERSION}; "
-                "upgrade hyperfusion_rt"
+                "upgrade hyperfusion_rt",
+                code="artifact-too-new",
             )
         try:
             manifest = Manifest.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(f"{path}: damaged at {where}: {first['msg']}") from None
+            raise ArtifactError(
+                f"{path}: damaged at {where}: {first['msg']}", code="artifact-damaged"
+            ) from None
         if manifest.checksum != manifest.digest():
             raise ArtifactError(
-                f"{path}: changed after it was written (its checksum is wrong); export again"
+                f"{path}: changed after it was written (its checksum is wrong); export again",
+                code="artifact-changed",
             )
         return cls(folder, manifest)
 
@@ -203,32 +214,40 @@ class Artifact:
         """
         entries = [entry for entry in self.manifest.engines if entry.engine == engine]
         if not entries:
-            options = [f"--engine {name}" for name in (*self.engines, engine)]
             raise ArtifactError(
-                f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
-                f"export again with '{' '.join(['hfrt export', *options])}'"
+                f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; export "
+                f"again ('hfrt export') with `engines` {', '.join((*self.engines, engine))}",
+                code="artifact-lacks-engine",
             )
         whole = [entry.file for entry in entries if entry.part == part]
         if len(whole) != 1:
             raise ArtifactError(
-                f"{self.folder}: the '{engine}' engine has not one file ({part}); export again"
+                f"{self.folder}: the '{engine}' engine has not one file ({part}); export again",
+                code="artifact-damaged",
             )
         for entry in entries:
             path = self.folder / entry.file
             if path.parent != self.folder:
-                raise ArtifactError(f"{self.folder}: file name {entry.file!r} leaves the folder")
+                raise ArtifactError(
+                    f"{self.folder}: file name {entry.file!r} leaves the folder",
+                    code="artifact-damaged",
+                )
             try:
                 found = sha256(path)
             except FileNotFoundError:
                 raise ArtifactError(
-                    f"{path}: is missing; copy the whole folder, or export again"
+                    f"{path}: is missing; copy the whole folder, or export again",
+                    code="artifact-incomplete",
                 ) from None
             except OSError as error:
-                raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+                raise ArtifactError(
+                    f"{path}: cannot be read: {error.strerror}", code="artifact-damaged"
+                ) from None
             if found != entry.sha256:
                 raise ArtifactError(
                     f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
-                    f"{entry.sha256[:12]}...); copy it again, or export again"
+                    f"{entry.sha256[:12]}...); copy it again, or export again",
+                    code="artifact-damaged",
                 )
         return self.folder / whole[0]
 
@@ -243,6 +262,7 @@ def latest_artifact(folder: Path) -> Path:
     if not found:
         raise ArtifactError(
             f"{folder}: no artifact (*.hfrt) here; make one with 'hfrt export', or name one with "
-            "--artifact"
+            "`artifact`",
+            code="artifact-missing",
         )
     return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

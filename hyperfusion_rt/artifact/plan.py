@@ -281,6 +281,6 @@ def fitting(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32
         wanted = ", ".join(str(n) for n in shape)
         raise EngineError(
             f"the network's {name} is [B, {wanted}], but it was given {found}",
-            code="engine-input-shape",
+            code="engine-wrong-input",
         )
     return np.ascontiguousarray(value, dtype=np.float32)

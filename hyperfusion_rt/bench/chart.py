@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hyperfusion_rt.bench.race import Report
+from hyperfusion_rt.bench.result import Benchmark
 from hyperfusion_rt.files import replacing
 
 
-def chart(report: Report, path: Path) -> None:
+def chart(found: Benchmark, path: Path) -> None:
     """A bar chart of ms per box, one panel per batch size, as PNG."""
     from matplotlib.figure import Figure
 
-    batches = sorted({timing.batch for timing in report.timings})
+    batches = sorted({timing.batch for timing in found.timings})
     figure = Figure(figsize=(5.2 * len(batches), 3.6), layout="constrained")
     panels = figure.subplots(1, len(batches), squeeze=False)[0]
-    floor = 1e3 * report.gflop_per_box / report.limit_gflops
+    floor = 1e3 * found.gflop_per_box / found.limit_gflops
     for axes, batch in zip(panels, batches, strict=True):
-        rows = [timing for timing in report.timings if timing.batch == batch][::-1]
+        rows = [timing for timing in found.timings if timing.batch == batch][::-1]
         ours = [row.contender.startswith("hfrt") for row in rows]
         bars = axes.barh(
             [row.contender for row in rows],
@@ -31,7 +31,7 @@ def chart(report: Report, path: Path) -> None:
         axes.set_xlabel("ms per box (dotted: fp32 operations at the machine's limit)", fontsize=8)
         axes.margins(x=0.15)
     figure.suptitle(
-        f"{report.network}; {report.threads} threads; {report.machine['processor']}", fontsize=10
+        f"{found.network}; {found.threads} threads; {found.machine['processor']}", fontsize=10
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -1,9 +1,12 @@
-"""What takes part in a benchmark: our engines, torch, ONNX Runtime, OpenVINO."""
+"""What a benchmark times: one network, and who computes it: our engines, torch, ONNX Runtime,
+OpenVINO.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +16,75 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hyperfusion_rt.artifact.plan import write_plan
+from hyperfusion_rt.export.build import folded, load_cases
+from hyperfusion_rt.export.compare import reference_outputs
 from hyperfusion_rt.export.fuse.fuser import plan
 from hyperfusion_rt.export.ir.graph import Graph
+from hyperfusion_rt.export.ir.lower import lower
+from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.runtime.engines.choose import open_file
+from hyperfusion_rt.runtime.engines.registry import ENGINES
+from hyperfusion_rt.training.run_folder import Run
+from hyperfusion_rt.training.train import load_member
 
 Array = NDArray[np.float32]
+Inputs = tuple[Array, Array]  # image [B, 1, D, H, W], tabular [B, T]
 Call = Callable[[Array, Array], NDArray[np.floating]]
 
 
-def _torch_eager(network: nn.Module, batch: int) -> Call:
+@dataclass(frozen=True)
+class Contender:
+    """`precision` of its arithmetic; `open` makes it ready, which may take long, or fail."""
+
+    precision: str
+    open: Callable[[], Call]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What every contender computes: one member's network on one box of K cases.
+
+    `image [K, 1, D, H, W]`, `rows [K, T]`, `exact [K, C]`: its outputs in float64. `scratch` has
+    the network as it was trained, and folded, as ONNX files.
+    """
+
+    network: nn.Module
+    graph: Graph
+    image: Array
+    rows: Array
+    exact: NDArray[np.float64]
+    scratch: Path
+
+    @classmethod
+    def of(cls, run: Run, scratch: Path) -> Subject:
+        """Member 0 of `run` on its first box."""
+        network = load_member(run, run.members[0])
+        image, (rows, *_), _ = load_cases(run)
+        image = image[:, :1]
+        shapes = {"image": image.shape[1:], "tabular": rows.shape[1:]}
+        graph = folded(network, image.shape[2:], run.members[0].encoder)
+        found = cls(network, graph, image, rows, reference_outputs(network, image, rows), scratch)
+        write_onnx(lower(network, shapes), found.files[1])
+        write_onnx(graph, found.files[0])
+        return found
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The folded and the unfolded ONNX file."""
+        return self.scratch / "folded.onnx", self.scratch / "unfolded.onnx"
+
+    def inputs(self, batch: int) -> Inputs:
+        """The first `batch` cases, from the start again where there are fewer."""
+        index = np.arange(batch) % len(self.image)
+        return self.image[index], self.rows[index]
+
+    def difference(self, output: NDArray[np.floating], batch: int) -> float:
+        """The largest one of `inputs(batch)`, relative to the largest output of all cases."""
+        expected = self.exact[np.arange(batch) % len(self.exact)]
+        return float(np.abs(output - expected).max()) / float(np.abs(self.exact).max())
+
+
+def _torch_eager(network: nn.Module) -> Call:
     def call(image: Array, tabular: Array) -> NDArray[np.floating]:
         with torch.inference_mode():
             result: NDArray[np.floating] = network(
@@ -32,7 +95,7 @@ def _torch_eager(network: nn.Module, batch: int) -> Call:
     return call
 
 
-def _torch_compile(network: nn.Module, batch: int) -> Call:
+def _torch_compile(network: nn.Module) -> Call:
     import warnings
 
     import torch._inductor.config as inductor
@@ -52,7 +115,8 @@ def _torch_compile(network: nn.Module, batch: int) -> Call:
     return call
 
 
-def _onnxruntime(path: Path, threads: int) -> Call:
+def open_onnxruntime(path: Path, threads: int) -> Call:
+    """ONNX Runtime on the CPU with the file `path`."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -71,7 +135,8 @@ def _onnxruntime(path: Path, threads: int) -> Call:
     return call
 
 
-def _openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
+def open_openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
+    """OpenVINO on the CPU with the file `path`; `precision` is f32 or bf16."""
     import openvino as ov
 
     core = ov.Core()
@@ -104,7 +169,7 @@ def _openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
     return call
 
 
-def _faster(openers: Sequence[Callable[[], Call]], inputs: tuple[Array, Array]) -> Call:
+def _faster(openers: Sequence[Callable[[], Call]], inputs: Inputs) -> Call:
     """The contender that takes less time on `inputs`."""
     best: tuple[float, Call] | None = None
     for opener in openers:
@@ -121,50 +186,43 @@ def _faster(openers: Sequence[Callable[[], Call]], inputs: tuple[Array, Array]) 
     return best[1]
 
 
-def contenders(
-    network: nn.Module,
-    graph: Graph,
-    engines: Mapping[str, str],
-    threads: int,
-    inputs: tuple[Array, Array],
-    scratch: Path,
-) -> dict[str, tuple[str, Callable[[], Call]]]:
-    """Name → (precision, how to open it), for one batch.
+def _own(subject: Subject, engine: str, precision: str, threads: int) -> Call:
+    """One of our engines on the folded network."""
+    path = subject.files[0]
+    if ENGINES[engine].file == "plan":
+        path = subject.scratch / f"{precision}.{engine}"
+        write_plan(plan(subject.graph, folded=True, precision=precision), path)
+    opened = open_file(engine, path, threads)
+    return lambda image, tabular: opened.run(image, tabular)["output"]
 
-    `engines`: name → precision of ours, which run the folded `graph`. onnxruntime and OpenVINO get
-    our folded file and the network as it was; the faster counts.
+
+def contenders(
+    subject: Subject, engines: Mapping[str, str], threads: int, inputs: Inputs
+) -> dict[str, Contender]:
+    """Name → contender, for the batch `inputs`.
+
+    `engines`: name → precision of ours, which run the folded network. ONNX Runtime and OpenVINO
+    get that file and the network as it was; the faster counts.
     """
     batch = len(inputs[0])
-    files = [scratch / "folded.onnx", scratch / "unfolded.onnx"]
 
-    def ort() -> Call:
-        def opener(path: Path) -> Callable[[], Call]:
-            return lambda: _onnxruntime(path, threads)
-
-        return _faster([opener(path) for path in files], inputs)
+    def faster(open_file: Callable[[Path], Call]) -> Callable[[], Call]:
+        return lambda: _faster([partial(open_file, path) for path in subject.files], inputs)
 
     def vino(precision: str) -> Callable[[], Call]:
-        def opener(path: Path) -> Callable[[], Call]:
-            return lambda: _openvino(path, threads, batch, precision)
+        return faster(lambda path: open_openvino(path, threads, batch, precision))
 
-        return lambda: _faster([opener(path) for path in files], inputs)
+    def own(engine: str, precision: str) -> Contender:
+        return Contender(precision, partial(_own, subject, engine, precision, threads))
 
-    def own(engine: str, precision: str) -> Call:
-        path = files[0]
-        if engine != "onnx":
-            path = scratch / f"{precision}.{engine}"
-            write_plan(plan(graph, folded=True, precision=precision), path)
-        opened = open_file(engine, path, threads)
-        return lambda image, tabular: opened.run(image, tabular)["output"]
-
-    ours = {f"hfrt {name}": (p, partial(own, name, p)) for name, p in engines.items()}
+    ours = {f"hfrt {engine}": own(engine, precision) for engine, precision in engines.items()}
     if engines.get("native") == "fp32":
-        ours["hfrt native bf16"] = ("bf16", partial(own, "native", "bf16"))
+        ours["hfrt native bf16"] = own("native", "bf16")
     return {
         **ours,
-        "onnxruntime": ("fp32", ort),
-        "openvino f32": ("fp32", vino("f32")),
-        "openvino bf16": ("bf16", vino("bf16")),
-        "torch eager": ("fp32", lambda: _torch_eager(network, batch)),
-        "torch.compile": ("fp32", lambda: _torch_compile(network, batch)),
+        "onnxruntime": Contender("fp32", faster(lambda path: open_onnxruntime(path, threads))),
+        "openvino f32": Contender("fp32", vino("f32")),
+        "openvino bf16": Contender("bf16", vino("bf16")),
+        "torch eager": Contender("fp32", partial(_torch_eager, subject.network)),
+        "torch.compile": Contender("fp32", partial(_torch_compile, subject.network)),
     }

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from hyperfusion_rt.training.run_folder import Run
 
 
+INTERRUPTED = 130  # the exit status after Ctrl-C or SIGTERM
+
+
 def console() -> Console:
     """Standard error: standard output is for results."""
     from rich.console import Console
@@ -81,3 +84,24 @@ def show_run(run: Run, as_json: bool) -> None:
     left = run.metrics.get("cases", {}).get("left_out")
     if left:
         print(f"left out: {left}; {run.folder / 'left_out.json'} says why")
+
+
+def need_torch(purpose: str) -> None:
+    """Raise a MissingExtraError unless what training needs is installed."""
+    from importlib.util import find_spec
+
+    from hyperfusion_rt.errors import MissingExtraError
+
+    for package in ("torch", "safetensors", "sklearn"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "train", purpose)
+
+
+def share_the_cores() -> None:
+    """Before torch is imported: its threads sleep at a barrier instead of spinning.
+
+    Where another process wants a core too, spinning made a training step 14 times slower.
+    """
+    import os
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hyperfusion_rt.data.table_file import LeftOut, Row, Table, is_missing, normalise_id, read_table
@@ -78,16 +78,56 @@ def _bidsignore(path: Path) -> Callable[[str], bool]:
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        raise CohortError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise CohortError(
+            f"{path}: cannot be read: {error.strerror or error}", code="cohort-unreadable"
+        ) from None
     for number, line in enumerate(lines, 1):
         try:
             GitIgnoreSpec.from_lines([line])
         except ValueError:
             raise CohortError(
-                f"{path}, line {number}: {line!r} is no pattern; write it as in a .gitignore"
+                f"{path}, line {number}: {line!r} is no pattern; write it as in a .gitignore",
+                code="cohort-bidsignore-invalid",
             ) from None
     spec = GitIgnoreSpec.from_lines(lines)
     return lambda name: bool(spec.match_file(name))
+
+
+@dataclass
+class _Sessions:
+    """What the `sessions.tsv` of all participants say.
+
+    `cells`: by subject and session, those of `columns`. `defects`: (reason, code) by subject.
+    """
+
+    columns: tuple[str, ...] = ()
+    cells: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    defects: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def _read_sessions(bids_dir: Path, subjects: Iterable[str]) -> _Sessions:
+    sessions = _Sessions()
+    for subject in dict.fromkeys(subjects):
+        path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+        if not path.is_file():
+            continue
+        try:
+            found = read_table(path, id_column="session_id")
+        except TableError as error:
+            sessions.defects[subject] = str(error), error.code
+            continue
+        if found.problems:
+            first = found.problems[0]
+            reason = f"{path}, line {first.line}: {first.reason}"
+            sessions.defects[subject] = reason, first.code
+            continue
+        added = [name for name in found.columns if name != found.id_column]
+        sessions.columns = tuple(dict.fromkeys((*sessions.columns, *added)))
+        # The column of ids is that of the sessions here.
+        sessions.cells[subject] = {
+            row.subject: {name: row.values[name] for name in added} for row in found.rows
+        }
+    return sessions
 
 
 def session_rows(bids_dir: Path, table: Table) -> Table:
@@ -103,44 +143,23 @@ def session_rows(bids_dir: Path, table: Table) -> Table:
     A file that cannot be used leaves its participant out, with a problem that names it. The given
     table is not changed; without any such file it is returned.
     """
-    sessions: dict[str, dict[str, dict[str, str]]] = {}
-    defects: dict[str, str] = {}
-    columns = dict.fromkeys(table.columns)
-    session_column = table.session_column or "session_id"
-    for subject in {row.subject: None for row in table.rows}:
-        path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
-        if not path.is_file():
-            continue
-        try:
-            found = read_table(path, id_column="session_id")
-        except TableError as error:
-            defects[subject] = str(error)
-            continue
-        if found.problems:
-            first = found.problems[0]
-            defects[subject] = f"{path}, line {first.line}: {first.reason}"
-            continue
-        added = [name for name in found.columns if name != found.id_column]
-        columns |= dict.fromkeys(added)
-        # The column of ids is that of the sessions here.
-        sessions[subject] = {
-            row.subject: {name: row.values[name] for name in added} for row in found.rows
-        }
-    if not sessions and not defects:
+    sessions = _read_sessions(bids_dir, (row.subject for row in table.rows))
+    if not sessions.cells and not sessions.defects:
         return table
 
-    columns |= {session_column: None}
+    session_column = table.session_column or "session_id"
+    columns = tuple(dict.fromkeys((*table.columns, *sessions.columns, session_column)))
     known = {(row.subject, row.session) for row in table.rows}
     rows: list[Row] = []
     problems = list(table.problems)
     for row in table.rows:
-        if row.subject in defects:
-            reason = defects[row.subject]
-            problems.append(LeftOut(row.subject, row.session, row.line, reason))
+        if row.subject in sessions.defects:
+            reason, code = sessions.defects[row.subject]
+            problems.append(LeftOut(row.subject, row.session, row.line, reason, code))
             continue
         # Every row has every column: a column that only others' sessions have is not known.
         values = {name: row.values.get(name, "n/a") for name in columns}
-        of_subject = sessions.get(row.subject, {})
+        of_subject = sessions.cells.get(row.subject, {})
         if row.session is not None:
             rows.append(replace(row, values=values | of_subject.get(row.session, {})))
         elif not of_subject:
@@ -153,7 +172,7 @@ def session_rows(bids_dir: Path, table: Table) -> Table:
             ]
     problems.sort(key=lambda problem: problem.line)
     return replace(
-        table, columns=tuple(columns), rows=rows, session_column=session_column, problems=problems
+        table, columns=columns, rows=rows, session_column=session_column, problems=problems
     )
 
 

@@ -32,7 +32,8 @@ ProblemKind = Literal["scan-without-row", "row-without-scan", "passed-over", "de
 class Problem:
     """A scan or a row that is in no case, and why; `where` is its file (and line).
 
-    Source `list`: an id that was asked for (`restrict`) and that neither has.
+    Source `list`: an id that was asked for (`restrict`) and that neither has. `code`, one of
+    `CODES`, says more than `kind`.
     """
 
     subject: str
@@ -40,6 +41,7 @@ class Problem:
     source: Literal["scan", "row", "list"]
     where: str
     reason: str
+    code: str
     kind: ProblemKind = "defect"
 
 
@@ -64,19 +66,23 @@ def join(scans: Sequence[Scan], table: Table) -> Cohort:
     found: dict[tuple[str, str | None], list[Case]] = {}
     problems: list[Problem] = []
     used: set[int] = set()
+
+    def leave(
+        scan: Scan, subject: str, path: Path, reason: str, code: str, kind: ProblemKind
+    ) -> None:
+        problems.append(Problem(subject, scan.session, "scan", str(path), reason, code, kind))
+
     for scan in scans:
         for other in scan.others:
             reason = f"another run of the same scan: {scan.path.name} is used"
-            where = str(other)
-            problems.append(
-                Problem(scan.subject, scan.session, "scan", where, reason, "passed-over")
-            )
+            leave(scan, scan.subject, other, reason, "scan-passed-over", "passed-over")
         subject, rest = index.split(scan)
-        match = scan.defect or index.row_of(scan, subject, rest)
-        if isinstance(match, str):
-            kind: ProblemKind = "defect" if scan.defect else "scan-without-row"
-            where = str(scan.path)
-            problems.append(Problem(subject, scan.session, "scan", where, match, kind))
+        if scan.defect is not None:
+            leave(scan, subject, scan.path, scan.defect, scan.code, "defect")
+            continue
+        match = index.row_of(scan, subject, rest)
+        if isinstance(match, _NoRow):
+            leave(scan, subject, scan.path, match.reason, match.code, "scan-without-row")
             continue
         used.add(match.line)
         case = Case(subject, scan.session or match.session, scan.path, match)
@@ -84,13 +90,7 @@ def join(scans: Sequence[Scan], table: Table) -> Cohort:
 
     cases = [group[0] for group in found.values() if len(group) == 1]
     for group in found.values():
-        for case in group if len(group) > 1 else ():
-            others = ", ".join(str(other.scan) for other in group if other is not case)
-            reason = (
-                f"several scans of this subject and session: also {others}; which of them is meant "
-                "is unclear: keep one (in BIDS, list the others in .bidsignore)"
-            )
-            problems.append(Problem(case.subject, case.session, "scan", str(case.scan), reason))
+        problems += _ambiguous(group)
     problems.sort(key=lambda problem: problem.where)
     return Cohort(cases, problems + _row_problems(table, used))
 
@@ -103,11 +103,19 @@ def restrict(cohort: Cohort, subjects: Iterable[str]) -> Cohort:
     seen = {case.subject for case in cases} | {problem.subject for problem in problems}
     reason = "neither a scan nor a row has this id; check its spelling"
     unknown = [
-        Problem(subject, None, "list", text, reason)
+        Problem(subject, None, "list", text, reason, "cohort-unknown-id")
         for subject, text in asked.items()
         if subject not in seen
     ]
     return Cohort(cases, problems + unknown)
+
+
+@dataclass(frozen=True)
+class _NoRow:
+    """Why a scan has no row."""
+
+    reason: str
+    code: str
 
 
 class _Index:
@@ -138,7 +146,7 @@ class _Index:
                 return name[:end], name[end + 1 :]
         return name, ""
 
-    def row_of(self, scan: Scan, subject: str, rest: str) -> Row | str:
+    def row_of(self, scan: Scan, subject: str, rest: str) -> Row | _NoRow:
         """The scan's row, or why there is none."""
         rows = {row.session: row for row in self.rows.get(subject, [])}
         left_out = self.left_out.get(subject, {})
@@ -151,23 +159,30 @@ class _Index:
         if session in rows:
             return rows[session]
         if session in left_out:
-            return f"its row (line {left_out[session]}) was left out of the table"
+            return _row_left_out(left_out[session])
         listed = ", ".join(sorted(s or "(none)" for s in sessions))
         if session is not None and set(sessions) != {None}:
-            return f"no row for session {session!r}; the table has {listed}"
+            reason = f"no row for session {session!r}; the table has {listed}"
+            return _NoRow(reason, "scan-without-row")
         if len(sessions) == 1:
             return next(iter(rows.values()))
-        return (
+        return _NoRow(
             f"the scan's session is unknown and the table has several ({listed}); "
-            "put it into a folder 'ses-NAME'"
+            "put it into a folder 'ses-NAME'",
+            "scan-session-unknown",
         )
 
-    def _no_row(self, subject: str, left_out: dict[str | None, int]) -> str:
+    def _no_row(self, subject: str, left_out: dict[str | None, int]) -> _NoRow:
         if left_out:
-            return f"its row (line {min(left_out.values())}) was left out of the table"
+            return _row_left_out(min(left_out.values()))
         near = self.unpadded.get(subject.lstrip("0"))
         hint = f"; is it {near!r} there? Leading zeros count" if near else ""
-        return f"no row for subject {subject!r} in the table{hint}"
+        reason = f"no row for subject {subject!r} in the table{hint}"
+        return _NoRow(reason, "scan-without-row")
+
+
+def _row_left_out(line: int) -> _NoRow:
+    return _NoRow(f"its row (line {line}) was left out of the table", "scan-row-left-out")
 
 
 def _session_borne(
@@ -185,13 +200,32 @@ def _session_borne(
     return named.pop() if len(named) == 1 else None
 
 
+def _ambiguous(cases: Sequence[Case]) -> list[Problem]:
+    """Every one of several cases of a subject and session; none of a single case."""
+    found = []
+    for case in cases if len(cases) > 1 else ():
+        others = ", ".join(str(other.scan) for other in cases if other is not case)
+        reason = (
+            f"several scans of this subject and session: also {others}; which of them is meant "
+            "is unclear: keep one (in BIDS, list the others in .bidsignore)"
+        )
+        where = str(case.scan)
+        found.append(Problem(case.subject, case.session, "scan", where, reason, "scan-ambiguous"))
+    return found
+
+
 def _row_problems(table: Table, used: set[int]) -> list[Problem]:
-    found: list[tuple[Row | LeftOut, str, ProblemKind]] = [
-        (problem, problem.reason, "defect") for problem in table.problems
+    def problem(row: Row | LeftOut, reason: str, code: str, kind: ProblemKind) -> Problem:
+        where = f"{table.path}, line {row.line}"
+        return Problem(row.subject, row.session, "row", where, reason, code, kind)
+
+    reason = "no scan was found for this row"
+    found = [
+        (item.line, problem(item, item.reason, item.code, "defect")) for item in table.problems
     ]
-    unused = [row for row in table.rows if row.line not in used]
-    found += [(r, "no scan was found for this row", "row-without-scan") for r in unused]
-    return [
-        Problem(item.subject, item.session, "row", f"{table.path}, line {item.line}", reason, kind)
-        for item, reason, kind in sorted(found, key=lambda entry: entry[0].line)
+    found += [
+        (row.line, problem(row, reason, "row-without-scan", "row-without-scan"))
+        for row in table.rows
+        if row.line not in used
     ]
+    return [problem for _, problem in sorted(found, key=lambda entry: entry[0])]

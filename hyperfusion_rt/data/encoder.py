@@ -10,93 +10,38 @@ scikit-learn; encoding needs NumPy alone.
 from __future__ import annotations
 
 import math
-import warnings
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from hyperfusion_rt.config import Feature, Frozen, TableSpec
+from hyperfusion_rt.config import TableSpec
+from hyperfusion_rt.data.encoder_columns import (
+    CategoricalColumn,
+    Column,
+    Fitted,
+    ImputerStep,
+    NumericColumn,
+    owners_of,
+    parts,
+)
+from hyperfusion_rt.data.encoder_fit import Float64, fit_column, fit_steps, standardised
 from hyperfusion_rt.data.table_file import (
-    LARGEST,
     Row,
     Table,
-    is_missing,
     read_category,
-    read_cell,
     read_number,
     suggest,
     where,
 )
-from hyperfusion_rt.errors import ConfigError, MissingExtraError, TableError
+from hyperfusion_rt.errors import ConfigError, TableError
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-
-_SMALLEST_STD = 1e-20
-_ROUNDS = 10
-_NOTHING_KNOWN = "column {!r}: none of the {} training rows has a value; drop the feature"
 
 
-class _Fitted(Frozen):
-    """Stored in manifests: every number is finite, so that JSON keeps it exactly."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class NumericColumn(_Fitted):
-    """A number. `fill` is the training median; without one, a gap is an error.
-
-    `low` and `high` span the values seen in training; mean and std are taken after imputation.
-    """
-
-    kind: Literal["numeric", "censored"]
-    name: str
-    fill: float | None = None
-    mean: float = 0.0
-    std: float = Field(1.0, ge=_SMALLEST_STD)
-    low: float = -LARGEST
-    high: float = LARGEST
-    missing_rate: float = Field(0.0, ge=0, lt=1)
-
-
-class CategoricalColumn(_Fitted):
-    """One input per category; `mode`, the most frequent one in training, fills gaps."""
-
-    kind: Literal["categorical"]
-    name: str
-    categories: tuple[str, ...] = Field(min_length=1)
-    mode: str
-    missing_rate: float = Field(0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> CategoricalColumn:
-        if self.mode not in self.categories:
-            raise ValueError(f"mode {self.mode!r} of {self.name!r} is not among its categories")
-        return self
-
-
-Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
-
-
-class ImputerStep(_Fitted):
-    """Where column `target` is missing: `clip(x @ coefficients + intercept, low, high)`.
-
-    `coefficients` covers all C columns; the target's own is 0.
-    """
-
-    target: int = Field(ge=0)
-    coefficients: tuple[float, ...]
-    intercept: float
-    low: float
-    high: float
-
-
-class TabularEncoder(_Fitted):
+class TabularEncoder(Fitted):
     """A fitted encoder; `model_dump_json` and `model_validate_json` keep it bit for bit.
 
     The imputer sees C columns, the numbers and the one-hot inputs in feature order. It starts from
@@ -111,7 +56,7 @@ class TabularEncoder(_Fitted):
 
     @model_validator(mode="after")
     def _check(self) -> TabularEncoder:
-        numeric = [isinstance(owner, NumericColumn) for owner in _owners(self.columns)]
+        numeric = [isinstance(owner, NumericColumn) for owner in owners_of(self.columns)]
         for step in self.steps:
             if len(step.coefficients) != len(numeric):
                 raise ValueError(f"an imputer step needs {len(numeric)} coefficients")
@@ -129,16 +74,20 @@ class TabularEncoder(_Fitted):
             MissingExtraError: `spec.imputer` is iterative and scikit-learn is not installed.
         """
         if not rows:
-            raise TableError("there are no training rows to fit the table's encoder on")
+            raise TableError(
+                "there are no training rows to fit the table's encoder on", code="table-empty"
+            )
         names = [feature.name for feature in spec.features]
         if len(set(names)) < len(names):
-            raise ConfigError(f"tabular: a feature is listed twice in {', '.join(names)}")
-        columns: tuple[Column, ...] = tuple(_fit_column(f, rows) for f in spec.features)
+            raise ConfigError(
+                f"tabular: a feature is listed twice in {', '.join(names)}", code="config-invalid"
+            )
+        columns: tuple[Column, ...] = tuple(fit_column(f, rows) for f in spec.features)
         draft = cls(columns=columns)
         x = np.stack([draft._read(row)[0] for row in rows])
-        steps, rounds = _fit_steps(x, columns) if spec.imputer == "iterative" else ((), 0)
+        steps, rounds = fit_steps(x, columns) if spec.imputer == "iterative" else ((), 0)
         draft = cls(columns=columns, steps=steps, rounds=rounds)
-        columns = _standardised(columns, np.stack([draft._impute(row) for row in x]))
+        columns = standardised(columns, np.stack([draft._impute(row) for row in x]))
         return cls(columns=columns, steps=steps, rounds=rounds, training_rows=len(rows))
 
     @classmethod
@@ -150,7 +99,7 @@ class TabularEncoder(_Fitted):
     def names(self) -> tuple[str, ...]:
         """Names of the T inputs: `AGE`, `AGE:missing`, `SEX=Female`, ..."""
         gaps = tuple(f"{column.name}:missing" for column in self.columns)
-        names = (*(part for column in self.columns for part in _parts(column)), *gaps)
+        names = (*(part for column in self.columns for part in parts(column)), *gaps)
         return tuple(names[position] for position in self.order)
 
     @property
@@ -169,7 +118,8 @@ class TabularEncoder(_Fitted):
             named = ", ".join(f"{name!r}{suggest(name, table.columns)}" for name in absent)
             raise TableError(
                 f"{table.path}: missing columns: {named} (the columns are "
-                f"{', '.join(table.columns)}); add them, empty where nothing is known"
+                f"{', '.join(table.columns)}); add them, empty where nothing is known",
+                code="table-missing-column",
             )
 
     def encode(self, rows: Sequence[Row]) -> Float32:
@@ -200,7 +150,7 @@ class TabularEncoder(_Fitted):
             TableError: as `encode_row`.
         """
         x, gaps = self._read(row)
-        values = dict(zip((owner.name for owner in _owners(self.columns)), x, strict=True))
+        values = dict(zip((owner.name for owner in self.owners), x, strict=True))
         found = []
         for column, gap in zip(self.columns, gaps, strict=True):
             if gap and column.missing_rate == 0:
@@ -216,7 +166,7 @@ class TabularEncoder(_Fitted):
     @cached_property
     def owners(self) -> list[Column]:
         """`[C]`: the column of the table that each column of the imputer comes from."""
-        return _owners(self.columns)
+        return owners_of(self.columns)
 
     @cached_property
     def affine(self) -> Float64:
@@ -225,7 +175,7 @@ class TabularEncoder(_Fitted):
             (owner.fill or 0.0, owner.mean, owner.std)
             if isinstance(owner, NumericColumn)
             else (0.0, 0.0, 1.0)
-            for owner in _owners(self.columns)
+            for owner in self.owners
         ]
         affine: Float64 = np.array(numbers, np.float64).reshape(-1, 3).T
         return affine
@@ -233,11 +183,11 @@ class TabularEncoder(_Fitted):
     @cached_property
     def order(self) -> npt.NDArray[np.intp]:
         """`[T]`: where each input stands in the C columns followed by one gap flag a feature."""
-        flags = len(_owners(self.columns))
+        flags = len(self.owners)
         order: list[int] = []
         at = 0
         for index, column in enumerate(self.columns):
-            inputs = range(at, at + len(_parts(column)))
+            inputs = range(at, at + len(parts(column)))
             order += inputs
             at = inputs.stop
             if column.missing_rate > 0:
@@ -263,7 +213,8 @@ class TabularEncoder(_Fitted):
             if number is None and column.fill is None:
                 raise TableError(
                     f"{where(row, column.name)}: is empty, and this model has nothing to put "
-                    "in its place; give a number"
+                    "in its place; give a number",
+                    code="table-missing-value",
                 )
             values.append(math.nan if number is None else number)
             gaps.append(float(number is None))
@@ -297,108 +248,6 @@ def read_target(row: Row, spec: TableSpec) -> int | float | None:
     meaning: dict[str, str] = {}
     for value, name in meanings:
         if meaning.setdefault(value.casefold(), name) != name:
-            raise ConfigError(f"tabular.classes: two classes mean {value!r}")
+            raise ConfigError(f"tabular.classes: two classes mean {value!r}", code="config-invalid")
     found = read_category(row, spec.target, [value for value, _ in meanings])
     return None if found is None else list(spec.classes).index(meaning[found.casefold()])
-
-
-def _parts(column: Column) -> tuple[str, ...]:
-    """Names of a column's inputs, without the indicator."""
-    if isinstance(column, NumericColumn):
-        return (column.name,)
-    return tuple(f"{column.name}={category}" for category in column.categories)
-
-
-def _owners(columns: Sequence[Column]) -> list[Column]:
-    """`[C]`: the column of the table that each column of the imputer comes from."""
-    return [column for column in columns for _ in _parts(column)]
-
-
-def _fit_column(feature: Feature, rows: Sequence[Row]) -> NumericColumn | CategoricalColumn:
-    if feature.kind == "categorical":
-        return _fit_categorical(feature, rows)
-    name = feature.name
-    read = [read_number(row, name, censored=feature.kind == "censored") for row in rows]
-    known = [value for value in read if value is not None]
-    if not known:
-        raise TableError(_NOTHING_KNOWN.format(name, len(rows)))
-    return NumericColumn(
-        kind=feature.kind,
-        name=name,
-        fill=float(np.median(known)),
-        low=min(known),
-        high=max(known),
-        missing_rate=1 - len(known) / len(rows),
-    )
-
-
-def _fit_categorical(feature: Feature, rows: Sequence[Row]) -> CategoricalColumn:
-    name, categories = feature.name, feature.categories
-    if not categories:
-        # The sort before folding makes the spelling that is kept independent of the rows' order.
-        texts = sorted({read_cell(row, name) for row in rows}, reverse=True)
-        learned = {text.casefold(): text for text in texts if not is_missing(text)}
-        categories = tuple(learned[key] for key in sorted(learned))
-    if len({category.casefold() for category in categories}) < len(categories):
-        raise ConfigError(f"tabular: feature {name!r} lists a category twice: {categories}")
-    found = [read_category(row, name, categories) for row in rows]
-    counts = Counter(category for category in found if category is not None)
-    if not counts:
-        raise TableError(_NOTHING_KNOWN.format(name, len(rows)))
-    return CategoricalColumn(
-        kind="categorical",
-        name=name,
-        categories=categories,
-        mode=max(categories, key=lambda category: counts[category]),
-        missing_rate=found.count(None) / len(rows),
-    )
-
-
-def _standardised(columns: Sequence[Column], filled: Float64) -> tuple[Column, ...]:
-    """The columns with the mean and population std of `filled [N, C]`."""
-    mean, std = filled.mean(axis=0), filled.std(axis=0)
-    rounding = len(filled) * np.finfo(np.float64).eps * np.abs(mean)
-    std[std <= np.maximum(rounding, _SMALLEST_STD)] = 1.0  # constant, but for rounding
-    statistics = {
-        owner.name: {"mean": m, "std": s}
-        for owner, m, s in zip(_owners(columns), mean.tolist(), std.tolist(), strict=True)
-        if isinstance(owner, NumericColumn)
-    }
-    return tuple(column.model_copy(update=statistics.get(column.name)) for column in columns)
-
-
-def _fit_steps(x: Float64, columns: Sequence[Column]) -> tuple[tuple[ImputerStep, ...], int]:
-    """Steps and rounds of scikit-learn's IterativeImputer, fitted on `x [N, C]`."""
-    if x.shape[1] < 2:  # nothing to predict from
-        return (), 0
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-        from sklearn.impute import IterativeImputer
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "train", "fitting the iterative imputer") from None
-    low, high = np.nanmin(x, axis=0), np.nanmax(x, axis=0)
-    # An imputed value stays within the training range. A constant column, too, needs low < high.
-    high = np.maximum(high, np.nextafter(low, np.inf))
-    # Its default estimator is BayesianRidge.
-    imputer = IterativeImputer(
-        initial_strategy="median", max_iter=_ROUNDS, min_value=low, max_value=high
-    )
-    with warnings.catch_warnings():
-        # The number of rounds is part of the protocol; stopping there is no fault of the table.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        imputer.fit(x)
-    steps = []
-    for target, others, regression in imputer.imputation_sequence_:
-        if isinstance(_owners(columns)[target], NumericColumn):  # the others have no gaps left
-            coefficients = np.zeros(x.shape[1])
-            coefficients[others] = regression.coef_
-            step = ImputerStep(
-                target=int(target),
-                coefficients=tuple(coefficients.tolist()),
-                intercept=float(regression.intercept_),
-                low=float(low[target]),
-                high=float(high[target]),
-            )
-            steps.append(step)
-    return tuple(steps), int(imputer.n_iter_)

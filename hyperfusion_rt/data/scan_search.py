@@ -14,6 +14,8 @@ from hyperfusion_rt.data.table_file import normalise_id
 from hyperfusion_rt.errors import CohortError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh")
+# The code of a folder that `walk` could not read.
+UNREADABLE = "scan-folder-unreadable"
 # Kinds of image that lie beside the T1-weighted one in BIDS-like folders.
 _OTHER_KIND = re.compile(
     "angio|asl|bold|dseg|dwi|epi|flair|inplanet[12]|m0scan|mask|pdt2|pdw|pet|probseg|sbref|"
@@ -34,7 +36,8 @@ _BIDS = re.compile(r"sub-([^/]+)/(?:ses-([^/]+)/)?anat/[^/]+")
 class Scan:
     """One scan; `subject` and `session` are normalised ids.
 
-    `others` are further runs, which are not used. `defect` says why a folder gave no scan.
+    `others` are further runs, which are not used. `defect` says why this is no scan that can be
+    used, and `code` is its code (one of `CODES`); None and empty otherwise.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class Scan:
     session: str | None = None
     others: tuple[Path, ...] = ()
     defect: str | None = None
+    code: str = ""
 
 
 def find_scans(path: str | Path) -> list[Scan]:
@@ -63,11 +67,12 @@ def find_scans(path: str | Path) -> list[Scan]:
         elif root.exists():
             return [_single(root)]
         else:
-            raise CohortError(f"{root}: no such file or folder")
+            raise CohortError(f"{root}: no such file or folder", code="cohort-not-found")
     except OSError as error:
         raise CohortError(
             f"{root}: cannot be read: {error.strerror or error}; "
-            "check its permissions or choose another folder"
+            "check its permissions or choose another folder",
+            code="cohort-unreadable",
         ) from None
 
     files = [file for _, inside, _ in entries for file in inside if is_scan(file)]
@@ -77,12 +82,14 @@ def find_scans(path: str | Path) -> list[Scan]:
     else:
         scans = [_by_name_or_folder(root, file) for file in files if not _is_other_kind(file)]
     unreadable = [
-        Scan(folder, normalise_id(folder.relative_to(root).parts[0]), defect=defect)
+        Scan(
+            folder, normalise_id(folder.relative_to(root).parts[0]), defect=defect, code=UNREADABLE
+        )
         for folder, _, defect in entries
         if defect is not None
     ]
     if not scans and not unreadable:
-        raise CohortError(_nothing_found(root, files))
+        raise CohortError(_nothing_found(root, files), code="cohort-no-scan")
     return sorted(_first_runs(scans) + unreadable, key=lambda scan: scan.path)
 
 
@@ -126,7 +133,10 @@ def walk(
 
 def _single(file: Path) -> Scan:
     if not is_scan(file):
-        raise CohortError(f"{file}: is no scan; its name must end in {', '.join(EXTENSIONS)}")
+        raise CohortError(
+            f"{file}: is no scan; its name must end in {', '.join(EXTENSIONS)}",
+            code="scan-format-unknown",
+        )
     return _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
 
 
@@ -141,10 +151,11 @@ def _bids(root: Path, file: Path) -> Scan | None:
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
     name = _NAME.fullmatch(stem(file))
     named = _ids(name) if name else (subject, session)
-    defect = None
-    if named[0] != subject or (named[1] and session and named[1] != session):
-        defect = "the folder and the file's name disagree about subject or session; rename one"
-    return Scan(file, subject, session or named[1], defect=defect)
+    scan = Scan(file, subject, session or named[1])
+    if named[0] == subject and not (named[1] and session and named[1] != session):
+        return scan
+    defect = "the folder and the file's name disagree about subject or session; rename one"
+    return replace(scan, defect=defect, code="scan-name-conflict")
 
 
 def _by_name_or_folder(root: Path, file: Path) -> Scan:
@@ -168,24 +179,6 @@ def _is_other_kind(file: Path) -> bool:
     return name is not None and _OTHER_KIND.fullmatch(name["suffix"] or "") is not None
 
 
-def _nothing_found(root: Path, files: Sequence[Path]) -> str:
-    ignored = f" ({len(files)} images of another kind were ignored)" if files else ""
-    if dataset_of(root):
-        folders = "/, ".join(NOT_SEARCHED)
-        ignored += f"; a BIDS dataset's {folders}/ and what .bidsignore lists are not searched"
-    return (
-        f"{root}: no scan found{ignored}; looked for files that end in {', '.join(EXTENSIONS)}: "
-        "SUBJECT.nii.gz, SUBJECT/**/*.nii.gz, sub-*/[ses-*/]anat/*_T1w.nii.gz"
-    )
-
-
-def _run(scan: Scan) -> tuple[int, str]:
-    run = _RUN.search(stem(scan.path))
-    if run is None:
-        return 0, ""
-    return (int(run[1]), "") if run[1].isdecimal() else (sys.maxsize, run[1])
-
-
 def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
     """One scan for all runs of it, the first; the rest becomes `others`."""
     groups: dict[tuple[Path, str], list[Scan]] = {}
@@ -199,3 +192,21 @@ def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
         group.sort(key=_run)
         first.append(replace(group[0], others=tuple(scan.path for scan in group[1:])))
     return first
+
+
+def _run(scan: Scan) -> tuple[int, str]:
+    run = _RUN.search(stem(scan.path))
+    if run is None:
+        return 0, ""
+    return (int(run[1]), "") if run[1].isdecimal() else (sys.maxsize, run[1])
+
+
+def _nothing_found(root: Path, files: Sequence[Path]) -> str:
+    ignored = f" ({len(files)} images of another kind were ignored)" if files else ""
+    if dataset_of(root):
+        folders = "/, ".join(NOT_SEARCHED)
+        ignored += f"; a BIDS dataset's {folders}/ and what .bidsignore lists are not searched"
+    return (
+        f"{root}: no scan found{ignored}; looked for files that end in {', '.join(EXTENSIONS)}: "
+        "SUBJECT.nii.gz, SUBJECT/**/*.nii.gz, sub-*/[ses-*/]anat/*_T1w.nii.gz"
+    )

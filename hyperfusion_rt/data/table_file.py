@@ -6,18 +6,16 @@ A file that is no table raises `TableError`. A row that is no row is left out an
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from hyperfusion_rt.data.table_text import read_records
 from hyperfusion_rt.errors import TableError
 
 # What stands for "not known", whatever its case.
@@ -49,8 +47,9 @@ _PREFIX = re.compile(r"(?i)^(?:(?:sub|ses)-\s*)+(?=.)")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _BOUND = re.compile(r"^(?:[<>]=?|=[<>]|≤|≥)\s*")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
-_HIGH_RUN = re.compile(r"[^\x00-\x7f]{3}")
+
+# Of several rows for one (subject, session): leave out all, or keep the first.
+Duplicates = Literal["refuse", "first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +64,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that was left out, or a second row that was passed over."""
+    """A row that was left out, or a second row that was passed over; `code`: one of `CODES`."""
 
     subject: str
     session: str | None
     line: int
     reason: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,8 @@ def read_cell(row: Row, column: str) -> str:
         return row.values[column].strip()
     except KeyError:
         raise TableError(
-            f"line {row.line}: there is no column {column!r}{suggest(column, row.values)}"
+            f"line {row.line}: there is no column {column!r}{suggest(column, row.values)}",
+            code="table-missing-column",
         ) from None
 
 
@@ -147,7 +148,9 @@ def read_number(row: Row, column: str, *, censored: bool = False) -> float | Non
         advice = f"it must be finite and at most {LARGEST:g} in size"
     else:
         advice = "allowed: " + ("71.5 or >71.5" if censored else "71.5") + ", or empty"
-    raise TableError(f"{where(row, column)}: {text!r} is no usable number; {advice}")
+    raise TableError(
+        f"{where(row, column)}: {text!r} is no usable number; {advice}", code="table-not-a-number"
+    )
 
 
 def read_category(row: Row, column: str, categories: Sequence[str]) -> str | None:
@@ -166,7 +169,8 @@ def read_category(row: Row, column: str, categories: Sequence[str]) -> str | Non
         return None
     allowed = ", ".join(categories)
     raise TableError(
-        f"{where(row, column)}: {text!r} is not a known value; allowed: {allowed}, or empty"
+        f"{where(row, column)}: {text!r} is not a known value; allowed: {allowed}, or empty",
+        code="table-unknown-category",
     )
 
 
@@ -175,7 +179,7 @@ def read_table(
     *,
     id_column: str | None = None,
     session_column: str | None = None,
-    on_duplicate: Literal["refuse", "first"] = "refuse",
+    on_duplicate: Duplicates = "refuse",
 ) -> Table:
     """Read a table with a header; the separator is a comma, a tab or a semicolon.
 
@@ -194,14 +198,12 @@ def read_table(
             quoting, no row, or no such column.
     """
     path = Path(path)
-    text = _decode(path)
-    separator = _separator(text)
-    try:
-        records = list(_records(text, separator))
-    except _QuotingError as error:
-        raise TableError(f"{path}, {error}; check the quotes near that line") from None
+    separator, records = read_records(path)
     if not records:
-        raise TableError(f"{path}: the file is empty; it needs a header line and one line per scan")
+        raise TableError(
+            f"{path}: the file is empty; it needs a header line and one line per scan",
+            code="table-empty",
+        )
 
     line, header = records[0]
     names = [name.strip() for name in header]
@@ -209,10 +211,10 @@ def read_table(
     _check_duplicate_names(path, line, columns)
     subject_name = _find_column(path, names, SUBJECT_COLUMNS, id_column)
     if subject_name is None:
-        raise TableError(_no_subject_column(path, line, columns))
+        raise TableError(_no_subject_column(path, line, columns), code="table-no-subject-column")
     session_name = _find_column(path, names, SESSION_COLUMNS, session_column)
     if len(records) == 1:
-        raise TableError(f"{path}: there is a header but no row below it")
+        raise TableError(f"{path}: there is a header but no row below it", code="table-empty")
 
     table = Table(path, columns, [], separator, subject_name, session_name)
     for line, cells in records[1:]:
@@ -224,7 +226,8 @@ def read_table(
                 f"the row has {len(cells)} fields, the header has {len(names)}: "
                 "check its separators and quotes"
             )
-            table.problems.append(LeftOut(*_ids_of(table, names, cells), line, reason))
+            subject, session = _ids_of(table, names, cells)
+            table.problems.append(LeftOut(subject, session, line, reason, "table-ragged-row"))
     if separator == ";":
         _accept_decimal_commas(table)
     _settle_duplicates(table, on_duplicate)
@@ -232,78 +235,14 @@ def read_table(
     return table
 
 
-class _QuotingError(Exception):
-    """What the CSV reader found, with the line."""
-
-
-def _decode(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise TableError(f"{path}: no such file") from None
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror or error}") from None
-    advice = "save the table as 'CSV UTF-8' and try again"
-    if raw.startswith(b"PK\x03\x04"):
-        raise TableError(f"{path}: is a spreadsheet or an archive, not text; {advice}")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        place = f"{path}, line {line}: byte {error.start} is neither UTF-8 nor Windows-1252"
-        try:
-            text = raw.decode("cp1252")
-        except UnicodeDecodeError:
-            raise TableError(f"{place}; {advice}") from None
-        # Almost any bytes decode as Windows-1252. Western text has lone accented letters; runs of
-        # them are another code page (Cyrillic, Chinese, ...) or no text at all.
-        if _HIGH_RUN.search(text):
-            raise TableError(f"{place}; {advice}") from None
-    control = _CONTROL.search(text)
-    if control:
-        line = text.count("\n", 0, control.start()) + 1
-        code = ord(control.group())
-        raise TableError(f"{path}, line {line}: is not text (control character {code}); {advice}")
-    return text
-
-
-def _records(text: str, separator: str, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """(line where the record starts, cells) of each record that is not blank."""
-    # With strict=False an unclosed quote would swallow the rest of the file without a word.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _QuotingError(f"line {line}: {error}") from None
-        if any(cell.strip() for cell in cells):
-            yield line, cells
-
-
-def _separator(text: str) -> str:
-    """The separator under which most of the first rows are as wide as the header."""
-    best, best_score = ",", (0, 1)
-    for separator in "\t;,":
-        try:
-            widths = [len(c) for _, c in islice(_records(text, separator, strict=False), 50)]
-        except _QuotingError:
-            continue
-        if not widths or widths[0] == 1:
-            continue
-        score = (widths.count(widths[0]), widths[0])
-        if score > best_score:
-            best, best_score = separator, score
-    return best
-
-
 def _check_duplicate_names(path: Path, line: int, columns: Sequence[str]) -> None:
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         names = ", ".join(map(repr, twice))
-        raise TableError(f"{path}, line {line}: duplicate column names {names}; rename or drop one")
+        raise TableError(
+            f"{path}, line {line}: duplicate column names {names}; rename or drop one",
+            code="table-duplicate-column",
+        )
 
 
 def _no_subject_column(path: Path, line: int, columns: Sequence[str]) -> str:
@@ -334,7 +273,8 @@ def _find_column(
         columns = ", ".join(name for name in names if name)
         raise TableError(
             f"{path}: there is no column {given!r}{suggest(given, names)} "
-            f"(the columns are {columns})"
+            f"(the columns are {columns})",
+            code="table-missing-column",
         )
     by_plain = {_plain(name): name for name in reversed(names) if name}
     return next((by_plain[_plain(name)] for name in usual if _plain(name) in by_plain), None)
@@ -354,7 +294,8 @@ def _add(table: Table, line: int, values: dict[str, str]) -> None:
     session_id = None if is_missing(session) else normalise_id(session)
     if is_missing(subject):
         reason = f"column {table.id_column!r} is empty: the row needs a subject id"
-        table.problems.append(LeftOut("", session_id, line, reason))
+        code = "table-row-without-subject"
+        table.problems.append(LeftOut("", session_id, line, reason, code))
     else:
         table.rows.append(Row(normalise_id(subject), session_id, line, values))
 
@@ -372,7 +313,7 @@ def _accept_decimal_commas(table: Table) -> None:
                 row.values[column] = row.values[column].replace(",", ".")
 
 
-def _settle_duplicates(table: Table, policy: Literal["refuse", "first"]) -> None:
+def _settle_duplicates(table: Table, policy: Duplicates) -> None:
     lines: dict[tuple[str, str | None], list[int]] = {}
     for row in table.rows:
         lines.setdefault((row.subject, row.session), []).append(row.line)
@@ -389,5 +330,6 @@ def _settle_duplicates(table: Table, policy: Literal["refuse", "first"]) -> None
             if policy == "first"
             else f"duplicate: line {others} has the same {what}; keep one of them"
         )
-        table.problems.append(LeftOut(row.subject, row.session, row.line, reason))
+        code = "table-duplicate-row"
+        table.problems.append(LeftOut(row.subject, row.session, row.line, reason, code))
     table.rows[:] = kept

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.volumes import load_boxes
-from hyperfusion_rt.files import replacing
+from hyperfusion_rt.files import replacing, stamp
 
 _VERSION = "1"
 
@@ -18,7 +18,7 @@ _VERSION = "1"
 class VolumeCache:
     """Maps a scan to its boxes `float32 [N, 1, D, H, W]`, read-only and memory-mapped.
 
-    The key holds the scan's path, size and time of change, and the whole preprocessing: a changed
+    The key holds the scan's path and stamp (`files.stamp`) and the whole preprocessing: a changed
     scan or setting is decoded anew.
     """
 
@@ -28,16 +28,8 @@ class VolumeCache:
 
     def path(self, scan: Path) -> Path:
         """The cache file of `scan`."""
-        status = scan.stat()
-        key = "\0".join(
-            [
-                _VERSION,
-                str(scan.resolve()),
-                str(status.st_size),
-                str(status.st_mtime_ns),
-                self.preprocessing.model_dump_json(),
-            ]
-        )
+        setting = self.preprocessing.model_dump_json()
+        key = "\0".join([_VERSION, str(scan.resolve()), str(stamp(scan)), setting])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
     def get(self, scan: Path) -> NDArray[np.float32]:
@@ -47,11 +39,7 @@ class VolumeCache:
             ScanError: the scan cannot be used.
             HyperFusionError: the cache cannot be written.
         """
-        try:
-            path = self.path(scan)
-        except OSError:
-            load_boxes(scan, self.preprocessing)  # says what is wrong with it
-            raise
+        path = self.path(scan)
         if not path.exists():
             boxes = load_boxes(scan, self.preprocessing)
             with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -26,7 +26,10 @@ def check_shape(shape: Shape) -> None:
         ConfigError: fewer than 2 voxels along an axis.
     """
     if min(shape) < 2:
-        raise ConfigError(f"the AD network needs at least 2 voxels along each axis, not {shape}")
+        raise ConfigError(
+            f"the AD network needs at least 2 voxels along each axis, not {shape}",
+            code="model-volume-too-small",
+        )
 
 
 class Block(nn.Module):

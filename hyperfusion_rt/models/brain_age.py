@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.config import NetworkConfig, Shape
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.layers import ChannelAffine, Conditioned, HyperLinear
 
 
-def flat_features(features: int, shape: tuple[int, int, int]) -> int:
+def flat_features(features: int, shape: Shape) -> int:
     """The length of the flattened features for a volume of `shape`.
 
     Raises:
@@ -27,7 +27,8 @@ def flat_features(features: int, shape: tuple[int, int, int]) -> int:
         sizes = [(size - 4) // 2 for size in sizes]
     if min(sizes) < 1:
         raise ConfigError(
-            f"the brain-age network needs at least 36 voxels along each axis, not {shape}"
+            f"the brain-age network needs at least 36 voxels along each axis, not {shape}",
+            code="model-volume-too-small",
         )
     return 4 * features * math.prod(sizes)
 
@@ -44,7 +45,7 @@ class BrainAgeNetwork(nn.Module):
         self,
         config: NetworkConfig,
         *,
-        shape: tuple[int, int, int],
+        shape: Shape,
         tabular_width: int,
         outputs: int,
     ) -> None:

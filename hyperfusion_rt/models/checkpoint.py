@@ -24,7 +24,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ConfigError: unreadable, not a state dict, or not finite.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such checkpoint")
+        raise ConfigError(f"{path}: no such checkpoint", code="checkpoint-not-found")
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -41,19 +41,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{path}: cannot be read as weights ({reason}); only tensors are accepted, "
-            "save state_dict() or convert to .safetensors"
+            "save state_dict() or convert to .safetensors",
+            code="checkpoint-unreadable",
         ) from None
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path}: holds no state dict")
+        raise ConfigError(f"{path}: holds no state dict", code="checkpoint-unreadable")
     state: dict[str, Tensor] = {}
     for name, value in content.items():
         if not isinstance(value, Tensor):
-            raise ConfigError(f"{path}: {name!r} is no tensor; save state_dict() alone")
+            raise ConfigError(
+                f"{path}: {name!r} is no tensor; save state_dict() alone",
+                code="checkpoint-unreadable",
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ConfigError(f"{path}: {name} holds NaN or infinity")
+            raise ConfigError(f"{path}: {name} holds NaN or infinity", code="checkpoint-not-finite")
         state[str(name).removeprefix("module.")] = value
     return state
 
@@ -89,7 +93,8 @@ def describe_state(
         return config, width, outputs, flat
     raise ConfigError(
         "these weights belong to neither of the published HyperFusion networks: expected "
-        f"'conv_bn_relu.0.weight' (AD) or 'conv1_a.weight' (brain age), found {_some(list(state))}"
+        f"'conv_bn_relu.0.weight' (AD) or 'conv1_a.weight' (brain age), found {_some(list(state))}",
+        code="checkpoint-mismatch",
     )
 
 
@@ -102,11 +107,15 @@ def _size(state: dict[str, Tensor], name: str, dims: int, *, axis: int = 0) -> i
     if name not in state:
         raise ConfigError(
             f"{name} is missing: the layers look like a published network's, but only the "
-            "HyperFusion variant with generated weights can be read"
+            "HyperFusion variant with generated weights can be read",
+            code="checkpoint-mismatch",
         )
     shape = tuple(state[name].shape)
     if len(shape) != dims or 0 in shape:
-        raise ConfigError(f"{name} has shape {shape}, but needs {dims} dimensions, none empty")
+        raise ConfigError(
+            f"{name} has shape {shape}, but needs {dims} dimensions, none empty",
+            code="checkpoint-mismatch",
+        )
     return shape[axis]
 
 
@@ -132,5 +141,6 @@ def _compare(
         listed = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
         raise ConfigError(
             f"these weights are not a whole {config.task} HyperFusion network with "
-            f"f = {config.features} and T = {width}: {listed}"
+            f"f = {config.features} and T = {width}: {listed}",
+            code="checkpoint-mismatch",
         )

@@ -65,7 +65,8 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
             if not math.isfinite(variance):
                 raise ConfigError(
                     f"the embedding of the training table {tuple(tabular.shape)} has no finite "
-                    "variance: encode the table without gaps first"
+                    "variance: encode the table without gaps first",
+                    code="model-embedding-invalid",
                 )
             # The shortcut's output meets BN and an addition, no ReLU.
             initialise_generator(module, max(variance, 1e-6), relu=False)
@@ -79,10 +80,15 @@ def load_embedding(network: nn.Module, tabular_network: nn.Module) -> None:
     """
     fits = isinstance(network, ADNetwork) and network.fusion == "hyper"
     if not fits or not isinstance(tabular_network, TabularNetwork):
-        raise ConfigError("only an AD network with fusion 'hyper' takes a tabular embedding")
+        raise ConfigError(
+            "only an AD network with fusion 'hyper' takes a tabular embedding",
+            code="model-embedding-invalid",
+        )
     for module in network.modules():
         if isinstance(module, HyperNetwork):
             try:
                 module.embedding_model.load_state_dict(tabular_network.embedding_model.state_dict())
             except RuntimeError as error:
-                raise ConfigError(f"the tabular embedding does not fit: {error}") from None
+                raise ConfigError(
+                    f"the tabular embedding does not fit: {error}", code="model-embedding-invalid"
+                ) from None

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
-
-Triple = tuple[int, int, int]
+from hyperfusion_rt.kernels.geometry import Triple
 
 
 def tabular_embedding(width: int, size: int) -> nn.Sequential:

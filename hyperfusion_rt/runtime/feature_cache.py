@@ -67,7 +67,8 @@ class FeatureCache:
             if found not in (0, _VERSION):
                 raise HyperFusionError(
                     f"{self.path}: made by another version of this program; delete it, or choose "
-                    "another --feature-cache"
+                    "another `feature_cache`",
+                    code="feature-cache-unusable",
                 )
             self._base.executescript(_SCHEMA)
             self._base.execute(f"PRAGMA user_version={_VERSION}")
@@ -77,7 +78,8 @@ class FeatureCache:
     def _error(self, error: Exception) -> HyperFusionError:
         return HyperFusionError(
             f"{self.path}: cannot be used: {error}; delete it (it can be made again), or leave out "
-            "--feature-cache"
+            "`feature_cache`",
+            code="feature-cache-unusable",
         )
 
     def _do(self, statement: str, values: tuple[object, ...]) -> Any:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from hyperfusion_rt.errors import ScanError
@@ -23,17 +22,29 @@ Done = TypeVar("Done")
 Item = TypeVar("Item")
 
 
-@dataclass
 class Usage:
-    """Seconds of work per stage, summed over the stage's threads; `wall`: from start to end.
+    """Seconds of work of one run, per stage and summed over the stage's threads.
 
-    `steps` are the parts of `prepare`: read, decode, preprocess (seconds).
+    `steps` are the parts of `prepare`: read, decode, preprocess. `wall`: from start to end. Any
+    thread may add; one run owns it.
     """
 
-    workers: dict[str, int] = field(default_factory=dict)
-    busy: dict[str, float] = field(default_factory=dict)
-    steps: dict[str, float] = field(default_factory=dict)
-    wall: float = 0.0
+    def __init__(self) -> None:
+        self.workers: dict[str, int] = {}
+        self.busy: dict[str, float] = {}
+        self.steps: dict[str, float] = {}
+        self.wall = 0.0
+        self._lock = threading.Lock()
+
+    def work(self, stage: str, seconds: float) -> None:
+        """Add work of a stage; what a stage only waited for is taken off again."""
+        with self._lock:
+            self.busy[stage] = self.busy.get(stage, 0.0) + seconds
+
+    def step(self, name: str, seconds: float) -> None:
+        """Add to a part of `prepare`."""
+        with self._lock:
+            self.steps[name] = self.steps.get(name, 0.0) + seconds
 
     def utilisation(self) -> dict[str, float]:
         """Of each stage: the part of its threads' time in which they worked, 0 to 1."""
@@ -75,8 +86,9 @@ class Budget:
             return 0.0
         if size > self.limit:
             raise ScanError(
-                f"{what}: needs {size / 2**20:,.0f} MiB, and --max-memory leaves "
-                f"{self.limit / 2**20:,.0f} MiB for scans; allow more"
+                f"{what}: needs {size / 2**20:,.0f} MiB, and `max_memory` leaves "
+                f"{self.limit / 2**20:,.0f} MiB for scans; allow more",
+                code="out-of-budget",
             )
         start = time.perf_counter()
         with self._changed:
@@ -137,6 +149,24 @@ class _Queue(Generic[Item]):
             self._changed.notify_all()
 
 
+class Stream(Iterator[Done]):
+    """What becomes of the cases of one run, in the order in which they are done.
+
+    `usage` is the run's own. `close` ends the run early; so does dropping the stream.
+    """
+
+    def __init__(self, items: Generator[Done, None, None], usage: Usage) -> None:
+        self._items = items
+        self.usage = usage
+
+    def __next__(self) -> Done:
+        return next(self._items)
+
+    def close(self) -> None:
+        """Stop the threads and wait for them."""
+        self._items.close()
+
+
 def run(
     cases: Iterable[Case],
     prepare: Callable[[Case], Ready],
@@ -146,95 +176,116 @@ def run(
     batch: int = 1,
     usage: Usage | None = None,
     on_stop: Callable[[], None] = lambda: None,
-) -> Iterator[Done]:
-    """Yield what becomes of `cases`, in the order in which they are done.
+) -> Stream[Done]:
+    """Start when the first result is asked for, and yield what becomes of `cases`.
 
     `prepare` runs in `workers` threads, one case each; `execute` in one thread, with up to `batch`
     cases that are ready (it never waits for more). At most `3 workers + 2 batch` cases are in
     flight. An exception in either ends the run and is raised here. Leaving the iterator early stops
     the threads; `on_stop` is called before they are waited for, and lets go whatever `prepare` may
-    wait for.
+    wait for. `usage`: of this run and no other.
     """
     usage = usage if usage is not None else Usage()
     usage.workers = {"prepare": workers, "engine": 1, "write": 1}
     usage.busy = dict.fromkeys(usage.workers, 0.0)
-    ready: _Queue[Ready] = _Queue(workers + batch)
-    done: _Queue[Done] = _Queue(workers + batch)
-    source = iter(cases)
-    lock = threading.Lock()
-    failed: list[BaseException] = []
-    left = workers
+    stages = _Stages(cases, prepare, execute, workers, batch, usage, on_stop)
+    return Stream(stages.results(), usage)
 
-    def guard(work: Callable[[], None]) -> None:
+
+class _Stages(Generic[Case, Ready, Done]):
+    """The threads of one run and the queues between them."""
+
+    def __init__(
+        self,
+        cases: Iterable[Case],
+        prepare: Callable[[Case], Ready],
+        execute: Callable[[Sequence[Ready]], Sequence[Done]],
+        workers: int,
+        batch: int,
+        usage: Usage,
+        on_stop: Callable[[], None],
+    ) -> None:
+        self.source, self.lock, self.left = iter(cases), threading.Lock(), workers
+        self.prepare, self.execute, self.batch = prepare, execute, batch
+        self.usage, self.on_stop = usage, on_stop
+        self.ready: _Queue[Ready] = _Queue(workers + batch)
+        self.done: _Queue[Done] = _Queue(workers + batch)
+        self.failed: list[BaseException] = []
+        named = [(f"prepare-{n}", self.prepare_all) for n in range(workers)]
+        self.threads = [
+            threading.Thread(target=self.guard, args=(work,), name=name, daemon=True)
+            for name, work in [*named, ("engine", self.execute_all)]
+        ]
+
+    def guard(self, work: Callable[[], None]) -> None:
+        """Run `work`; its error ends the run."""
         try:
             work()
         except _Closed:
             pass
         except BaseException as error:  # raised again by the caller's thread
-            failed.append(error)
-            on_stop()
-            ready.close(drop=True)
-            done.close(drop=True)
+            self.failed.append(error)
+            self.stop()
 
-    def prepare_all() -> None:
-        nonlocal left
-        busy = 0.0
+    def stop(self) -> None:
+        """Nothing more is taken, and nobody waits."""
+        self.on_stop()
+        self.ready.close(drop=True)
+        self.done.close(drop=True)
+
+    def prepare_all(self) -> None:
+        """One thread's part of the first stage."""
         try:
             while True:
-                with lock:
-                    case = next(source, _END)
+                with self.lock:
+                    case = next(self.source, _END)
                 if case is _END:
                     break
                 start = time.perf_counter()
-                item = prepare(case)  # type: ignore[arg-type]
-                busy += time.perf_counter() - start
-                ready.put(item)
+                item = self.prepare(case)  # type: ignore[arg-type]
+                self.usage.work("prepare", time.perf_counter() - start)
+                self.ready.put(item)
         finally:
-            with lock:
-                usage.busy["prepare"] += busy
-                left -= 1
-                if not left:
-                    ready.close()
+            with self.lock:
+                self.left -= 1
+                if not self.left:
+                    self.ready.close()
 
-    def execute_all() -> None:
+    def execute_all(self) -> None:
+        """The second stage."""
         try:
             while True:
-                items = ready.get(batch)
+                items = self.ready.get(self.batch)
                 start = time.perf_counter()
-                found = execute(items)
-                usage.busy["engine"] += time.perf_counter() - start
+                found = self.execute(items)
+                self.usage.work("engine", time.perf_counter() - start)
                 for result in found:
-                    done.put(result)
+                    self.done.put(result)
         finally:
-            done.close()
+            self.done.close()
 
-    threads = [
-        threading.Thread(target=guard, args=(prepare_all,), name=f"prepare-{n}", daemon=True)
-        for n in range(workers)
-    ]
-    threads.append(threading.Thread(target=guard, args=(execute_all,), name="engine", daemon=True))
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    try:
-        while True:
-            try:
-                results = done.get(1)
-            except _Closed:
-                break
-            for result in results:
-                start = time.perf_counter()
-                yield result
-                usage.busy["write"] += time.perf_counter() - start
-    finally:
-        on_stop()
-        ready.close(drop=True)
-        done.close(drop=True)
-        for thread in threads:
-            thread.join()
-        usage.wall += time.perf_counter() - begin
-    if failed:
-        raise failed[0]
+    def results(self) -> Generator[Done, None, None]:
+        """The last stage: the caller writes between two results."""
+        begin = time.perf_counter()
+        for thread in self.threads:
+            thread.start()
+        try:
+            while True:
+                try:
+                    results = self.done.get(1)
+                except _Closed:
+                    break
+                for result in results:
+                    start = time.perf_counter()
+                    yield result
+                    self.usage.work("write", time.perf_counter() - start)
+        finally:
+            self.stop()
+            for thread in self.threads:
+                thread.join()
+            self.usage.wall += time.perf_counter() - begin
+        if self.failed:
+            raise self.failed[0]
 
 
 _END = object()

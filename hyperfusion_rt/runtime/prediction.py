@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Cohort
+from hyperfusion_rt.runtime.options import Unmatched
 
 Status = Literal["ok", "error", "skipped"]
 
@@ -32,9 +33,10 @@ class Prediction:
 
     `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
     `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
-    why there is no prediction, or what a reader of this one should know. `quality`: of a raw
-    scan's registration, figures by name. `scan`: the file, where there is one, and `stamp` what
-    tells it from a changed one (`files.stamp`), taken before it was read.
+    why there is no prediction, or what a reader of this one should know; `code`: the kind of fault
+    (`errors.CODES`), empty where there is a prediction. `quality`: of a raw scan's registration,
+    figures by name. `scan`: the file, where there is one, and `stamp` what tells it from a changed
+    one (`files.stamp`), taken before it was read.
     """
 
     subject: str
@@ -47,6 +49,7 @@ class Prediction:
     quality: dict[str, float] = field(default_factory=dict)
     scan: Path | None = None
     stamp: str | None = None
+    code: str = ""
 
 
 def by_case(item: Prediction) -> tuple[str, str]:
@@ -56,10 +59,13 @@ def by_case(item: Prediction) -> tuple[str, str]:
 
 def cohort_problems(
     cohort: Cohort,
-    unmatched_scans: Literal["list", "ignore"] = "list",
-    unmatched_rows: Literal["list", "ignore"] = "list",
+    unmatched_scans: Unmatched = "list",
+    unmatched_rows: Unmatched = "list",
 ) -> list[Prediction]:
-    """What could not be joined. Rows without a scan and further runs are skipped, not errors."""
+    """What could not be joined. Rows without a scan and further runs are skipped, not errors.
+
+    `unmatched_scans`, `unmatched_rows`: `ignore` leaves them out.
+    """
     found = []
     for problem in cohort.problems:
         no_scan, no_row = problem.kind == "row-without-scan", problem.kind == "scan-without-row"
@@ -68,7 +74,9 @@ def cohort_problems(
         harmless = no_scan or problem.kind == "passed-over"
         status: Status = "skipped" if harmless else "error"
         reason = f"{problem.where}: {problem.reason}"
-        found.append(Prediction(problem.subject, problem.session, status, reason))
+        found.append(
+            Prediction(problem.subject, problem.session, status, reason, code=problem.code)
+        )
     return found
 
 

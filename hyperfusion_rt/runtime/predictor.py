@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
 from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.table_file import read_table
+from hyperfusion_rt.data.table_file import Duplicates, read_table
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp
@@ -28,12 +27,12 @@ from hyperfusion_rt.rules import spread
 from hyperfusion_rt.runtime.engines.choose import open_engine, open_parts
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
-from hyperfusion_rt.runtime.pipeline import Budget, Usage
+from hyperfusion_rt.runtime.options import PredictOptions
+from hyperfusion_rt.runtime.pipeline import Budget, Stream, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
 from hyperfusion_rt.runtime.prediction import Prediction, Seconds, by_case, cohort_problems
 
 PathLike = str | os.PathLike[str]
-Source = Literal["registered", "raw"]
 Floats = NDArray[np.float32]
 
 # What tables, lists and pages take beside scans and the engine.
@@ -67,44 +66,23 @@ class _Inputs:
 class Predictor:
     """An opened artifact with its engine loaded once; see `load`."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        engine: str = "auto",
-        threads: int | None = None,
-        *,
-        source: Source = "registered",
-        batch: int = 1,
-        feature_cache: Path | None = None,
-        max_memory: int | None = None,
-    ) -> None:
+    def __init__(self, artifact: Artifact, options: PredictOptions | None = None) -> None:
         self.artifact = artifact
-        self.threads = threads or usable_cores()
-        self.source = source
-        self.batch = batch
-        self.usage = Usage()  # of the latest `stream`
-        opened = open_engine(artifact, engine, self.threads)
+        self.options = options or PredictOptions()
+        self.threads = self.options.threads or usable_cores()
+        opened = open_engine(artifact, self.options.engine, self.threads)
         self.engine, self._network, self.notes = opened.name, opened.engine, opened.notes
         self._cache, self._split = None, None
-        if feature_cache is not None:
+        if self.options.feature_cache is not None:
             self._split = open_parts(artifact, opened, self.threads)
-            self._cache = FeatureCache(feature_cache, self.identity())
-        self._max_memory = max_memory
+            self._cache = FeatureCache(self.options.feature_cache, self.identity())
         self._free: int | None = None
-        if max_memory is not None:
+        if self.options.max_memory is not None:
             give_back_memory()
-        # What, besides the engine, makes another one like this.
-        self.options: dict[str, Any] = {
-            "source": source,
-            "batch": batch,
-            "feature_cache": feature_cache and str(feature_cache.resolve()),
-            "max_memory": max_memory,
-        }
-        self._steps = threading.Lock()
 
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides scan and row: same identity, same bits."""
-        return identity(self.artifact, self.engine, self.source)
+        return identity(self.artifact, self.engine, self.options.source)
 
     @property
     def manifest(self) -> Manifest:
@@ -130,7 +108,7 @@ class Predictor:
         table: PathLike,
         *,
         id_column: str | None = None,
-        on_duplicate: Literal["refuse", "first"] = "refuse",
+        on_duplicate: Duplicates = "refuse",
     ) -> Cohort:
         """Find the scans, read the table, join both.
 
@@ -140,7 +118,7 @@ class Predictor:
         spec = self.manifest.table
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         find = find_scans
-        if self.source == "raw":
+        if self.options.source == "raw":
             from hyperfusion_rt.data.raw.dicom import find_raw_scans as find
         # A scan that is named twice, by itself and with its folder, is one scan.
         unique = {s.path.resolve(): s for path in given for s in find(Path(path))}
@@ -164,18 +142,18 @@ class Predictor:
             encoder.check_columns(rows)
         return join(scans, rows)
 
-    def stream(self, cases: Iterable[Case]) -> Iterator[Prediction]:
+    def stream(self, cases: Iterable[Case]) -> Stream[Prediction]:
         """Predict `cases`, in the order in which they are done; memory does not grow with them.
 
         A few threads read, unpack and crop while the engine runs. The engine's numbers do not
         depend on how cases meet in a batch (native), so neither do the predictions.
         """
-        workers = min(4, max(2, self.threads)) if self.source == "registered" else self.threads
-        self.usage = Usage()
+        raw = self.options.source == "raw"
+        usage = Usage()
         budget = Budget(self._free_memory())
 
         def prepare(case: Case) -> _Inputs | Prediction:
-            return self._prepare(case, budget)
+            return self._prepare(case, budget, usage)
 
         def execute(items: Sequence[_Inputs | Prediction]) -> list[Prediction]:
             done = [item for item in items if isinstance(item, Prediction)]
@@ -186,13 +164,13 @@ class Predictor:
                 for item in inputs:
                     budget.give(item.memory)
 
-        yield from run_pipeline(
+        return run_pipeline(
             cases,
             prepare,
             execute,
-            workers=workers,
-            batch=self.batch,
-            usage=self.usage,
+            workers=self.threads if raw else min(4, max(2, self.threads)),
+            batch=self.options.batch,
+            usage=usage,
             on_stop=budget.lift,
         )
 
@@ -217,7 +195,10 @@ class Predictor:
         """What the members said of one case of a batch, together, and their spread."""
         values, raw = found["output"][index].astype(np.float64), found["members"][index]
         if not (np.isfinite(raw).all() and np.isfinite(values).all()):
-            raise EngineError("the network's output is not finite; are the inputs plausible?")
+            raise EngineError(
+                "the network's output is not finite; are the inputs plausible?",
+                code="engine-output-not-finite",
+            )
         manifest = self.manifest
         members = raw.reshape(len(manifest.members), len(manifest.preprocessing.boxes), -1)
         return values, spread(members, manifest.task, int(values.argmax()))
@@ -228,7 +209,7 @@ class Predictor:
         Raises:
             ConfigError: nothing.
         """
-        if self._max_memory is None:
+        if self.options.max_memory is None:
             return None
         if self._free is not None:
             return self._free
@@ -238,38 +219,37 @@ class Predictor:
         importlib.import_module("nibabel")
         importlib.import_module("isal.igzip")
         self._network.run(
-            np.zeros((self.batch, boxes, *shape), np.float32),
-            np.zeros((self.batch, width), np.float32),
+            np.zeros((self.options.batch, boxes, *shape), np.float32),
+            np.zeros((self.options.batch, width), np.float32),
         )
         used = resident_memory() + _SMALL
-        if used >= self._max_memory:
+        if used >= self.options.max_memory:
             raise ConfigError(
-                f"--max-memory {self._max_memory / 2**20:,.0f} MiB: the program and its "
-                f"{self.engine} engine take {used / 2**20:,.0f} MiB before any scan; allow more"
+                f"`max_memory` {self.options.max_memory / 2**20:,.0f} MiB: the program and its "
+                f"{self.engine} engine take {used / 2**20:,.0f} MiB before any scan; allow more",
+                code="out-of-budget",
             )
-        self._free = self._max_memory - used
+        self._free = self.options.max_memory - used
         return self._free
 
-    def _prepare(self, case: Case, budget: Budget) -> _Inputs | Prediction:
+    def _prepare(self, case: Case, budget: Budget, usage: Usage) -> _Inputs | Prediction:
         memory = 0
         before = stamp(case.scan)
         try:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = encoders[0].warnings(case.row)
-            clock = _Clock()
+            clock = Clock()
             found = self._known(case.scan, before)
             if found is None:
                 if budget.limit is not None:
                     need = self._memory_needed(case.scan)
                     waited = budget.take(need, str(case.scan))
                     memory = need
-                    with self._steps:  # waiting is no work
-                        self.usage.busy["prepare"] -= waited
+                    usage.work("prepare", -waited)
                 found = self._load(case.scan, before, clock)
-            with self._steps:
-                for name, seconds in clock.steps.items():
-                    self.usage.steps[name] = self.usage.steps.get(name, 0.0) + seconds
+            for name, seconds in clock.steps.items():
+                usage.step(name, seconds)
             row = np.concatenate(tabular, dtype=np.float32)
             return _Inputs(
                 case, found, row, tuple(warnings), Seconds(**clock.steps), memory, before
@@ -287,17 +267,17 @@ class Predictor:
         return _restored(kept, digest) if kept else None
 
     def _memory_needed(self, path: Path) -> int:
-        if self.source == "raw":
+        if self.options.source == "raw":
             fine = 0 if path.is_dir() else 4 * memory_needed(path, self.manifest.preprocessing)
             return RAW_MEMORY + fine
         return memory_needed(path, self.manifest.preprocessing)
 
-    def _load(self, path: Path, before: str | None, clock: _Clock) -> _Scan:
+    def _load(self, path: Path, before: str | None, clock: Clock) -> _Scan:
         """Read, unpack and crop a scan; or the features that were kept of a file like it."""
         preprocessing = self.manifest.preprocessing
         digest = None
         content = None
-        if self.source == "registered" or (self._cache is not None and not path.is_dir()):
+        if self.options.source == "registered" or (self._cache is not None and not path.is_dir()):
             with clock.step("read"):
                 content = read_file(path)
                 if self._cache is not None:
@@ -305,7 +285,7 @@ class Predictor:
                     kept = self._cache.get(digest)
                     if kept is not None:
                         return _restored(kept, digest)
-        if self.source == "raw":
+        if self.options.source == "raw":
             from hyperfusion_rt.data.raw.register import register
 
             with clock.step("preprocess"):
@@ -378,21 +358,6 @@ class Predictor:
         return kept
 
 
-class _Clock:
-    """Seconds by step."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.steps[name] = self.steps.get(name, 0.0) + time.perf_counter() - start
-
-
 def _as_batch(images: Sequence[Floats]) -> Floats:
     """`[N, 1, D, H, W]` of every case → `[B, N, D, H, W]`."""
     if len(images) == 1:
@@ -407,41 +372,28 @@ def _restored(kept: Kept, digest: bytes | None) -> _Scan:
 
 def _failed(case: Case, error: Exception, before: str | None) -> Prediction:
     """One odd case must not end the night's run."""
-    _, reason = reason_of(error, case.scan)
-    return Prediction(case.subject, case.session, "error", reason, scan=case.scan, stamp=before)
+    code, reason = reason_of(error, case.scan)
+    return Prediction(
+        case.subject, case.session, "error", reason, scan=case.scan, stamp=before, code=code
+    )
 
 
-def load(
-    path: PathLike,
-    *,
-    engine: str = "auto",
-    threads: int | None = None,
-    source: Source = "registered",
-    batch: int = 1,
-    feature_cache: PathLike | None = None,
-    max_memory: int | None = None,
-) -> Predictor:
+def load(path: PathLike, options: PredictOptions | None = None, **fields: Any) -> Predictor:
     """Open the artifact `path` and load its engine.
 
         hyperfusion_rt.load("x.hfrt").predict("scans/", "data.csv")
+        hyperfusion_rt.load("x.hfrt", engine="native", threads=4)
 
     Args:
-        source: `registered` scans lie in MNI space and have no skull; `raw` ones are registered
-            first (the extra `raw`).
-        batch: the most cases that one call of the engine takes.
-        feature_cache: a folder that keeps the trunk's features: scans that it knows are not read.
-        max_memory: bytes that the process may take; scans wait for each other, and one that alone
-            needs more is an error.
+        options: how scans are read and the engine is run.
+        fields: or the fields of `PredictOptions` by name.
 
     Raises:
         HyperFusionError: the artifact is damaged, or the engine is not there or not installed.
     """
-    return Predictor(
-        Artifact.open(Path(path)),
-        engine,
-        threads,
-        source=source,
-        batch=batch,
-        feature_cache=None if feature_cache is None else Path(feature_cache),
-        max_memory=max_memory,
-    )
+    if options is not None and fields:
+        raise ConfigError(
+            f"give `options`, or single ones ({', '.join(fields)}), not both",
+            code="option-conflict",
+        )
+    return Predictor(Artifact.open(Path(path)), options or PredictOptions(**fields))

@@ -24,11 +24,12 @@ from hyperfusion_rt.training.splits import age_bins, split_names, stratified_par
 
 @dataclass(frozen=True)
 class Left:
-    """A case that is left out of training, and why."""
+    """A case that is left out of training, and why; `code`: one of `CODES`."""
 
     subject: str
     session: str | None
     reason: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -67,47 +68,59 @@ def gather(
         root / config.table, id_column=spec.id_column, session_column=spec.session_column
     )
     cohort = join(find_scans(root / config.scans), table)
-    left = [Left(p.subject, p.session, f"{p.where}: {p.reason}") for p in cohort.problems]
+    left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
     labelled: list[tuple[Case, float]] = []
     for case in cohort.cases:
         try:
             target = read_target(case.row, spec)
             _check_features(case.row, spec)
         except TableError as error:
-            left.append(Left(case.subject, case.session, f"{table.path}: {error}"))
+            left.append(Left(case.subject, case.session, f"{table.path}: {error}", error.code))
             continue
         if target is None:
-            left.append(Left(case.subject, case.session, f"no value of {spec.target}"))
+            reason = f"no value of {spec.target}"
+            left.append(Left(case.subject, case.session, reason, "table-missing-value"))
         else:
             labelled.append((case, float(target)))
 
     cache = VolumeCache(root / ".hfrt_cache", config.preprocessing)
+    faults = _decode(cache, [case.scan for case, _ in labelled], on_scan)
     usable: list[tuple[Case, float]] = []
-
-    def decode(item: tuple[Case, float]) -> str | None:
-        try:
-            cache.get(item[0].scan)
-        except ScanError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        for done, (item, reason) in enumerate(
-            zip(labelled, pool.map(decode, labelled), strict=True), 1
-        ):
-            if reason is None:
-                usable.append(item)
-            else:
-                left.append(Left(item[0].subject, item[0].session, reason))
-            if on_scan is not None:
-                on_scan(done, len(labelled))
+    for item, fault in zip(labelled, faults, strict=True):
+        if fault is None:
+            usable.append(item)
+        else:
+            left.append(Left(item[0].subject, item[0].session, str(fault), fault.code))
     if not usable:
         first = f"; the first: {left[0].subject}: {left[0].reason}" if left else ""
-        raise CohortError(f"{root}: no case can be used for training{first}")
+        raise CohortError(
+            f"{root}: no case can be used for training{first}", code="cohort-no-usable-case"
+        )
 
     cases = [case for case, _ in usable]
     targets = np.array([target for _, target in usable])
     return Dataset(cases, targets, _parts(config, cases, targets), cache, left)
+
+
+def _decode(
+    cache: VolumeCache, scans: Sequence[Path], on_scan: Callable[[int, int], None] | None
+) -> list[ScanError | None]:
+    """Fill the cache; what is wrong with each scan, or None."""
+
+    def decode(scan: Path) -> ScanError | None:
+        try:
+            cache.get(scan)
+        except ScanError as error:
+            return error
+        return None
+
+    found = []
+    with ThreadPoolExecutor() as pool:
+        for error in pool.map(decode, scans):
+            found.append(error)
+            if on_scan is not None:
+                on_scan(len(found), len(scans))
+    return found
 
 
 def _parts(config: Config, cases: list[Case], targets: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -115,7 +128,10 @@ def _parts(config: Config, cases: list[Case], targets: NDArray[np.float64]) -> N
         names = list(config.tabular.classes)
         absent = [name for i, name in enumerate(names) if not np.any(targets == i)]
         if absent:
-            raise CohortError(f"no case of class {', '.join(absent)}: nothing to learn it from")
+            raise CohortError(
+                f"no case of class {', '.join(absent)}: nothing to learn it from",
+                code="cohort-class-missing",
+            )
         labels: list[object] = [int(t) for t in targets]
     else:
         labels = [int(b) for b in age_bins(targets)]

@@ -34,7 +34,9 @@ def run_from_state(
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f"{source}: does not fit preset '{config.preset}': {error}") from None
+        raise ConfigError(
+            f"{source}: does not fit preset '{config.preset}': {error}", code="checkpoint-mismatch"
+        ) from None
     from safetensors.torch import save_file
 
     run = Run.create(parent, config, name)
@@ -68,7 +70,8 @@ def import_checkpoint(
             raise ConfigError(
                 f"{path}: the network reads {width} table inputs, but {table} encodes to "
                 f"{encoder.width} ({', '.join(encoder.names)}); leave the table out to give "
-                "encoded columns yourself"
+                "encoded columns yourself",
+                code="checkpoint-mismatch",
             )
         config = _config(network, outputs, None)
     else:

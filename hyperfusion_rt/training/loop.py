@@ -31,6 +31,7 @@ from hyperfusion_rt.models import (
 )
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.rules import combine
+from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.metrics import balanced_accuracy
 from hyperfusion_rt.training.run_folder import Member
@@ -69,7 +70,8 @@ class Loss:
         if weights and len(weights) != outputs_count(config):
             raise ConfigError(
                 f"training.class_weights has {len(weights)} numbers for "
-                f"{outputs_count(config)} classes"
+                f"{outputs_count(config)} classes",
+                code="config-invalid",
             )
         self.classes = bool(config.tabular.classes)
         self.weight = torch.tensor(weights, device=device) if weights else None
@@ -106,37 +108,6 @@ def summarise(config: Config, outputs: NDArray[np.float64]) -> NDArray[np.float6
     how = config.training.combine
     cases = range(outputs.shape[1])
     return np.stack([combine(outputs[:, i], config.task, how) for i in cases])
-
-
-class Captured:
-    """`network(image, tabular)`, its forward and backward replayed as CUDA graphs.
-
-    The first batch's size is captured; batches of another size (an epoch's last) run as they are.
-    """
-
-    def __init__(self, network: nn.Module, amp: torch.autocast) -> None:
-        self.network, self.amp = network, amp
-        self.plain = network.forward
-        self.captured: torch.Size | None = None
-
-    def __call__(self, image: Tensor, tabular: Tensor) -> Tensor:
-        """`image [B, 1, D, H, W]`, `tabular [B, T]` → `[B, C]`."""
-        if self.captured is None:
-            self._capture(image, tabular)
-        forward = self.network if image.shape == self.captured else self.plain
-        outputs: Tensor = forward(image, tabular)
-        return outputs
-
-    def _capture(self, image: Tensor, tabular: Tensor) -> None:
-        """Capturing runs the network a few times: running statistics and the seed are put back."""
-        kept = [buffer.clone() for buffer in self.network.buffers()]
-        seed = torch.cuda.get_rng_state(image.device)
-        with self.amp:
-            torch.cuda.make_graphed_callables(self.network, (image.clone(), tabular.clone()))
-        for buffer, value in zip(self.network.buffers(), kept, strict=True):
-            buffer.copy_(value)
-        torch.cuda.set_rng_state(seed, image.device)
-        self.captured = image.shape
 
 
 class Trainer:
@@ -285,7 +256,8 @@ class Trainer:
         if not math.isfinite(mean):
             raise HyperFusionError(
                 f"the training loss became {mean} in epoch {epoch}: lower training.lr "
-                f"(now {self._rate(epoch):g}) in hfrt.yaml"
+                f"(now {self._rate(epoch):g}) in hfrt.yaml",
+                code="training-diverged",
             )
         return mean
 
@@ -361,7 +333,8 @@ class Trainer:
             self.best_epoch = content["best_epoch"]
         except Exception as error:
             raise ConfigError(
-                f"{path}: cannot be resumed from ({error}); delete it to start this member anew"
+                f"{path}: cannot be resumed from ({error}); delete it to start this member anew",
+                code="run-checkpoint-unreadable",
             ) from error
         return len(self.history)
 

@@ -47,7 +47,9 @@ class Member:
         try:
             return TabularEncoder.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}; train again") from None
+            raise ConfigError(
+                f"{path}: cannot be read: {error}; train again", code="run-unreadable"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Run:
         while folder.exists():
             if name is not None:
                 raise ConfigError(
-                    f"{folder}: exists; choose another name, or continue it with --resume"
+                    f"{folder}: exists; choose another name, or continue it with `resume`",
+                    code="run-exists",
                 )
             count += 1
             folder = parent / f"{stem}-{count}"
@@ -83,9 +86,11 @@ class Run:
         try:
             return cls(folder, Config.model_validate_json(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise ConfigError(f"{folder}: is not a run folder (no config.json)") from None
+            raise ConfigError(
+                f"{folder}: is not a run folder (no config.json)", code="run-not-found"
+            ) from None
         except (OSError, ValidationError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
+            raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
 
     @classmethod
     def latest(cls, parent: Path, *, finished: bool = True) -> Run:
@@ -99,7 +104,9 @@ class Run:
             folders = [folder for folder in folders if (folder / "metrics.json").exists()]
         if not folders:
             kind = "finished run" if finished else "run"
-            raise ConfigError(f"{parent}: no {kind} here; train one with 'hfrt train'")
+            raise ConfigError(
+                f"{parent}: no {kind} here; train one with 'hfrt train'", code="run-not-found"
+            )
         return cls.open(max(folders, key=lambda folder: (folder.stat().st_mtime_ns, folder.name)))
 
     def member(self, index: int) -> Member:

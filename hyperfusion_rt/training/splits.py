@@ -38,7 +38,8 @@ def stratified_parts(
     if len(first) < parts:
         raise CohortError(
             f"{len(first)} subjects cannot be split into {parts} parts; "
-            "add subjects or lower training.parts"
+            "add subjects or lower training.parts",
+            code="cohort-too-small",
         )
     groups: dict[str, list[str]] = defaultdict(list)
     for subject, stratum in first.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,13 @@ def choose_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device {name!r} is unknown: cpu, cuda or cuda:N") from None
+        raise ConfigError(
+            f"device {name!r} is unknown: cpu, cuda or cuda:N", code="device-unavailable"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: this machine (or this torch) has no CUDA")
+        raise ConfigError(
+            f"device {name!r}: this machine (or this torch) has no CUDA", code="device-unavailable"
+        )
     return device
 
 
@@ -97,10 +101,11 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
     if splits.exists() and splits.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"{splits}: the cohort has changed since this run began, so it cannot be resumed; "
-            "train anew without --resume"
+            "train anew without `resume`",
+            code="run-cohort-changed",
         )
     write_text(splits, text)
-    left = [[item.subject, item.session, item.reason] for item in dataset.left_out]
+    left = [astuple(item) for item in dataset.left_out]
     write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-// The only C++ file that knows Python. The argument types are the checks; the rest is in the kernels.
+// The only C++ file that knows Python. The argument types are the checks; the kernels do the rest.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -34,15 +34,18 @@ hfrt::DType dtype_of(nb::dlpack::dtype t) {
   if (t == nb::dtype<int64_t>()) return DType::i64;
   if (t == nb::dtype<float>()) return DType::f32;
   if (t == nb::dtype<double>()) return DType::f64;
-  throw nb::type_error("crop_normalise: voxels must be integers of 8 to 64 bits, float32 or float64");
+  throw nb::type_error(
+      "crop_normalise: voxels must be integers of 8 to 64 bits, float32 or float64");
 }
 
 using Voxels = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu>;
 using Matrix = nb::ndarray<const double, nb::shape<3, 4>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(
-    const Voxels& voxels, double slope, double inter, const Matrix& matrix, const Output& out) {
+std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(const Voxels& voxels,
+                                                                     double slope, double inter,
+                                                                     const Matrix& matrix,
+                                                                     const Output& out) {
   hfrt::Volume volume{voxels.data(), dtype_of(voxels.dtype()), {}, {}, slope, inter};
   int64_t out_shape[3];
   for (size_t a = 0; a < 3; ++a) {
@@ -60,7 +63,8 @@ std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(
 }
 
 double peak_gflops(int threads, double seconds) {
-  if (threads < 1 || threads > 4096) throw nb::value_error("peak_gflops: threads must be 1 to 4096");
+  if (threads < 1 || threads > 4096)
+    throw nb::value_error("peak_gflops: threads must be 1 to 4096");
   nb::gil_scoped_release release;
   return hfrt::peak_gflops(threads, seconds);
 }
@@ -79,9 +83,9 @@ hfrt::Array array_of(const Weights& a) {
 hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Array{}; }
 
 hfrt::ActivationSpec act_of(const std::optional<Act>& act) {
-  static const char* names[] = {"none",      "relu", "relu6",   "leaky_relu", "prelu",
-                                "elu",       "silu", "gelu",    "gelu_tanh",  "sigmoid",
-                                "tanh",      "hardswish", "hardsigmoid", "softplus", "mish"};
+  static const char* names[] = {"none", "relu",      "relu6",       "leaky_relu", "prelu",
+                                "elu",  "silu",      "gelu",        "gelu_tanh",  "sigmoid",
+                                "tanh", "hardswish", "hardsigmoid", "softplus",   "mish"};
   if (!act) return {};
   const auto& [name, alpha, slope] = *act;
   int kind = 0;
@@ -111,9 +115,9 @@ hfrt::Window window_of(const Ints& kernel, const Ints& stride, const Ints& paddi
 // (scale, shift, activation)
 using AffineArgs = std::tuple<Weights, Weights, std::optional<Act>>;
 
-int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
-             const Ints& stride, const Ints& padding, const Ints& dilation, const Weights& weight,
-             const Weights& bias, bool depthwise, std::optional<int> condition,
+int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel, const Ints& stride,
+             const Ints& padding, const Ints& dilation, const Weights& weight, const Weights& bias,
+             bool depthwise, std::optional<int> condition,
              const std::optional<AffineArgs>& prologue, std::optional<int> residual,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
              const std::optional<Ints>& tile,
@@ -192,17 +196,24 @@ void run_engine(hfrt::Engine& engine, const std::vector<Batch>& inputs,
   engine.run(in, out, std::max<int64_t>(batch, 0));
 }
 
-void define_engine(nb::module_& m) {
-  using hfrt::Engine;
-  m.def("available_isas", &hfrt::available_isas,
-        "The instruction sets that this machine and the native engine share, fastest first.");
-  nb::class_<Engine>(m, "Engine",
-                     "Fused operations on one sample at a time; see kernels/cpu/engine/engine.hpp.")
+void define_step_kind(nb::module_& m) {
+  using hfrt::StepKind;
+  nb::enum_<StepKind>(m, "StepKind", "What a step of an engine is; str() is its name in a profile.")
+#define HFRT_VALUE(kind, name) .value(#kind, StepKind::kind)
+      HFRT_STEP_KINDS(HFRT_VALUE)
+#undef HFRT_VALUE
+          .def("__str__", &hfrt::name_of);
+}
+
+using hfrt::Engine;
+using EngineClass = nb::class_<Engine>;
+
+void define_building(EngineClass& engine) {
+  engine
       .def(
           "__init__",
           [](Engine* self, int threads, const std::string& isa, const std::string& precision) {
-            if (threads < 1 || threads > 4096)
-              throw nb::value_error("threads must be 1 to 4096");
+            if (threads < 1 || threads > 4096) throw nb::value_error("threads must be 1 to 4096");
             if (precision != "fp32" && precision != "bf16")
               throw nb::value_error(("precision must be fp32 or bf16, not " + precision).c_str());
             const bool bf16 = precision == "bf16";
@@ -211,11 +222,17 @@ void define_engine(nb::module_& m) {
           "threads"_a, "isa"_a = "", "precision"_a = "fp32")
       .def("input", &Engine::input, "channels"_a, "depth"_a = 1, "height"_a = 1, "width"_a = 1)
       .def("conv", &add_conv, "x"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a,
-           "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false,
-           "condition"_a = nb::none(), "prologue"_a = nb::none(), "residual"_a = nb::none(),
-           "act"_a = nb::none(), "pool"_a = false, "second"_a = nb::none(),
-           "tile"_a = nb::none(), "shortcut"_a = nb::none(), "sparse"_a = false,
-           "pairs"_a = false)
+           "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false, "condition"_a = nb::none(),
+           "prologue"_a = nb::none(), "residual"_a = nb::none(), "act"_a = nb::none(),
+           "pool"_a = false, "second"_a = nb::none(), "tile"_a = nb::none(),
+           "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false)
+      .def("output", &Engine::output, "value"_a)
+      .def("finish", &Engine::finish)
+      .def("shape", &Engine::shape, "value"_a);
+}
+
+void define_pooling(EngineClass& engine) {
+  engine
       .def(
           "pool",
           [](Engine& e, int x, const Ints& k, const Ints& s, const Ints& p, const Ints& d,
@@ -235,7 +252,11 @@ void define_engine(nb::module_& m) {
           [](Engine& e, int x, const Ints& stride, bool average) {
             return e.global_pool(x, triple_of(stride).data(), average);
           },
-          "x"_a, "stride"_a, "average"_a)
+          "x"_a, "stride"_a, "average"_a);
+}
+
+void define_volumes(EngineClass& engine) {
+  engine
       .def(
           "affine",
           [](Engine& e, int x, const MaybeWeights& scale, const MaybeWeights& shift,
@@ -259,6 +280,17 @@ void define_engine(nb::module_& m) {
           },
           "x"_a, "before"_a, "after"_a)
       .def(
+          "instance_norm",
+          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,
+             const std::optional<Act>& act) {
+            return e.instance_norm(x, array_of(scale), array_of(shift), eps, act_of(act));
+          },
+          "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none());
+}
+
+void define_vectors(EngineClass& engine) {
+  engine
+      .def(
           "linear",
           [](Engine& e, int x, int64_t outputs, const Weights& weight, const Weights& bias,
              const std::optional<Act>& act) {
@@ -281,20 +313,14 @@ void define_engine(nb::module_& m) {
           },
           "x"_a, "condition"_a, "act"_a = nb::none())
       .def("softmax", &Engine::softmax, "x"_a)
-      .def("ensemble", &Engine::ensemble, "x"_a, "members"_a, "boxes"_a, "classes"_a, "rule"_a)
-      .def(
-          "instance_norm",
-          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,
-             const std::optional<Act>& act) {
-            return e.instance_norm(x, array_of(scale), array_of(shift), eps, act_of(act));
-          },
-          "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none())
-      .def("output", &Engine::output, "value"_a)
-      .def("finish", &Engine::finish)
+      .def("ensemble", &Engine::ensemble, "x"_a, "members"_a, "boxes"_a, "classes"_a, "rule"_a);
+}
+
+void define_running(EngineClass& engine) {
+  engine
       .def("run", &run_engine, "inputs"_a.noconvert(), "outputs"_a.noconvert(),
            "inputs and outputs: float32 [batch, ...], one array per input and output. The GIL is "
            "released; calls from several threads take turns.")
-      .def("shape", &Engine::shape, "value"_a)
       .def("profile", &Engine::profile, "on"_a)
       .def_prop_ro("steps", [](const Engine& e) { return e.steps(); })
       .def_prop_ro("seconds", [](const Engine& e) { return e.seconds(); })
@@ -303,15 +329,31 @@ void define_engine(nb::module_& m) {
       .def_prop_ro("weight_bytes", &Engine::weight_bytes);
 }
 
+void define_engine(nb::module_& m) {
+  m.def("available_isas", &hfrt::available_isas,
+        "The instruction sets that this machine and the native engine share, fastest first.");
+  define_step_kind(m);
+  EngineClass engine(
+      m, "Engine", "Fused operations on one sample at a time; see kernels/cpu/engine/engine.hpp.");
+  define_building(engine);
+  define_pooling(engine);
+  define_volumes(engine);
+  define_vectors(engine);
+  define_running(engine);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of hyperfusion_rt.";
-  m.def("crop_normalise", &crop_normalise, "voxels"_a.noconvert(), "slope"_a, "inter"_a,
-        "matrix"_a.noconvert(), "out"_a.noconvert(),
-        "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
-        "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, deviation).");
+  m.def(
+      "crop_normalise", &crop_normalise, "voxels"_a.noconvert(), "slope"_a, "inter"_a,
+      "matrix"_a.noconvert(), "out"_a.noconvert(),
+      "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
+      "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, "
+      "deviation).");
   m.def("peak_gflops", &peak_gflops, "threads"_a, "seconds"_a = 0.2,
-        "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's limit.");
+        "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's "
+        "limit.");
   define_engine(m);
 }

@@ -101,9 +101,10 @@ int64_t sample_box(const Volume& v, const double m[12], const int64_t n[3], floa
       for (int64_t k = 0; k < n[2]; ++k) {
         Tap t[3];
         for (int a = 0; a < 3; ++a)
-          t[a] = make_tap(m[4 * a] * static_cast<double>(i) + m[4 * a + 1] * static_cast<double>(j) +
-                              m[4 * a + 2] * static_cast<double>(k) + m[4 * a + 3],
-                          v.shape[a], v.strides[a]);
+          t[a] =
+              make_tap(m[4 * a] * static_cast<double>(i) + m[4 * a + 1] * static_cast<double>(j) +
+                           m[4 * a + 2] * static_cast<double>(k) + m[4 * a + 3],
+                       v.shape[a], v.strides[a]);
         inside += t[0].inside && t[1].inside && t[2].inside;
         *out++ = sampler.sample(t[0], t[1], t[2]);
       }

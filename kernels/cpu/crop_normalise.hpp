@@ -16,9 +16,9 @@ struct Volume {
 };
 
 struct CropStatistics {
-  int64_t inside = 0;     // output voxels whose centre lies in the volume
-  int64_t nonfinite = 0;  // output voxels that are NaN or infinite
-  int64_t nonzero = 0;    // output voxels over which mean and deviation were taken
+  int64_t inside = 0;              // output voxels whose centre lies in the volume
+  int64_t nonfinite = 0;           // output voxels that are NaN or infinite
+  int64_t nonzero = 0;             // output voxels over which mean and deviation were taken
   double mean = 0, deviation = 0;  // population standard deviation
 };
 

@@ -41,7 +41,8 @@ float burst_default(float seed) { return chains<4>(seed); }
 __attribute__((target("avx2,fma"), optimize("fp-contract=fast"))) float burst_avx2(float seed) {
   return chains<8>(seed);
 }
-__attribute__((target("avx512f,fma"), optimize("fp-contract=fast"))) float burst_avx512(float seed) {
+__attribute__((target("avx512f,fma"), optimize("fp-contract=fast"))) float burst_avx512(
+    float seed) {
   return chains<16>(seed);
 }
 Kind widest() {

@@ -4,7 +4,7 @@
 namespace hfrt {
 
 // GFLOP/s (a multiply-add is two) of `threads` threads that multiply and add in registers for about
-// `seconds`, with the widest vectors that the processor has (AVX-512, AVX2 with FMA, or the default).
+// `seconds`, with the processor's widest vectors (AVX-512, AVX2 with FMA, or the default).
 double peak_gflops(int threads, double seconds);
 
 }  // namespace hfrt

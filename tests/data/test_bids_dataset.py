@@ -233,17 +233,23 @@ def test_a_table_that_has_sessions_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("content", "reason", "code"),
     [
-        (b"session_id\tage\n", "no row below it"),
-        (b"session\tage\nses-a\t70\n", "no column 'session_id'"),
-        (b"session_id\tage\nses-a\t70\nses-a\t71\n", "line 2: duplicate"),
-        (b"session_id\tage\nses-a\n", "line 2: the row has 1 fields"),
-        (b"\x00\x01", "is not text"),
-        (b"", "is empty"),
+        (b"session_id\tage\n", "no row below it", "table-empty"),
+        (b"session\tage\nses-a\t70\n", "no column 'session_id'", "table-missing-column"),
+        (
+            b"session_id\tage\nses-a\t70\nses-a\t71\n",
+            "line 2: duplicate",
+            "table-duplicate-row",
+        ),
+        (b"session_id\tage\nses-a\n", "line 2: the row has 1 fields", "table-ragged-row"),
+        (b"\x00\x01", "is not text", "table-not-text"),
+        (b"", "is empty", "table-empty"),
     ],
 )
-def test_sessions_that_cannot_be_used(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_sessions_that_cannot_be_used(
+    tmp_path: Path, content: bytes, reason: str, code: str
+) -> None:
     make(tmp_path, *t1w("sub-01/ses-a", "sub-02"))
     table = table_of(tmp_path, "sub-01\t70\tF", "sub-02\t60\tM")
     path = tmp_path / "sub-01" / "sub-01_sessions.tsv"
@@ -254,6 +260,7 @@ def test_sessions_that_cannot_be_used(tmp_path: Path, content: bytes, reason: st
     assert scan.reason == "its row (line 2) was left out of the table"
     assert str(path) in row.reason
     assert reason in row.reason
+    assert (scan.code, row.code) == ("scan-row-left-out", code)
 
 
 def test_participants(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperfusion_rt.data import cohort as cohort_module
+from hyperfusion_rt.data import scan_search
 from hyperfusion_rt.data.cohort import Case, Cohort, join, restrict
 from hyperfusion_rt.data.scan_search import Scan, find_scans
 from hyperfusion_rt.data.table_file import Row, Table, read_table
-from hyperfusion_rt.errors import CohortError
+from hyperfusion_rt.errors import CODES, CohortError
 
 
 def make(root: Path, *names: str) -> Path:
@@ -33,6 +33,11 @@ def table_of(folder: Path, *lines: str, header: str = "subject,visit,AGE") -> Ta
 
 def pairs(cohort: Cohort) -> list[tuple[str, str, str | None, int]]:
     return [(case.scan.name, case.subject, case.session, case.row.line) for case in cohort.cases]
+
+
+def codes(cohort: Cohort) -> list[str]:
+    assert {problem.code for problem in cohort.problems} <= CODES.keys()
+    return [problem.code for problem in cohort.problems]
 
 
 # ---- finding
@@ -158,7 +163,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr(cohort_module.os, "scandir", scandir)
+    monkeypatch.setattr(scan_search.os, "scandir", scandir)
 
 
 def test_no_permission_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +181,7 @@ def test_no_permission_for_one_subject(tmp_path: Path, monkeypatch: pytest.Monke
     joined = join(scans, table_of(tmp_path, "1,70", "2,71", header="subject,AGE"))
     assert pairs(joined) == [("sub-2_T1w.nii", "2", None, 3)]
     assert "cannot be read: Permission denied" in joined.problems[0].reason
+    assert codes(joined) == ["scan-folder-unreadable", "row-without-scan"]
 
 
 def test_links(tmp_path: Path) -> None:
@@ -298,6 +304,10 @@ def test_left_out_rows_keep_their_scans(tmp_path: Path) -> None:
     assert "several (bl, m12)" in reasons["03.nii"]
     rows = [p for p in joined.problems if p.source == "row"]
     assert [int(p.where.split()[-1]) for p in rows] == [2, 3, 4, 5, 6, 7, 8, 9]
+    found = {Path(p.where).name: p.code for p in joined.problems if p.source == "scan"}
+    assert found["01_2.nii"] == "scan-row-left-out"
+    assert found["03.nii"] == "scan-session-unknown"
+    assert "table-duplicate-row" in codes(joined)
 
 
 def test_scan_of_a_left_out_session(tmp_path: Path) -> None:
@@ -315,6 +325,7 @@ def test_duplicate_scans(tmp_path: Path) -> None:
     for problem in joined.problems:
         assert (problem.subject, problem.session, problem.source) == ("1", "bl", "scan")
         assert "several scans of this subject and session" in problem.reason
+    assert codes(joined) == ["scan-ambiguous"] * 3
 
 
 def test_unmatched_both_ways(tmp_path: Path) -> None:
@@ -326,6 +337,7 @@ def test_unmatched_both_ways(tmp_path: Path) -> None:
     assert a.reason == "no row for subject 'a' in the table"
     assert a.where == str(tmp_path / "a.nii")
     assert row_b.reason == row_seven.reason == "no scan was found for this row"
+    assert codes(joined) == ["scan-without-row"] * 2 + ["row-without-scan"] * 2
 
 
 def test_problems_of_the_table_are_listed(tmp_path: Path) -> None:
@@ -336,6 +348,7 @@ def test_problems_of_the_table_are_listed(tmp_path: Path) -> None:
         ("", "line 3"),
         ("c", "line 4"),
     ]
+    assert codes(joined) == ["table-row-without-subject", "table-ragged-row"]
 
 
 def test_restrict(tmp_path: Path) -> None:
@@ -345,6 +358,7 @@ def test_restrict(tmp_path: Path) -> None:
     assert [case.subject for case in kept.cases] == ["a"]
     assert [(p.subject, p.source) for p in kept.problems] == [("c", "scan"), ("nobody", "list")]
     assert "neither a scan nor a row" in kept.problems[1].reason
+    assert codes(kept) == ["scan-without-row", "cohort-unknown-id"]
     assert [case.subject for case in joined.cases] == ["a", "b"]
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hyperfusion_rt.config import Feature, TableSpec, preset
-from hyperfusion_rt.data.encoder import NumericColumn, TabularEncoder, read_target
+from hyperfusion_rt.data.encoder import TabularEncoder, read_target
+from hyperfusion_rt.data.encoder_columns import NumericColumn
 from hyperfusion_rt.data.table_file import Row, Table
 from hyperfusion_rt.errors import ConfigError, MissingExtraError, TableError
 
@@ -414,9 +415,9 @@ def test_classes_without_values_and_classes_that_overlap() -> None:
 
 def test_encoding_imports_neither_torch_nor_sklearn() -> None:
     code = (
-        "import sys; from hyperfusion_rt.data import cohort, table, tabular; "
-        f"e = tabular.TabularEncoder.model_validate_json({FITTED.model_dump_json()!r}); "
-        "e.encode_row(table.Row('1', None, 2, {'AGE': '', 'TAU': '', 'SEX': ''})); "
+        "import sys; from hyperfusion_rt.data import cohort, encoder, table_file; "
+        f"e = encoder.TabularEncoder.model_validate_json({FITTED.model_dump_json()!r}); "
+        "e.encode_row(table_file.Row('1', None, 2, {'AGE': '', 'TAU': '', 'SEX': ''})); "
         "print(*sorted({'torch', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

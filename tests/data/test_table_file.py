@@ -142,29 +142,40 @@ def test_unnamed_columns_are_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "message", "code"),
     [
-        ("", "file is empty"),
-        ("\n \n,,\n", "file is empty"),
-        ("subject,AGE\n", "a header but no row"),
-        ("subject,AGE,AGE\n1,2,3\n", "line 1: duplicate column names 'AGE'"),
-        ("name,AGE\n1,2\n", "no column of subjects; the columns are name, AGE"),
-        ("001,70.5\n002,71\n", "line 1: there is no header"),
-        ('subject,AGE\n1,"70\n2,71\n', "line 2: .*check the quotes"),
-        ('subject,AGE\n1,70\n2,"7"1\n', "line 3: .*check the quotes"),
-        (b"PK\x03\x04" + bytes(30), "spreadsheet"),
-        (b"subject,AGE\n1,7\x000\n", "line 2: is not text"),
-        (b"\x1f\x8b\x08\x00" + bytes(range(256)), "line .*(neither|not text)"),
-        ("subject,AGE\n1,70\n".encode("utf-16"), "line 1: .*(neither|not text)"),
-        ("subject,name\n1,Иванов\n".encode("cp1251"), "line 2: byte .*CSV UTF-8"),
-        (b"subject,name\n1,a\x81b\n", "line 2: byte 16 is neither"),
+        ("", "file is empty", "table-empty"),
+        ("\n \n,,\n", "file is empty", "table-empty"),
+        ("subject,AGE\n", "a header but no row", "table-empty"),
+        (
+            "subject,AGE,AGE\n1,2,3\n",
+            "line 1: duplicate column names 'AGE'",
+            "table-duplicate-column",
+        ),
+        (
+            "name,AGE\n1,2\n",
+            "no column of subjects; the columns are name, AGE",
+            "table-no-subject-column",
+        ),
+        ("001,70.5\n002,71\n", "line 1: there is no header", "table-no-subject-column"),
+        ('subject,AGE\n1,"70\n2,71\n', "line 2: .*check the quotes", "table-quotes-broken"),
+        ('subject,AGE\n1,70\n2,"7"1\n', "line 3: .*check the quotes", "table-quotes-broken"),
+        (b"PK\x03\x04" + bytes(30), "spreadsheet", "table-not-text"),
+        (b"subject,AGE\n1,7\x000\n", "line 2: is not text", "table-not-text"),
+        (b"\x1f\x8b\x08\x00" + bytes(range(256)), "line .*(neither|not text)", "table-not-text"),
+        ("subject,AGE\n1,70\n".encode("utf-16"), "line 1: .*(neither|not text)", "table-not-text"),
+        ("subject,name\n1,Иванов\n".encode("cp1251"), "line 2: byte .*CSV UTF-8", "table-not-text"),
+        (b"subject,name\n1,a\x81b\n", "line 2: byte 16 is neither", "table-not-text"),
     ],
 )
-def test_files_that_are_no_table(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_files_that_are_no_table(
+    tmp_path: Path, content: str | bytes, message: str, code: str
+) -> None:
     path = write(tmp_path, content)
     with pytest.raises(TableError, match=message) as error:
         read_table(path)
     assert str(path) in str(error.value)
+    assert error.value.code == code
 
 
 def test_windows_encoding_is_accepted_when_plausible(tmp_path: Path) -> None:
@@ -173,10 +184,11 @@ def test_windows_encoding_is_accepted_when_plausible(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="no such file"):
+    with pytest.raises(TableError, match="no such file") as missing:
         read_table(tmp_path / "none.csv")
-    with pytest.raises(TableError, match="cannot be read"):
+    with pytest.raises(TableError, match="cannot be read") as folder:
         read_table(tmp_path)
+    assert (missing.value.code, folder.value.code) == ("table-not-found", "table-unreadable")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +210,7 @@ def test_ragged_rows_are_left_out(tmp_path: Path) -> None:
     ]
     assert "has 2 fields, the header has 3" in table.problems[0].reason
     assert "has 4 fields" in table.problems[1].reason
+    assert {problem.code for problem in table.problems} == {"table-ragged-row"}
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "n/a", "NA"])
@@ -205,7 +218,13 @@ def test_rows_without_subject_are_left_out(tmp_path: Path, empty: str) -> None:
     table = read_table(write(tmp_path, f"subject,AGE\n{empty},70\n2,71\n"))
     assert [row.subject for row in table.rows] == ["2"]
     assert table.problems == [
-        LeftOut("", None, 2, "column 'subject' is empty: the row needs a subject id")
+        LeftOut(
+            "",
+            None,
+            2,
+            "column 'subject' is empty: the row needs a subject id",
+            "table-row-without-subject",
+        )
     ]
 
 
@@ -216,6 +235,7 @@ def test_duplicates_are_refused(tmp_path: Path) -> None:
     assert [problem.line for problem in table.problems] == [2, 3, 5, 6]
     assert "line 3 has the same subject and session" in table.problems[0].reason
     assert "line 6 has the same subject;" in table.problems[2].reason
+    assert {problem.code for problem in table.problems} == {"table-duplicate-row"}
 
 
 def test_first_duplicate_is_kept_on_request(tmp_path: Path) -> None:
@@ -275,8 +295,9 @@ def test_censored_numbers_read_as_their_bound(text: str) -> None:
 @pytest.mark.parametrize("text", ["abc", "1_000", "1 2", "0x10", "١", "--1", "1,5", "1.2.3"])
 @pytest.mark.parametrize("censored", [False, True])
 def test_text_in_a_number(text: str, censored: bool) -> None:
-    with pytest.raises(TableError, match=r"line 7, column 'A': .* allowed: 71.5"):
+    with pytest.raises(TableError, match=r"line 7, column 'A': .* allowed: 71.5") as error:
         read_number(row(text), "A", censored=censored)
+    assert error.value.code == "table-not-a-number"
 
 
 @pytest.mark.parametrize("text", ["inf", "-Infinity", "1e999", "1e16"])

@@ -122,7 +122,7 @@ def test_a_budget_makes_cases_wait_and_refuses_what_never_fits():
 
     assert len(list(run(range(50), prepare, execute, workers=4))) == 50
     assert most == 80
-    with pytest.raises(ScanError, match=r"big\.nii: needs .* --max-memory leaves"):
+    with pytest.raises(ScanError, match=r"big\.nii: needs .* `max_memory` leaves"):
         budget.take(101, "big.nii")
 
 
@@ -150,3 +150,31 @@ def test_who_waits_for_memory_does_not_hold_up_the_end(end):
         time.sleep(0.05)
         stream.close()
     assert threading.active_count() <= before
+
+
+def test_two_runs_at_once_count_their_own_work():
+    def slow(n):
+        time.sleep(0.02)
+        return n
+
+    one = run(range(4), slow, double, workers=2)
+    other = run(range(40), lambda n: n, double, workers=2)
+    for _ in zip(one, other, strict=False):
+        pass
+    other.close()
+    assert one.usage is not other.usage
+    assert one.usage.busy["prepare"] >= 0.08
+    assert other.usage.busy["prepare"] < 0.08
+
+
+def test_usage_is_whole_whoever_adds():
+    usage = Usage()
+    adders = [
+        threading.Thread(target=lambda: [usage.work("prepare", 1.0) for _ in range(10_000)])
+        for _ in range(4)
+    ]
+    for adder in adders:
+        adder.start()
+    for adder in adders:
+        adder.join()
+    assert usage.busy == {"prepare": 40_000.0}

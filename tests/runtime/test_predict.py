@@ -16,6 +16,7 @@ import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.errors import CohortError, TableError
 from hyperfusion_rt.runtime.cohort.infer import infer
+from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import predict, split_of, summarise
 from hyperfusion_rt.training.train import load_member
@@ -115,10 +116,10 @@ def test_bad_cases_are_rows_and_the_others_stand(cohort, hfrt):
 def test_rows_without_a_scan_are_listed_ignored_or_refused(cohort):
     os.chdir(cohort)
     args = [cohort / "scans"], cohort / "data.csv"
-    found = infer(*args, artifact=cohort / "base.hfrt", out=cohort / "a.csv")
+    found = infer(*args, CohortOptions(artifact=cohort / "base.hfrt", out=cohort / "a.csv"))
     assert (found.summary["ok"], found.summary["skipped"], found.summary["error"]) == (8, 32, 0)
-    with pytest.raises(CohortError, match="32 rows have no scan and --unmatched-rows is fail"):
-        infer(*args, artifact=cohort / "base.hfrt", unmatched_rows="fail")
+    with pytest.raises(CohortError, match="32 rows have no scan and `unmatched_rows` is fail"):
+        infer(*args, CohortOptions(artifact=cohort / "base.hfrt", unmatched_rows="fail"))
 
 
 def test_unusual_rows_are_predicted_with_a_remark(cohort):
@@ -292,3 +293,16 @@ def test_json_output(cohort, hfrt):
     assert content["engine"] == "native"
     first = content["predictions"][0]
     assert first["p_CN"] + first["p_MCI"] + first["p_AD"] == pytest.approx(1)
+
+
+def test_two_streams_of_one_predictor_have_a_usage_each(cohort):
+    predictor = hyperfusion_rt.load(cohort / "base.hfrt", engine="native", threads=1)
+    found = predictor.gather(cohort / "scans", cohort / "data.csv").cases
+    one, other = predictor.stream(found), predictor.stream(found[:2])
+    together = [next(one), next(other), *one, *other]
+    assert len(together) == len(found) + 2
+    assert all(item.status == "ok" for item in together)
+    for stream in (one, other):
+        assert stream.usage.wall > 0
+        assert set(stream.usage.steps) == {"read", "decode", "preprocess"}
+    assert one.usage.steps["decode"] > other.usage.steps["decode"]

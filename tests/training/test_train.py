@@ -109,11 +109,18 @@ def test_bad_cases_are_left_out_and_listed(cohort, session_cohort):
     (cohort / "data.csv").write_text("\n".join(lines[:-1]))
     change = {**TINY, "training": {"epochs": 1, "embedding_epochs": 0}}
     run = train(load_config(cohort / "hfrt.yaml", change), cohort)
-    left = {item[0]: item[2] for item in json.loads((run.folder / "left_out.json").read_text())}
+    listed = json.loads((run.folder / "left_out.json").read_text())
+    left = {subject: reason for subject, _, reason, _ in listed}
     assert "truncated" in left["S5-0001"]
     assert "seventy" in left["S5-0002"]
     assert "Unknown disease" in left["S5-0003"]
     assert "no row" in left["S5-0040"]
+    assert {subject: code for subject, _, _, code in listed} == {
+        "S5-0001": "scan-truncated",
+        "S5-0002": "table-not-a-number",
+        "S5-0003": "table-unknown-category",
+        "S5-0040": "scan-without-row",
+    }
     assert run.metrics["cases"]["left_out"] == 4
 
 

@@ -1,4 +1,4 @@
-"""A scan on the MNI template: affine registration, bias field, skull (`data.raw` says how)."""
+"""A scan on the MNI template: affine registration, bias field, skull; `register` says how."""
 
 from __future__ import annotations
 

@@ -7,16 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hyperfusion_rt.data.bids_dataset import not_searched
-from hyperfusion_rt.data.raw.alignment import require_sitk
-from hyperfusion_rt.data.scan_search import Scan, find_scans, is_scan, walk
+from hyperfusion_rt.data.raw.alignment import Float, Matrix, require_sitk
+from hyperfusion_rt.data.scan_search import UNREADABLE, Scan, find_scans, is_scan, walk
 from hyperfusion_rt.data.table_file import normalise_id
 from hyperfusion_rt.errors import ScanError
-
-Float = NDArray[np.float32]
-Matrix = NDArray[np.float64]
 
 
 def is_dicom_folder(path: Path) -> bool:
@@ -54,8 +50,10 @@ def find_raw_scans(path: str | Path) -> list[Scan]:
     try:
         for folder, files, defect in walk(root, not_searched(root)):
             others |= any(is_scan(file) for file in files)
-            if defect is not None or is_dicom_folder(folder):
-                found.append(replace(_as_scan(root, folder), defect=defect))
+            if defect is not None:
+                found.append(replace(_as_scan(root, folder), defect=defect, code=UNREADABLE))
+            elif is_dicom_folder(folder):
+                found.append(_as_scan(root, folder))
     except OSError:
         return find_scans(root)  # says what is wrong
     if others or not found:
@@ -81,7 +79,7 @@ def dicom_series(folder: Path) -> list[tuple[Path, ...]]:
     """
     sitk = require_sitk()
     if not Path(folder).is_dir():
-        raise ScanError(f"{folder}: no such folder")
+        raise ScanError(f"{folder}: no such folder", code="scan-unreadable")
     reader = sitk.ImageSeriesReader
     return [
         tuple(Path(name) for name in reader.GetGDCMSeriesFileNames(str(folder), series))
@@ -97,14 +95,19 @@ def _tags(path: Path) -> dict[str, str]:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        raise ScanError(f"{path}: cannot be read as DICOM; copy it again from its source") from None
+        raise ScanError(
+            f"{path}: cannot be read as DICOM; copy it again from its source",
+            code="dicom-unreadable",
+        ) from None
     return {key: str(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
 
 
 def _one_series(folder: Path) -> tuple[Path, ...]:
     found = dicom_series(folder)
     if not found:
-        raise ScanError(f"{folder}: no DICOM series of images in this folder")
+        raise ScanError(
+            f"{folder}: no DICOM series of images in this folder", code="dicom-no-series"
+        )
     if len(found) > 1:
         names = []
         for files in found:
@@ -113,7 +116,8 @@ def _one_series(folder: Path) -> tuple[Path, ...]:
             names.append(f"{title!r} ({len(files)} files, {files[0].name} ...)")
         raise ScanError(
             f"{folder}: {len(found)} DICOM series: {'; '.join(names)}; "
-            "put the T1 series into a folder of its own"
+            "put the T1 series into a folder of its own",
+            code="dicom-several-series",
         )
     return found[0]
 
@@ -131,11 +135,17 @@ def _check_series(folder: Path, files: tuple[Path, ...]) -> None:
     tags = [_tags(file) for file in files]
     modality = tags[0].get("0008|0060", "")
     if modality != "MR":
-        raise ScanError(f"{folder}: modality {modality or 'unknown'}, but a T1 MR scan is needed")
+        raise ScanError(
+            f"{folder}: modality {modality or 'unknown'}, but a T1 MR scan is needed",
+            code="dicom-not-mr",
+        )
     if len(files) == 1:
         frames = int(tags[0].get("0028|0008") or 1)
         if frames < 8:
-            raise ScanError(f"{folder}: one DICOM image, but a whole volume is needed")
+            raise ScanError(
+                f"{folder}: one DICOM image, but a whole volume is needed",
+                code="dicom-not-one-volume",
+            )
         return
     try:
         positions = np.stack([_numbers(tag["0020|0032"]) for tag in tags])
@@ -143,13 +153,20 @@ def _check_series(folder: Path, files: tuple[Path, ...]) -> None:
     except (KeyError, ValueError):
         raise ScanError(
             f"{folder}: a slice says nothing of its position or orientation (tags 0020,0032 and "
-            "0020,0037); export the series again"
+            "0020,0037); export the series again",
+            code="dicom-no-position",
         ) from None
     if np.abs(axes - axes[0]).max() > 1e-3:
-        raise ScanError(f"{folder}: slices of different orientation; take the localiser out")
+        raise ScanError(
+            f"{folder}: slices of different orientation; take the localiser out",
+            code="dicom-not-one-volume",
+        )
     sizes = {(tag.get("0028|0010"), tag.get("0028|0011")) for tag in tags}
     if len(sizes) > 1:
-        raise ScanError(f"{folder}: slices of different size; put one volume into the folder")
+        raise ScanError(
+            f"{folder}: slices of different size; put one volume into the folder",
+            code="dicom-not-one-volume",
+        )
     along = positions @ np.cross(axes[0, 0], axes[0, 1])
     order = np.argsort(along)
     steps = np.diff(along[order])
@@ -157,20 +174,25 @@ def _check_series(folder: Path, files: tuple[Path, ...]) -> None:
     if steps.min() < 0.02 * usual or usual < 1e-3:
         raise ScanError(
             f"{folder}: several slices at one position (echoes or time points); "
-            "put one volume into the folder"
+            "put one volume into the folder",
+            code="dicom-not-one-volume",
         )
     worst = int(np.argmax(np.abs(steps - usual)))
     if abs(steps[worst] - usual) > max(0.05 * usual, 0.02):
         before, after = (files[order[worst + k]].name for k in (0, 1))
         raise ScanError(
             f"{folder}: slices lie {usual:.2f} mm apart, but {steps[worst]:.2f} mm between "
-            f"{before} and {after}: slices are missing or uneven; export the whole series again"
+            f"{before} and {after}: slices are missing or uneven; export the whole series again",
+            code="dicom-slices-uneven",
         )
     shift = np.diff(positions[order], axis=0)
     if np.abs(shift - shift.mean(0)).max() > 0.1 or (
         np.linalg.norm(np.cross(shift.mean(0), np.cross(axes[0, 0], axes[0, 1]))) > 0.02 * usual
     ):
-        raise ScanError(f"{folder}: slices are shifted against each other; convert it to NIfTI")
+        raise ScanError(
+            f"{folder}: slices are shifted against each other; convert it to NIfTI",
+            code="dicom-slices-uneven",
+        )
 
 
 def read_dicom(folder: Path) -> tuple[Float, Matrix]:
@@ -188,9 +210,11 @@ def read_dicom(folder: Path) -> tuple[Float, Matrix]:
         image = reader.Execute() if len(files) > 1 else sitk.ReadImage(str(files[0]))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ScanError(f"{folder}: the DICOM series cannot be read: {reason}") from None
+        raise ScanError(
+            f"{folder}: the DICOM series cannot be read: {reason}", code="dicom-unreadable"
+        ) from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ScanError(f"{folder}: not one 3D volume of real numbers")
+        raise ScanError(f"{folder}: not one 3D volume of real numbers", code="dicom-not-one-volume")
     affine = np.eye(4)
     direction = np.asarray(image.GetDirection(), np.float64).reshape(3, 3)
     affine[:3, :3] = direction * np.asarray(image.GetSpacing())

@@ -165,7 +165,8 @@ def judge(
         if value < refuse:
             raise ScanError(
                 f"{path}: not registered: {name} {what} {value:.2f}, at least {refuse:.2f} is "
-                f"needed; {look}"
+                f"needed; {look}",
+                code="scan-not-registered",
             )
         if value < flag:
             warnings.append(
@@ -175,7 +176,8 @@ def judge(
     if not low <= quality.scale <= high:
         raise ScanError(
             f"{path}: not registered: the brain would have {quality.scale:.2f} of the template's "
-            f"volume ({low:.2f} to {high:.2f} is accepted); are its header's voxel sizes right?"
+            f"volume ({low:.2f} to {high:.2f} is accepted); are its header's voxel sizes right?",
+            code="scan-not-registered",
         )
     low, high = limits.flag_scale
     if not low <= quality.scale <= high:
@@ -183,7 +185,8 @@ def judge(
     if quality.snr < limits.refuse_snr:
         raise ScanError(
             f"{path}: signal to noise ratio {quality.snr:.1f} in white matter, at least "
-            f"{limits.refuse_snr:.1f} is needed; use another scan"
+            f"{limits.refuse_snr:.1f} is needed; use another scan",
+            code="scan-noisy",
         )
     if quality.snr < limits.flag_snr:
         warnings.append(f"signal to noise ratio only {quality.snr:.1f}")
@@ -194,7 +197,8 @@ def judge(
         if part < preprocessing.min_coverage:
             raise ScanError(
                 f"{path}: {name} box: only {part:.0%} of it lies inside the scan (at least "
-                f"{preprocessing.min_coverage:.0%} is needed); use a scan of the whole brain"
+                f"{preprocessing.min_coverage:.0%} is needed); use a scan of the whole brain",
+                code="scan-box-outside",
             )
         if part < limits.flag_coverage:
             warnings.append(f"{name} box: {part:.0%} inside the scan")

@@ -22,14 +22,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.raw.alignment import (
     INNER_MM,
@@ -54,6 +52,9 @@ from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
+
+# A voxel brighter than this part of the median is brain, where the skull was removed before.
+_SUPPORT = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _read(path: Path) -> Image:
         affine = volume.affine
     if min(voxels.shape) < 16:
         raise ScanError(
-            f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices"
+            f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices",
+            code="scan-too-thin",
         )
     warnings = []
     finite = np.isfinite(voxels)
@@ -109,7 +111,9 @@ def _read(path: Path) -> Image:
     known = counts.max() > 0.5 * counts.sum()
     inside = voxels[voxels != np.float32(most)] if known else voxels.ravel()
     if not inside.size or inside.min() == inside.max():
-        raise ScanError(f"{path}: every voxel has the same value; is the file empty?")
+        raise ScanError(
+            f"{path}: every voxel has the same value; is the file empty?", code="scan-constant"
+        )
     low = float(np.percentile(inside[:: max(1, inside.size // 1_000_000)], 2))
     floor = min(low, most) if known else low
     if floor != 0 or float(voxels.min()) < 0:
@@ -149,16 +153,6 @@ def _resample(
     return Volume(scan.path, stored, template.affine.copy(), float(slope), 0.0)
 
 
-_SUPPORT = 0.1
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started
-
-
 def register(
     path: Path,
     preprocessing: Preprocessing | None = None,
@@ -181,17 +175,17 @@ def register(
     """
     path = Path(path)
     require_sitk()
-    seconds: dict[str, float] = {}
-    with _clock(seconds, "template"):
+    clock = Clock()
+    with clock.step("template"):
         template = load_template()
-    with _clock(seconds, "read"):
+    with clock.step("read"):
         scan = _read(path)
         spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
         step = tuple(max(1, round(2 / s)) for s in spacing)
         voxels, affine = block_means(scan.voxels, scan.affine, step)
         coarse = replace(scan, voxels=voxels, affine=affine)
     try:
-        with _clock(seconds, "register"):
+        with clock.step("register"):
             transform = find_start(template, coarse)
             inner = Fit(template.levels[4], coarse, ring=INNER_MM)
             _, transform = inner.run(transform, "similarity", 1.0, 0.05)
@@ -201,24 +195,25 @@ def register(
                 # Once more, with the brain found from a better place.
                 brain, _ = strip_skull(template, coarse, transform)
                 _, transform = Fit(template.levels[4], brain).run(transform, "affine", 1.0, 0.05)
-        with _clock(seconds, "bias"):
+        with clock.step("bias"):
             bias = bias_field(template, brain, transform)
             even = without_bias(brain, template, bias, transform)
-        with _clock(seconds, "refine"):
+        with clock.step("refine"):
             _, transform = Fit(template.levels[4], even).run(transform, "affine", 0.5, 0.02)
             fit = Fit(template.levels[2], even)
             _, transform = fit.run(transform, "affine", 0.2, 0.002)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ScanError(
-            f"{path}: cannot be registered: {reason}; is it a T1 scan of a whole head?"
+            f"{path}: cannot be registered: {reason}; is it a T1 scan of a whole head?",
+            code="scan-not-registered",
         ) from None
-    with _clock(seconds, "quality"):
+    with clock.step("quality"):
         quality = measure(scan, template, fit, transform, preprocessing, stripped)
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
-    with _clock(seconds, "resample"):
+    with clock.step("resample"):
         volume = _resample(scan, template, transform, bias, stripped)
-    return Registered(volume, quality, tuple(warnings), transform, seconds)
+    return Registered(volume, quality, tuple(warnings), transform, clock.steps)
 
 
 def write_registered(registered: Registered, out: Path) -> None:
@@ -237,7 +232,9 @@ def write_registered(registered: Registered, out: Path) -> None:
 
     out, volume = Path(out), registered.volume
     if not out.name.endswith(".nii.gz"):
-        raise HyperFusionError(f"{out}: registered scans are written as .nii.gz; rename it")
+        raise HyperFusionError(
+            f"{out}: registered scans are written as .nii.gz; rename it", code="output-wrong-name"
+        )
     image = nib.Nifti1Image(volume.voxels, volume.affine)
     image.header.set_data_dtype(np.int16)
     image.header.set_xyzt_units("mm")
@@ -287,4 +284,6 @@ def source_hash(source: Path) -> str:
             digest.update(sha256(file).encode())
         return digest.hexdigest()
     except OSError as error:
-        raise HyperFusionError(f"{source}: cannot be read: {error.strerror or error}") from None
+        raise HyperFusionError(
+            f"{source}: cannot be read: {error.strerror or error}", code="scan-unreadable"
+        ) from None

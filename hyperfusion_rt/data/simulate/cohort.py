@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from hyperfusion_rt.data.simulate import population
 from hyperfusion_rt.data.simulate.optimum import bayes_optimum
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.machine import usable_cores
 
-_TASKS: tuple[Task, ...] = ("ad", "brain-age")
+_TASKS: tuple[Task, ...] = get_args(Task)
 # How scanners and converters store volumes: most of them RAS or LAS, some sagittal.
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 
@@ -143,14 +144,17 @@ def simulate_cohort(
             cohort), or an argument is out of range.
         MissingExtraError: the simulate extra is not installed.
     """
-    from hyperfusion_rt.machine import usable_cores
-
     if subjects < 1 or seed < 0:
-        raise ConfigError(f"{subjects} subjects, seed {seed}: use at least 1, and a seed from 0")
+        raise ConfigError(
+            f"{subjects} subjects, seed {seed}: use at least 1, and a seed from 0",
+            code="option-wrong",
+        )
     if spacing not in (1, 2):
-        raise ConfigError(f"spacing {spacing}: a cohort is simulated at 1 or 2 mm")
+        raise ConfigError(
+            f"spacing {spacing}: a cohort is simulated at 1 or 2 mm", code="option-wrong"
+        )
     if task not in _TASKS:
-        raise ConfigError(f"task {task!r}: choose from {', '.join(_TASKS)}")
+        raise ConfigError(f"task {task!r}: choose from {', '.join(_TASKS)}", code="option-wrong")
     _require_extras()
     _prepare(out, force)
     make = partial(_make, scans=out / "scans", task=task, seed=seed)
@@ -207,11 +211,15 @@ def _prepare(out: Path, force: bool) -> None:
         if out.exists() and any(out.iterdir()):
             ours = (out / "truth.csv").exists() and (out / "scans").is_dir()
             if not force or not ours:
-                hint = "replace it with --force" if ours else "it holds something else"
-                raise ConfigError(f"{out}: is not empty; choose another folder ({hint})")
+                hint = "replace it with `force`" if ours else "it holds something else"
+                raise ConfigError(
+                    f"{out}: is not empty; choose another folder ({hint})", code="output-exists"
+                )
             for name in ("data.csv", "truth.csv", "optimum.json", "hfrt.yaml"):
                 (out / name).unlink(missing_ok=True)
             shutil.rmtree(out / "scans")
         (out / "scans").mkdir(parents=True)
     except OSError as error:
-        raise HyperFusionError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise HyperFusionError(
+            f"{out}: cannot be written: {error.strerror or error}", code="output-cannot-be-written"
+        ) from None

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Task
 from hyperfusion_rt.data.simulate import population as p
-
-Float = NDArray[np.float64]
+from hyperfusion_rt.data.simulate.population import Float
 
 _OBSERVER = "image: the atrophy is read from the scan without error, an upper bound"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,9 @@ from hyperfusion_rt.data.table_file import normalise_id, read_table, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.cohort.infer import OnCase
 from hyperfusion_rt.runtime.cohort.record import Result
+from hyperfusion_rt.runtime.options import BidsOptions
 from hyperfusion_rt.runtime.outputs.bids_derivative import (
     RECORDS,
     REPORT,
@@ -40,6 +42,7 @@ from hyperfusion_rt.runtime.outputs.bids_derivative import (
 )
 from hyperfusion_rt.runtime.outputs.report import inference_page
 from hyperfusion_rt.runtime.outputs.table import summarise
+from hyperfusion_rt.runtime.pipeline import Stream
 from hyperfusion_rt.runtime.prediction import (
     Prediction,
     as_json,
@@ -47,7 +50,7 @@ from hyperfusion_rt.runtime.prediction import (
     cohort_problems,
     from_json,
 )
-from hyperfusion_rt.runtime.predictor import Predictor, load
+from hyperfusion_rt.runtime.predictor import Predictor
 
 Level = Literal["participant", "group"]
 
@@ -82,15 +85,9 @@ def bids_app(
     bids_dir: Path,
     out: Path,
     level: Level,
+    options: BidsOptions | None = None,
     *,
-    participant_label: Sequence[str] = (),
-    session_label: Sequence[str] = (),
-    artifact: Path | None = None,
-    engine: str = "auto",
-    threads: int | None = None,
-    tabular: Path | None = None,
-    on_case: Callable[[int, int], None] | None = None,
-    **options: Any,
+    on_case: OnCase | None = None,
 ) -> BidsResult:
     """Predict a BIDS dataset as a BIDS App does: `BIDS_DIR OUT participant|group`.
 
@@ -101,43 +98,51 @@ def bids_app(
     group's table and report.
 
     Args:
-        participant_label, session_label: with or without `sub-` and `ses-`.
-        artifact: by default the latest `*.hfrt` here; at group level the one that was used.
-        tabular: by default `participants.tsv` of the dataset.
+        options: at group level, its artifact is by default the one that was used.
         on_case: called with (done, all) after each case.
-        options: of `hyperfusion_rt.load`.
 
     Raises:
         ConfigError: no such dataset, table, participant or session; `out` holds something else;
             at group level: no result, or results of several artifacts.
         HyperFusionError: nothing can be predicted, or nothing can be written.
     """
+    options = options or BidsOptions()
     # BIDS says how this column is called, whatever the table of the training had.
-    id_column = None if tabular else "participant_id"
-    tabular = tabular or bids_dir / "participants.tsv"
+    id_column = None if options.tabular else "participant_id"
+    tabular = options.tabular or bids_dir / "participants.tsv"
     if not (bids_dir.is_dir() and subject_folders(bids_dir)):
-        raise ConfigError(f"{bids_dir}: is no BIDS dataset: there is no folder sub-* in it")
+        raise ConfigError(
+            f"{bids_dir}: is no BIDS dataset: there is no folder sub-* in it",
+            code="bids-no-dataset",
+        )
     if not tabular.is_file():
-        raise ConfigError(f"{tabular}: no such table; name the participants' table with --tabular")
+        raise ConfigError(
+            f"{tabular}: no such table; name the participants' table with `tabular`",
+            code="bids-no-dataset",
+        )
+    participant_label, session_label = options.participant_label, options.session_label
+    known = participants(bids_dir, read_table(tabular, id_column=id_column))
     if level == "group":
         if participant_label or session_label:
             raise ConfigError(
                 "the group level takes all participants that have a result: leave out "
-                "--participant-label and --session-label"
+                "`participant_label` and `session_label`",
+                code="option-conflict",
             )
-        return _group(bids_dir, out, _participants(bids_dir, tabular, id_column), artifact)
-    predictor = load(artifact or latest_artifact(Path()), engine=engine, threads=threads, **options)
+        return _group(bids_dir, out, known, options.artifact)
+    artifact = options.artifact or latest_artifact(Path())
+    predictor = Predictor(Artifact.open(artifact), options)
     open_derivative(out, predictor.manifest, bids_dir)
-    known = _participants(bids_dir, tabular, id_column)
     check_labels({subject: {} for subject in known})
-    subjects = _labelled(participant_label, known, f"--participant-label: {bids_dir}")
+    subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
     folders = _folders(bids_dir, subjects) if participant_label else [bids_dir]
     cohort, problems = _cohort(predictor, folders, tabular, id_column, subjects)
     if session_label:
         cohort, problems = _with_sessions(cohort, problems, session_label, bids_dir)
     start = time.perf_counter()
     predictions = [item for item in problems if not item.subject]
-    for subject, found in _by_participant(predictor, cohort, problems, on_case):
+    stream = predictor.stream(cohort.cases)
+    for subject, found in _by_participant(stream, cohort, problems, on_case):
         _write_participant(out, predictor, subject, found, bids_dir, whole=not session_label)
         predictions += found
     predictions.sort(key=by_case)
@@ -148,7 +153,7 @@ def bids_app(
         predictor.notes,
         predictions,
         summary,
-        predictor.usage,
+        stream.usage,
     )
     return BidsResult(result, out, _missing(out, known))
 
@@ -166,7 +171,9 @@ def _cohort(
     nothing = [problem for problem in cohort.problems if problem.source == "list"]
     cohort = Cohort(cohort.cases, [p for p in cohort.problems if p.source != "list"])
     reason = "neither a T1w scan nor a row of the table"
-    skipped = [Prediction(item.subject, None, "skipped", reason) for item in nothing]
+    skipped = [
+        Prediction(item.subject, None, "skipped", reason, code=item.code) for item in nothing
+    ]
     return cohort, [*cohort_problems(cohort), *skipped]
 
 
@@ -181,10 +188,10 @@ def _folders(bids_dir: Path, subjects: Sequence[str]) -> list[Path]:
 
 
 def _by_participant(
-    predictor: Predictor,
+    stream: Stream[Prediction],
     cohort: Cohort,
     problems: Sequence[Prediction],
-    on_case: Callable[[int, int], None] | None,
+    on_case: OnCase | None,
 ) -> Iterator[tuple[str, list[Prediction]]]:
     """(participant, all her predictions), each as soon as she is done."""
     left = Counter(case.subject for case in cohort.cases)
@@ -194,8 +201,7 @@ def _by_participant(
             found.setdefault(item.subject, []).append(item)
     for subject in [subject for subject in found if subject not in left]:
         yield subject, found.pop(subject)
-    stream = predictor.stream(cohort.cases)
-    with closing(stream):  # type: ignore[type-var]
+    with closing(stream):
         for done, item in enumerate(stream, 1):
             found.setdefault(item.subject, []).append(item)
             left[item.subject] -= 1
@@ -205,16 +211,14 @@ def _by_participant(
                 yield item.subject, sorted(found.pop(item.subject), key=by_case)
 
 
-def _participants(bids_dir: Path, tabular: Path, id_column: str | None) -> list[str]:
-    return participants(bids_dir, read_table(tabular, id_column=id_column))
-
-
 def _labelled(asked: Sequence[str], known: Sequence[str], where: str) -> list[str]:
     """The ids that are asked for, all if none is."""
     labels = list(dict.fromkeys(normalise_id(text) for text in asked)) or list(known)
     for label in labels:
         if label not in known:
-            raise ConfigError(f"{where} has no {label!r}{suggest(label, known)}")
+            raise ConfigError(
+                f"{where} has no {label!r}{suggest(label, known)}", code="bids-unknown-label"
+            )
     return labels
 
 
@@ -223,7 +227,7 @@ def _with_sessions(
 ) -> tuple[Cohort, list[Prediction]]:
     known = {case.session for case in cohort.cases if case.session}
     known |= {item.session for item in problems if item.session}
-    labels = _labelled(asked, sorted(known), f"--session-label: of these participants, {bids_dir}")
+    labels = _labelled(asked, sorted(known), f"`session_label`: of these participants, {bids_dir}")
     cases = [case for case in cohort.cases if case.session in labels]
     return Cohort(cases, []), [item for item in problems if item.session in labels]
 
@@ -233,18 +237,22 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
     records = {path: _read(path) for path in paths}
     if not records:
         raise ConfigError(
-            f"{out}: no participant has a result here; run the participant level first"
+            f"{out}: no participant has a result here; run the participant level first",
+            code="bids-no-result",
         )
     path, first = next(iter(records.items()))
     for other, content in records.items():
         if content["identity"]["artifact"] != first["identity"]["artifact"]:
             raise ConfigError(
                 f"{path} and {other}: made by different artifacts; run the participant level of "
-                "one of them again, with the other's artifact"
+                "one of them again, with the other's artifact",
+                code="bids-other-dataset",
             )
     opened = Artifact.open(artifact or Path(first["artifact"]))
     if opened.manifest.checksum != first["identity"]["artifact"]:
-        raise ConfigError(f"{opened.folder}: is not the artifact that made {path}")
+        raise ConfigError(
+            f"{opened.folder}: is not the artifact that made {path}", code="bids-other-dataset"
+        )
     notes = {note: None for content in records.values() for note in content["notes"]}
     identities = [{**content["identity"]} for content in records.values()]
     for name in ("engine", "instruction_sets", "source", "version"):
@@ -345,7 +353,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); delete it and run the "
-            "participant level again for this participant"
+            "participant level again for this participant",
+            code="bids-no-result",
         ) from None
     return content
 

@@ -3,155 +3,151 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from hyperfusion_rt.artifact.manifest import latest_artifact
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest, latest_artifact
 from hyperfusion_rt.data.bids_dataset import dataset_of
 from hyperfusion_rt.data.cohort import Case, Cohort, restrict
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import sha256
-from hyperfusion_rt.runtime.cohort.journal import (
-    Ending,
-    Journal,
-    Shard,
-    journal_path,
-)
-from hyperfusion_rt.runtime.cohort.record import NOT_TRIED, Result, check_outputs, write_result
+from hyperfusion_rt.runtime.cohort.journal import Ending, Journal, journal_path
+from hyperfusion_rt.runtime.cohort.record import NOT_TRIED, Outputs, Result
 from hyperfusion_rt.runtime.cohort.shards import shard_of, shard_path
+from hyperfusion_rt.runtime.options import CohortOptions, Shard
+from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
 from hyperfusion_rt.runtime.outputs.table import summarise
+from hyperfusion_rt.runtime.pipeline import Stream, Usage
 from hyperfusion_rt.runtime.prediction import Prediction, by_case, cohort_problems
-from hyperfusion_rt.runtime.predictor import Source, load
+from hyperfusion_rt.runtime.predictor import Predictor
 
-Unmatched = Literal["list", "ignore", "fail"]
-Executor = Literal["local", "ray"]
+OnCase = Callable[[int, int], None]
 
 
 def infer(
     scans: Sequence[Path],
     tabular: Path,
+    options: CohortOptions | None = None,
     *,
-    artifact: Path | None = None,
-    out: Path = Path("predictions.csv"),
-    report: Path | None = None,
-    engine: str = "auto",
-    threads: int | None = None,
-    source: Source = "registered",
-    id_column: str | None = None,
-    duplicates: Literal["refuse", "first"] = "refuse",
-    unmatched_scans: Unmatched = "list",
-    unmatched_rows: Unmatched = "list",
-    subjects: Sequence[str] = (),
-    shard: Shard | None = None,
-    resume: bool = False,
-    force: bool = False,
-    max_errors: int | None = None,
-    max_memory: int | None = None,
-    batch: int = 1,
-    feature_cache: Path | None = None,
-    executor: Executor = "local",
-    workers: int | None = None,
-    address: str | None = None,
-    derivative: Path | None = None,
-    on_case: Callable[[int, int], None] | None = None,
+    on_case: OnCase | None = None,
 ) -> Result:
-    """Predict the cohort; see `hfrt infer --help`.
+    """Predict the scans with their rows of `tabular`.
 
-    Writes `out`, `report`, and beside the table its journal (`.journal`), as cases are done, and a
-    record of the run (`.run.json`); into the folder `derivative` the same as a BIDS derivatives
-    dataset of the one that `scans` names. With a `shard`, only its subjects, and `out` gets its
-    name. An interrupt (Ctrl-C) writes what is done; the rest are errors with that reason.
+    Writes the table (`options.out`), the report, and beside the table its journal (`.journal`), as
+    cases are done, and a record of the run (`.run.json`); into `options.derivative` the same as a
+    BIDS derivatives dataset of the one that `scans` names. With a `shard`, only its subjects, and
+    the table gets its name. An interrupt (Ctrl-C) writes what is done; the rest are errors with
+    that reason.
+
+    Args:
+        on_case: called with (done, all) after each case.
 
     Raises:
         HyperFusionError: nothing can be predicted, or nothing can be written.
     """
+    options = options or CohortOptions()
     started = time.time()
-    if resume and force:
-        raise ConfigError("--resume keeps what is done, --force throws it away: choose one")
-    if derivative is not None and (shard or subjects):
-        raise ConfigError(
-            "--derivative describes the whole dataset: leave out --shard and --subject, or use "
-            "hfrt bids-app"
-        )
-    artifact = artifact or latest_artifact(Path())
-    out = shard_path(out, shard)
-    check_outputs(out, report, [tabular, *scans], artifact)
-    dataset = dataset_of(scans[0]) if derivative is not None and scans[0].is_dir() else None
-    if derivative is not None and dataset is None:
-        raise ConfigError(f"--derivative {derivative}: {scans[0]} is no BIDS dataset")
-    predictor = load(
-        artifact,
-        engine=engine,
-        threads=threads,
-        source=source,
-        batch=batch,
-        feature_cache=feature_cache,
-        max_memory=max_memory,
-    )
+    artifact = options.artifact or latest_artifact(Path())
+    outputs = Outputs(shard_path(options.out, options.shard), options.report)
+    outputs.check([tabular, *scans], artifact)
+    derivative = Derivative.of(options.derivative, scans)
+    predictor = Predictor(Artifact.open(artifact), options)
     # What is no file (a pipe) can be read once only.
     table_sha256 = sha256(tabular) if tabular.is_file() else ""
-    cohort = predictor.gather(scans, tabular, id_column=id_column, on_duplicate=duplicates)
-    cohort = _part(cohort, subjects, shard)
-    _refuse_unmatched(cohort, unmatched_scans, unmatched_rows)
-    if derivative is not None and dataset is not None:
-        from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
-
-        open_derivative(derivative, predictor.manifest, dataset)
-    identity = predictor.identity()
-    columns = [column.name for column in predictor.manifest.members[0].columns]
+    cohort = predictor.gather(
+        scans, tabular, id_column=options.id_column, on_duplicate=options.duplicates
+    )
+    cohort = _part(cohort, options.subjects, options.shard)
+    _refuse_unmatched(cohort, options)
+    if derivative is not None:
+        derivative.open(predictor.manifest)
     with Journal(
-        journal_path(out),
-        identity,
+        journal_path(outputs.table),
+        predictor.identity(),
         artifact,
-        columns,
-        shard=shard,
-        resume=resume,
-        force=force,
+        [column.name for column in predictor.manifest.members[0].columns],
+        shard=options.shard,
+        resume=options.resume,
+        force=options.force,
     ) as journal:
         known = [journal.known(case) for case in cohort.cases]
-        predictions = [item for item in known if item is not None]
+        before = [item for item in known if item is not None]
         todo = [case for case, item in zip(cohort.cases, known, strict=True) if item is None]
-        taken_over = len(predictions)
-        if executor == "ray":
-            from hyperfusion_rt.runtime.cohort.ray_executor import stream
-
-            source_of = stream(predictor, todo, workers=workers, address=address)
-        else:
-            source_of = predictor.stream(todo)
         start = time.perf_counter()
-        done, ending = _run(source_of, todo, journal, max_errors, taken_over, on_case)
+        stream = _stream(predictor, todo, options)
+        done, ending = _run(stream, todo, journal, options.max_errors, len(before), on_case)
         wall = time.perf_counter() - start
-        predictions += done
-        problems = cohort_problems(
-            cohort,
-            "ignore" if unmatched_scans == "ignore" else "list",
-            "ignore" if unmatched_rows == "ignore" else "list",
-        )
-        notes = (*predictor.notes, *([journal.note] if journal.note else []))
-        everything = sorted([*predictions, *problems], key=by_case)
+        problems = cohort_problems(cohort, options.unmatched_scans, options.unmatched_rows)
+        everything = sorted([*before, *done, *problems], key=by_case)
         result = Result(
             predictor.manifest,
             predictor.engine,
-            notes,
+            (*predictor.notes, *([journal.note] if journal.note else [])),
             everything,
             summarise(everything, wall),
-            predictor.usage,
-            taken_over,
+            stream.usage if isinstance(stream, Stream) else Usage(),
+            len(before),
             ending,
         )
-        inputs = {
-            "scans": [str(path.resolve()) for path in scans],
-            "table": str(tabular.resolve()),
-            "table_sha256": table_sha256,
-            "cases": len(cohort.cases),
+        record = {
+            "options": options.model_dump(mode="json"),
+            "inputs": {
+                "scans": [str(path.resolve()) for path in scans],
+                "table": str(tabular.resolve()),
+                "table_sha256": table_sha256,
+                "cases": len(cohort.cases),
+            },
         }
-        write_result(result, predictor.artifact, identity, out, report, inputs, started)
-        if derivative is not None and dataset is not None:
-            write_derivative(derivative, result.manifest, result.predictions, dataset)
+        outputs.write(result, predictor.artifact, predictor.identity(), record, started)
+        if derivative is not None:
+            derivative.write(result)
         journal.end(ending, cohort.cases, problems, table_sha256)
     return result
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """The BIDS derivatives dataset `folder` that is written of the dataset `source`."""
+
+    folder: Path
+    source: Path
+
+    @classmethod
+    def of(cls, folder: Path | None, scans: Sequence[Path]) -> Derivative | None:
+        """The dataset that holds the first of `scans`; None where no derivative is asked for.
+
+        Raises:
+            ConfigError: it is no BIDS dataset.
+        """
+        if folder is None:
+            return None
+        source = dataset_of(scans[0]) if scans[0].is_dir() else None
+        if source is None:
+            raise ConfigError(
+                f"`derivative` {folder}: {scans[0]} is no BIDS dataset", code="bids-no-dataset"
+            )
+        return cls(folder, source)
+
+    def open(self, manifest: Manifest) -> None:
+        """Make the folder, or check that it is one of this artifact."""
+        open_derivative(self.folder, manifest, self.source)
+
+    def write(self, result: Result) -> None:
+        """Write the predictions."""
+        write_derivative(self.folder, result.manifest, result.predictions, self.source)
+
+
+def _stream(
+    predictor: Predictor, todo: Sequence[Case], options: CohortOptions
+) -> Stream[Prediction] | Generator[Prediction, None, None]:
+    """What becomes of the cases that are still to be done."""
+    if options.executor == "local":
+        return predictor.stream(todo)
+    from hyperfusion_rt.runtime.cohort.ray_executor import stream
+
+    return stream(predictor, todo, workers=options.workers, address=options.address)
 
 
 def _part(cohort: Cohort, subjects: Sequence[str], shard: Shard | None) -> Cohort:
@@ -171,26 +167,27 @@ def _part(cohort: Cohort, subjects: Sequence[str], shard: Shard | None) -> Cohor
     )
 
 
-def _refuse_unmatched(cohort: Cohort, scans: Unmatched, rows: Unmatched) -> None:
-    for policy, option, kind, of in (
-        (scans, "--unmatched-scans", "scan-without-row", "scans have no row"),
-        (rows, "--unmatched-rows", "row-without-scan", "rows have no scan"),
+def _refuse_unmatched(cohort: Cohort, options: CohortOptions) -> None:
+    for name, kind, of in (
+        ("unmatched_scans", "scan-without-row", "scans have no row"),
+        ("unmatched_rows", "row-without-scan", "rows have no scan"),
     ):
         found = [problem for problem in cohort.problems if problem.kind == kind]
-        if policy == "fail" and found:
+        if getattr(options, name) == "fail" and found:
             raise CohortError(
-                f"{len(found)} {of} and {option} is fail; the first: {found[0].subject} "
-                f"({found[0].where})"
+                f"{len(found)} {of} and `{name}` is fail; the first: {found[0].subject} "
+                f"({found[0].where})",
+                code=kind,
             )
 
 
 def _run(
-    stream: Iterator[Prediction],
+    stream: Stream[Prediction] | Generator[Prediction, None, None],
     todo: Sequence[Case],
     journal: Journal,
     max_errors: int | None,
     before: int,
-    on_case: Callable[[int, int], None] | None,
+    on_case: OnCase | None,
 ) -> tuple[list[Prediction], Ending]:
     """Write down every prediction as it comes; each case once, whatever the stream repeats."""
     left = {(case.subject, case.session): case for case in todo}
@@ -199,7 +196,7 @@ def _run(
     ending: Ending = "finished"
     reason = f"{NOT_TRIED}: interrupted before this case"
     try:
-        with closing(stream):  # type: ignore[type-var]
+        with closing(stream):
             for item in stream:
                 case = left.get((item.subject, item.session))
                 if case is None:
@@ -217,7 +214,7 @@ def _run(
     except KeyboardInterrupt:
         ending = "interrupted"
     done += [
-        Prediction(case.subject, case.session, "error", reason, scan=case.scan)
+        Prediction(case.subject, case.session, "error", reason, scan=case.scan, code="not-tried")
         for case in left.values()
     ]
     return done, ending

@@ -31,12 +31,12 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import stamp
+from hyperfusion_rt.runtime.options import Shard
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
 
 SUFFIX = ".journal"
 _VERSION = 1
 _SYNC_SECONDS = 1.0
-Shard = tuple[int, int]
 Ending = Literal["finished", "stopped", "interrupted"]
 
 
@@ -97,7 +97,9 @@ def _read(path: Path) -> tuple[JournalContent | None, int]:
     except FileNotFoundError:
         return None, 0
     except OSError as error:
-        raise HyperFusionError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise HyperFusionError(
+            f"{path}: cannot be read: {error.strerror or error}", code="journal-damaged"
+        ) from None
     size = content.rfind(b"\n") + 1
     lines = content[:size].splitlines()
     if not lines:
@@ -110,10 +112,13 @@ def _read(path: Path) -> tuple[JournalContent | None, int]:
         )
     except (ValueError, KeyError, TypeError):
         raise HyperFusionError(
-            f"{path}: is not a journal of hfrt infer, or its first line is damaged; move it away"
+            f"{path}: is not a journal of hfrt infer, or its first line is damaged; move it away",
+            code="journal-damaged",
         ) from None
     if version != _VERSION:
-        raise HyperFusionError(f"{path}: of version {version}, not {_VERSION}; move it away")
+        raise HyperFusionError(
+            f"{path}: of version {version}, not {_VERSION}; move it away", code="journal-damaged"
+        )
     for text in lines[1:]:
         # A line that the disk has spoilt costs its case, which is predicted again.
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -221,14 +226,17 @@ class Journal:
             if not resume:
                 raise ConfigError(
                     f"{self.path}: the run before did not finish ({len(found.cases)} cases are "
-                    "done): continue it with --resume, or begin anew with --force"
+                    "done): continue it with `resume`, or begin anew with `force`",
+                    code="journal-unfinished",
                 )
             differ = [name for name in identity if found.identity.get(name) != identity[name]]
             differ += ["shard"] if found.shard != shard else []
             if differ:
                 raise ConfigError(
                     f"{self.path}: the run before had another {', '.join(differ)}: its numbers "
-                    "cannot stand beside new ones; begin anew with --force, or choose another --out"
+                    "cannot stand beside new ones; begin anew with `force`, or choose another "
+                    "`out`",
+                    code="journal-of-another-run",
                 )
             if found.end is None:
                 self.note = (
@@ -258,7 +266,8 @@ class Journal:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ConfigError(
                     f"{self.path}: another hfrt infer writes here; wait for it, or choose another "
-                    "--out"
+                    "`out`",
+                    code="journal-locked",
                 ) from None
 
     def _write(self, line: dict[str, Any], *, sync: bool = False) -> None:
@@ -276,5 +285,5 @@ class Journal:
         text = f"{self.path}: cannot be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             text += "; what it holds is kept and the table is unchanged: make room, then continue "
-            text += "with --resume"
-        return HyperFusionError(text)
+            text += "with `resume`"
+        return HyperFusionError(text, code="output-cannot-be-written")

@@ -26,7 +26,7 @@ TABLE = "quality.csv"
 class Preprocessed:
     """One raw scan: where its registered copy lies, its figures, or why there is none.
 
-    `status`: `ok`; `error`; `kept`: the copy was there already.
+    `status`: `ok`; `error`, with its `code`; `kept`: the copy was there already.
     """
 
     scan: Path
@@ -34,6 +34,7 @@ class Preprocessed:
     status: str
     reason: str
     figures: dict[str, float]
+    code: str = ""
 
 
 def preprocess(
@@ -61,16 +62,17 @@ def preprocess(
             if scan.path.resolve().is_relative_to(out.resolve()):
                 continue  # made by an earlier run
             if scan.defect:
-                raise CohortError(f"{scan.path}: {scan.defect}")
+                raise CohortError(f"{scan.path}: {scan.defect}", code=scan.code)
             place = out / _relative(given, scan)
             if place in places:
                 raise ConfigError(
                     f"{scan.path} and {places[place]}: both would become {place}; preprocess their "
-                    "folders one by one, into different ones"
+                    "folders one by one, into different ones",
+                    code="output-wrong-name",
                 )
             places[place] = scan.path
     if not places:
-        raise CohortError(f"no raw scan outside of {out}")
+        raise CohortError(f"no raw scan outside of {out}", code="cohort-no-scan")
     found: list[Preprocessed] = []
 
     def one(place: Path) -> Preprocessed:
@@ -80,8 +82,8 @@ def preprocess(
             registered = register(places[place], preprocessing)
             write_registered(registered, place)
         except Exception as error:  # one odd scan must not end the night's run
-            _, reason = reason_of(error, places[place])
-            return Preprocessed(places[place], place, "error", reason, {})
+            code, reason = reason_of(error, places[place])
+            return Preprocessed(places[place], place, "error", reason, {}, code)
         figures = registered.quality.figures()
         return Preprocessed(places[place], place, "ok", "; ".join(registered.warnings), figures)
 

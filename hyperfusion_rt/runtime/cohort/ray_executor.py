@@ -12,12 +12,13 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
 from hyperfusion_rt.runtime.predictor import Predictor, load
 
@@ -28,8 +29,8 @@ _BLOCK = 8
 class _Actor:
     """Holds a predictor; see `ray.data.Dataset.map_batches`."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._predictor = load(**settings)
+    def __init__(self, path: str, options: PredictOptions) -> None:
+        self._predictor = load(path, options)
         self._isa = self._predictor.identity()["instruction_sets"]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -43,7 +44,7 @@ def stream(
     *,
     workers: int | None = None,
     address: str | None = None,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Predict `cases` on a cluster, in the order in which they are done.
 
     Args:
@@ -59,7 +60,7 @@ def stream(
         import ray
         from ray.data import ActorPoolStrategy, DataContext
     except ImportError:
-        raise MissingExtraError("ray", "ray", "--executor ray") from None
+        raise MissingExtraError("ray", "ray", "`executor` ray") from None
     if not cases:
         return
     if not ray.is_initialized():
@@ -68,7 +69,9 @@ def stream(
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise HyperFusionError(f"Ray: cannot reach a cluster: {error}") from None
+            raise HyperFusionError(
+                f"Ray: cannot reach a cluster: {error}", code="ray-failed"
+            ) from None
         with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
             signal.signal(signal.SIGTERM, terminated)
     context = DataContext.get_current()
@@ -79,19 +82,23 @@ def stream(
     threads = min(predictor.threads, cores)
     blocks = -(-len(cases) // _BLOCK)
     actors = min(workers or max(1, cores // threads), blocks)
-    settings = {
-        "path": str(predictor.artifact.folder.resolve()),
-        "engine": predictor.engine,
-        "threads": threads,
-        **predictor.options,
-    }
+    path, cache = predictor.artifact.folder.resolve(), predictor.options.feature_cache
+    # What `auto` chose here is what all of them take.
+    options = PredictOptions.model_validate(
+        {
+            **{name: getattr(predictor.options, name) for name in PredictOptions.model_fields},
+            "engine": predictor.engine,
+            "threads": threads,
+            "feature_cache": cache and cache.resolve(),
+        }
+    )
     # A worker's folder is not this one.
     placed = [{"case": replace(case, scan=case.scan.absolute())} for case in cases]
     scans = {(case.subject, case.session): case.scan for case in cases}
     data = ray.data.from_items(placed, override_num_blocks=blocks)
     made = data.map_batches(
         _Actor,
-        fn_constructor_args=(settings,),
+        fn_constructor_args=(str(path), options),
         batch_size=_BLOCK,
         batch_format="numpy",
         num_cpus=threads,
@@ -109,5 +116,6 @@ def stream(
     except ray.exceptions.RayError as error:
         raise HyperFusionError(
             f"Ray: the cluster gave up: {str(error).splitlines()[0]}; what is done is kept: "
-            "continue with --resume"
+            "continue with `resume`",
+            code="ray-failed",
         ) from None

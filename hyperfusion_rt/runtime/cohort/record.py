@@ -67,73 +67,93 @@ class Result:
         }
 
 
-def check_outputs(out: Path, report: Path | None, inputs: Sequence[Path], artifact: Path) -> None:
-    """Refuse an output that cannot be, or would replace an input, the artifact, another output."""
-    taken = {path.resolve() for path in inputs}
-    beside = {path.resolve() for path in (out, journal_path(out), record_path(out))}
-    for option, path in (("--out", out), ("--report", report)):
-        if path is None:
-            continue
-        place = path.resolve()
-        if path.is_dir():
-            raise ConfigError(f"{option} {path}: is a folder; name a file")
-        in_artifact = artifact.resolve() in (place, *place.parents)
-        if place in taken or in_artifact or is_scan(place):
+@dataclass(frozen=True)
+class Outputs:
+    """The files of one run: the table, beside it the journal and the record; the report."""
+
+    table: Path
+    report: Path | None
+
+    @property
+    def record(self) -> Path:
+        """The record of the run that made the table: beside it."""
+        return self.table.with_name(self.table.name + ".run.json")
+
+    def check(self, inputs: Sequence[Path], artifact: Path) -> None:
+        """Before the work: refuse a file that cannot be, or would replace what is read.
+
+        Raises:
+            ConfigError: a folder, an input, a scan, part of the artifact or another output.
+        """
+        taken = {path.resolve() for path in inputs}
+        for name, path in (("out", self.table), ("report", self.report)):
+            if path is None:
+                continue
+            place = path.resolve()
+            if path.is_dir():
+                raise ConfigError(
+                    f"`{name}` {path}: is a folder; name a file", code="output-wrong-name"
+                )
+            in_artifact = artifact.resolve() in (place, *place.parents)
+            if place in taken or in_artifact or is_scan(place):
+                raise ConfigError(
+                    f"`{name}` {path}: would write over what is read; choose another name",
+                    code="output-wrong-name",
+                )
+        beside = (self.table, journal_path(self.table), self.record)
+        if self.report and self.report.resolve() in {path.resolve() for path in beside}:
             raise ConfigError(
-                f"{option} {path}: would write over what is read; choose another name"
+                f"`report` {self.report}: is `out`, or of it; choose another name",
+                code="output-wrong-name",
             )
-    if report is not None and report.resolve() in beside:
-        raise ConfigError(f"--report {report}: is --out, or of it; choose another name")
-    check_format(out)
+        check_format(self.table)
 
+    def write(
+        self,
+        result: Result,
+        artifact: Artifact,
+        identity: dict[str, str],
+        about: dict[str, Any],
+        started: float,
+    ) -> None:
+        """Write the table, the report, and the record of the run.
 
-def record_path(out: Path) -> Path:
-    """The record of the run that made the table `out`: beside it."""
-    return out.with_name(out.name + ".run.json")
-
-
-def write_result(
-    result: Result,
-    artifact: Artifact,
-    identity: dict[str, str],
-    out: Path,
-    report: Path | None,
-    inputs: dict[str, Any],
-    started: float,
-) -> None:
-    """The table, the report, and the record of the run."""
-    write_predictions(out, result.manifest, result.predictions)
-    if report is not None:
-        inference_page(
-            result.manifest,
-            result.predictions,
-            result.summary,
-            result.engine,
-            describe_machine(),
-            result.notes,
-        ).write(report)
-    now = time.time()
-    content = {
-        "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
-        "command": sys.argv,
-        "folder": str(Path.cwd()),
-        "started": _utc(started),
-        "finished": _utc(now),
-        "seconds": now - started,
-        "ending": result.ending,
-        "artifact": {"folder": str(artifact.folder.resolve()), "name": artifact.manifest.name},
-        "identity": identity,
-        "inputs": inputs,
-        "output": {"path": str(out.resolve()), "sha256": sha256(out)},
-        "counts": {name: result.summary[name] for name in ("ok", "error", "skipped")},
-        "taken_over": result.taken_over,
-        "usage": result.usage.as_dict(),
-        "notes": list(result.notes),
-        "host": platform.node(),
-        "machine": describe_machine(),
-        "packages": versions(),
-    }
-    write_text(record_path(out), json.dumps(content, indent=2) + "\n")
+        Args:
+            about: what else the record holds: inputs, options.
+            started: seconds since 1970.
+        """
+        write_predictions(self.table, result.manifest, result.predictions)
+        if self.report is not None:
+            inference_page(
+                result.manifest,
+                result.predictions,
+                result.summary,
+                result.engine,
+                describe_machine(),
+                result.notes,
+            ).write(self.report)
+        now = time.time()
+        content = {
+            "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
+            "command": sys.argv,
+            "folder": str(Path.cwd()),
+            "started": _utc(started),
+            "finished": _utc(now),
+            "seconds": now - started,
+            "ending": result.ending,
+            "artifact": {"folder": str(artifact.folder.resolve()), "name": artifact.manifest.name},
+            "identity": identity,
+            **about,
+            "output": {"path": str(self.table.resolve()), "sha256": sha256(self.table)},
+            "counts": {name: result.summary[name] for name in ("ok", "error", "skipped")},
+            "taken_over": result.taken_over,
+            "usage": result.usage.as_dict(),
+            "notes": list(result.notes),
+            "host": platform.node(),
+            "machine": describe_machine(),
+            "packages": versions(),
+        }
+        write_text(self.record, json.dumps(content, indent=2) + "\n")
 
 
 def _utc(seconds: float) -> str:

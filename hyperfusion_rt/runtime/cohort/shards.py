@@ -12,11 +12,11 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.runtime.cohort.journal import (
     SUFFIX,
     JournalContent,
-    Shard,
     journal_path,
     read_journal,
 )
-from hyperfusion_rt.runtime.cohort.record import Result, check_outputs, write_result
+from hyperfusion_rt.runtime.cohort.record import Outputs, Result
+from hyperfusion_rt.runtime.options import MergeOptions, Shard
 from hyperfusion_rt.runtime.outputs.table import summarise
 from hyperfusion_rt.runtime.prediction import Prediction, by_case
 
@@ -33,14 +33,8 @@ def shard_path(path: Path, shard: Shard | None) -> Path:
     return path.with_name(f"{path.stem}.shard-{shard[0]}-of-{shard[1]}{path.suffix}")
 
 
-def merge(
-    shards: Iterable[Path],
-    *,
-    artifact: Path | None = None,
-    out: Path = Path("predictions.csv"),
-    report: Path | None = None,
-) -> Result:
-    """Join the tables of all shards of a run (`hfrt infer --shard`), from their journals.
+def merge(shards: Iterable[Path], options: MergeOptions | None = None) -> Result:
+    """Join the tables of all shards of a run (`CohortOptions.shard`), from their journals.
 
     `shards`: the shards' tables, their journals, or folders that hold them. Nothing is merged
     unless every shard is there, finished, and of the same artifact and engine.
@@ -48,22 +42,29 @@ def merge(
     Raises:
         ConfigError: one is missing, unfinished, of another run, or given twice.
     """
+    options = options or MergeOptions()
     started = time.time()
     records = _read_shards(shards)
     first = next(iter(records.values()))[1]
-    opened = Artifact.open(artifact or Path(first.artifact))
+    opened = Artifact.open(options.artifact or Path(first.artifact))
     journals = [path for path, _ in records.values()]
     tables = [path.with_name(path.name.removesuffix(SUFFIX)) for path in journals]
-    check_outputs(out, report, [*journals, *tables], opened.folder)
+    outputs = Outputs(options.out, options.report)
+    outputs.check([*journals, *tables], opened.folder)
     if opened.manifest.checksum != first.identity["artifact"]:
-        raise ConfigError(f"{opened.folder}: is not the artifact that made these shards")
+        raise ConfigError(
+            f"{opened.folder}: is not the artifact that made these shards",
+            code="shard-of-another-run",
+        )
     predictions: dict[tuple[str, str | None], Prediction] = {}
     problems: list[Prediction] = []
     for path, found in records.values():
         for item in found.predictions:
             key = (item.subject, item.session)
             if key in predictions:
-                raise ConfigError(f"{path}: {item.subject} is in another shard, too")
+                raise ConfigError(
+                    f"{path}: {item.subject} is in another shard, too", code="shard-of-another-run"
+                )
             predictions[key] = item
         problems += found.problems
     everything = sorted([*predictions.values(), *problems], key=by_case)
@@ -76,7 +77,7 @@ def merge(
         taken_over=len(predictions),
     )
     inputs = {"shards": [str(path.resolve()) for path, _ in records.values()]}
-    write_result(result, opened, first.identity, out, report, inputs, started)
+    outputs.write(result, opened, first.identity, {"inputs": inputs}, started)
     return result
 
 
@@ -87,7 +88,10 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, JournalContent]
         if path.is_dir():
             found = sorted(path.glob("*.shard-*-of-*.journal"))
             if not found:
-                raise ConfigError(f"{path}: holds no journal of a shard (*.shard-*-of-*.journal)")
+                raise ConfigError(
+                    f"{path}: holds no journal of a shard (*.shard-*-of-*.journal)",
+                    code="shard-missing",
+                )
             paths |= dict.fromkeys(found)
         else:
             paths[path if path.name.endswith(".journal") else journal_path(path)] = None
@@ -95,17 +99,25 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, JournalContent]
     for path in paths:
         content = read_journal(path)
         if content is None:
-            raise ConfigError(f"{path}: is not there, or empty; give the shards' tables")
+            raise ConfigError(
+                f"{path}: is not there, or empty; give the shards' tables", code="shard-missing"
+            )
         if content.shard is None:
-            raise ConfigError(f"{path}: is of a whole run, not of a shard")
+            raise ConfigError(
+                f"{path}: is of a whole run, not of a shard", code="shard-of-another-run"
+            )
         index, count = content.shard
         if not content.finished:
             raise ConfigError(
                 f"{path}: shard {index}/{count} has not finished ({len(content.cases)} cases are "
-                f"done); continue it with 'hfrt infer ... --shard {index}/{count} --resume'"
+                f"done); continue it with hfrt infer, `shard` {index}/{count} and `resume`",
+                code="shard-missing",
             )
         if index in records:
-            raise ConfigError(f"{path}: shard {index}/{count} is given twice: {records[index][0]}")
+            raise ConfigError(
+                f"{path}: shard {index}/{count} is given twice: {records[index][0]}",
+                code="shard-of-another-run",
+            )
         for other, known in records.values():
             differ = [n for n in known.identity if content.identity.get(n) != known.identity[n]]
             if known.shard is not None and known.shard[1] != count:
@@ -115,13 +127,16 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, JournalContent]
             if differ:
                 raise ConfigError(
                     f"{path} and {other}: not of one run, they have another {', '.join(differ)}; "
-                    "run the older one again"
+                    "run the older one again",
+                    code="shard-of-another-run",
                 )
         records[index] = path, content
     if not records:
-        raise ConfigError("no shard is given")
+        raise ConfigError("no shard is given", code="shard-missing")
     count = next(r.shard[1] for _, r in records.values() if r.shard)
     missing = [str(n) for n in range(1, count + 1) if n not in records]
     if missing:
-        raise ConfigError(f"of {count} shards, {', '.join(missing)} is missing")
+        raise ConfigError(
+            f"of {count} shards, {', '.join(missing)} is missing", code="shard-missing"
+        )
     return records

@@ -22,6 +22,7 @@ from hyperfusion_rt.errors import ArtifactError, EngineError, HyperFusionError, 
 from hyperfusion_rt.files import cache_folder, write_text
 from hyperfusion_rt.machine import at_most_cores, describe_machine
 from hyperfusion_rt.runtime.engines.gpu import Gpu, nvidia_driver
+from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT, check_name
 from hyperfusion_rt.runtime.identity import versions
 
 
@@ -53,24 +54,6 @@ class TrunkAndHead(Protocol):
         ...
 
 
-# name → (module, class); in the order in which `auto` tries them.
-_ENGINES = {
-    "trt": ("hyperfusion_rt.runtime.engines.trt", "TrtEngine"),
-    "trt-rtx": ("hyperfusion_rt.runtime.engines.trt", "TrtEngine"),
-    "native": ("hyperfusion_rt.runtime.engines.native", "NativeEngine"),
-    "onnx": ("hyperfusion_rt.runtime.engines.ort", "OnnxEngine"),
-    "torch": ("hyperfusion_rt.runtime.engines.eager", "TorchEngine"),
-}
-TENSORRT = ("trt", "trt-rtx")
-DEFAULT_ENGINES = ("native", "onnx")  # that an export makes unless told
-# The precisions in which each engine can be exported.
-PRECISIONS = {
-    "trt": ("fp32", "fp16", "bf16"),
-    "trt-rtx": ("fp32", "fp16", "bf16"),
-    "native": ("fp32", "bf16"),
-    "onnx": ("fp32",),
-    "torch": ("fp32", "bf16"),
-}
 _TRIAL_SECONDS = 0.5  # for all engines together, after one run each; at least three runs of each
 
 
@@ -83,12 +66,6 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def check_name(name: str) -> None:
-    """Raise an EngineError unless there is an engine `name`."""
-    if name not in _ENGINES:
-        raise EngineError(f"there is no engine '{name}'; choose from {', '.join(_ENGINES)}")
-
-
 def open_file(name: str, path: Path, threads: int | None = None) -> Engine:
     """Open one engine file.
 
@@ -96,8 +73,8 @@ def open_file(name: str, path: Path, threads: int | None = None) -> Engine:
         EngineError, MissingExtraError: it cannot be used, and why.
     """
     check_name(name)
-    module, kind = _ENGINES[name]
-    found: Engine = getattr(importlib.import_module(module), kind)(path, threads)
+    kind = ENGINES[name]
+    found: Engine = getattr(importlib.import_module(kind.module), kind.class_name)(path, threads)
     return found
 
 
@@ -116,7 +93,7 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
     if name != "auto":
         check_name(name)
         return _open(artifact, name, threads)
-    names = [known for known in _ENGINES if known in artifact.engines]
+    names = [known for known in ENGINES if known in artifact.engines]
     if len(names) == 1:
         return _open(artifact, names[0], threads)
     trials = _Trials(artifact, threads)
@@ -137,7 +114,10 @@ def open_engine(artifact: Artifact, name: str = "auto", threads: int | None = No
         except Exception as error:  # whatever its library raises: another engine may run
             left_out.append(f"the {candidate} engine cannot be used ({error})")
     if not opened:
-        raise EngineError(f"{artifact.folder}: no engine runs here: {'; '.join(left_out)}")
+        raise EngineError(
+            f"{artifact.folder}: no engine runs here: {'; '.join(left_out)}",
+            code="engine-none-runs",
+        )
     fastest = opened[0] if len(opened) == 1 else trials.fastest(opened, left_out, *example)
     return _noted(fastest, left_out)
 
@@ -157,8 +137,9 @@ def open_parts(artifact: Artifact, opened: Opened, threads: int | None = None) -
         files = (artifact.file("onnx", "trunk"), artifact.file("onnx", "head"))
         return OnnxParts(*files, at_most_cores(threads))
     raise EngineError(
-        f"the {opened.name} engine does not give a scan's features, which --feature-cache keeps; "
-        "use --engine native or onnx, or leave out --feature-cache"
+        f"the {opened.name} engine does not give a scan's features, which `feature_cache` keeps; "
+        "use `engine` native or onnx, or leave out `feature_cache`",
+        code="engine-cannot-split",
     )
 
 
@@ -188,7 +169,10 @@ def _open_tensorrt(artifact: Artifact, name: str, path: Path) -> Opened:
     version = str(trt_build.load_package(name).__version__)
     made = artifact.entry(name).build
     if made is None:
-        raise EngineError(f"{path}: the manifest does not say how it was built; export again")
+        raise EngineError(
+            f"{path}: the manifest does not say how it was built; export again",
+            code="artifact-too-old",
+        )
     stale = _stale(made, name, version, gpu)
     if not stale:
         return Opened(name, TrtEngine(path))
@@ -227,7 +211,7 @@ class _Trials:
         self.path = cache_folder() / "trials.json"
         machine = {**describe_machine(), "driver": nvidia_driver(), "threads": threads}
         # What is installed or chosen later is another trial.
-        packages = versions(*_ENGINES)
+        packages = versions(*ENGINES)
         provider = os.environ.get("HFRT_ONNX_PROVIDER")
         version = hyperfusion_rt.__version__
         parts = [artifact.manifest.checksum, version, machine, packages, provider]

@@ -50,7 +50,9 @@ def checked(result: tuple[Any, ...]) -> Any:
     if int(status) != 0:
         rt = cudart()
         _, text = rt.cudaGetErrorString(status)
-        raise EngineError(f"CUDA: {getattr(status, 'name', status)}: {bytes(text).decode()}")
+        raise EngineError(
+            f"CUDA: {getattr(status, 'name', status)}: {bytes(text).decode()}", code="gpu-failed"
+        )
     return values[0] if len(values) == 1 else values
 
 
@@ -65,12 +67,13 @@ def find_gpu() -> Gpu:
     try:
         count = checked(rt.cudaGetDeviceCount())
         if not count:
-            raise EngineError("CUDA finds no device")
+            raise EngineError("CUDA finds no device", code="gpu-missing")
         properties = checked(rt.cudaGetDeviceProperties(0))
     except EngineError as error:
         raise EngineError(
-            f"no NVIDIA GPU can be used here ({error}); use --engine native or --engine onnx, or "
-            "see 'hfrt doctor'"
+            f"no NVIDIA GPU can be used here ({error}); use `engine` native or `engine` onnx, or "
+            "see 'hfrt doctor'",
+            code="gpu-missing",
         ) from None
     name = bytes(properties.name).split(b"\0")[0].decode()
     capability = 10 * int(properties.major) + int(properties.minor)

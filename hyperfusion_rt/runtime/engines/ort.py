@@ -116,13 +116,15 @@ class OnnxEngine:
                 self._session = ort.InferenceSession(str(path), options, providers=unique)
         except Exception as error:
             raise EngineError(
-                f"{path}: ONNX Runtime ({self.provider}) cannot load it: {error}"
+                f"{path}: ONNX Runtime ({self.provider}) cannot load it: {error}",
+                code="engine-cannot-load",
             ) from None
         # ONNX Runtime itself falls back to the CPU and only logs it.
         if found.name not in self._session.get_providers():
             raise EngineError(
                 f"{path}: ONNX Runtime offers {found.name} but cannot start it (is the CUDA that "
-                "it needs installed?); see 'hfrt doctor', or set HFRT_ONNX_PROVIDER=cpu"
+                "it needs installed?); see 'hfrt doctor', or set HFRT_ONNX_PROVIDER=cpu",
+                code="engine-provider-unusable",
             )
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._device = found.device
@@ -189,13 +191,15 @@ def _choose(ort: Any, wanted: str | None) -> tuple[str, Provider]:
     if wanted not in PROVIDERS:
         raise EngineError(
             f"there is no provider '{wanted}' (HFRT_ONNX_PROVIDER); choose from "
-            f"{', '.join(PROVIDERS)}"
+            f"{', '.join(PROVIDERS)}",
+            code="engine-unknown",
         )
     found = PROVIDERS[wanted]
     if not found.plugin and found.name not in available:
         raise EngineError(
             f"this onnxruntime offers no {found.name}, only {', '.join(available)}; repair with: "
-            f"{found.need}"
+            f"{found.need}",
+            code="engine-provider-unusable",
         )
     return wanted, found
 
@@ -205,13 +209,15 @@ def _add_plugin(ort: Any, options: Any, provider: Provider, settings: dict[str, 
     try:
         package = importlib.import_module(provider.plugin)
     except ImportError:
-        raise EngineError(f"{provider.plugin} is not installed: {provider.need}") from None
+        raise EngineError(
+            f"{provider.plugin} is not installed: {provider.need}", code="engine-provider-unusable"
+        ) from None
     if provider.name not in _REGISTERED:
         ort.register_execution_provider_library(provider.name, package.get_library_path())
         _REGISTERED.add(provider.name)
     devices = [device for device in ort.get_ep_devices() if device.ep_name == provider.name]
     if not devices:
-        raise EngineError(f"{provider.name} finds no GPU here")
+        raise EngineError(f"{provider.name} finds no GPU here", code="engine-provider-unusable")
     options.add_provider_for_devices(devices[:1], settings)
 
 

@@ -123,7 +123,8 @@ class TrtEngine:
         if self._engine is None:
             raise EngineError(
                 f"{path}: {self.name} {trt.__version__} cannot load it on {self.gpu.name}: "
-                f"{complaints(self.name)}"
+                f"{complaints(self.name)}",
+                code="engine-cannot-load",
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
@@ -152,7 +153,10 @@ class TrtEngine:
         """An execution context for batches of `batch` cases in the memory of `slot`."""
         context = self._contexts.create()
         if context is None:
-            raise EngineError(f"{self.name}: no execution context: {complaints(self.name)}")
+            raise EngineError(
+                f"{self.name}: no execution context: {complaints(self.name)}",
+                code="engine-cannot-load",
+            )
         for name, buffer in slot.buffers.items():
             context.set_tensor_address(name, buffer.device_pointer)
         for name in self._inputs:
@@ -185,7 +189,8 @@ class TrtEngine:
             if given[name].shape[1:] != first[name].shape or len(given[name]) != len(image):
                 raise EngineError(
                     f"the network's {name} is [B, {', '.join(map(str, first[name].shape))}], but "
-                    f"it was given an array of shape {given[name].shape}"
+                    f"it was given an array of shape {given[name].shape}",
+                    code="engine-wrong-input",
                 )
         made = {
             name: np.empty((len(image), *first[name].shape), np.float32) for name in self._outputs
@@ -256,7 +261,10 @@ class TrtEngine:
         kind = self._rt.cudaMemcpyKind
         self._copy(slot, self._inputs, batch, kind.cudaMemcpyHostToDevice)
         if not context.execute_async_v3(int(slot.stream)):
-            raise EngineError(f"{self.name}: a batch of {batch} failed: {complaints(self.name)}")
+            raise EngineError(
+                f"{self.name}: a batch of {batch} failed: {complaints(self.name)}",
+                code="gpu-failed",
+            )
         self._copy(slot, self._outputs, batch, kind.cudaMemcpyDeviceToHost)
 
     def _copy(self, slot: _Slot, names: Sequence[str], batch: int, kind: Any) -> None:

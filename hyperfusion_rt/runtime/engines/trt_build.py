@@ -21,9 +21,8 @@ from typing import Any
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import cache_folder, replacing, sha256
 from hyperfusion_rt.runtime.engines.gpu import Gpu, find_gpu
+from hyperfusion_rt.runtime.engines.registry import ENGINES
 
-PACKAGES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
-EXTRAS = {"trt": "trt", "trt-rtx": "trt-rtx"}
 # What trt-rtx builds for unless told: Ampere, Ada Lovelace, Blackwell.
 CAPABILITIES = (80, 86, 89, 120)
 _MOST_CASES, _MOST_GIB = 65536, 65536
@@ -48,13 +47,17 @@ class BuildOptions:
         low, usual, high = self.batch
         if not 1 <= low <= usual <= high:
             raise ConfigError(
-                f"--batch {low}:{usual}:{high}: write it as SMALLEST:USUAL:LARGEST, from 1 upwards"
+                f"`batch` {low}:{usual}:{high}: write it as SMALLEST:USUAL:LARGEST, from 1 upwards",
+                code="option-wrong",
             )
         if high > _MOST_CASES:
-            raise ConfigError(f"--batch {low}:{usual}:{high}: at most {_MOST_CASES} cases")
+            raise ConfigError(
+                f"`batch` {low}:{usual}:{high}: at most {_MOST_CASES} cases", code="option-wrong"
+            )
         if not 0 < self.workspace <= _MOST_GIB:
             raise ConfigError(
-                f"--workspace {self.workspace:g}: must be more than 0 GiB, and at most {_MOST_GIB}"
+                f"`workspace` {self.workspace:g}: must be more than 0 GiB, and at most {_MOST_GIB}",
+                code="option-wrong",
             )
 
 
@@ -77,13 +80,15 @@ def load_package(engine: str) -> Any:
         MissingExtraError: it is not installed.
         EngineError: it is, and cannot be imported.
     """
-    package = PACKAGES[engine]
+    package = ENGINES[engine].package
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(package, EXTRAS[engine], f"the {engine} engine")
+        raise MissingExtraError(package, engine, f"the {engine} engine")
     try:
         return importlib.import_module(package)
     except Exception as error:  # a missing library of CUDA, for one
-        raise EngineError(f"{package} is installed but cannot be imported: {error}") from None
+        raise EngineError(
+            f"{package} is installed but cannot be imported: {error}", code="engine-cannot-load"
+        ) from None
 
 
 def engine_key(engine: str, source: str, options: BuildOptions, version: str, gpu: Gpu) -> str:
@@ -154,21 +159,11 @@ def build(
         parser = trt.OnnxParser(network, _logger(engine, trt))
         if not parser.parse(source.read_bytes()):
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-            raise EngineError(f"{source.name}: {engine} cannot read it: {'; '.join(errors)}")
-        config = builder.create_builder_config()
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.clear_flag(trt.BuilderFlag.TF32)  # it would keep ten bits of every fp32 product
-        if engine == "trt-rtx":  # what a captured graph needs
-            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            rest = tuple(tensor.shape)[1:]
-            profile.set_shape(tensor.name, *((batch, *rest) for batch in options.batch))
-        config.add_optimization_profile(profile)
-        if engine == "trt-rtx":
-            _set_capabilities(trt, config, options.capabilities)
+            raise EngineError(
+                f"{source.name}: {engine} cannot read it: {'; '.join(errors)}",
+                code="engine-build-failed",
+            )
+        config = _config(engine, trt, builder, network, options)
         monitor = _monitor(trt, on_progress)
         config.progress_monitor = monitor
         cache = _timing_cache(engine, trt, config, gpu)
@@ -176,12 +171,34 @@ def build(
         serialized = builder.build_serialized_network(network, config)
         seconds = time.perf_counter() - start
         if serialized is None:
-            raise EngineError(f"{source.name}: {engine} cannot build it: {complaints(engine)}")
+            raise EngineError(
+                f"{source.name}: {engine} cannot build it: {complaints(engine)}",
+                code="engine-build-failed",
+            )
         if cache is not None:
             with contextlib.suppress(HyperFusionError), replacing(cache) as temporary:
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         version = str(trt.__version__)
         return Built(bytes(serialized), version, seconds, network.num_layers, gpu, sink)
+
+
+def _config(engine: str, trt: Any, builder: Any, network: Any, options: BuildOptions) -> Any:
+    """The builder's configuration: memory, exact products, the range of batches, the chips."""
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # it would keep ten bits of every fp32 product
+    if engine == "trt-rtx":  # what a captured graph needs
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, *((batch, *rest) for batch in options.batch))
+    config.add_optimization_profile(profile)
+    if engine == "trt-rtx":
+        _set_capabilities(trt, config, options.capabilities)
+    return config
 
 
 def _strongly_typed(trt: Any) -> int:
@@ -200,12 +217,16 @@ def _set_capabilities(trt: Any, config: Any, wanted: Sequence[int]) -> None:
         if capability not in known or capability < 80:
             choices = ", ".join(str(c) for c in sorted(known) if c >= 80)
             raise EngineError(
-                f"compute capability {capability}: this tensorrt_rtx builds for {choices}"
+                f"compute capability {capability}: this tensorrt_rtx builds for {choices}",
+                code="engine-build-failed",
             )
     config.num_compute_capabilities = len(wanted)
     for index, capability in enumerate(wanted):
         if not config.set_compute_capability(known[capability], index):
-            raise EngineError(f"compute capability {capability}: refused by tensorrt_rtx")
+            raise EngineError(
+                f"compute capability {capability}: refused by tensorrt_rtx",
+                code="engine-build-failed",
+            )
 
 
 def _monitor(trt: Any, on_progress: Callable[[str, int, int], None] | None) -> Any:

@@ -25,7 +25,7 @@ from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.bids_dataset import DESCRIPTION
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.runtime.outputs.table import record, value_columns
+from hyperfusion_rt.runtime.outputs.table import columns_of, record
 from hyperfusion_rt.runtime.prediction import Prediction, by_case
 
 BIDS_VERSION = "1.10.0"
@@ -96,18 +96,24 @@ def open_derivative(out: Path, manifest: Manifest, source: Path) -> None:
     """Make `out` a derivatives dataset of `source`, or check that it is one of this artifact."""
     place, of = out.resolve(), source.resolve()
     if place == of or place in of.parents:
-        raise ConfigError(f"{out}: is or holds the source dataset; choose another folder")
+        raise ConfigError(
+            f"{out}: is or holds the source dataset; choose another folder",
+            code="bids-other-dataset",
+        )
     content = _description(out, manifest, source)
     made_by = content["GeneratedBy"][0]
     path = out / DESCRIPTION
     if path.exists():
         there = _generated_by(_json(path))
         if there.get("Name") != NAME:
-            raise ConfigError(f"{out}: holds another dataset; choose another folder")
+            raise ConfigError(
+                f"{out}: holds another dataset; choose another folder", code="bids-other-dataset"
+            )
         if there.get("Description") != made_by["Description"]:
             raise ConfigError(
                 f"{out}: holds predictions of another artifact ({there.get('Description')}); "
-                "choose another folder, or delete this one"
+                "choose another folder, or delete this one",
+                code="bids-other-dataset",
             )
     _write_if_new(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     _write_if_new(out / ".bidsignore", f"group_*\n{RECORDS}/\n")
@@ -241,35 +247,17 @@ def _rows(
 
 def _columns(manifest: Manifest) -> dict[str, dict[str, Any]]:
     """The columns' descriptions, as a BIDS sidecar has them."""
-    unit = "year" if manifest.unit == "years" else "1"
-    what = "age" if manifest.unit == "years" else "probability of the predicted class"
     columns: dict[str, dict[str, Any]] = {
         "session_id": {"Description": "Session of the scan; n/a where the dataset has none"},
-        "prediction": {
-            "Description": "The most probable class",
-            "Levels": {name: f"The class {name}" for name in manifest.classes},
-        },
-        "member_spread": {
-            "Description": f"Standard deviation of the {what} over the ensemble's members",
-            "Units": unit,
-        },
-        "status": {
-            "Description": "Whether there is a prediction",
-            "Levels": {
-                "ok": "Predicted",
-                "error": "Failed; the reason says why",
-                "skipped": "Nothing to predict, such as a row without a scan",
-            },
-        },
-        "reason": {"Description": "Why there is no prediction, or what a reader of it should know"},
-        "flags": {"Description": "What a reader of the prediction should look at"},
-        "seconds": {"Description": "Time that the prediction took", "Units": "s"},
         "scan": {"Description": "The scan, as a BIDS URI; DatasetLinks names its dataset"},
     }
-    for name, class_name in zip(value_columns(manifest), manifest.classes, strict=False):
-        columns[name] = {"Description": f"Probability of the class {class_name}", "Units": "1"}
-    if not manifest.classes:
-        columns["years"] = {"Description": "Predicted age", "Units": "year"}
+    for column in columns_of(manifest):
+        about: dict[str, Any] = {"Description": column.meaning}
+        if column.unit:
+            about["Units"] = column.unit
+        if column.levels:
+            about["Levels"] = dict(column.levels)
+        columns[column.name] = about
     return columns
 
 
@@ -333,9 +321,11 @@ def check_labels(sessions: Mapping[str, Mapping[str | None, Any]]) -> None:
             other = seen.setdefault(label, name)
             if other != name:
                 raise ConfigError(
-                    f"{what} {other!r} and {name!r} have the same BIDS label {label!r}; rename one"
+                    f"{what} {other!r} and {name!r} have the same BIDS label {label!r}; rename one",
+                    code="bids-label",
                 )
             if not label:
                 raise ConfigError(
-                    f"{what} {name!r}: no letter or digit for a BIDS label; rename it"
+                    f"{what} {name!r}: no letter or digit for a BIDS label; rename it",
+                    code="bids-label",
                 )

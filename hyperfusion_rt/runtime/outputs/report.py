@@ -1,13 +1,16 @@
-"""The report: one HTML file that needs nothing else, neither scripts nor fonts nor a network."""
+"""The report: one HTML file that needs nothing else, neither scripts nor fonts nor a network.
+
+A page is sections of parts; each kind of part has a template in `templates/`, which says how it is
+drawn. Jinja escapes every text. It is imported only when a page is written.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.artifact.manifest import Manifest
@@ -15,119 +18,141 @@ from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.outputs.table import label
 from hyperfusion_rt.runtime.prediction import Prediction
 
-_STYLE = """
-:root { --ink:#1c2430; --soft:#5b6675; --line:#dfe4ea; --a:#2b6cb0; --b:#d69e2e; --c:#c05640;
-        --bad:#b3261e; --back:#fff; --card:#f6f8fa }
-@media (prefers-color-scheme: dark) { :root { --ink:#e6e9ee; --soft:#9aa5b4; --line:#333c48;
-        --back:#14181e; --card:#1c222a } }
-body { font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:var(--back);
-       max-width:60rem; margin:2rem auto; padding:0 1rem }
-h1 { font-size:1.5rem; margin:0 0 .2rem } h2 { font-size:1.1rem; margin:2rem 0 .5rem }
-p { margin:.4rem 0 } .soft { color:var(--soft) }
-.cards { display:flex; flex-wrap:wrap; gap:.6rem; margin:1rem 0 }
-.card { background:var(--card); border:1px solid var(--line); border-radius:8px;
-        padding:.5rem .9rem; min-width:7rem }
-.card b { display:block; font-size:1.35rem } .card span { color:var(--soft); font-size:.85rem }
-table { border-collapse:collapse; width:100%; font-size:.88rem; font-variant-numeric:tabular-nums }
-th,td { text-align:left; padding:.25rem .6rem; border-bottom:1px solid var(--line);
-        vertical-align:top } th { color:var(--soft); font-weight:600 }
-td.n, th.n { text-align:right } td:first-child { white-space:nowrap }
-tr.error td { color:var(--bad) } tr.skipped td { color:var(--soft) }
-.bar { display:flex; height:.8rem; width:9rem; border-radius:3px; overflow:hidden;
-       margin-top:.3rem }
-.bar i:nth-child(3n+1) { background:var(--a) } .bar i:nth-child(3n+2) { background:var(--b) }
-.bar i:nth-child(3n) { background:var(--c) }
-img { max-width:100%; background:#fff; border-radius:8px; border:1px solid var(--line) }
-.scroll { overflow-x:auto }
-"""
-
 _SHOWN = 2000
+_FIRST = {"error": 0, "ok": 1, "skipped": 2}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `soft`: less prominent."""
+
+    template: ClassVar[str] = "text.html"
+    text: str
+    soft: bool
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Large figures, each with what it is: (figure, caption)."""
+
+    template: ClassVar[str] = "cards.html"
+    figures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table; numbers stand to the right."""
+
+    text: str
+    number: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows."""
+
+    template: ClassVar[str] = "table.html"
+    header: tuple[Cell, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A PNG in base64, and what it shows in words."""
+
+    template: ClassVar[str] = "image.html"
+    data: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions, each with the class or the years as text; `left_out`: how many are not here."""
+
+    template: ClassVar[str] = "predictions.html"
+    classes: tuple[str, ...]
+    rows: tuple[tuple[Prediction, str], ...]
+    left_out: int
+
+
+@dataclass
+class Section:
+    """A heading (the first section of a page has none) and what stands under it."""
+
+    heading: str
+    parts: list[Text | Cards | Table | Image | Predictions] = field(default_factory=list)
 
 
 @dataclass
 class Page:
-    """A page, built from the top down. Every text is escaped."""
+    """A page, built from the top down."""
 
     title: str
-    parts: list[str] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=lambda: [Section("")])
 
     def heading(self, text: str) -> None:
-        """A section's heading."""
-        self.parts.append(f"<h2>{escape(text)}</h2>")
+        """Begin a section."""
+        self.sections.append(Section(text))
 
     def text(self, text: str, soft: bool = False) -> None:
         """A paragraph."""
-        self.parts.append(f"<p{' class=soft' if soft else ''}>{escape(text)}</p>")
+        self.sections[-1].parts.append(Text(text, soft))
 
     def cards(self, items: Sequence[tuple[str, str]]) -> None:
         """Large figures, each with what it is: (figure, caption)."""
-        cells = "".join(
-            f"<div class=card><b>{escape(value)}</b><span>{escape(name)}</span></div>"
-            for value, name in items
-        )
-        self.parts.append(f"<div class=cards>{cells}</div>")
+        self.sections[-1].parts.append(Cards(tuple(items)))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table; numbers stand to the right."""
-        self._table(header, [("", [_cell(value) for value in row]) for row in rows])
-
-    def _table(self, header: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
-        first = rows[0][1] if rows else [""] * len(header)
-        head = "".join(
-            f"<th{' class=n' if cell.startswith('<td class=n>') else ''}>{escape(name)}</th>"
-            for name, cell in zip(header, first, strict=True)
-        )
-        body = "".join(f"<tr class='{kind}'>{''.join(cells)}</tr>" for kind, cells in rows)
-        self.parts.append(
-            f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-            "</table></div>"
-        )
+        """A table. The first cell of a row names it; numbers stand to the right."""
+        cells = tuple(tuple(_cell(value) for value in row) for row in rows)
+        numbers = [cell.number for cell in cells[0]] if cells else [False] * len(header)
+        titles = tuple(Cell(name, number) for name, number in zip(header, numbers, strict=True))
+        self.sections[-1].parts.append(Table(titles, cells))
 
     def image(self, path: Path, alt: str) -> None:
-        """A PNG, inside the page."""
+        """A PNG, inside the page; `alt` says in words what it shows."""
         data = base64.b64encode(path.read_bytes()).decode()
-        self.parts.append(f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></p>')
+        self.sections[-1].parts.append(Image(data, alt))
 
     def predictions(self, manifest: Manifest, predictions: Sequence[Prediction]) -> None:
-        """The table of predictions, failures first."""
-        order = {"error": 0, "ok": 1, "skipped": 2}
-        rows = []
-        for item in sorted(predictions, key=lambda p: order[p.status])[:_SHOWN]:
-            cells = [_cell(item.subject), _cell(item.session or ""), _cell(label(manifest, item))]
-            if manifest.classes:
-                bar = "".join(f"<i style='width:{100 * v:.1f}%'></i>" for v in item.values)
-                numbers = " / ".join(f"{v:.2f}" for v in item.values)
-                cells.append(
-                    f"<td>{f'<div class=bar title={numbers!r}>{bar}</div>' if bar else ''}"
-                )
-                cells.append(_cell(numbers))
-            cells.append(_cell("" if item.spread is None else f"{item.spread:.3g}"))
-            cells += [_cell(item.status), _cell(item.reason)]
-            rows.append((item.status, cells))
-        header = ["subject", "session", "prediction" if manifest.classes else "years"]
-        if manifest.classes:
-            header += ["", " / ".join(manifest.classes)]
-        self._table([*header, "spread", "status", "reason"], rows)
-        if len(predictions) > _SHOWN:
-            self.text(f"{len(predictions) - _SHOWN} more are in the table of predictions.", True)
+        """The table of predictions, failures first; at most 2000 of them."""
+        shown = sorted(predictions, key=lambda item: _FIRST[item.status])[:_SHOWN]
+        rows = tuple((item, label(manifest, item)) for item in shown)
+        left_out = len(predictions) - len(rows)
+        self.sections[-1].parts.append(Predictions(manifest.classes, rows, left_out))
+
+    def append(self, page: Page) -> None:
+        """Another page, as sections of this one; its title becomes a heading."""
+        first, *others = page.sections
+        self.sections += [Section(page.title, first.parts), *others]
 
     def write(self, path: Path) -> None:
-        """Write the page, whole or not at all."""
-        body = "\n".join(self.parts)
-        write_text(
-            path,
-            "<!doctype html><html lang=en><head><meta charset=utf-8>"
-            "<meta name=viewport content='width=device-width'>"
-            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>"
-            f"<body><h1>{escape(self.title)}</h1>\n{body}\n</body></html>\n",
-        )
+        """Write the page, whole or not at all.
+
+        Raises:
+            HyperFusionError: the folder cannot be written, or the disk is full.
+        """
+        write_text(path, _render(self))
 
 
-def _cell(value: Any) -> str:
+def _render(page: Page) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("hyperfusion_rt.runtime.outputs"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return templates.get_template("page.html").render(page=page)
+
+
+def _cell(value: Any) -> Cell:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-        return f"<td class=n>{text}</td>"
-    return f"<td>{escape(str(value))}</td>"
+        return Cell(f"{value:.4g}" if isinstance(value, float) else f"{value:,}", number=True)
+    return Cell(str(value), number=False)
 
 
 def inference_page(
@@ -150,32 +175,31 @@ def inference_page(
     page.cards(cards)
     page.heading("Predictions")
     page.predictions(manifest, predictions)
-    source = manifest.provenance
-    if source.metrics:
+    if manifest.provenance.metrics:
         page.heading("What the model reached on its own test set")
-        page.cards(figures(source.metrics))
+        page.cards(figures(manifest.provenance.metrics))
     page.heading("Provenance")
+    rows = [*_origin(manifest, engine, notes), *machine.items()]
+    page.table(["", ""], rows)
+    return page
+
+
+def _origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[str, str]]:
+    """What the predictions come from: model, data, engine and how that was checked."""
+    source, prep = manifest.provenance, manifest.preprocessing
     network = f"{source.network.get('fusion')}, f = {source.network.get('features')}"
-    shape = "x".join(str(n) for n in manifest.preprocessing.shape)
+    shape = "x".join(str(n) for n in prep.shape)
     file = next(e for e in manifest.engines if (e.engine, e.part) == (engine, "whole"))
     by = "" if file.comparison.by == "engine" else f" (by {file.comparison.by})"
     compared = f"{file.comparison.largest_difference:.1e} of the outputs' scale{by}"
-    rows: list[tuple[str, object]] = [
-        (
-            "model",
-            f"{network}, {len(manifest.members)} member(s), {source.parameters:,} parameters",
-        ),
+    size = f"{len(manifest.members)} member(s), {source.parameters:,} parameters"
+    boxes = f"{len(prep.boxes)} box(es) per scan"
+    return [
+        ("model", f"{network}, {size}"),
         ("trained on", f"{source.cases.get('train', 'unknown')} cases, run {source.run}"),
-        (
-            "input",
-            f"{shape} voxels at {manifest.preprocessing.spacing:g} mm, "
-            f"{len(manifest.preprocessing.boxes)} box(es) per scan",
-        ),
+        ("input", f"{shape} voxels at {prep.spacing:g} mm, {boxes}"),
         ("engine", f"{engine}, {file.precision}; differs from torch float64 by {compared}"),
         *[("warning", note) for note in notes],
         ("exported", source.created),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
-        *machine.items(),
     ]
-    page.table(["", ""], rows)
-    return page

@@ -7,9 +7,10 @@ import importlib.util
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
@@ -19,9 +20,61 @@ from hyperfusion_rt.runtime.prediction import Prediction
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
 
 
-def value_columns(manifest: Manifest) -> list[str]:
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of predictions. `unit`: as SI writes it; empty for text."""
+
+    name: str
+    kind: Literal["text", "number"]
+    meaning: str
+    unit: str = ""
+    levels: Mapping[str, str] = field(default_factory=dict)
+
+
+STATUS_LEVELS = {
+    "ok": "Predicted",
+    "error": "Failed; the reason says why",
+    "skipped": "Nothing to predict, such as a row without a scan",
+}
+
+
+def value_columns(manifest: Manifest) -> list[Column]:
     """`p_CN`, `p_MCI`, ... or `years`."""
-    return [f"p_{name}" for name in manifest.classes] or ["years"]
+    if not manifest.classes:
+        return [Column("years", "number", "Predicted age", "year")]
+    return [
+        Column(f"p_{name}", "number", f"Probability of the class {name}", "1")
+        for name in manifest.classes
+    ]
+
+
+def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> list[Column]:
+    """The table's columns; figures of quality only where a scan has them."""
+    of = "probability of the predicted class" if manifest.classes else "age"
+    unit = "1" if manifest.classes else "year"
+    levels = {name: f"The class {name}" for name in manifest.classes}
+    quality = dict.fromkeys(name for item in predictions for name in item.quality)
+    return [
+        Column("subject", "text", "The subject's id, without sub-"),
+        Column("session", "text", "The session's id, without ses-; empty where there is none"),
+        *(
+            [Column("prediction", "text", "The most probable class", levels=levels)]
+            if manifest.classes
+            else []
+        ),
+        *value_columns(manifest),
+        Column(
+            "member_spread",
+            "number",
+            f"Standard deviation of the {of} over the ensemble's members; empty for one member",
+            unit,
+        ),
+        *(Column(name, "number", f"Figure of the scan's quality: {name}") for name in quality),
+        Column("status", "text", "Whether there is a prediction", levels=STATUS_LEVELS),
+        Column("code", "text", "The kind of fault, a stable name; empty with a prediction"),
+        Column("reason", "text", "Why there is no prediction, or what a reader should know"),
+        Column("seconds", "number", "Time that the prediction took", "s"),
+    ]
 
 
 def label(manifest: Manifest, prediction: Prediction) -> str:
@@ -35,26 +88,19 @@ def label(manifest: Manifest, prediction: Prediction) -> str:
 
 def record(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
     """One line of the table: a name and a value per column, None where there is nothing."""
-    values: Sequence[float | None] = prediction.values or [None] * len(value_columns(manifest))
+    values: Sequence[float | None] = prediction.values or [None] * (len(manifest.classes) or 1)
     row: dict[str, Any] = {"subject": prediction.subject, "session": prediction.session}
     if manifest.classes:
         row["prediction"] = label(manifest, prediction) or None
-    row |= dict(zip(value_columns(manifest), values, strict=True))
+    names = [column.name for column in value_columns(manifest)]
+    row |= dict(zip(names, values, strict=True))
     row["member_spread"] = prediction.spread
     row |= prediction.quality
     row["status"] = prediction.status
+    row["code"] = prediction.code or None
     row["reason"] = prediction.reason or None
     row["seconds"] = prediction.seconds.total if prediction.status == "ok" else None
     return row
-
-
-def columns_of(manifest: Manifest, predictions: Sequence[Prediction]) -> list[str]:
-    """The table's columns; figures of quality only where a scan has them."""
-    columns = ["subject", "session"]
-    columns += ["prediction"] if manifest.classes else []
-    columns += [*value_columns(manifest), "member_spread"]
-    columns += dict.fromkeys(name for item in predictions for name in item.quality)
-    return [*columns, "status", "reason", "seconds"]
 
 
 def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Prediction]) -> None:
@@ -69,7 +115,8 @@ def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Pred
     """
     columns = columns_of(manifest, predictions)
     rows = [record(manifest, prediction) for prediction in predictions]
-    rows = [{name: row.get(name) for name in columns} for row in rows]
+    names = [column.name for column in columns]
+    rows = [{name: row.get(name) for name in names} for row in rows]
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _write_parquet(path, rows, columns)
@@ -77,7 +124,7 @@ def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Pred
         return write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
     stream = io.StringIO()
     separator = "\t" if suffix == ".tsv" else ","
-    writer = csv.DictWriter(stream, columns, delimiter=separator, lineterminator="\n")
+    writer = csv.DictWriter(stream, names, delimiter=separator, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -92,17 +139,19 @@ def check_format(path: Path) -> None:
         MissingExtraError: pyarrow is not installed.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--out {path}: its name must end in {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"`out` {path}: its name must end in {', '.join(FORMATS)}", code="output-wrong-name"
+        )
     if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet", f"{path}: a Parquet table")
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: Sequence[Column]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text = {"subject", "session", "prediction", "status", "reason"}
-    kinds = [(name, pa.string() if name in text else pa.float64()) for name in columns]
+    types = {"text": pa.string(), "number": pa.float64()}
+    kinds = [(column.name, types[column.kind]) for column in columns]
     table = pa.Table.from_pylist(rows, schema=pa.schema(kinds))
     with replacing(path) as temporary:
         pq.write_table(table, temporary)

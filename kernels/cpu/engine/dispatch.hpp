@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
+#include "../isa/kernels.hpp"
 
 namespace hfrt {
 

@@ -1,28 +1,37 @@
-// Runs a list of fused operations, one sample at a time. Built once: weights are packed, every
-// value gets its place in one arena, and a call allocates nothing.
+// The native engine: a list of fused operations, run one sample at a time. It is built once; after
+// that a call allocates nothing.
+//
+//   input, conv, pool, ...  The builder: each method makes a value and the step that computes it,
+//                           packs the step's weights, chooses its kernel (engine, conv, ops.cpp).
+//   finish                  The passes, which need to see all the steps: which volumes lie as
+//                           `Phases`, which pair of convolutions shares a ring of planes, which
+//                           values stand inside another (passes.cpp). Then the arena: a place in
+//                           one block of memory for every value, by its lifetime (arena.cpp).
+//   run                     For each sample: the inputs are brought into the engine's layout, the
+//                           steps run in their order, the outputs are brought back. A step cuts its
+//                           work into numbered tasks, the thread pool shares them out, a kernel of
+//                           `isa/` does them.
+//
+// Layouts. The caller's arrays are plain, [C][D][H][W] float32. Inside, a volume is blocked,
+// [channels / 16][D][H][W][16], in the stored type, float32 or bfloat16; a volume of few channels
+// between convolutions may lie as `Phases` instead; a vector is [C] float32, filled up to 16. A
+// "convert" step stands where a vector meets a volume of one voxel.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
+#include "../isa/kernels.hpp"
+#include "memory.hpp"
+#include "step_kind.hpp"
 #include "thread_pool.hpp"
 
 namespace hfrt {
-
-// Frees what `allocate` gave: a mapping of its own, or a part of the heap.
-struct Release {
-  void* base = nullptr;
-  size_t bytes = 0;
-  void operator()(float* p) const;
-};
-using Floats = std::unique_ptr<float[], Release>;
-// `count` floats on a cache line's boundary. Throws std::invalid_argument if they cannot be had.
-Floats allocate(int64_t count);
 
 // A view of the caller's array, with its size for the checks.
 struct Array {
@@ -42,7 +51,7 @@ struct ConvSpec {
   Array weight;  // [taps][Cin][Cout]; depthwise [taps][C]; generated: K of these
   Array bias;    // [Cout]; generated: [K][Cout]
   bool depthwise = false;
-  int condition = -1;  // a vector [K]: weight and bias are generated per sample
+  int condition = -1;                    // a vector [K]: weight and bias are generated per sample
   Array prologue_scale, prologue_shift;  // [Cin] or none
   ActivationSpec prologue_act;
   int residual = -1;
@@ -105,71 +114,99 @@ class Engine {
   int64_t weight_bytes() const { return weight_floats_ * 4; }
   std::vector<int64_t> shape(int value) const;
   int threads() const { return pool_.threads(); }
+  std::vector<StepKind> steps() const;
   // Seconds that each step took, summed over the samples since the last call of `profile(true)`.
   void profile(bool on);
   const std::vector<double>& seconds() const { return seconds_; }
-  const std::vector<std::string>& steps() const { return names_; }
 
  private:
   struct Value {
     Extent extent;
-    int root = -1;         // the value whose memory this one is part of; itself if its own
-    int64_t offset = 0;    // floats from the root's start
-    int64_t floats = 0;    // of a root
-    bool stored = false;   // as the kernels store volumes; otherwise float32
-    int first = -1, last = -1;  // steps that write it first and read it last
-    int64_t place = -1;    // floats from the arena's start
-    float* own = nullptr;  // or memory of its own
+    int root = -1;                 // the value whose memory this one is part of; itself if its own
+    int64_t offset = 0;            // floats from the root's start
+    int64_t floats = 0;            // of a root
+    bool stored = false;           // as the kernels store volumes; otherwise float32
+    int64_t place = -1;            // floats from the arena's start
+    float* own = nullptr;          // or memory of its own
+    bool plain = false;            // an input that is read where the caller has it,
+    const float* given = nullptr;  // which is here
   };
-  using Step = std::function<void()>;
+  struct Conv;  // one convolution step with its arguments
+  struct Step {
+    StepKind kind;
+    std::function<void()> work;  // none: another step does it
+    std::vector<int> reads, writes;
+    std::shared_ptr<Conv> conv;
+  };
 
+  // The one place where the number of a value, unchecked, becomes an index.
+  Value& value(int i) { return values_[static_cast<size_t>(i)]; }
+  const Value& value(int i) const { return values_[static_cast<size_t>(i)]; }
+  const Extent& extent(int i) const;  // checked
+  bool stored(int i) const { return value(i).stored; }
+  const Kernels& kernels(int i) const { return stored(i) ? kernels_ : exact_; }
+  int64_t bytes(int i) const { return kernels(i).stored; }
+  float* at(int i) const;
+  char* memory(int i) const { return reinterpret_cast<char*>(at(i)); }
+  int64_t plain_floats(int i) const;
+
+  // building
   int add(const Extent& extent, bool stored);
-  // `value`, or a new one that holds it in the other type.
-  int as(int value, bool stored);
-  bool stored(int value) const { return values_[static_cast<size_t>(value)].stored; }
-  const Kernels& kernels(int value) const { return stored(value) ? kernels_ : exact_; }
-  int64_t bytes(int value) const { return kernels(value).stored; }
-  const Extent& extent(int value) const;
+  // `i`, or a new value that holds it in the other type.
+  int as(int i, bool stored);
+  void step(StepKind kind, std::vector<int> reads, std::vector<int> writes,
+            std::function<void()> work);
   Array checked(const Array& array, int64_t size, const char* what) const;
   const float* keep(const Array& array, int64_t filled, const char* what, int64_t size);
   Activation keep(const ActivationSpec& spec, int64_t channels);
   float* reserve(int64_t floats);
-  char* memory(int value) const { return reinterpret_cast<char*>(at(value)); }
-  void step(const std::string& name, std::vector<int> reads, std::vector<int> writes, Step work);
-  float* at(int value) const;
-  void parallel(int64_t count, int64_t grain, const ThreadPool::Work& work);
   void scratch(int64_t floats);
-  float* scratch_of(int thread) const { return scratch_memory_.get() + thread * scratch_floats_; }
-  int64_t plain_floats(int value) const;
-  void place_values();
-  void fuse_rings();
-  void choose_narrow();
-  void load_input(size_t i, const float* from);
-  void store_output(size_t i, float* to);
 
-  struct Conv;  // one convolution step with its arguments
-  void build_conv(const std::shared_ptr<Conv>& conv, const ConvSpec& spec);
-  void prepare_narrow(Conv& conv, const ConvSpec& spec);
+  // convolutions: building
+  void choose_kernel(Conv& conv, const ConvSpec& spec) const;
+  void keep_maps(Conv& conv, const ConvSpec& spec);
+  void keep_weights(Conv& conv, const ConvSpec& spec);
+  void keep_generator(Conv& conv, const ConvSpec& spec);
   void pack_weights(const Conv& conv, const float* weight);
+  void keep_shortcut(Conv& conv, const ConvSpec& spec);
+  void keep_narrow(Conv& conv, const ConvSpec& spec);
+  void partition(Conv& conv);
+  void partition_winograd(Conv& conv);
+  void partition_gather(Conv& conv);
+  void partition_one_channel(Conv& conv);
+  void split_blocks(Conv& conv);
+  // the factors in 32 bits of its packed weights
+  int64_t pair_of(const Conv& conv) const;
+  // convolutions: running
   void run_conv(Conv& conv);
   void generate(Conv& conv);
   void pad_input(const Conv& conv);
   void run_ring(Conv& conv);
+
+  // passes
+  struct Narrow;
+  void choose_narrow();
+  Narrow narrow_candidates() const;
+  bool drop_candidates(Narrow& narrow) const;
+  void use_phases(Step& step, const std::set<int>& phased, bool narrow);
+  void fuse_rings();
+  bool can_share_ring(size_t first) const;
+  void find_plain_inputs();
+  void place_values();
+  void place_in_concats();
+
+  // running
+  void parallel(int64_t count, int64_t grain, const ThreadPool::Work& work);
+  float* scratch_of(int thread) const { return scratch_memory_.get() + thread * scratch_floats_; }
+  void load_input(int i, const float* from);
+  void store_output(int i, float* to);
 
   const Kernels &kernels_, &exact_;
   ThreadPool pool_;
   std::mutex mutex_;
   std::vector<Value> values_;
   std::vector<int> inputs_, outputs_;
-  std::vector<bool> plain_input_;  // read in place by a one-channel convolution
-  std::vector<const float*> input_data_;
-  struct StepRecord {
-    Step work;
-    std::vector<int> reads, writes;
-    std::shared_ptr<Conv> conv;
-  };
-  std::vector<StepRecord> steps_;
-  std::vector<std::string> names_;
+  std::vector<Step> steps_;
   std::vector<double> seconds_;
   bool profiling_ = false, finished_ = false;
   std::vector<Floats> weights_;

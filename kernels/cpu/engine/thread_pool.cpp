@@ -104,7 +104,9 @@ void ThreadPool::run(int64_t count, int64_t grain, const Work& work) {
   // are sequentially consistent, so one of the two sees the other.
   round_.fetch_add(1);
   if (asleep_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
   share(0);

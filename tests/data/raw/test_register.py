@@ -120,22 +120,25 @@ def test_written_and_read(original, tmp_path):
     assert out.read_bytes() == first
 
 
-def refuse(path, voxels, affine, match):
+def refuse(path, voxels, affine, match, *codes):
     with pytest.raises(ScanError, match=match) as error:
         register(save(path, voxels, affine), PRE)
     assert str(path) in str(error.value)
+    assert error.value.code in codes
 
 
 def test_what_is_no_head_is_refused(subject, tmp_path):
     _, voxels, affine = subject
     rng = np.random.default_rng(0)
     path = tmp_path / "x.nii.gz"
-    refuse(path, rng.gamma(2, 100, voxels.shape), affine, "registered")
-    refuse(path, np.full(voxels.shape, 7.0), affine, "every voxel has the same value")
-    refuse(path, voxels[:, :, 40:50], affine, "at least 16 slices")
+    refuse(path, rng.gamma(2, 100, voxels.shape), affine, "registered", "scan-not-registered")
+    refuse(
+        path, np.full(voxels.shape, 7.0), affine, "every voxel has the same value", "scan-constant"
+    )
+    refuse(path, voxels[:, :, 40:50], affine, "at least 16 slices", "scan-too-thin")
     large = affine.copy()
     large[:3, :3] *= 1.7
-    refuse(path, voxels, large, "registered")
+    refuse(path, voxels, large, "registered", "scan-not-registered")
 
 
 def test_a_box_beyond_the_scan_is_refused(subject, tmp_path):
@@ -144,7 +147,12 @@ def test_a_box_beyond_the_scan_is_refused(subject, tmp_path):
     first = voxels.shape[2] // 2
     cut[:3, 3] += affine[:3, 2] * first
     refuse(
-        tmp_path / "x.nii.gz", voxels[:, :, first:], cut, r"box: only .* inside the scan|registered"
+        tmp_path / "x.nii.gz",
+        voxels[:, :, first:],
+        cut,
+        r"box: only .* inside the scan|registered",
+        "scan-box-outside",
+        "scan-not-registered",
     )
 
 
@@ -219,16 +227,18 @@ def test_a_dicom_series_is_a_scan(dicom, subject):
 
 def test_a_series_with_a_gap_is_refused(dicom):
     (dicom / "040.dcm").unlink()
-    with pytest.raises(ScanError, match=r"slices are missing or uneven"):
+    with pytest.raises(ScanError, match=r"slices are missing or uneven") as error:
         register(dicom)
+    assert error.value.code == "dicom-slices-uneven"
 
 
 def test_two_series_in_a_folder_are_refused(dicom):
     for file in sorted(dicom.iterdir())[:20]:
         content = file.read_bytes().replace(b"3680043.2.1125.1", b"3680043.2.1125.9")
         (dicom / f"b{file.name}").write_bytes(content)
-    with pytest.raises(ScanError, match="2 DICOM series"):
+    with pytest.raises(ScanError, match="2 DICOM series") as error:
         register(dicom)
+    assert error.value.code == "dicom-several-series"
 
 
 def test_commands_on_raw_scans(cohort, subject, dicom, hfrt):

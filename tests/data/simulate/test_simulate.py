@@ -109,7 +109,7 @@ def test_seeds_differ_in_ids_and_content(tmp_path: Path) -> None:
 
 def test_a_folder_with_content_is_refused(ad: Path, tmp_path: Path) -> None:
     before = files(ad)
-    with pytest.raises(ConfigError, match=r"not empty; choose another folder .*--force"):
+    with pytest.raises(ConfigError, match=r"not empty; choose another folder .*`force`"):
         simulate_cohort(ad, task="ad", subjects=1, seed=3, spacing=2)
     assert files(ad) == before
     (tmp_path / "thesis.tex").touch()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hyperfusion_rt.config import Feature, NetworkConfig, TableSpec
-from hyperfusion_rt.data.encoder import CategoricalColumn, TabularEncoder
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.errors import TableError
 from hyperfusion_rt.export.ir.ensemble import join

@@ -6,7 +6,6 @@ import csv
 import math
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,26 +211,6 @@ def test_a_backend_that_is_not_here_is_said_first(session_run, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_old_models_come_back_where_new_ones_cannot_be_put(repository, tmp_path, monkeypatch):
-    """The disk is full at the second model, say."""
-    (tmp_path / "new").mkdir()
-    for model in ("ad", "ad_trunk", "ad_head"):
-        (tmp_path / "new" / model).mkdir()
-    before = {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()}
-    plain = Path.rename
-
-    def rename(source, target):
-        if source == tmp_path / "new" / "ad_trunk":
-            raise OSError(28, "No space left on device")
-        return plain(source, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    names = ["ad", "ad_trunk", "ad_head"]
-    with pytest.raises(OSError, match="No space left"):
-        serve._put_in_place(tmp_path / "new", repository, names, names)
-    assert {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()} == before
-
-
 def test_a_lone_request_is_a_batch_of_one(session_run, tmp_path, monkeypatch):
     """The server does not fill a batch up, whatever the artifact's engines take."""
     given = []
@@ -246,7 +225,7 @@ def test_a_lone_request_is_a_batch_of_one(session_run, tmp_path, monkeypatch):
     with pytest.raises(EngineError, match="no GPU here"):
         export_run(
             session_run, tmp_path / "a.hfrt", engines=["native"], serve=tmp_path / "repo",
-            backend="tensorrt", options=BuildOptions((4, 8, 16)),
+            backend="tensorrt", batch=(4, 8, 16),
         )  # fmt: skip
     assert given == [(1, 8, 16)]
     assert list((tmp_path / "repo").iterdir()) == []

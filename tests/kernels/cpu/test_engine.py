@@ -254,7 +254,7 @@ def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding):
         )  # fmt: skip
     engine.output(value)
     engine.finish()
-    assert engine.steps[0].endswith("(in the next step)")
+    assert engine.steps == [_native.StepKind.one_channel_ring, _native.StepKind.winograd]
     x = normal(rng, 1, 1, *shape)
     y = F.conv3d(wide(x), wide(w1), wide(b1), padding=padding).relu()
     y = F.max_pool3d(F.conv3d(y, wide(w2), wide(b2), padding=padding).relu(), 2)
@@ -330,7 +330,8 @@ def test_few_channels(c):
         wanted.append(y.mean((2, 3, 4)))
     engine.finish()
     if not c["watched"] and max(c["shape"]) > 1:  # an image of one voxel would be a vector
-        assert engine.steps == ["one-channel", *["narrow winograd"] * 2]
+        kinds = _native.StepKind
+        assert engine.steps == [kinds.one_channel, *[kinds.narrow_winograd] * 2]
     for _ in range(2):
         found = [np.full(tuple(w.shape), np.nan, np.float32) for w in wanted]
         engine.run([x], found)
@@ -519,6 +520,21 @@ def test_the_other_operations(isa, precision, count):
         assert np.abs(found - expected.numpy()).max() <= limit, name
 
 
+@pytest.mark.parametrize(("isa", "precision"), KINDS)
+def test_volumes_that_end_within_a_cache_line_do_not_overlap(isa, precision):
+    """Five and three voxels in bfloat16: an arena that rounds too late writes one over another."""
+    engine, ones = _native.Engine(1, isa, precision), (1, 1, 1)
+    kept = engine.affine(engine.input(16, 1, 1, 5), act=("relu", 0.0, None))
+    window = ((1, 1, 3), ones, (0, 0, 0), ones)
+    for value in (kept, engine.pool(kept, *window, False), engine.pool(kept, *window, True)):
+        engine.output(value)
+    engine.finish()
+    x = np.arange(80, dtype=np.float32).reshape(1, 16, 1, 1, 5) % 32
+    found = [np.full((1, 16, 1, 1, n), np.nan, np.float32) for n in (5, 3, 3)]
+    engine.run([x], found)
+    np.testing.assert_array_equal(found[0], x)
+
+
 def network(threads, isa="", precision="fp32"):
     """Two Winograd convolutions, one gathered, a shortcut and a concatenation."""
     rng = np.random.default_rng(5)
@@ -684,6 +700,13 @@ def test_arrays_of_the_wrong_size_or_type_are_refused():
         _native.Engine(1, "mmx")
     with pytest.raises(ValueError, match="fp32 or bf16, not fp16"):
         _native.Engine(1, "", "fp16")
+
+
+def test_every_kind_of_step_has_a_name_of_its_own():
+    names = [str(kind) for kind in _native.StepKind]
+    assert len(set(names)) == len(names)
+    assert str(_native.StepKind.narrow_winograd) == "narrow winograd"
+    assert str(_native.StepKind.one_channel_ring) == "one-channel (in the next step)"
 
 
 @pytest.mark.parametrize("isa", [*_native.available_isas(), "mmx"])

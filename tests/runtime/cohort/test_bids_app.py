@@ -15,6 +15,7 @@ import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.runtime.cohort.bids_app import BidsResult, bids_app
+from hyperfusion_rt.runtime.options import BidsOptions
 from hyperfusion_rt.runtime.outputs import bids_derivative as bids
 from hyperfusion_rt.runtime.outputs.bids_derivative import write_derivative
 from hyperfusion_rt.runtime.prediction import Prediction
@@ -93,8 +94,9 @@ def dataset(cohort: Path) -> Path:
 
 
 def run(dataset: Path, out: Path, level: str = "participant", **options) -> BidsResult:
-    artifact = dataset.parent / "base.hfrt"
-    return bids_app(dataset, out, level, artifact=artifact, engine="native", threads=1, **options)
+    artifact, on_case = dataset.parent / "base.hfrt", options.pop("on_case", None)
+    chosen = BidsOptions(artifact=artifact, engine="native", threads=1, **options)
+    return bids_app(dataset, out, level, chosen, on_case=on_case)
 
 
 def test_the_input_is_valid(dataset):
@@ -168,8 +170,10 @@ def test_processes_share_the_folder(dataset):
     code = (
         "import sys; from pathlib import Path\n"
         "from hyperfusion_rt.runtime.cohort.bids_app import bids_app\n"
-        "bids_app(Path(sys.argv[1]), Path(sys.argv[2]), 'participant', engine='native', threads=1,"
-        " artifact=Path(sys.argv[3]), participant_label=sys.argv[4:])"
+        "from hyperfusion_rt.runtime.options import BidsOptions\n"
+        "options = BidsOptions(engine='native', threads=1, artifact=sys.argv[3],"
+        " participant_label=sys.argv[4:])\n"
+        "bids_app(Path(sys.argv[1]), Path(sys.argv[2]), 'participant', options)"
     )
     artifact = dataset.parent / "base.hfrt"
     start = [sys.executable, "-c", code, str(dataset), str(out), str(artifact)]
@@ -200,7 +204,7 @@ def test_one_session_leaves_the_others(dataset):
     shutil.rmtree(dataset / "sub-01" / "ses-a")
     run(dataset, out, participant_label=["01"])
     assert [row["session_id"] for row in rows_of(table)] == ["ses-b"]
-    with pytest.raises(ConfigError, match=r"session-label.* has no 'bb'; did you mean 'b'"):
+    with pytest.raises(ConfigError, match=r"session_label.* has no 'bb'; did you mean 'b'"):
         run(dataset, out, session_label=["bb"])
 
 
@@ -243,9 +247,9 @@ def test_what_cannot_be_predicted_is_a_row(dataset):
 
 def test_labels_that_are_not_there(dataset):
     out = dataset.parent / "out"
-    with pytest.raises(ConfigError, match=r"--participant-label: .*bids has no '1'.*'01'"):
+    with pytest.raises(ConfigError, match=r"`participant_label`: .*bids has no '1'.*'01'"):
         run(dataset, out, participant_label=["1"])
-    with pytest.raises(ConfigError, match="leave out --participant-label"):
+    with pytest.raises(ConfigError, match="leave out `participant_label`"):
         run(dataset, out, "group", participant_label=["01"])
     with pytest.raises(ConfigError, match="run the participant level first"):
         run(dataset, out, "group")

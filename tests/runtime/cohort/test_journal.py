@@ -144,7 +144,7 @@ def test_a_line_without_its_row(tmp_path):
 def test_an_unfinished_run_is_not_thrown_away(tmp_path):
     with opened(tmp_path) as journal:
         journal.append(case(tmp_path), prediction(case(tmp_path)))
-    with pytest.raises(ConfigError, match=r"\(1 cases are done\).*--resume.*--force"):
+    with pytest.raises(ConfigError, match=r"\(1 cases are done\).*`resume`.*`force`"):
         opened(tmp_path)
     with opened(tmp_path, force=True) as journal:
         assert journal.known(case(tmp_path)) is None

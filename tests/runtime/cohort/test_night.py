@@ -374,10 +374,11 @@ def test_memory_that_is_allowed_is_kept(night, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from hyperfusion_rt.runtime.command import infer
+from hyperfusion_rt.runtime.cohort.infer import infer
+from hyperfusion_rt.runtime.options import CohortOptions
 limit = int(float(sys.argv[1]) * 2**20)
-result = infer([Path(sys.argv[2])], Path("data.csv"), engine="native", force=True,
-               out=Path("m.csv"), max_memory=limit)
+options = CohortOptions(engine="native", force=True, out="m.csv", max_memory=limit)
+result = infer([Path(sys.argv[2])], Path("data.csv"), options)
 status = Path("/proc/self/status").read_text()
 peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
 print(result.summary["ok"], peak / limit, result.failed[0].reason if result.failed else "")
@@ -393,7 +394,7 @@ print(result.summary["ok"], peak / limit, result.failed[0].reason if result.fail
     taken = float(least.stderr.split("engine take ")[1].split(" MiB")[0].replace(",", ""))
     refused = run(taken + 12, tmp_path / "N003.nii.gz")
     assert "N003.nii.gz: needs" in refused.stdout
-    assert "and --max-memory leaves" in refused.stdout
+    assert "and `max_memory` leaves" in refused.stdout
     enough = run(taken + 12)
     ok, share, *_ = enough.stdout.split()
     assert int(ok) == CASES

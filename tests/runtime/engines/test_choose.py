@@ -43,10 +43,10 @@ def no_gpu():
 def rtx_artifact(session_run, tmp_path_factory):
     pytest.importorskip("tensorrt_rtx", reason="its engines are NOT built")
     out = tmp_path_factory.mktemp("rtx") / "rtx.hfrt"
-    options = BuildOptions((1, 2, 4), 1.0, (80,))
     return export_run(
-        session_run, out, engines=["trt-rtx", "onnx"], precision="fp16", options=options
-    ).folder
+        session_run, out, engines=["trt-rtx", "onnx"], precision="fp16", batch=(1, 2, 4),
+        workspace=1.0, capabilities=(80,),
+    ).folder  # fmt: skip
 
 
 class Slow:
@@ -114,7 +114,9 @@ def test_onnx_takes_over_with_a_warning(rtx_artifact, cohort, hfrt, no_gpu):
 
 def test_without_onnx_it_is_an_error(rtx_artifact, session_run, tmp_path, no_gpu):
     alone = tmp_path / "alone.hfrt"
-    export_run(session_run, alone, engines=["trt-rtx"], options=BuildOptions((1, 1, 1), 1.0, (80,)))
+    export_run(
+        session_run, alone, engines=["trt-rtx"], batch=(1, 1, 1), workspace=1.0, capabilities=(80,)
+    )
     for name in ("trt-rtx", "auto"):
         with pytest.raises(EngineError, match="no NVIDIA GPU can be used here"):
             hyperfusion_rt.load(alone, engine=name)
@@ -278,7 +280,7 @@ def test_a_rule_for_the_artifact(session_run, tmp_path):
     age = session_run.config.tabular.model_copy(update={"classes": {}})
     config = session_run.config.model_copy(update={"tabular": age})
     run = type(session_run)(session_run.folder, config)
-    with pytest.raises(ConfigError, match="--combine most_confident: needs classes"):
+    with pytest.raises(ConfigError, match="`rule` most_confident: needs classes"):
         export_run(run, tmp_path / "y.hfrt", rule="most_confident")
 
 
@@ -293,10 +295,10 @@ def test_on_a_gpu(session_run, tmp_path, name, precision):
     except (MissingExtraError, EngineError) as error:
         pytest.skip(f"{name} NOT run: {error}")
     assert int(cudart().cudaRuntimeGetVersion()[1]) > 0
-    options = BuildOptions((1, 2, 4), 1.0, (gpu.capability,) if name == "trt-rtx" else ())
     artifact = export_run(
         session_run, tmp_path / "x.hfrt", engines=[name, "onnx"], precision=precision,
-        options=options,
+        batch=(1, 2, 4), workspace=1.0,
+        capabilities=(gpu.capability,) if name == "trt-rtx" else (),
     )  # fmt: skip
     assert artifact.entry(name).build.status == "run and compared"
     opened = open_engine(artifact, name)

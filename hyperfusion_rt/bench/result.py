@@ -1,0 +1,47 @@
+"""What a benchmark found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender at one batch size: ms per batch, `spread_ms` the interquartile range.
+
+    `difference`: from float64, relative to the outputs' scale.
+    """
+
+    contender: str
+    precision: str
+    batch: int
+    median_ms: float
+    spread_ms: float
+    ms_per_box: float
+    gflops: float
+    difference: float
+    correct: bool
+
+
+@dataclass
+class Benchmark:
+    """All timings of one network, beside the limits of the machine in the same run.
+
+    `left_out`: contender → why. `end_to_end`: ms of one scan from its file, in parts.
+    """
+
+    network: str
+    gflop_per_box: float
+    threads: int
+    rounds: int
+    limit_gflops: float
+    limit_gbs: float
+    machine: dict[str, str]
+    timings: list[Timing] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    end_to_end: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -1,0 +1,176 @@
+"""Commands that predict: a cohort, its shards, a BIDS dataset."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperfusion_rt.cli import terminal
+from hyperfusion_rt.cli.options import INPUT, RESUME, Json, command, spell
+
+if TYPE_CHECKING:
+    from hyperfusion_rt.runtime.cohort.bids_app import Level
+    from hyperfusion_rt.runtime.cohort.record import Result
+    from hyperfusion_rt.runtime.options import BidsOptions, CohortOptions, MergeOptions
+
+
+@command(
+    "Predict",
+    "Examples: hfrt infer scans/ --tabular data.csv; every night: hfrt infer scans/ --tabular "
+    "data.csv --resume; in a SLURM array: --shard $SLURM_ARRAY_TASK_ID/8, then hfrt merge",
+    options="runtime.options:CohortOptions",
+)
+def infer(
+    scans: Annotated[list[Path], typer.Argument(help="Scans, or folders with scans.")],
+    tabular: Annotated[Path, typer.Option(help="The table: CSV or TSV.", rich_help_panel=INPUT)],
+    options: CohortOptions,
+    fail_fast: Annotated[
+        bool,
+        typer.Option(
+            "--fail-fast",
+            help="Stop at the first case that fails.",
+            rich_help_panel=RESUME,
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict scans with their rows of the table; writes predictions.csv and report.html.
+
+    Every result is written down as it comes (predictions.csv.journal): a run that was killed goes
+    on with --resume.
+    """
+    from hyperfusion_rt.runtime.cohort.infer import infer as start
+    from hyperfusion_rt.runtime.cohort.shards import shard_path
+
+    # A shard's report would stand where the next shard's does: hfrt merge writes one.
+    page = options.report or (None if options.shard else options.out.with_name("report.html"))
+    most = 0 if fail_fast else options.max_errors
+    options = options.model_copy(update={"report": page, "max_errors": most})
+    with terminal.progress() as progress:
+        bar = progress.add_task("predicting", total=None)
+        result = start(
+            scans,
+            tabular,
+            options,
+            on_case=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    _show(result, shard_path(options.out, options.shard), page, as_json)
+
+
+@command(
+    "Predict",
+    "Example: hfrt merge predictions.shard-*.csv --out predictions.csv",
+    options="runtime.options:MergeOptions",
+)
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="The shards' tables, or their folder.")],
+    options: MergeOptions,
+    as_json: Json = False,
+) -> None:
+    """Join what the shards of a run predicted (hfrt infer --shard I/N), all of them or none."""
+    from hyperfusion_rt.runtime.cohort.shards import merge as start
+
+    page = options.report or options.out.with_name("report.html")
+    options = options.model_copy(update={"report": page})
+    _show(start(shards, options), options.out, page, as_json)
+
+
+@command(
+    "Predict",
+    "Examples: hfrt bids-app BIDS derivatives/hfrt participant --participant-label 01; "
+    "hfrt bids-app BIDS derivatives/hfrt group",
+    options="runtime.options:BidsOptions",
+    level="runtime.cohort.bids_app:Level",
+)
+def bids_app(
+    bids_dir: Annotated[Path, typer.Argument(help="The dataset.")],
+    out: Annotated[Path, typer.Argument(help="The derivatives dataset.")],
+    level: Annotated[
+        Level,
+        typer.Argument(help="participant predicts; group collects what is there."),
+    ],
+    options: BidsOptions,
+    as_json: Json = False,
+) -> None:
+    """Predict a BIDS dataset into a BIDS derivatives dataset, as a BIDS App."""
+    from hyperfusion_rt.runtime.cohort.bids_app import bids_app as start
+
+    with terminal.progress() as progress:
+        bar = progress.add_task("predicting", total=None, visible=level == "participant")
+        found = start(
+            bids_dir,
+            out,
+            level,
+            options,
+            on_case=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if found.missing and not as_json:
+        print(f"without a result: {', '.join(found.missing)}", file=sys.stderr)
+    _show(found.result, found.table or found.out, found.report, as_json, found.as_dict())
+
+
+def _show(
+    result: Result,
+    out: Path,
+    page: Path | None,
+    as_json: bool,
+    content: dict[str, Any] | None = None,
+) -> None:
+    if as_json:
+        terminal.print_json(content or result.as_dict())
+    else:
+        summary = result.summary
+        new = summary["ok"] - result.taken_over
+        if new > 0 and summary["wall_seconds"]:
+            parts = ", ".join(
+                f"{name} {value:.0f}" for name, value in summary["ms_per_scan"].items()
+            )
+            rate = summary["wall_seconds"] / new
+            print(
+                f"{new} predicted by the {result.engine} engine: {1e3 * rate:.0f} ms per scan "
+                f"({parts}, in ms)"
+            )
+            use = result.usage.utilisation()
+            if bound := result.usage.bound():
+                print(f"bounded by the {bound} stage, busy {use[bound]:.0%} of the time")
+        if result.taken_over:
+            print(f"{result.taken_over} were done before")
+        for note in result.notes:
+            print(f"warning: {spell(note)}", file=sys.stderr)
+        for item in result.failed[:10]:
+            print(f"{item.subject}: {spell(item.reason)}", file=sys.stderr)
+        if len(result.failed) > 10:
+            print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
+        if result.ending == "stopped":
+            print("stopped; continue with --resume", file=sys.stderr)
+        print(f"{summary['error']} failed, {summary['skipped']} skipped")
+        print(f"written: {out}" + (f", {page}" if page else ""))
+    if result.ending == "interrupted":
+        print("continue with --resume", file=sys.stderr)
+        raise typer.Exit(terminal.INTERRUPTED)
+    if result.summary["error"]:
+        raise typer.Exit(3)
+
+
+_LABELS = ("--participant-label", "--session-label")
+
+
+def spread_labels(arguments: list[str]) -> list[str]:
+    """BIDS Apps take several labels after one option (also `--participant_label`): one each."""
+    if arguments[:1] != ["bids-app"]:
+        return arguments
+    spread: list[str] = []
+    option = ""
+    for text in arguments:
+        name = text.replace("_", "-") if text.startswith("--") else ""
+        if text.startswith("-"):
+            option = name if name in _LABELS else ""
+            spread += [] if option else [text]
+        elif option:
+            spread += [option, text]
+        else:
+            spread.append(text)
+    return spread

@@ -1,0 +1,180 @@
+"""Commands from a study to an artifact: train, import weights, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperfusion_rt.cli import terminal
+from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, Threads, command
+from hyperfusion_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hyperfusion_rt.export.options import ExportOptions
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    change: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: write it as section.field=value", code="option-wrong")
+        node = change
+        *parents, last = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(text)
+    return change
+
+
+@command(
+    "Train",
+    "Examples: hfrt train; hfrt train --set network.fusion=film --set training.epochs=10; "
+    "hfrt train --resume",
+)
+def train(
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("hfrt.yaml"),
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Overrule a field of the configuration."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the latest run.")] = False,
+    run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train the networks that hfrt.yaml describes; writes runs/NAME."""
+    terminal.need_torch("training")
+    terminal.share_the_cores()
+    import torch
+
+    from hyperfusion_rt.config import load_config
+    from hyperfusion_rt.training.run_folder import Run
+    from hyperfusion_rt.training.train import Callbacks
+    from hyperfusion_rt.training.train import train as start
+
+    if threads:
+        torch.set_num_threads(threads)
+    root = config.parent
+    old = None
+    if resume:
+        old = Run.open(run) if run else Run.latest(root / "runs", finished=False)
+        if change or name:
+            raise ConfigError(
+                "--resume keeps the run's configuration: leave out --set and --name",
+                code="option-conflict",
+            )
+        settings = old.config
+    else:
+        settings = load_config(config, _overrides(change or []))
+    console = terminal.console()
+    with terminal.progress() as progress:
+        scans = progress.add_task("decoding", total=None)
+        epochs = progress.add_task("training", total=None, visible=False)
+        total = settings.training.epochs * settings.training.members
+
+        def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
+            done = member * settings.training.epochs + epoch + 1
+            progress.update(scans, visible=False)
+            progress.update(epochs, completed=done, total=total, visible=True)
+            figures = {k: v for k, v in row.items() if k not in ("epoch", "lr")}
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            console.print(
+                f"member {member} epoch {epoch + 1:3d}  {shown}", highlight=False, soft_wrap=True
+            )
+
+        finished = start(
+            settings,
+            root,
+            name=name,
+            resume=old,
+            device=device,
+            callbacks=Callbacks(
+                on_scan=lambda done, count: progress.update(scans, completed=done, total=count),
+                on_epoch=on_epoch,
+            ),
+        )
+    terminal.show_run(finished, as_json)
+
+
+@command("Train", "Example: hfrt import-checkpoint model.safetensors --name published")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help=".safetensors, or a torch file of tensors.")],
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fit the preset's tabular encoder on this table; default: columns "
+            "x0, x1, ... that are encoded already."
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Make a run from weights with the published networks' layer names."""
+    terminal.need_torch("importing a checkpoint")
+    from hyperfusion_rt.training.imported import import_checkpoint as start
+
+    run = start(checkpoint, runs, name=name, table=table)
+    if as_json:
+        terminal.print_json({"run": str(run.folder), "network": run.config.network.model_dump()})
+    else:
+        print(f"{run.folder}: imported. Next: hfrt export --run {run.folder}")
+
+
+@command(
+    "Train",
+    "Examples: hfrt export; hfrt export --engine onnx --engine trt-rtx --precision fp16 "
+    "--batch 1:8:32; hfrt export --serve models/",
+    options="export.options:ExportOptions",
+)
+def export(
+    options: ExportOptions,
+    run: Annotated[
+        Path | None, typer.Option(help="The run; default: the latest.", rich_help_panel=INPUT)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The artifact's folder; default: the run's name, which is replaced.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an artifact from a run, and compare its engines with torch in float64."""
+    from hyperfusion_rt.artifact.description import describe_file
+
+    terminal.need_torch("exporting")
+    from hyperfusion_rt.export import export_run
+    from hyperfusion_rt.training.run_folder import Run
+
+    chosen = Run.open(run) if run else Run.latest(Path("runs"))
+    target = out or Path(f"{chosen.folder.name}.hfrt")
+    with terminal.progress() as progress:
+        bar = progress.add_task("exporting and comparing", total=None)
+        artifact = export_run(
+            chosen,
+            target,
+            options.model_copy(update={"replace": out is None}),
+            on_progress=lambda phase, done, steps: progress.update(
+                bar, description=f"TensorRT: {phase[:40].lower()}", completed=done, total=steps
+            ),
+        )
+    if as_json:
+        terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
+        return
+    for entry in artifact.manifest.engines:
+        print(f"{target / entry.file}: {describe_file(entry, artifact.manifest.unit)}")
+    if options.serve is not None:
+        print(
+            f"{options.serve}: models {target.stem}, its trunk and its head; "
+            "NVIDIA_TF32_OVERRIDE=0 "
+            f"tritonserver --model-repository={options.serve.resolve()}"
+        )

@@ -1,0 +1,147 @@
+"""The options of a prediction, of a cohort, and of a BIDS App."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from hyperfusion_rt.data.table_file import Duplicates
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.options import Options, Threads
+
+Source = Literal["registered", "raw"]
+Unmatched = Literal["list", "ignore", "fail"]
+Executor = Literal["local", "ray"]
+Shard = tuple[int, int]
+ArtifactFolder = Annotated[
+    Path | None, Field(description="The artifact; default: the latest *.hfrt here.")
+]
+OutTable = Annotated[Path, Field(description="The table to write: .csv, .tsv, .parquet or .jsonl.")]
+ReportPage = Annotated[
+    Path | None, Field(description="The report; default: report.html beside the table.")
+]
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def parse_size(value: object) -> object:
+    """Bytes, from `4G`, `500M` or a number."""
+    if not isinstance(value, str):
+        return value
+    number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+    try:
+        found = float(number) * _UNITS.get(unit, 0 if unit else 1)
+    except ValueError:
+        found = 0
+    if not 0 < found < 2**60:
+        raise ValueError("write it as 4G or 500M")
+    return int(found)
+
+
+def parse_shard(value: object) -> object:
+    """(2, 8), from `2/8`."""
+    if isinstance(value, str):
+        index, _, count = value.partition("/")
+        if not (index.isdecimal() and count.isdecimal()):
+            raise ValueError("write it as 2/8, the second of eight")
+        return int(index), int(count)
+    return value
+
+
+def _one_of(value: Shard | None) -> Shard | None:
+    if value is not None and not 1 <= value[0] <= value[1]:
+        raise ValueError("write it as 2/8, the second of eight")
+    return value
+
+
+class PredictOptions(Options):
+    """How scans are read and the engine is run; see `hyperfusion_rt.load`."""
+
+    engine: str = Field(
+        "auto", description="native, onnx, trt, trt-rtx, torch, or auto: the fastest here."
+    )
+    threads: Threads = None
+    source: Source = Field(
+        "registered", description="raw: with skull, not registered; see hfrt preprocess."
+    )
+    batch: int = Field(1, ge=1, description="Most cases in one call of the engine (for GPUs).")
+    feature_cache: Path | None = Field(
+        None, description="Keep the scans' features in this folder: a new table takes seconds."
+    )
+    max_memory: Annotated[int | None, BeforeValidator(parse_size)] = Field(
+        None, gt=0, description="What the process may take, in bytes or such as 4G."
+    )
+
+
+class CohortOptions(PredictOptions):
+    """How a cohort is predicted and what is written; see `runtime.cohort.infer`."""
+
+    artifact: ArtifactFolder = None
+    out: OutTable = Path("predictions.csv")
+    report: ReportPage = None
+    derivative: Path | None = Field(
+        None, description="Also write a BIDS derivatives dataset into this folder."
+    )
+    id_column: str | None = Field(None, description="The column of subjects.")
+    duplicates: Duplicates = Field("refuse", description="Several rows of one subject and session.")
+    unmatched_scans: Unmatched = Field("list", description="Scans without a row.")
+    unmatched_rows: Unmatched = Field("list", description="Rows without a scan.")
+    subjects: tuple[str, ...] = Field((), description="Only this subject; repeatable.")
+    shard: Annotated[Shard | None, BeforeValidator(parse_shard), AfterValidator(_one_of)] = Field(
+        None, description="Only this part of the subjects, such as 2/8; then hfrt merge."
+    )
+    resume: bool = Field(False, description="Keep what is done already and has not changed since.")
+    force: bool = Field(False, description="Begin anew though the run before did not finish.")
+    max_errors: int | None = Field(
+        None, ge=0, description="Stop when more cases than this have failed."
+    )
+    executor: Executor = Field("local", description="ray: on every machine of a Ray cluster.")
+    workers: int | None = Field(
+        None, ge=1, description="With ray: engines, each with as many cores as it has threads."
+    )
+    address: str | None = Field(
+        None, description="With ray: the cluster; default: RAY_ADDRESS, or this one."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> CohortOptions:
+        if self.resume and self.force:
+            raise ConfigError(
+                "`resume` keeps what is done, `force` throws it away: choose one",
+                code="option-conflict",
+            )
+        if self.derivative is not None and (self.shard or self.subjects):
+            raise ConfigError(
+                "`derivative` describes the whole dataset: leave out `shard` and `subjects`, or "
+                "use hfrt bids-app",
+                code="option-conflict",
+            )
+        if self.executor == "local" and (self.workers or self.address):
+            raise ConfigError("`workers` and `address` need `executor` ray", code="option-conflict")
+        return self
+
+
+class MergeOptions(Options):
+    """What is written of the shards of a run; see `runtime.cohort.shards`."""
+
+    artifact: Path | None = Field(
+        None, description="The artifact, if it is not where the shards found it."
+    )
+    out: OutTable = Path("predictions.csv")
+    report: ReportPage = None
+
+
+class BidsOptions(PredictOptions):
+    """What a BIDS App predicts of a dataset; see `runtime.cohort.bids_app`."""
+
+    participant_label: tuple[str, ...] = Field(
+        (), description="With or without sub-; repeatable; default: all."
+    )
+    session_label: tuple[str, ...] = Field(
+        (), description="With or without ses-; repeatable; default: all."
+    )
+    artifact: ArtifactFolder = None
+    tabular: Path | None = Field(
+        None, description="The table; default: participants.tsv of the dataset."
+    )

@@ -1,0 +1,49 @@
+// What a step of the engine is: the kernel that it runs, as a profile shows it.
+#pragma once
+
+namespace hfrt {
+
+// X(enumerator, name in a profile)
+#define HFRT_STEP_KINDS(X)                              \
+  X(convert, "convert")                                 \
+  X(winograd, "winograd")                               \
+  X(narrow_winograd, "narrow winograd")                 \
+  X(gather, "gather")                                   \
+  X(one_channel, "one-channel")                         \
+  X(one_channel_ring, "one-channel (in the next step)") \
+  X(depthwise, "depthwise")                             \
+  X(average_pool, "average pool")                       \
+  X(max_pool, "max pool")                               \
+  X(global_average, "global average")                   \
+  X(global_maximum, "global maximum")                   \
+  X(affine, "affine")                                   \
+  X(add, "add")                                         \
+  X(multiply, "multiply")                               \
+  X(concat, "concat")                                   \
+  X(slice, "slice")                                     \
+  X(flatten, "flatten")                                 \
+  X(pad, "pad")                                         \
+  X(linear, "linear")                                   \
+  X(hyper_linear, "hyper linear")                       \
+  X(one_and, "one and")                                 \
+  X(combine, "combine")                                 \
+  X(softmax, "softmax")                                 \
+  X(ensemble, "ensemble")                               \
+  X(instance_norm, "instance norm")
+
+enum class StepKind {
+#define HFRT_ENUMERATOR(kind, name) kind,
+  HFRT_STEP_KINDS(HFRT_ENUMERATOR)
+#undef HFRT_ENUMERATOR
+};
+
+inline const char* name_of(StepKind kind) {
+  static const char* const names[] = {
+#define HFRT_STEP_NAME(kind, name) name,
+      HFRT_STEP_KINDS(HFRT_STEP_NAME)
+#undef HFRT_STEP_NAME
+  };
+  return names[static_cast<int>(kind)];
+}
+
+}  // namespace hfrt

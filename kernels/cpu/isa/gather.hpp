@@ -1,0 +1,128 @@
+// Every other dense convolution (1x1x1, strided, dilated, any kernel): the inputs of a block of
+// outputs are gathered into rows, then multiplied with the packed weights.
+#pragma once
+
+#include "activation.hpp"
+#include "gemm.hpp"
+
+namespace {
+
+// One tap of a row: the channels at `from`, without the gaps of a last block that is not full.
+// Vectors are stored in rising order, so that each one overwrites what the one before spilt; the
+// last spills into the row's own 16 spare numbers.
+HFRT_INLINE void gather_tap(const hfrt::ConvArgs& a, const Stored* from, int64_t blocks,
+                            int64_t block_step, Factor* to) {
+  if (!a.prologue.scale) {
+    for (int64_t b = 0; b < blocks; ++b) copy(to + b * kLanes, from + b * block_step);
+    return;
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    const V x = fma(load(from + b * block_step), load(a.prologue.scale + b * kLanes),
+                    load(a.prologue.shift + b * kLanes));
+    store(to + b * kLanes, activate(x, a.prologue.act, b));
+  }
+}
+
+// A row: (tap, channel) in this order. at: the first tap's voxel.
+HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, const int64_t* at, Factor* to) {
+  const hfrt::Extent& e = a.in_extent;
+  const hfrt::Window& k = a.window;
+  const auto* in = static_cast<const Stored*>(a.in);
+  const int64_t blocks = blocks_of(e.c), block_step = e.voxels() * kLanes;
+  const auto within = [&](int axis, int64_t size) {
+    return at[axis] >= 0 && at[axis] + k.dilation[axis] * (k.kernel[axis] - 1) < size;
+  };
+  const bool whole = within(0, e.d) && within(1, e.h) && within(2, e.w);
+  for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
+    const int64_t d = at[0] + kd * k.dilation[0];
+    for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
+      const int64_t h = at[1] + kh * k.dilation[1];
+      const bool row_inside = whole || (d >= 0 && d < e.d && h >= 0 && h < e.h);
+      const int64_t row = (d * e.h + h) * e.w;
+      for (int64_t kw = 0; kw < k.kernel[2]; ++kw, to += e.c) {
+        const int64_t w = at[2] + kw * k.dilation[2];
+        if (whole || (row_inside && w >= 0 && w < e.w))
+          gather_tap(a, in + (row + w) * kLanes, blocks, block_step, to);
+        else
+          for (int64_t b = 0; b < blocks; ++b) store(to + b * kLanes, zero());
+      }
+    }
+  }
+}
+
+// scratch: rows * (K filled up + 16) factors, then rows * Cout filled up floats
+void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
+  const hfrt::Window& k = a.window;
+  const int64_t depth = a.in_extent.c * k.kernel[0] * k.kernel[1] * k.kernel[2];
+  const int64_t lda = blocks_of(depth) * kLanes + kLanes;
+  const int64_t blocks = blocks_of(a.conv_extent.c), voxels = a.conv_extent.voxels();
+  const int64_t panels = (blocks + kVectorsPerPanel - 1) / kVectorsPerPanel;
+  auto* out = static_cast<Stored*>(a.out);
+  auto* inputs = reinterpret_cast<Factor*>(scratch);
+  float* c = scratch + a.rows * lda / kPair<Factor>;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / a.splits, split = task % a.splits;
+    const int64_t first_panel = panels * split / a.splits;
+    const int64_t last_panel = panels * (split + 1) / a.splits;
+    const int64_t ldc = (last_panel - first_panel) * kPanel;
+    const int64_t from = a.first + block * a.rows;
+    const int64_t left = a.first + a.count - from, rows = left < a.rows ? left : a.rows;
+    const hfrt::Extent& o = a.conv_extent;
+    int64_t at[3] = {from / (o.h * o.w), from / o.w % o.h, from % o.w};
+    for (int i = 0; i < 3; ++i) at[i] = at[i] * k.stride[i] - k.padding[i];
+    for (int64_t r = 0; r < rows; ++r) {
+      gather_row(a, at, inputs + r * lda);
+      at[2] += k.stride[2];
+      if (at[2] < o.w * k.stride[2] - k.padding[2]) continue;
+      at[2] = -k.padding[2], at[1] += k.stride[1];
+      if (at[1] < o.h * k.stride[1] - k.padding[1]) continue;
+      at[1] = -k.padding[1], at[0] += k.stride[0];
+    }
+    gemm(inputs, lda, rows, depth, a.weight, a.conv_extent.c, first_panel, last_panel, c, ldc);
+    const int64_t first_block = first_panel * kVectorsPerPanel;
+    for (int64_t b = first_block; b < last_panel * kVectorsPerPanel && b < blocks; ++b)
+      for (int64_t r = 0; r < rows; ++r)
+        finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, out,
+               (b * voxels + from + r) * kLanes, b);
+  }
+}
+
+// groups = Cin = Cout; weight [tap][C filled up]. A task is one row of outputs of one block.
+void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
+  const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
+  const hfrt::Window& k = a.window;
+  const int64_t filled = blocks_of(e.c) * kLanes;
+  constexpr int kRun = 8;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
+    const Stored* in = static_cast<const Stored*>(a.in) + block * e.voxels() * kLanes;
+    for (int64_t start = 0; start < o.w; start += kRun) {
+      const int n = static_cast<int>(o.w - start < kRun ? o.w - start : kRun);
+      V acc[kRun];
+      for (auto& v : acc) v = zero();
+      for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
+        const int64_t d = od * k.stride[0] - k.padding[0] + kd * k.dilation[0];
+        if (d < 0 || d >= e.d) continue;
+        for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
+          const int64_t h = oh * k.stride[1] - k.padding[1] + kh * k.dilation[1];
+          if (h < 0 || h >= e.h) continue;
+          const Stored* row = in + (d * e.h + h) * e.w * kLanes;
+          for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
+            const int64_t tap = (kd * k.kernel[1] + kh) * k.kernel[2] + kw;
+            const V weight = load(a.weight + tap * filled + block * kLanes);
+            const int64_t w = start * k.stride[2] - k.padding[2] + kw * k.dilation[2];
+            for (int i = 0; i < n; ++i) {
+              const int64_t at = w + i * k.stride[2];
+              if (at >= 0 && at < e.w) acc[i] = fma(load(row + at * kLanes), weight, acc[i]);
+            }
+          }
+        }
+      }
+      for (int i = 0; i < n; ++i)
+        finish(acc[i], a.epilogue, static_cast<Stored*>(a.out),
+               ((block * o.d + od) * o.h + oh) * o.w * kLanes + (start + i) * kLanes, block);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,293 @@
+"""The report: valid HTML that needs nothing else, whatever the texts in it say."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from hyperfusion_rt.artifact.manifest import Comparison, EngineFile, Manifest, Provenance
+from hyperfusion_rt.config import Box, Preprocessing, TableSpec
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.runtime.outputs.report import Page, inference_page
+from hyperfusion_rt.runtime.outputs.table import summarise
+from hyperfusion_rt.runtime.prediction import Prediction, Seconds
+
+VOID = {"meta", "img"}
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=\'http://example.org/x.png\' onerror="alert(1)">',
+    "{{ 7 * 7 }}{% include 'page.html' %}{# gone #}",
+    "</td></table></style><!-- & &amp; ' -->",
+    "S1 & <b>S2",
+]
+
+
+class Checked(HTMLParser):
+    """Parses a page and refuses what browsers would have to guess.
+
+    `texts`: tag → the texts of such elements; `attributes`: (tag, name, value) of all; `tables`: of
+    each table its rows, each a list of (tag, columns that it spans, text).
+    """
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.texts, self.attributes, self.tables = [], {}, [], []
+        assert text.startswith("<!doctype html>\n<html lang=")
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        assert self.texts["html"] == [""]
+        names = [value for _, name, value in self.attributes if name == "id"]
+        assert len(names) == len(set(names))
+        labels = {value for _, name, value in self.attributes if name == "aria-labelledby"}
+        assert labels <= set(names)
+        for table in self.tables:
+            assert len({sum(columns for _, columns, _ in row) for row in table}) == 1
+
+    def handle_starttag(self, tag, attrs):
+        inside = re.fullmatch(rf'<{tag}((?: [a-z-]+="[^"<>]*")*)>', self.get_starttag_text())
+        assert inside, self.get_starttag_text()
+        assert len(dict(attrs)) == len(attrs)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("th", "td"):
+            self.tables[-1][-1].append((tag, int(dict(attrs).get("colspan", 1)), ""))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open:
+            assert data.isspace()
+            return
+        if data.strip():
+            self.texts[self.open[-1]][-1] += data
+            if {"th", "td"} & set(self.open):
+                tag, columns, text = self.tables[-1][-1][-1]
+                self.tables[-1][-1][-1] = tag, columns, text + data
+
+    def handle_startendtag(self, tag, attrs):
+        raise AssertionError(f"<{tag}/>")
+
+    def handle_comment(self, data):
+        raise AssertionError(data)
+
+    def column(self, name, table=0):
+        """The texts under a header."""
+        at = [text for _, _, text in self.tables[table][0]].index(name)
+        return [row[at][2] for row in self.tables[table][1:]]
+
+
+def manifest(classes=("CN", "MCI", "AD"), name="base"):
+    found = Comparison(
+        against="torch float64", cases=4, real_cases=True, batches=(1,), largest_difference=1e-6,
+        tolerance=1e-4, drift=1e-7, drift_tolerance=1e-3,
+    )  # fmt: skip
+    file = EngineFile(
+        engine="native", part="whole", file="model.native", sha256="0" * 64, size=1,
+        precision="fp32", device="cpu", comparison=found,
+    )  # fmt: skip
+    source = Provenance(
+        created="2025-01-01T00:00:00+00:00", run="base", network={"fusion": "hyper", "features": 8},
+        parameters=1234567, gflop=1.0, versions={"numpy": "2.0"}, cases={"train": 30}, metrics={},
+    )  # fmt: skip
+    box = Box(name="brain", center=(0.0, 0.0, 0.0))
+    return Manifest(
+        format_version=3, name=name, task="ad" if classes else "brain-age", classes=classes,
+        unit="probability" if classes else "years",
+        preprocessing=Preprocessing(boxes=(box,), shape=(8, 8, 8), spacing=2.0),
+        table=TableSpec(features=(), target="DX"), members=(TabularEncoder(columns=()),),
+        combine="mean", engines=(file,), provenance=source,
+    )  # fmt: skip
+
+
+def ok(subject, values=(0.2, 0.3, 0.5), **other):
+    return Prediction(subject, None, "ok", values=values, seconds=Seconds(0.01), **other)
+
+
+def written(page, path):
+    page.write(path)
+    text = path.read_text(encoding="utf-8")
+    return text, Checked(text)
+
+
+def inference(predictions, path, notes=(), **other):
+    found = manifest(**other)
+    machine = {"processor": "A & B <C>", "cores": "2"}
+    summary = summarise(predictions, 1.0)
+    return written(inference_page(found, predictions, summary, "native", machine, notes), path)
+
+
+def test_an_inference_page_says_everything(tmp_path):
+    failed = Prediction("S3", "M12", "error", "scans/S3.nii: truncated")
+    absent = Prediction("S2", None, "skipped", "data.csv, line 3: no scan")
+    remarked = ok("S4", spread=0.01234, reason="AGE 104 is unusual")
+    text, page = inference([ok("S1"), absent, failed, remarked], tmp_path / "x.html", ("a note",))
+    assert page.texts["h1"] == page.texts["title"] == ["base: ad predictions"]
+    assert page.texts["h2"] == ["Predictions", "Provenance"]
+    assert page.texts["b"] == ["2", "1", "1", "10 ms", "1.0 s"]
+    assert page.texts["li"] == ["CN", "MCI", "AD"]
+    table = [[text for _, _, text in row] for row in page.tables[0]]
+    assert table == [
+        ["subject", "session", "status", "prediction", "probability", "CN / MCI / AD", "spread",
+         "reason"],
+        ["S3", "M12", "error", "scans/S3.nii: truncated"],
+        ["S1", "", "ok", "AD", "", "0.20 / 0.30 / 0.50", "", ""],
+        ["S4", "", "ok", "AD", "", "0.20 / 0.30 / 0.50", "0.0123", "AGE 104 is unusual"],
+        ["S2", "", "skipped", "data.csv, line 3: no scan"],
+    ]  # fmt: skip
+    assert 'title="CN 0.20, MCI 0.30, AD 0.50"' in text
+    origin = {row[0][2]: row[1][2] for row in page.tables[1]}
+    assert origin["model"] == "hyper, f = 8, 1 member(s), 1,234,567 parameters"
+    expected = "native, fp32; differs from torch float64 by 1.0e-06 of the outputs' scale"
+    assert origin["engine"] == expected
+    assert (origin["warning"], origin["processor"]) == ("a note", "A & B <C>")
+
+
+def test_the_bars_have_the_colours_of_the_legend(tmp_path):
+    names = tuple("ABCDEFGHIJ")
+    _, page = inference([ok("S1", values=(0.1,) * 10)], tmp_path / "x.html", classes=names)
+    colours = [value for tag, name, value in page.attributes if (tag, name) == ("i", "class")]
+    assert colours[:10] == colours[10:] == [f"k{index % 8}" for index in range(10)]
+    widths = [value for tag, name, value in page.attributes if (tag, name) == ("i", "style")]
+    assert widths == ["width:10.0%"] * 10
+    (style,) = page.texts["style"]
+    assert all(re.search(rf"\.{colour} {{ background", style) for colour in colours)
+
+
+def test_ages_are_numbers(tmp_path):
+    cases = [ok("S1", values=(71.234,), spread=0.5), Prediction("S2", None, "error", "empty")]
+    _, page = inference(cases, tmp_path / "x.html", classes=())
+    header = [text for _, _, text in page.tables[0][0]]
+    assert header == ["subject", "session", "status", "years", "spread", "reason"]
+    assert [text for _, _, text in page.tables[0][2]] == ["S1", "", "ok", "71.23", "0.5", ""]
+    assert "ul" not in page.texts
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_texts_stay_texts(tmp_path, hostile):
+    cases = [
+        Prediction(hostile, hostile, "error", hostile),
+        ok(hostile, reason=hostile),
+        Prediction(hostile, None, "skipped", hostile),
+    ]
+    text, page = inference(
+        cases, tmp_path / "x.html", (hostile,), classes=("CN", hostile, "AD"), name=hostile
+    )
+    assert page.texts["h1"] == [f"{hostile}: ad predictions"]
+    assert page.texts["li"] == ["CN", hostile, "AD"]
+    assert page.column("subject") == [hostile] * 3
+    assert [row[-1][2] for row in page.tables[0][1:]] == [hostile] * 3
+    assert {"CN 0.20, " + hostile + " 0.30, AD 0.50"} == {
+        value for _, name, value in page.attributes if name == "title"
+    }
+    assert {row[0][2]: row[1][2] for row in page.tables[1]}["warning"] == hostile
+    assert_alone(text, page)
+
+
+def assert_alone(text, page):
+    """No scripts, nothing that runs, nothing that is fetched."""
+    assert not {"script", "link", "iframe", "object", "a", "form"} & set(page.texts)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("href", "srcset", "action")
+        assert name != "src" or (tag, value[:22]) == ("img", "data:image/png;base64,")
+    (style,) = page.texts["style"]
+    assert not re.search(r"url\(|@import|@font-face", style)
+    assert "default-src 'none'" in text
+
+
+def test_every_part_of_a_page_resists(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"\x89PNG")
+    for hostile in HOSTILE:
+        page = Page(hostile)
+        page.text(hostile, soft=True)
+        page.heading(hostile)
+        page.cards([(hostile, hostile)])
+        page.table(["", hostile, "n"], [(hostile, hostile, 1234), ("b", True, 0.123456)])
+        page.image(tmp_path / "x.png", hostile)
+        text, found = written(page, tmp_path / "x.html")
+        assert found.texts["p"][0] == found.texts["h2"][0] == found.texts["b"][0] == hostile
+        assert [t for row in found.tables[0] for _, _, t in row] == [
+            "", hostile, "n", hostile, hostile, "1,234", "b", "True", "0.1235",
+        ]  # fmt: skip
+        assert ("img", "alt", hostile) in found.attributes
+        assert_alone(text, found)
+
+
+def test_the_first_cell_names_the_row_and_numbers_stand_right(tmp_path):
+    page = Page("x")
+    page.table(["", "n"], [("a", 1), ("b", 2.5)])
+    page.table(["", ""], [("a", "b")])
+    page.table(["c", "n"], [])
+    text, found = written(page, tmp_path / "x.html")
+    assert [[tag for tag, _, _ in row] for row in found.tables[0]] == [["td", "th"]] + [
+        ["th", "td"]
+    ] * 2
+    assert '<th scope="col" class="n">n</th>' in text
+    assert '<th scope="row">a</th><td class="n">1</td>' in text
+    assert len(found.tables[1]) == 1
+    assert len(found.tables[2]) == 1
+
+
+def test_thousands_of_rows(tmp_path):
+    cases = [ok(f"S{index:04}") for index in range(3000)]
+    cases += [Prediction(f"E{index}", None, "error", "x") for index in range(3)]
+    _, page = inference(cases, tmp_path / "x.html")
+    subjects = page.column("subject")
+    assert subjects == ["E0", "E1", "E2", *[f"S{index:04}" for index in range(1997)]]
+    assert page.texts["p"][-1] == "1003 more are in the table of predictions."
+    assert page.texts["b"][:2] == ["3000", "3"]
+    _, page = inference(cases[:2000], tmp_path / "x.html")
+    assert len(page.column("subject")) == 2000
+    assert "more" not in "".join(page.texts["p"])
+
+
+def test_an_empty_cohort(tmp_path):
+    _, page = inference([], tmp_path / "x.html")
+    assert page.texts["b"] == ["0", "0", "0"]
+    assert page.texts["p"][-1] == "No cases."
+    assert "ul" not in page.texts
+
+
+def test_a_page_goes_into_another(tmp_path):
+    page, other = Page("outer"), Page("inner")
+    page.heading("A")
+    other.text("first")
+    other.heading("B")
+    other.text("second")
+    page.append(other)
+    _, found = written(page, tmp_path / "x.html")
+    assert found.texts["h1"] == ["outer"]
+    assert found.texts["h2"] == ["A", "inner", "B"]
+    assert found.texts["p"] == ["first", "second"]
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.html"
+    path.write_text("before")
+    page = Page("x")
+    page.sections[0].parts.append(object())
+    with pytest.raises(Exception, match="template"):
+        page.write(path)
+    assert path.read_text() == "before"
+    with pytest.raises(HyperFusionError, match="cannot be written"):
+        Page("x").write(path / "below.html")
+    assert [item.name for item in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_jinja_is_imported_only_when_a_page_is_written():
+    code = (
+        "import sys; import hyperfusion_rt.runtime.outputs.report, hyperfusion_rt.cli.app; "
+        "sys.exit('jinja2' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
