@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check bench gpu-static gpu-test gpu-bench native-test sanitize clean
+.PHONY: demo test lint check docs bench gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -21,6 +21,12 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 check: test lint
+
+# The site, in build/site. Strict: a broken link fails. The reference pages are made from the code;
+# a test holds them against it.
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tables and charts under benchmarks/.
 bench: $(VENV)/dev.stamp

@@ -110,7 +110,7 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, JournalContent]
         if not content.finished:
             raise ConfigError(
                 f"{path}: shard {index}/{count} has not finished ({len(content.cases)} cases are "
-                f"done); continue it with hfrt infer, `shard` {index}/{count} and `resume`",
+                f"done); continue it with 'hfrt infer ... `shard` {index}/{count} `resume`'",
                 code="shard-missing",
             )
         if index in records:

@@ -492,7 +492,7 @@ def test_an_engine_without_features_says_so(session_run, session_cohort, tmp_pat
     from hyperfusion_rt.export import export_run
 
     folder = export_run(session_run, tmp_path / "t.hfrt", engines=("torch",)).folder
-    with pytest.raises(EngineError, match="use --engine native or onnx"):
+    with pytest.raises(EngineError, match="use `engine` native or onnx"):
         hyperfusion_rt.load(folder, engine="torch", feature_cache=tmp_path / "c")
 
 
