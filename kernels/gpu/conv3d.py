@@ -60,47 +60,50 @@ def conv3d(
         p = tl.program_id(2)
         phase = p // (STRIDE[1] * STRIDE[2]), p // STRIDE[2] % STRIDE[1], p % STRIDE[2]
         voxel, inside = tiles.voxels_of_phase(row, phase, (OD, OH, OW), STRIDE)
-        first, met, taps = tiles.taps_of_phase(phase, KERNEL, STRIDE, PADDING, DILATION, STEP)
+        first, counts = tiles.taps_of_phase(phase, KERNEL, STRIDE, PADDING, DILATION, STEP)
+        met = counts[0], tl.maximum(counts[1], 1), tl.maximum(counts[2], 1)  # they divide
     else:
         voxel, inside = tiles.voxels(row, (OD, OH, OW), POOL)
-        first, met = (0, 0, 0), (KERNEL[0], KERNEL[1], KERNEL[2])
-        taps = KERNEL[0] * KERNEL[1] * KERNEL[2]
+        first, counts = (0, 0, 0), (KERNEL[0], KERNEL[1], KERNEL[2])
+        met = counts
+    voxel = (voxel[0][:, None], voxel[1][:, None], voxel[2][:, None])
 
     x += b.to(tl.int64) * D * H * W * (XGROUPS * CIN) + g % XGROUPS * CIN
     w += b.to(tl.int64) * w_sample
     w += g.to(tl.int64) * (KERNEL[0] * KERNEL[1] * KERNEL[2] * CIN * COUT)
     e += b * e_sample
-    total = taps * CIN
+    total = counts[0] * counts[1] * counts[2] * CIN
     acc = tl.zeros((BM, BN), tl.float32)
     for start in range(0, total, BK):
-        known = start + tl.arange(0, BK) < total
-        i, j, c = tiles.reduced(start, CIN, BK)
+        kk = start + tl.arange(0, BK)
+        i, j, c = tiles.reduced(start, kk, CIN, BK)
         tap = tiles.tap_of(i, first, met, STEP)
         a = tiles.volume(
-            x, voxel, inside, tap, c, known, (D, H, W),
+            x, voxel, inside, tap, c, kk, total, (D, H, W),
             CIN, XGROUPS, STRIDE, PADDING, DILATION, TRANSPOSED, BK,
         )  # fmt: skip
-        tap = tiles.tap_of(j, first, met, STEP)
+        tap_w = tiles.tap_number(j, first, met, KERNEL, STEP)
         weight = tiles.weights(
-            w, tap, c, n, known, e, w_k, CIN, COUT, K1, KERNEL, TRANSPOSED, GENERATE, BK, BN
+            w, tap_w, c, n, kk, total, e, w_k, CIN, COUT, K1, TRANSPOSED, GENERATE, BK, BN
         )
         acc = tl.dot(a, weight.to(a.dtype), acc, input_precision=PRECISION)
 
-    channel = g * COUT + n
+    channel, known = g * COUT + n, n < COUT
+    acc = tiles.scaled(acc, e, h, scale, shift, channel, known, K1, channels, BIAS, AFFINE, BN)
     sample = b.to(tl.int64) * OD * OH * OW * channels
     to = ((voxel[0] * OH + voxel[1]) * OW + voxel[2]) * channels + channel[None, :]
-    stored = inside[:, None] & (n < COUT)[None, :]
-    acc = tiles.epilogue(
-        acc, e, h, scale, shift, residual + sample + to, slope, channel, n < COUT, stored,
-        K1, channels, BIAS, AFFINE, RESIDUAL, ACTIVATION, BN,
-    )  # fmt: skip
+    stored = inside[:, None] & known[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual + sample + to, mask=stored, other=0.0).to(tl.float32)
+    if ACTIVATION:
+        acc = tl.where(acc < 0, slope * acc, acc)  # NaN stays NaN
     if POOL:
         acc = tiles.largest_of_cells(acc, BM, BN)
         cell = tile * (BM // 8) + tl.arange(0, BM // 8)
         cells = (OD // 2) * (OH // 2) * (OW // 2)
         sample = b.to(tl.int64) * cells * channels
         to = cell[:, None] * channels + channel[None, :]
-        stored = (cell < cells)[:, None] & (n < COUT)[None, :]
+        stored = (cell < cells)[:, None] & known[None, :]
     tl.store(y + sample + to, acc.to(y.dtype.element_ty), mask=stored)
 
 

@@ -20,7 +20,7 @@ def voxels(
     out,  # (d, h, w): size of what is summed
     POOL: tl.constexpr,
 ):
-    """The voxels (d, h, w) that the rows are, `[BM, 1]` each, and whether they exist, `[BM]`.
+    """The voxels (d, h, w) that the rows are, and whether they exist, `[BM]` each.
 
     POOL: eight rows in turn are the voxels of one cell.
     """
@@ -34,7 +34,7 @@ def voxels(
     else:
         inside = row < OD * OH * OW
         d, h, w = row // (OH * OW), row // OW % OH, row % OW
-    return (d[:, None], h[:, None], w[:, None]), inside
+    return (d, h, w), inside
 
 
 @triton.jit
@@ -47,31 +47,32 @@ def voxels_of_phase(
     """`voxels`, of those only that leave the remainder `phase` when divided by the stride."""
     fd, fh, fw = phase
     OD, OH, OW = out
-    nd = (OD - fd + STRIDE[0] - 1) // STRIDE[0]
     nh = (OH - fh + STRIDE[1] - 1) // STRIDE[1]
     nw = (OW - fw + STRIDE[2] - 1) // STRIDE[2]
+    nd = (OD - fd + STRIDE[0] - 1) // STRIDE[0]
     inside = row < nd * nh * nw
     d = row // (nh * nw) * STRIDE[0] + fd
     h = row // nw % nh * STRIDE[1] + fh
     w = row % nw * STRIDE[2] + fw
-    return (d[:, None], h[:, None], w[:, None]), inside
+    return (d, h, w), inside
 
 
 @triton.jit
-def _taps_along(
-    phase, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    DILATION: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """Along one axis, the first tap that reaches a voxel of this phase, and how many do.
-
-    They lie STEP apart. Where none does, the first is STEP.
-    """
+def _first_tap(
+    phase, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr
+):
+    """Along one axis, the first tap that reaches a voxel of this phase, or STEP where none does."""
     first = STEP
     for t in tl.static_range(STEP - 1, -1, -1):
         meets = (phase + PADDING + STRIDE * DILATION * STEP - t * DILATION) % STRIDE == 0
         first = tl.where(meets, t, first)
-    met = tl.maximum(KERNEL - first + STEP - 1, 0) // STEP * (first < STEP).to(tl.int32)
-    return first, met
+    return first
+
+
+@triton.jit
+def _taps_met(first, KERNEL: tl.constexpr, STEP: tl.constexpr):
+    """Along one axis, how many taps are met: every STEP-th from the first on."""
+    return tl.maximum(KERNEL - first + STEP - 1, 0) // STEP * (first < STEP).to(tl.int32)
 
 
 @triton.jit
@@ -80,21 +81,21 @@ def taps_of_phase(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     STEP: tl.constexpr,  # STRIDE / gcd(STRIDE, DILATION)
 ):  # fmt: skip
-    """The taps that reach a voxel of `phase`: the first (d, h, w), the counts (d, h, w), the total.
-
-    Counts are divided by, so they are at least 1; the total is 0 where an axis has none.
-    """
-    td, d = _taps_along(phase[0], KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], STEP[0])
-    th, h = _taps_along(phase[1], KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], STEP[1])
-    tw, w = _taps_along(phase[2], KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], STEP[2])
-    return (td, th, tw), (tl.maximum(d, 1), tl.maximum(h, 1), tl.maximum(w, 1)), d * h * w
+    """The taps that reach a voxel of `phase`: the first (d, h, w), and how many (d, h, w)."""
+    td = _first_tap(phase[0], STRIDE[0], PADDING[0], DILATION[0], STEP[0])
+    th = _first_tap(phase[1], STRIDE[1], PADDING[1], DILATION[1], STEP[1])
+    tw = _first_tap(phase[2], STRIDE[2], PADDING[2], DILATION[2], STEP[2])
+    d = _taps_met(td, KERNEL[0], STEP[0])
+    h = _taps_met(th, KERNEL[1], STEP[1])
+    w = _taps_met(tw, KERNEL[2], STEP[2])
+    return (td, th, tw), (d, h, w)
 
 
 @triton.jit
 def tap_of(
     i,  # a scalar or a tensor
     first,  # (d, h, w) of the first tap that is met
-    met,  # (d, h, w): how many are met along each axis
+    met,  # (d, h, w): how many are met along each axis, not 0: they divide
     STEP: tl.constexpr,
 ):
     """The i-th tap that is met: its place (d, h, w) in the kernel, each in the shape of `i`."""
@@ -105,18 +106,25 @@ def tap_of(
 
 
 @triton.jit
-def reduced(start, CIN: tl.constexpr, BK: tl.constexpr):
-    """What a step of the reduction runs over: the number of the tap, and the input channels `[BK]`.
+def tap_number(j, first, met, KERNEL: tl.constexpr, STEP: tl.constexpr):
+    """The number in the kernel, `(d · KH + h) · KW + w`, of what `tap_of` gives for these."""
+    number = (first[0] + j // (met[1] * met[2]) * STEP[0]) * (KERNEL[1] * KERNEL[2])
+    row = (first[1] + j // met[2] % met[1] * STEP[1]) * KERNEL[2]
+    return number + (row + first[2] + j % met[2] * STEP[2])
 
-    The number comes twice, beside the voxels `[1, BK]` and beside the output channels `[BK, 1]`; a
-    scalar where the whole step lies in one tap.
+
+@triton.jit
+def reduced(start, kk, CIN: tl.constexpr, BK: tl.constexpr):
+    """The tap and the input channels `[BK]` of `kk [BK]`, the step of the sum from `start` on.
+
+    Which of the taps comes twice, beside voxels `[1, BK]` and beside output channels `[BK, 1]`;
+    a scalar where the whole step lies in one tap.
     """
     if CIN % BK == 0:
         i = start // CIN
         j = start // CIN
         c = tl.multiple_of(start % CIN, BK) + tl.arange(0, BK)
     else:
-        kk = start + tl.arange(0, BK)
         i = (kk // CIN)[None, :]
         j = (kk // CIN)[:, None]
         c = kk % CIN
@@ -130,13 +138,13 @@ def read_by(
     size,  # (d, h, w) of x
     STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
 ):  # fmt: skip
-    """The voxel of x that `voxel` reads through `tap`: its number in x, and whether it exists."""
+    """The voxel (d, h, w) of x that `voxel` reads through `tap`, and whether it exists."""
     D, H, W = size
     iz = voxel[0] * STRIDE[0] - PADDING[0] + tap[0] * DILATION[0]
     iy = voxel[1] * STRIDE[1] - PADDING[1] + tap[1] * DILATION[1]
     ix = voxel[2] * STRIDE[2] - PADDING[2] + tap[2] * DILATION[2]
     within = (iz >= 0) & (iz < D) & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-    return (iz * H + iy) * W + ix, within
+    return (iz, iy, ix), within
 
 
 @triton.jit
@@ -154,7 +162,7 @@ def reader_of(
     within = (iz >= 0) & (iy >= 0) & (ix >= 0)
     iz, iy, ix = iz // STRIDE[0], iy // STRIDE[1], ix // STRIDE[2]
     within = within & (iz < D) & (iy < H) & (ix < W)
-    return (iz * H + iy) * W + ix, within
+    return (iz, iy, ix), within
 
 
 # ---- numbers
@@ -167,7 +175,8 @@ def volume(
     inside,  # [BM]: which of them exist
     tap,  # (d, h, w), [1, BK] or scalars
     c,  # [BK] input channels
-    known,  # [BK]: which steps of the reduction exist
+    kk,  # [BK] of the `total` products that are summed
+    total,
     size,  # (d, h, w) of x
     CIN: tl.constexpr, XGROUPS: tl.constexpr,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
@@ -175,25 +184,27 @@ def volume(
 ):  # fmt: skip
     """What the voxels read of x through their taps, `[BM, BK]` in the dtype of x; 0 outside."""
     if TRANSPOSED:
-        at, within = reader_of(voxel, tap, size, STRIDE, PADDING, DILATION)
+        source, within = reader_of(voxel, tap, size, STRIDE, PADDING, DILATION)
     else:
-        at, within = read_by(voxel, tap, size, STRIDE, PADDING, DILATION)
+        source, within = read_by(voxel, tap, size, STRIDE, PADDING, DILATION)
     within = within & inside[:, None]
     if CIN % BK != 0:
-        within = within & known[None, :]
-    return tl.load(x + (at * (XGROUPS * CIN) + c[None, :]), mask=within, other=0.0)
+        within = within & (kk < total)[None, :]
+    at = ((source[0] * size[1] + source[1]) * size[2] + source[2]) * (XGROUPS * CIN) + c[None, :]
+    return tl.load(x + at, mask=within, other=0.0)
 
 
 @triton.jit
 def weights(
     w,  # pointer to [taps, CIN, COUT] of one group; TRANSPOSED: [taps, COUT, CIN]
-    tap,  # (d, h, w), [BK, 1] or scalars
+    tap,  # numbers of the taps, [BK, 1] or a scalar
     c,  # [BK] input channels
     n,  # [BN] output channels
-    known,  # [BK]: which steps of the reduction exist
+    kk,  # [BK] of the `total` products that are summed
+    total,
     e,  # [K1] float32
     w_k,  # stride between generators
-    CIN: tl.constexpr, COUT: tl.constexpr, K1: tl.constexpr, KERNEL: tl.constexpr,
+    CIN: tl.constexpr, COUT: tl.constexpr, K1: tl.constexpr,
     TRANSPOSED: tl.constexpr, GENERATE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """One tile of weights `[BK, BN]`, read in their dtype, or made in float32.
@@ -202,9 +213,8 @@ def weights(
     """
     w_in: tl.constexpr = 1 if TRANSPOSED else COUT
     w_out: tl.constexpr = CIN if TRANSPOSED else 1
-    t = tap[0] * (KERNEL[1] * KERNEL[2]) + (tap[1] * KERNEL[2] + tap[2])
-    at = w + t * (CIN * COUT) + c[:, None] * w_in + n[None, :] * w_out
-    has_w = known[:, None] & (n < COUT)[None, :]
+    at = w + tap * (CIN * COUT) + c[:, None] * w_in + n[None, :] * w_out
+    has_w = (kk < total)[:, None] & (n < COUT)[None, :]
     if GENERATE:
         made = tl.zeros((BK, BN), tl.float32)
         for k in range(K1):
@@ -217,24 +227,20 @@ def weights(
 
 
 @triton.jit
-def epilogue(
+def scaled(
     acc,  # [BM, BN] float32
     e,  # [K1] float32
     h,  # [K1, CHANNELS] float32
     scale,  # [CHANNELS] float32
     shift,  # [CHANNELS] float32
-    residual,  # [BM, BN] pointers
-    slope,
     channel,  # [BN]
     known,  # [BN]: which channels exist
-    stored,  # [BM, BN]: which numbers exist
-    K1: tl.constexpr, CHANNELS: tl.constexpr,
-    BIAS: tl.constexpr, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    K1: tl.constexpr, CHANNELS: tl.constexpr, BIAS: tl.constexpr, AFFINE: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """`act(scale · (acc + beta) + shift + r)`, `[BM, BN]` float32, `beta = Σ_k e[k] h[k]`.
+    """`scale · (acc + beta[b]) + shift`, `[BM, BN]` float32, with `beta[b] = Σ_k ẽ[b, k] h[k]`.
 
-    What a flag turns off is left out and not read.
+    BIAS: with beta. AFFINE: with scale and shift.
     """
     if BIAS:
         beta = tl.zeros((BN,), tl.float32)
@@ -244,10 +250,6 @@ def epilogue(
     if AFFINE:
         acc *= tl.load(scale + channel, mask=known, other=0.0)[None, :]
         acc += tl.load(shift + channel, mask=known, other=0.0)[None, :]
-    if RESIDUAL:
-        acc += tl.load(residual, mask=stored, other=0.0).to(tl.float32)
-    if ACTIVATION:
-        acc = tl.where(acc < 0, slope * acc, acc)  # NaN stays NaN
     return acc
 
 
@@ -276,13 +278,15 @@ def weight_gradient(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """`Σ_m x[i(m, tap), c] dy[m, n]` over the voxels begin <= m < end, `[BK, BN]` float32."""
+    _, OH, OW = out
     acc = tl.zeros((BK, BN), tl.float32)
     for start in range(begin, end, BM):
         m = start + tl.arange(0, BM)
-        voxel, _ = voxels(m, out, False)
-        at, within = read_by(voxel, tap, size, STRIDE, PADDING, DILATION)
+        voxel = (m // (OH * OW))[:, None], (m // OW % OH)[:, None], (m % OW)[:, None]
+        source, within = read_by(voxel, tap, size, STRIDE, PADDING, DILATION)
         within = within & (m < end)[:, None] & known[None, :]
-        a = tl.load(x + (at * (GROUPS * CIN) + c[None, :]), mask=within, other=0.0)
+        at = ((source[0] * size[1] + source[1]) * size[2] + source[2]) * (GROUPS * CIN) + c[None, :]
+        a = tl.load(x + at, mask=within, other=0.0)
         d = tl.load(
             dy + m[:, None] * (GROUPS * COUT) + n[None, :],
             mask=(m < end)[:, None] & (n < COUT)[None, :],
