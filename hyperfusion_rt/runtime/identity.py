@@ -59,6 +59,7 @@ CODE = (
     "kernels.gpu.configs",
     "kernels.gpu.conv3d",
     "kernels.gpu.conv3d_block",
+    "kernels.gpu.conv3d_tiles",
     "kernels.gpu.cost",
     "kernels.gpu.hyper_conv3d",
     "kernels.gpu.hyper_linear",

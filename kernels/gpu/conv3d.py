@@ -17,17 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _first_tap(
-    phase, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr
-):
-    """The first tap that reaches a voxel of this phase, or STEP where none does."""
-    first = STEP
-    for t in tl.static_range(STEP - 1, -1, -1):
-        meets = (phase + PAD + STRIDE * DILATION * STEP - t * DILATION) % STRIDE == 0
-        first = tl.where(meets, t, first)
-    return first
+from hyperfusion_rt.kernels.gpu import conv3d_tiles as tiles
 
 
 @triton.jit
@@ -41,166 +31,79 @@ def conv3d(
     shift,  # [GROUPS * COUT] float32
     residual,  # [B, OD, OH, OW, GROUPS * COUT]
     y,  # as residual; POOL: [B, OD // 2, OH // 2, OW // 2, GROUPS * COUT]
-    D,
-    H,
-    W,  # size of x
-    OD,
-    OH,
-    OW,  # size of what is summed
-    w_sample,
-    w_k,
-    e_sample,
+    D, H, W,  # size of x
+    OD, OH, OW,  # size of what is summed
+    w_sample, w_k, e_sample,
     slope,
-    CIN: tl.constexpr,
-    COUT: tl.constexpr,
-    GROUPS: tl.constexpr,
+    CIN: tl.constexpr, COUT: tl.constexpr, GROUPS: tl.constexpr,
     XGROUPS: tl.constexpr,  # GROUPS; 1: all groups read the same channels
     K1: tl.constexpr,
-    KD: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SD: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PD: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    LD: tl.constexpr,
-    LH: tl.constexpr,
-    LW: tl.constexpr,  # dilation
-    STEP_D: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,  # S / gcd(S, L); 1 if not TRANSPOSED
-    TRANSPOSED: tl.constexpr,
-    GENERATE: tl.constexpr,
-    BIAS: tl.constexpr,
-    AFFINE: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    STEP: tl.constexpr,  # STRIDE / gcd(STRIDE, DILATION); 1 if not TRANSPOSED
+    TRANSPOSED: tl.constexpr, GENERATE: tl.constexpr,
+    BIAS: tl.constexpr, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     POOL: tl.constexpr,  # the largest of each 2x2x2 voxels is stored
     PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     """One tile of BM voxels and BN channels. Grid: (tiles, B · GROUPS, phases)."""
     columns: tl.constexpr = (COUT + BN - 1) // BN
-    w_in: tl.constexpr = 1 if TRANSPOSED else COUT
-    w_out: tl.constexpr = CIN if TRANSPOSED else 1
+    channels: tl.constexpr = GROUPS * COUT
     tile = tl.program_id(0) // columns
     n = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
     b = tl.program_id(1) // GROUPS
     g = tl.program_id(1) % GROUPS
-    kind = x.dtype.element_ty
     row = tile * BM + tl.arange(0, BM)
 
     # Which voxel of y a row is, and which taps it meets.
     if TRANSPOSED:
-        phase = tl.program_id(2)
-        fd, fh, fw = phase // (SH * SW), phase // SW % SH, phase % SW
-        nh, nw = (OH - fh + SH - 1) // SH, (OW - fw + SW - 1) // SW
-        nd = (OD - fd + SD - 1) // SD
-        inside = row < nd * nh * nw
-        od, oh, ow = row // (nh * nw) * SD + fd, row // nw % nh * SH + fh, row % nw * SW + fw
-        td0 = _first_tap(fd, PD, SD, LD, STEP_D)
-        th0 = _first_tap(fh, PH, SH, LH, STEP_H)
-        tw0 = _first_tap(fw, PW, SW, LW, STEP_W)
-        taps_d = tl.maximum(KD - td0 + STEP_D - 1, 0) // STEP_D * (td0 < STEP_D).to(tl.int32)
-        taps_h = tl.maximum(KH - th0 + STEP_H - 1, 0) // STEP_H * (th0 < STEP_H).to(tl.int32)
-        taps_w = tl.maximum(KW - tw0 + STEP_W - 1, 0) // STEP_W * (tw0 < STEP_W).to(tl.int32)
-        taps_h1, taps_w1 = tl.maximum(taps_h, 1), tl.maximum(taps_w, 1)
+        p = tl.program_id(2)
+        phase = p // (STRIDE[1] * STRIDE[2]), p // STRIDE[2] % STRIDE[1], p % STRIDE[2]
+        voxel, inside = tiles.voxels_of_phase(row, phase, (OD, OH, OW), STRIDE)
+        first, counts = tiles.taps_of_phase(phase, KERNEL, STRIDE, PADDING, DILATION, STEP)
+        met = counts[0], tl.maximum(counts[1], 1), tl.maximum(counts[2], 1)  # they divide
     else:
-        if POOL:
-            # Eight rows in turn are the voxels of one cell.
-            cell, sub = row // 8, row % 8
-            nh, nw = OH // 2, OW // 2
-            inside = cell < OD // 2 * nh * nw
-            od, oh = cell // (nh * nw) * 2 + sub // 4, cell // nw % nh * 2 + sub // 2 % 2
-            ow = cell % nw * 2 + sub % 2
-        else:
-            inside = row < OD * OH * OW
-            od, oh, ow = row // (OH * OW), row // OW % OH, row % OW
-        td0, th0, tw0 = 0, 0, 0
-        taps_d, taps_h, taps_w = KD, KH, KW
-        taps_h1, taps_w1 = KH, KW
-    od, oh, ow = od[:, None], oh[:, None], ow[:, None]
+        voxel, inside = tiles.voxels(row, (OD, OH, OW), POOL)
+        first, counts = (0, 0, 0), (KERNEL[0], KERNEL[1], KERNEL[2])
+        met = counts
+    voxel = (voxel[0][:, None], voxel[1][:, None], voxel[2][:, None])
 
     x += b.to(tl.int64) * D * H * W * (XGROUPS * CIN) + g % XGROUPS * CIN
-    w += b.to(tl.int64) * w_sample + g.to(tl.int64) * (KD * KH * KW * CIN * COUT)
+    w += b.to(tl.int64) * w_sample
+    w += g.to(tl.int64) * (KERNEL[0] * KERNEL[1] * KERNEL[2] * CIN * COUT)
     e += b * e_sample
-    live = taps_d * taps_h * taps_w
-    total = live * CIN
+    total = counts[0] * counts[1] * counts[2] * CIN
     acc = tl.zeros((BM, BN), tl.float32)
     for start in range(0, total, BK):
         kk = start + tl.arange(0, BK)
-        if CIN % BK == 0:
-            # The whole step lies in one tap.
-            i = start // CIN
-            j = start // CIN
-            c = tl.multiple_of(start % CIN, BK) + tl.arange(0, BK)
-        else:
-            i = (kk // CIN)[None, :]
-            j = (kk // CIN)[:, None]
-            c = kk % CIN
-        td = td0 + i // (taps_h1 * taps_w1) * STEP_D
-        th = th0 + i // taps_w1 % taps_h1 * STEP_H
-        tw = tw0 + i % taps_w1 * STEP_W
-        if TRANSPOSED:
-            iz, iy, ix = od + PD - td * LD, oh + PH - th * LH, ow + PW - tw * LW
-            within = (iz >= 0) & (iy >= 0) & (ix >= 0)
-            iz, iy, ix = iz // SD, iy // SH, ix // SW
-            within = within & (iz < D) & (iy < H) & (ix < W) & inside[:, None]
-        else:
-            iz, iy, ix = od * SD - PD + td * LD, oh * SH - PH + th * LH, ow * SW - PW + tw * LW
-            within = (iz >= 0) & (iz < D) & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-            within = within & inside[:, None]
-        if CIN % BK != 0:
-            within = within & (kk < total)[None, :]
-        at = ((iz * H + iy) * W + ix) * (XGROUPS * CIN) + c[None, :]
-        a = tl.load(x + at, mask=within, other=0.0)
-        tap = (td0 + j // (taps_h1 * taps_w1) * STEP_D) * (KH * KW)
-        tap += (th0 + j // taps_w1 % taps_h1 * STEP_H) * KW + tw0 + j % taps_w1 * STEP_W
-        from_w = w + tap * (CIN * COUT) + c[:, None] * w_in + n[None, :] * w_out
-        has_w = (kk < total)[:, None] & (n < COUT)[None, :]
-        if GENERATE:
-            made_w = tl.zeros((BK, BN), tl.float32)
-            for k in range(K1):
-                part = tl.load(from_w, mask=has_w, other=0.0).to(tl.float32)
-                made_w += tl.load(e + k) * part
-                from_w += w_k
-            weight = made_w.to(kind)
-        else:
-            weight = tl.load(from_w, mask=has_w, other=0.0)
-        acc = tl.dot(a, weight, acc, input_precision=PRECISION)
+        i, j, c = tiles.reduced(start, kk, CIN, BK)
+        tap = tiles.tap_of(i, first, met, STEP)
+        a = tiles.volume(
+            x, voxel, inside, tap, c, kk, total, (D, H, W),
+            CIN, XGROUPS, STRIDE, PADDING, DILATION, TRANSPOSED, BK,
+        )  # fmt: skip
+        tap_w = tiles.tap_number(j, first, met, KERNEL, STEP)
+        weight = tiles.weights(
+            w, tap_w, c, n, kk, total, e, w_k, CIN, COUT, K1, TRANSPOSED, GENERATE, BK, BN
+        )
+        acc = tl.dot(a, weight.to(a.dtype), acc, input_precision=PRECISION)
 
-    channel = g * COUT + n
-    known_n = n < COUT
-    if BIAS:
-        beta = tl.zeros((BN,), tl.float32)
-        for k in range(K1):
-            beta += tl.load(e + k) * tl.load(
-                h + k * (GROUPS * COUT) + channel, mask=known_n, other=0.0
-            )
-        acc += beta[None, :]
-    if AFFINE:
-        acc *= tl.load(scale + channel, mask=known_n, other=0.0)[None, :]
-        acc += tl.load(shift + channel, mask=known_n, other=0.0)[None, :]
-    sample = b.to(tl.int64) * OD * OH * OW * (GROUPS * COUT)
-    to = ((od * OH + oh) * OW + ow) * (GROUPS * COUT) + channel[None, :]
-    stored = inside[:, None] & known_n[None, :]
+    channel, known = g * COUT + n, n < COUT
+    acc = tiles.scaled(acc, e, h, scale, shift, channel, known, K1, channels, BIAS, AFFINE, BN)
+    sample = b.to(tl.int64) * OD * OH * OW * channels
+    to = ((voxel[0] * OH + voxel[1]) * OW + voxel[2]) * channels + channel[None, :]
+    stored = inside[:, None] & known[None, :]
     if RESIDUAL:
         acc += tl.load(residual + sample + to, mask=stored, other=0.0).to(tl.float32)
     if ACTIVATION:
         acc = tl.where(acc < 0, slope * acc, acc)  # NaN stays NaN
     if POOL:
-        cells_of = tl.reshape(acc, (BM // 8, 8, BN))
-        nans = tl.max((cells_of != cells_of).to(tl.int32), 1)
-        acc = tl.where(nans > 0, float("nan"), tl.max(cells_of, 1))
+        acc = tiles.largest_of_cells(acc, BM, BN)
         cell = tile * (BM // 8) + tl.arange(0, BM // 8)
         cells = (OD // 2) * (OH // 2) * (OW // 2)
-        sample = b.to(tl.int64) * cells * (GROUPS * COUT)
-        to = cell[:, None] * (GROUPS * COUT) + channel[None, :]
-        stored = (cell < cells)[:, None] & known_n[None, :]
+        sample = b.to(tl.int64) * cells * channels
+        to = cell[:, None] * channels + channel[None, :]
+        stored = (cell < cells)[:, None] & known[None, :]
     tl.store(y + sample + to, acc.to(y.dtype.element_ty), mask=stored)
 
 
@@ -241,36 +144,17 @@ def conv3d_weight_gradient(
     dg0,  # else: [GROUPS, TAPS * CIN, COUT] float32
     de,  # else: [B, GROUPS * tiles, K] float32
     B,
-    D,
-    H,
-    W,
-    OD,
-    OH,
-    OW,
+    D, H, W,  # size of x
+    OD, OH, OW,  # size of dy
     SPLITS,
-    CIN: tl.constexpr,
-    COUT: tl.constexpr,
-    GROUPS: tl.constexpr,
+    CIN: tl.constexpr, COUT: tl.constexpr, GROUPS: tl.constexpr,
     K: tl.constexpr,
-    KP: tl.constexpr,
-    KD: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SD: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PD: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    LD: tl.constexpr,
-    LH: tl.constexpr,
-    LW: tl.constexpr,
+    KP: tl.constexpr,  # the next power of two
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     WRITE: tl.constexpr,
     PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     """One tile of BK weights (tap, input channel) by BN output channels of the gradient of W[b].
 
     WRITE: of one sample, over one of SPLITS shares of its voxels, to memory. Else: of every
@@ -279,12 +163,13 @@ def conv3d_weight_gradient(
     Grid: (tiles, GROUPS, B · SPLITS or 1).
     """
     columns: tl.constexpr = (COUT + BN - 1) // BN
-    rows: tl.constexpr = KD * KH * KW * CIN
+    rows: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2] * CIN
     n = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
     kk = (tl.program_id(0) // columns) * BK + tl.arange(0, BK)
     g = tl.program_id(1)
     tap, c = kk // CIN, kk % CIN
-    td, th, tw = (tap // (KH * KW))[None, :], (tap // KW % KH)[None, :], (tap % KW)[None, :]
+    td = (tap // (KERNEL[1] * KERNEL[2]))[None, :]
+    th, tw = (tap // KERNEL[2] % KERNEL[1])[None, :], (tap % KERNEL[2])[None, :]
     voxels = OD * OH * OW
     known = (kk < rows)[:, None] & (n < COUT)[None, :]
     at_w = g.to(tl.int64) * (rows * COUT) + kk[:, None] * COUT + n[None, :]
@@ -300,28 +185,16 @@ def conv3d_weight_gradient(
         total = tl.zeros((BK, BN), tl.float32)
         sums = tl.zeros((KP, BK, BN), tl.float32)
         at_k = ks[:, None, None].to(tl.int64) * (GROUPS * rows * COUT) + at_w[None]
-        made = tl.load(G + at_k, mask=(ks < K)[:, None, None] & known[None], other=0.0).to(
-            tl.float32
-        )
+        known_k = (ks < K)[:, None, None] & known[None]
+        made = tl.load(G + at_k, mask=known_k, other=0.0).to(tl.float32)
     sample = (tl.program_id(2) // SPLITS).to(tl.int64)
     x += sample * D * H * W * (GROUPS * CIN) + g * CIN
     dy += sample * voxels * (GROUPS * COUT) + g * COUT
     for b in range(first, last):
-        acc = tl.zeros((BK, BN), tl.float32)
-        for start in range(begin, end, BM):
-            m = start + tl.arange(0, BM)
-            od, oh, ow = (m // (OH * OW))[:, None], (m // OW % OH)[:, None], (m % OW)[:, None]
-            iz, iy, ix = od * SD - PD + td * LD, oh * SH - PH + th * LH, ow * SW - PW + tw * LW
-            within = (iz >= 0) & (iz < D) & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-            within = within & (m < end)[:, None] & (kk < rows)[None, :]
-            at = ((iz * H + iy) * W + ix) * (GROUPS * CIN) + c[None, :]
-            a = tl.load(x + at, mask=within, other=0.0)
-            d = tl.load(
-                dy + m[:, None] * (GROUPS * COUT) + n[None, :],
-                mask=(m < end)[:, None] & (n < COUT)[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(tl.trans(a), d, acc, input_precision=PRECISION)
+        acc = tiles.weight_gradient(
+            x, dy, (td, th, tw), c, kk < rows, n, begin, end, (D, H, W), (OD, OH, OW),
+            CIN, COUT, GROUPS, STRIDE, PADDING, DILATION, PRECISION, BM, BN, BK,
+        )  # fmt: skip
         if WRITE:
             z = (tl.program_id(2) % SPLITS).to(tl.int64) * B + b
             tl.store(dw + z * (GROUPS * rows * COUT) + at_w, acc, mask=known)
@@ -337,4 +210,4 @@ def conv3d_weight_gradient(
         dy += voxels * (GROUPS * COUT)
     if not WRITE:
         tl.store(dg0 + at_w, total, mask=known)
-        tl.store(dG + at_k, sums, mask=(ks < K)[:, None, None] & known[None])
+        tl.store(dG + at_k, sums, mask=known_k)

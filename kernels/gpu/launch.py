@@ -100,10 +100,10 @@ def precision_of(dtype: torch.dtype, *, convolution: bool = True) -> str:
 
 def _constants(geometry: Geometry, config: Config, precision: str) -> dict[str, Any]:
     """What both kernels of a convolution are compiled for, and how they are launched."""
-    named = {"K": geometry.kernel, "S": geometry.stride, "P": geometry.padding,
-             "L": geometry.dilation}  # fmt: skip
-    along = {n + axis: v for n, of in named.items() for axis, v in zip("DHW", of, strict=True)}
-    return {**along, "GROUPS": geometry.groups, **config.constants(precision)}
+    return {
+        "KERNEL": geometry.kernel, "STRIDE": geometry.stride, "PADDING": geometry.padding,
+        "DILATION": geometry.dilation, "GROUPS": geometry.groups, **config.constants(precision),
+    }  # fmt: skip
 
 
 def conv3d(
@@ -168,7 +168,7 @@ def conv3d(
         0 if len(weights.e) == 1 else weights.e.shape[1],
         epilogue.slope,
         CIN=cin, COUT=cout, XGROUPS=x.shape[1] // cin, K1=weights.e.shape[1],
-        **dict(zip(("STEP_D", "STEP_H", "STEP_W"), steps, strict=True)),
+        STEP=steps,
         TRANSPOSED=transposed,
         GENERATE=weights.k != 0,
         BIAS=weights.h is not None,

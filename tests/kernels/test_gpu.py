@@ -13,6 +13,7 @@ from hyperfusion_rt.kernels import Epilogue, conv3d_block, hyper_conv3d, referen
 from hyperfusion_rt.kernels.epilogue import apply
 from hyperfusion_rt.kernels.gpu import configs, launch
 from hyperfusion_rt.kernels.gpu import conv3d as kernels
+from hyperfusion_rt.kernels.gpu import conv3d_tiles as tiles
 
 from .oracle import CASES, MORE, make
 from .oracle import check_conv as check
@@ -195,16 +196,22 @@ def test_vmap(weights):
 
 
 BUGS = {
-    "a missing mask": ("(iz >= 0) & (iz < D) & (iy >= 0)", "(iz >= 0) & (iy >= 0)"),
-    "a flipped tap": ("tw = tw0 + i % taps_w1 * STEP_W", "tw = KW - 1 - i % taps_w1"),
-    "a wrong row of the bias": ("h + k * (GROUPS", "h + (k + 1) % K1 * (GROUPS"),
-}  # fmt: skip
+    "a missing mask": (tiles, "(iz >= 0) & (iz < D) & (iy >= 0)", "(iz >= 0) & (iy >= 0)"),
+    "a flipped tap": (
+        kernels,
+        "tap = tiles.tap_of(i, first, met, STEP)",
+        "td, th, tw = tiles.tap_of(i, first, met, STEP); tap = td, th, KERNEL[2] - 1 - tw",
+    ),
+    "a wrong row of the bias": (tiles, "h + k * CHANNELS", "h + (k + 1) % K1 * CHANNELS"),
+}
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_checks_catch(bug, mutated, monkeypatch):
     check(CASES[3], torch.float32)
-    monkeypatch.setattr(launch, "kernels", mutated(kernels, *BUGS[bug]))
+    module, old, new = BUGS[bug]
+    user, name = (launch, "kernels") if module is kernels else (kernels, "tiles")
+    monkeypatch.setattr(user, name, mutated(module, old, new))
     with pytest.raises(AssertionError, match="beyond the rounding"):
         check(CASES[3], torch.float32)
 
