@@ -15,6 +15,7 @@ from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.ir.ensemble import Ensemble
 from hyperfusion_rt.export.ir.graph import TABLE, Graph
 from hyperfusion_rt.export.ir.typed import Typed
+from hyperfusion_rt.export.onnx_file.nodes import WRITERS
 from hyperfusion_rt.export.onnx_file.table import add_encoders, table_inputs
 from hyperfusion_rt.export.onnx_file.writer import Writer
 from hyperfusion_rt.files import replacing
@@ -45,7 +46,7 @@ def write_onnx(
         import onnx
     except ImportError:
         raise MissingExtraError("onnx", "train", "the export to ONNX") from None
-    writer = Writer(typed)
+    writer = Writer(typed, WRITERS)
     if isinstance(content, Graph):
         writer.add(content)
         model = writer.model(content.inputs, content.outputs, content.shapes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,7 @@ from hyperfusion_rt.artifact.operations import (
     Window,
 )
 from hyperfusion_rt.export.ir.graph import Convolution, Node
-
-if TYPE_CHECKING:
-    from hyperfusion_rt.export.onnx_file.writer import Writer
+from hyperfusion_rt.export.onnx_file.writer import Writer
 
 
 def _window(window: Window) -> dict[str, Sequence[int]]:

@@ -11,16 +11,14 @@ makes NaN, and so does every number that depends on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn, Column
 from hyperfusion_rt.data.table_file import LARGEST
-
-if TYPE_CHECKING:
-    from hyperfusion_rt.export.onnx_file.writer import Writer
+from hyperfusion_rt.export.onnx_file.writer import Writer
 
 
 def input_name(column: Column) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from hyperfusion_rt.export.ir.ensemble import Ensemble
 from hyperfusion_rt.export.ir.graph import Graph, Node, Shape
 from hyperfusion_rt.export.ir.typed import Typed
-from hyperfusion_rt.export.onnx_file.nodes import WRITERS
 
 OPSET = 20
 IR_VERSION = 9  # what ONNX Runtime 1.18 reads
@@ -46,10 +45,11 @@ def numpy_type(precision: str) -> np.dtype[Any]:
 
 
 class Writer:
-    """Collects the nodes and constants of one model."""
+    """Collects the nodes and constants of one model. `writers`: how each operation is written."""
 
-    def __init__(self, typed: Typed) -> None:
+    def __init__(self, typed: Typed, writers: Mapping[str, Callable[[Writer, Node], None]]) -> None:
         self.typed = typed
+        self.writers = writers
         self.graph = Graph({}, [], [], {})  # the one whose nodes are being written
         self.type = "fp32"  # of the node that is being written
         self.types: dict[str, str] = {}  # of every value that is not fp32
@@ -63,7 +63,7 @@ class Writer:
             narrow = node.output.removesuffix(EACH) in self.typed.narrow
             self.type = self.typed.precision if narrow else "fp32"
             if not self.typed.narrow:
-                WRITERS[node.op](self, node)
+                self.writers[node.op](self, node)
                 continue
             # A strongly typed network: every cast is written, and every value has one type.
             output = node.output
@@ -71,7 +71,7 @@ class Writer:
                 output = f"{output}.{self.type}"
                 self.graph.shapes[output] = self.graph.shapes[node.output]
             inputs = [self.cast(name, self.type) for name in node.inputs]
-            WRITERS[node.op](self, replace(node, inputs=inputs, output=output))
+            self.writers[node.op](self, replace(node, inputs=inputs, output=output))
             if narrow:
                 self.types[output] = self.type
             if output != node.output:

@@ -71,7 +71,7 @@ def raw_values(encoder, given):
 
 
 def encoded(encoders, feed):
-    w = Writer(FP32)
+    w = Writer(FP32, {})
     add_encoders(w, encoders, "tabular")
     width = sum(e.width for e in encoders)
     model = w.model({}, ["tabular"], {"tabular": (width,)}, table_inputs(encoders[0]))
