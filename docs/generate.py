@@ -16,14 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import EXIT_STATUSES, JOURNAL, QUALITY, RUN
+from meanings import JOURNAL, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from hyperfusion_rt import config, errors
 from hyperfusion_rt.bench.options import BenchOptions
-from hyperfusion_rt.cli import app
+from hyperfusion_rt.cli.app import EXIT_STATUSES, app
 from hyperfusion_rt.cli.options import COMMANDS
 from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.runtime.options import (
@@ -32,8 +32,19 @@ from hyperfusion_rt.runtime.options import (
     MergeOptions,
     PredictOptions,
 )
-from hyperfusion_rt.runtime.outputs.table import STATUS_LEVELS, Column, columns_of, value_columns
+from hyperfusion_rt.runtime.outputs.table import (
+    STATUS_LEVELS,
+    Column,
+    columns_of,
+    quality_column,
+    value_columns,
+)
 
+# The figures of a raw scan; the last three are one per box.
+QUALITY = (
+    *("correlation", "overlap", "snr", "rotation", "scale"),
+    *("coverage_left", "coverage_right", "coverage_brain"),
+)
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by docs/generate.py from the code. Edit the code, then run it again. -->\n\n"
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
@@ -282,7 +293,7 @@ def columns() -> list[Column]:
         *found[: middle - 1],
         *value_columns(years),
         *found[middle - 1 : middle],
-        *QUALITY,
+        *map(quality_column, QUALITY),
         *found[middle:],
     ]
 

@@ -1,26 +1,5 @@
 """What the reference pages say of things that carry no description in the code."""
 
-from hyperfusion_rt.runtime.outputs.table import Column
-
-# The columns of raw scans; the last three are one per box.
-_PART = "Raw scans only: the part of a box that lies inside the scan, 0 to 1; one column per box"
-QUALITY = [
-    Column(
-        "correlation",
-        "number",
-        "Raw scans only: Pearson's r of the registered scan and the template inside the brain",
-    ),
-    Column(
-        "overlap",
-        "number",
-        "Raw scans only: Dice coefficient of the scan's tissue and the template's, 0 to 1",
-    ),
-    Column("snr", "number", "Raw scans only: signal to noise ratio in white matter"),
-    Column("rotation", "number", "Raw scans only: of the head against the template", "degree"),
-    Column("scale", "number", "Raw scans only: volume of the brain relative to the template's"),
-    *(Column(f"coverage_{box}", "number", _PART) for box in ("left", "right", "brain")),
-]
-
 # (field, meaning) of the record of a run.
 RUN = [
     ("`program`", "The program and its version."),
@@ -67,12 +46,3 @@ JOURNAL = [
         "The end of a run. A run that was killed has none.",
     ),
 ]
-
-EXIT_STATUSES = {
-    0: "All well.",
-    1: "An error. One line on stderr says what is wrong, where, and what to do.",
-    2: "Wrong usage: an unknown option, a missing argument.",
-    3: "Some cases failed. The table says which and why; all other predictions stand.",
-    130: "Interrupted (Ctrl-C or SIGTERM). Nothing half-made is left. `hfrt infer` has written "
-    "what was done; `--resume` goes on.",
-}

@@ -1,7 +1,4 @@
-"""The command line. It parses and prints; what it calls is imported inside the commands.
-
-Exit status: 0 all well, 1 an error, 2 wrong usage, 3 some cases of a cohort failed.
-"""
+"""The command line. It parses and prints; what it calls is imported inside the commands."""
 
 from __future__ import annotations
 
@@ -16,6 +13,15 @@ from typer.core import TyperGroup
 from hyperfusion_rt.cli import data, predict, terminal, tools, train  # noqa: F401
 from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain, spell
 from hyperfusion_rt.errors import HyperFusionError
+
+EXIT_STATUSES = {
+    0: "All well.",
+    1: "An error. One line on stderr says what is wrong, where, and what to do.",
+    2: "Wrong usage: an unknown option, a missing argument.",
+    3: "Some cases failed. The table says which and why; all other predictions stand.",
+    terminal.INTERRUPTED: "Interrupted (Ctrl-C or SIGTERM). Nothing half-made is left. "
+    "`hfrt infer` has written what was done; `--resume` goes on.",
+}
 
 
 class _Commands(Plain, TyperGroup):

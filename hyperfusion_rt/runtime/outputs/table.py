@@ -38,6 +38,23 @@ STATUS_LEVELS = {
 }
 
 
+# Of a raw scan's registration: (meaning, unit).
+_QUALITY = {
+    "correlation": ("Pearson's r of the registered scan and the template inside the brain", ""),
+    "overlap": ("Dice coefficient of the scan's tissue and the template's, 0 to 1", ""),
+    "snr": ("signal to noise ratio in white matter", ""),
+    "rotation": ("of the head against the template", "degree"),
+    "scale": ("volume of the brain relative to the template's", ""),
+}
+_COVERAGE = ("the part of a box that lies inside the scan, 0 to 1; one column per box", "")
+
+
+def quality_column(name: str) -> Column:
+    """The column of a figure of a raw scan's registration."""
+    meaning, unit = _QUALITY.get(name, _COVERAGE)
+    return Column(name, "number", f"Raw scans only: {meaning}", unit)
+
+
 def value_columns(manifest: Manifest) -> list[Column]:
     """`p_CN`, `p_MCI`, ... or `years`."""
     if not manifest.classes:
@@ -69,7 +86,7 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
             f"Standard deviation of the {of} over the ensemble's members; empty for one member",
             unit,
         ),
-        *(Column(name, "number", f"Figure of the scan's quality: {name}") for name in quality),
+        *map(quality_column, quality),
         Column("status", "text", "Whether there is a prediction", levels=STATUS_LEVELS),
         Column("code", "text", "The kind of fault, a stable name; empty with a prediction"),
         Column("reason", "text", "Why there is no prediction, or what a reader should know"),
