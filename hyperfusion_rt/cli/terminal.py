@@ -92,7 +92,7 @@ def need_torch(purpose: str) -> None:
 
     from hyperfusion_rt.errors import MissingExtraError
 
-    for package in ("torch", "safetensors", "sklearn"):
+    for package in ("torch", "sklearn"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "train", purpose)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperfusion_rt.config import NetworkConfig, Shape
-from hyperfusion_rt.errors import ConfigError, MissingExtraError
+from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.registry import build_network
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -28,15 +28,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     content: Any
     try:
         if path.suffix == ".safetensors":
-            try:
-                from safetensors.torch import load_file
-            except ImportError:
-                raise MissingExtraError("safetensors", "train", "reading weights") from None
+            from safetensors.torch import load_file
+
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except MissingExtraError:
-        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
