@@ -191,10 +191,19 @@ def conv3d_weight_gradient(
     x += sample * D * H * W * (GROUPS * CIN) + g * CIN
     dy += sample * voxels * (GROUPS * COUT) + g * COUT
     for b in range(first, last):
-        acc = tiles.weight_gradient(
-            x, dy, (td, th, tw), c, kk < rows, n, begin, end, (D, H, W), (OD, OH, OW),
-            CIN, COUT, GROUPS, STRIDE, PADDING, DILATION, PRECISION, BM, BN, BK,
-        )  # fmt: skip
+        acc = tl.zeros((BK, BN), tl.float32)
+        for start in range(begin, end, BM):
+            m = start + tl.arange(0, BM)
+            a = tiles.volume_of_share(
+                x, m, end, (td, th, tw), c, kk < rows, (D, H, W), (OD, OH, OW),
+                GROUPS * CIN, STRIDE, PADDING, DILATION,
+            )  # fmt: skip
+            d = tl.load(
+                dy + m[:, None] * (GROUPS * COUT) + n[None, :],
+                mask=(m < end)[:, None] & (n < COUT)[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(tl.trans(a), d, acc, input_precision=PRECISION)
         if WRITE:
             z = (tl.program_id(2) % SPLITS).to(tl.int64) * B + b
             tl.store(dw + z * (GROUPS * rows * COUT) + at_w, acc, mask=known)

@@ -195,6 +195,28 @@ def volume(
 
 
 @triton.jit
+def volume_of_share(
+    x,  # pointer to [D, H, W, CHANNELS], at the first channel of the group
+    m,  # [BM] numbers of voxels of y
+    end,  # of the share: from here on they are not read
+    tap,  # (d, h, w), [1, BK]
+    c,  # [BK] input channels
+    known,  # [BK]: which pairs of tap and channel exist
+    size,  # (d, h, w) of x
+    out,  # (d, h, w) of y
+    CHANNELS: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+):  # fmt: skip
+    """What voxels m of y read of x through their taps, `[BM, BK]` in the dtype of x; 0 outside."""
+    _, OH, OW = out
+    voxel = (m // (OH * OW))[:, None], (m // OW % OH)[:, None], (m % OW)[:, None]
+    source, within = read_by(voxel, tap, size, STRIDE, PADDING, DILATION)
+    within = within & (m < end)[:, None] & known[None, :]
+    at = ((source[0] * size[1] + source[1]) * size[2] + source[2]) * CHANNELS + c[None, :]
+    return tl.load(x + at, mask=within, other=0.0)
+
+
+@triton.jit
 def weights(
     w,  # pointer to [taps, CIN, COUT] of one group; TRANSPOSED: [taps, COUT, CIN]
     tap,  # numbers of the taps, [BK, 1] or a scalar
@@ -259,38 +281,3 @@ def largest_of_cells(acc, BM: tl.constexpr, BN: tl.constexpr):
     cells = tl.reshape(acc, (BM // 8, 8, BN))
     nans = tl.max((cells != cells).to(tl.int32), 1)
     return tl.where(nans > 0, float("nan"), tl.max(cells, 1))
-
-
-@triton.jit
-def weight_gradient(
-    x,  # pointer to [D, H, W, GROUPS * CIN], at the first channel of the group
-    dy,  # pointer to [OD, OH, OW, GROUPS * COUT], at the first channel of the group
-    tap,  # (d, h, w), [1, BK]
-    c,  # [BK] input channels
-    known,  # [BK]: which weights exist
-    n,  # [BN] output channels
-    begin, end,  # voxels of dy
-    size,  # (d, h, w) of x
-    out,  # (d, h, w) of dy
-    CIN: tl.constexpr, COUT: tl.constexpr, GROUPS: tl.constexpr,
-    STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """`Σ_m x[i(m, tap), c] dy[m, n]` over the voxels begin <= m < end, `[BK, BN]` float32."""
-    _, OH, OW = out
-    acc = tl.zeros((BK, BN), tl.float32)
-    for start in range(begin, end, BM):
-        m = start + tl.arange(0, BM)
-        voxel = (m // (OH * OW))[:, None], (m // OW % OH)[:, None], (m % OW)[:, None]
-        source, within = read_by(voxel, tap, size, STRIDE, PADDING, DILATION)
-        within = within & (m < end)[:, None] & known[None, :]
-        at = ((source[0] * size[1] + source[1]) * size[2] + source[2]) * (GROUPS * CIN) + c[None, :]
-        a = tl.load(x + at, mask=within, other=0.0)
-        d = tl.load(
-            dy + m[:, None] * (GROUPS * COUT) + n[None, :],
-            mask=(m < end)[:, None] & (n < COUT)[None, :],
-            other=0.0,
-        )
-        acc = tl.dot(tl.trans(a), d, acc, input_precision=PRECISION)
-    return acc
