@@ -180,3 +180,12 @@ def test_one_that_is_not_made_again_is_removed(tmp_path):
     with replacing_folders(models(tmp_path)) as scratch:
         (scratch / "ad").mkdir()
     assert content(tmp_path) == {"repo/ad": None, "repo/other/config": "old"}
+
+
+def test_a_file_that_its_writer_made_for_its_owner_alone_follows_the_umask(tmp_path):
+    with replacing(tmp_path / "a") as temporary:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask

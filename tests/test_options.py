@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+import hyperfusion_rt
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.options import (
@@ -38,6 +39,7 @@ def test_every_field_is_documented_and_cannot_be_changed(model):
         ({"shard": "9/8"}, "option-wrong", "shard", "write it as 2/8"),
         ({"shard": (0, 2)}, "option-wrong", "shard", "write it as 2/8"),
         ({"duplicates": "no"}, "option-wrong", "duplicates", "'refuse' or 'first'"),
+        ({"out": "."}, "option-wrong", "out", "is a folder; name a file"),
         ({"resume": True, "force": True}, "option-conflict", "resume", "choose one"),
         ({"workers": 2}, "option-conflict", "workers", "need `executor` ray"),
         ({"derivative": "d", "shard": "1/2"}, "option-conflict", "derivative", "whole dataset"),
@@ -49,6 +51,12 @@ def test_a_wrong_option_is_said_by_its_name(fields, code, parameter, message):
         CohortOptions(**fields)
     assert (error.value.code, error.value.parameter) == (code, parameter)
     assert message in str(error.value)
+
+
+def test_an_option_without_its_name_is_refused(session_artifact):
+    with pytest.raises(ConfigError, match="engine='native'") as error:
+        hyperfusion_rt.load(session_artifact, "native")
+    assert error.value.code == "option-wrong"
 
 
 def test_texts_are_parsed_as_the_command_line_gives_them():

@@ -214,9 +214,10 @@ class Artifact:
         """
         entries = [entry for entry in self.manifest.engines if entry.engine == engine]
         if not entries:
+            options = " ".join(f"`engines` {name}" for name in (*self.engines, engine))
             raise ArtifactError(
-                f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; export "
-                f"again ('hfrt export') with `engines` {', '.join((*self.engines, engine))}",
+                f"{self.folder}: has no '{engine}' engine, only {', '.join(self.engines)}; "
+                f"export again with 'hfrt export {options}'",
                 code="artifact-lacks-engine",
             )
         whole = [entry.file for entry in entries if entry.part == part]

@@ -106,8 +106,11 @@ def flag(name: str) -> str:
 
 
 def spell(text: object) -> str:
-    """A message of the library for the terminal: parameters in backticks become options."""
-    return _NAME.sub(lambda found: flag(found[1]), str(text))
+    """A message of the library for the terminal: parameters in backticks become options.
+
+    Other words in backticks may be the user's own, and stay.
+    """
+    return _NAME.sub(lambda found: flag(found[1]) if found[1] in _PANEL_OF else found[0], str(text))
 
 
 class Plain:

@@ -15,10 +15,22 @@ Source = Literal["registered", "raw"]
 Unmatched = Literal["list", "ignore", "fail"]
 Executor = Literal["local", "ray"]
 Shard = tuple[int, int]
+
+
+def _file(path: Path) -> Path:
+    if not path.name:
+        raise ValueError("is a folder; name a file")
+    return path
+
+
 ArtifactFolder = Annotated[
     Path | None, Field(description="The artifact; default: the latest *.hfrt here.")
 ]
-OutTable = Annotated[Path, Field(description="The table to write: .csv, .tsv, .parquet or .jsonl.")]
+OutTable = Annotated[
+    Path,
+    AfterValidator(_file),
+    Field(description="The table to write: .csv, .tsv, .parquet or .jsonl."),
+]
 ReportPage = Annotated[
     Path | None, Field(description="The report; default: report.html beside the table.")
 ]

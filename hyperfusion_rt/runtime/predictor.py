@@ -391,6 +391,12 @@ def load(path: PathLike, options: PredictOptions | None = None, **fields: Any) -
     Raises:
         HyperFusionError: the artifact is damaged, or the engine is not there or not installed.
     """
+    if not (options is None or isinstance(options, PredictOptions)):
+        raise ConfigError(
+            f"`options` {options!r}: give a PredictOptions, or name the option, such as "
+            f"engine={options!r}",
+            code="option-wrong",
+        )
     if options is not None and fields:
         raise ConfigError(
             f"give `options`, or single ones ({', '.join(fields)}), not both",

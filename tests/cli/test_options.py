@@ -1,5 +1,6 @@
 """How commands are made of functions and option models, and how messages are spelt."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -117,8 +118,25 @@ def test_messages_are_spelt_for_the_terminal():
     assert spell("begin anew with `force`, or another `source`") == (
         "begin anew with --force, or another --from"
     )
-    assert spell("nothing of ours: `Not a name`") == "nothing of ours: `Not a name`"
+    for text in ("`Not a name`", "a cell of the user's: '`abc`' is no usable number"):
+        assert spell(text) == text
     assert flag("subjects") == "--subject"
+
+
+def test_every_parameter_that_a_message_names_is_known():
+    """So that the terminal never shows a name in backticks that cannot be typed."""
+    package = Path(errors.__file__).parent
+    named = set()
+    for path in [*package.rglob("*.py"), *(package / "export").rglob("*.py")]:
+        if "cli" in path.parts:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        raised = [n for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None]
+        for part in (part for node in raised for part in ast.walk(node)):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                named |= set(re.findall(r"`([a-z_]+)`", part.value))
+    assert {"max_memory", "force", "resume"} <= named
+    assert named - {"options"} <= {name for names in PANELS.values() for name in names}
 
 
 def test_an_error_is_spelt_on_the_terminal_and_coded_in_json(cohort, hfrt):
