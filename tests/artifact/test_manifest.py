@@ -103,7 +103,7 @@ def test_engines_are_chosen_and_refused_by_name(session_artifact):
     assert open_engine(artifact, "native").name == "native"
     assert open_engine(artifact, "onnx").name == "onnx"
     assert open_engine(artifact).name in ("native", "onnx")
-    advice = r"export again \('hfrt export'\) with `engines` native, onnx, trt"
+    advice = "export again with 'hfrt export `engines` native `engines` onnx `engines` trt'"
     with pytest.raises(ArtifactError, match=f"only native, onnx; {advice}"):
         open_engine(artifact, "trt")
     with pytest.raises(EngineError, match="there is no engine 'turbo'"):
