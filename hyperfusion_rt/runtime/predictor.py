@@ -119,7 +119,7 @@ class Predictor:
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         find = find_scans
         if self.options.source == "raw":
-            from hyperfusion_rt.data.raw.dicom import find_raw_scans as find
+            from hyperfusion_rt.data.raw.search import find_raw_scans as find
         # A scan that is named twice, by itself and with its folder, is one scan.
         unique = {s.path.resolve(): s for path in given for s in find(Path(path))}
         scans = list(unique.values())

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.config import Preprocessing
-from hyperfusion_rt.data.raw.dicom import find_raw_scans
 from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
+from hyperfusion_rt.data.raw.search import find_raw_scans
 from hyperfusion_rt.data.scan_search import Scan, stem
 from hyperfusion_rt.errors import CohortError, ConfigError, reason_of
 from hyperfusion_rt.files import write_text
