@@ -19,6 +19,7 @@ CODES: dict[str, str] = {
     "scan-format-unknown": "the file is neither NIfTI nor MGH",
     "scan-not-3d": "the file holds no single 3D volume",
     "scan-type-unsupported": "the voxels are no real numbers of a usual data type",
+    "scan-not-t1": "the header says that the values are no T1 image: labels, say, or a statistic",
     "scan-orientation-unknown": "the header does not say where left and right are",
     "scan-affine-invalid": "the header's affine is not that of a brain scan",
     "scan-box-outside": "a box lies (mostly) outside the scan, which may not be in MNI space",

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Box, Preprocessing
-from hyperfusion_rt.data.scan_header import Header, read_header
+from hyperfusion_rt.data.other_files import gone_annex
+from hyperfusion_rt.data.scan_header import Header, read_header, refuse_more
 from hyperfusion_rt.errors import ScanError
 
 # Deflate cannot shrink data by more than this factor: a header that claims more lies.
@@ -47,6 +48,7 @@ class Volume:
     affine: NDArray[np.float64]
     slope: float
     inter: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,20 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ScanError: missing, a folder, or not readable.
     """
+    path = Path(path)
     try:
-        return Path(path).read_bytes()
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # Reading it could wait for ever.
+            raise ScanError(f"{path}: is no file, but a pipe or a device", code="scan-unreadable")
+        return path.read_bytes()
     except IsADirectoryError:
         raise ScanError(f"{path}: is a folder, not a scan", code="scan-unreadable") from None
     except OSError as error:
+        if gone_annex(path):
+            raise ScanError(
+                f"{path}: a git-annex link whose content is not here; run: datalad get {path}",
+                code="scan-unreadable",
+            ) from None
         raise ScanError(
             f"{path}: cannot be read: {error.strerror or error}", code="scan-unreadable"
         ) from None
@@ -145,6 +156,7 @@ def _plain(path: Path, content: bytes) -> Volume:
     voxels = np.frombuffer(content, header.dtype, math.prod(header.shape), header.offset)
     if not (voxels.flags.aligned and header.dtype.isnative):
         voxels = voxels.astype(header.dtype.newbyteorder("="))
+    refuse_more(path, header, len(content) - header.offset - voxels.nbytes)
     return _volume(path, header, voxels)
 
 
@@ -171,8 +183,10 @@ def _unpack(
                 )
             at += got
     # To the end of the file: its checksum is only compared there.
-    while stream.readinto(scratch):  # type: ignore[attr-defined]
-        pass
+    extra = 0
+    while got := stream.readinto(scratch):  # type: ignore[attr-defined]
+        extra += got
+    refuse_more(path, header, extra)
     voxels = buffer.view(header.dtype)
     if not header.dtype.isnative:
         count = math.prod(header.shape[:2])
@@ -183,7 +197,7 @@ def _unpack(
 
 def _volume(path: Path, header: Header, voxels: NDArray[Any]) -> Volume:
     voxels = voxels.reshape(header.shape, order="F")
-    return Volume(path, voxels, header.affine, header.slope, header.inter)
+    return Volume(path, voxels, header.affine, header.slope, header.inter, header.warnings)
 
 
 def _slices(header: Header, preprocessing: Preprocessing | None) -> tuple[int, int]:

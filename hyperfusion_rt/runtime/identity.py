@@ -38,6 +38,7 @@ CODE = (
     "data.encoder_columns",
     "data.encoder_fit",
     "data.mni_template",
+    "data.other_files",
     "data.raw.alignment",
     "data.raw.judge",
     "data.raw.register",
