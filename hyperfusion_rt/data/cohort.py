@@ -16,12 +16,16 @@ from hyperfusion_rt.data.table_file import LeftOut, Row, Table, normalise_id
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A scan and its row. `session` is the scan's, or else the row's."""
+    """A scan and its row. `session` is the scan's, or else the row's.
+
+    `warnings`: what a reader of its prediction should know of how the two were matched.
+    """
 
     subject: str
     session: str | None
     scan: Path
     row: Row
+    warnings: tuple[str, ...] = ()
 
 
 # `passed-over`: nothing is wrong, another file was used instead. `defect`: everything else.

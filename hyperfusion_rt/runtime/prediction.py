@@ -33,8 +33,8 @@ class Prediction:
 
     `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
     `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
-    why there is no prediction, or what a reader of this one should know; `code`: the kind of fault
-    (`errors.CODES`), empty where there is a prediction. `quality`: of a raw scan's registration,
+    why there is no prediction; `code`: the kind of fault (`errors.CODES`), empty where there is a
+    prediction. `warnings`: what a reader of this prediction should know. `quality`: of a raw scan's registration,
     figures by name. `scan`: the file, where there is one, and `stamp` what tells it from a changed
     one (`files.stamp`), taken before it was read.
     """
@@ -50,6 +50,7 @@ class Prediction:
     scan: Path | None = None
     stamp: str | None = None
     code: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def by_case(item: Prediction) -> tuple[str, str]:
@@ -92,6 +93,7 @@ def from_json(content: dict[str, Any]) -> Prediction:
         **{
             **content,
             "values": tuple(content["values"]),
+            "warnings": tuple(content["warnings"]),
             "seconds": Seconds(**content["seconds"]),
             "scan": Path(scan) if scan else None,
         }

@@ -238,7 +238,7 @@ class Predictor:
         try:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
-            warnings = encoders[0].warnings(case.row)
+            warnings = (*case.warnings, *encoders[0].warnings(case.row))
             clock = Clock()
             found = self._known(case.scan, before)
             if found is None:
@@ -252,7 +252,7 @@ class Predictor:
                 usage.step(name, seconds)
             row = np.concatenate(tabular, dtype=np.float32)
             return _Inputs(
-                case, found, row, tuple(warnings), Seconds(**clock.steps), memory, before
+                case, found, row, warnings, Seconds(**clock.steps), memory, before
             )
         except Exception as error:
             budget.give(memory)
@@ -323,13 +323,13 @@ class Predictor:
                     case.subject,
                     case.session,
                     "ok",
-                    "; ".join((*item.scan.warnings, *item.warnings)),
-                    tuple(float(v) for v in values),
-                    spread,
-                    replace(item.seconds, infer=seconds),
-                    item.scan.quality,
-                    case.scan,
-                    item.stamp,
+                    values=tuple(float(v) for v in values),
+                    spread=spread,
+                    seconds=replace(item.seconds, infer=seconds),
+                    quality=item.scan.quality,
+                    scan=case.scan,
+                    stamp=item.stamp,
+                    warnings=(*item.scan.warnings, *item.warnings),
                 )
             )
         return done

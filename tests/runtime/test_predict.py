@@ -131,8 +131,8 @@ def test_unusual_rows_are_predicted_with_a_remark(cohort):
     predictor = hyperfusion_rt.load(cohort / "base.hfrt")
     first = predictor.predict(cohort / "scans", cohort / "data.csv")[0]
     assert first.status == "ok"
-    assert "AGE 104.5 is outside the training range" in first.reason
-    assert "PTEDUCAT is missing" in first.reason
+    assert "AGE 104.5 is outside the training range" in first.warnings[0]
+    assert "PTEDUCAT is missing" in first.warnings[1]
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,10 @@ def one_each(predictions: Iterable[Prediction]) -> Sessions:
     for (subject, session), group in groups.items():
         group.sort(key=lambda item: _BEST_FIRST.index(item.status))
         reasons = dict.fromkeys(item.reason for item in group if item.reason)
-        best = replace(group[0], reason="; ".join(reasons))
+        if group[0].status == "ok":  # why another scan was not used
+            best = replace(group[0], reason="", warnings=(*group[0].warnings, *reasons))
+        else:
+            best = replace(group[0], reason="; ".join(reasons))
         sessions.setdefault(subject, {})[session] = best
     return sessions
 

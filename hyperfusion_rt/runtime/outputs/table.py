@@ -89,7 +89,8 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
         *map(quality_column, quality),
         Column("status", "text", "Whether there is a prediction", levels=STATUS_LEVELS),
         Column("code", "text", "The kind of fault, a stable name; empty with a prediction"),
-        Column("reason", "text", "Why there is no prediction, or what a reader should know"),
+        Column("reason", "text", "Why there is no prediction; empty with a prediction"),
+        Column("warnings", "text", "What a reader of the prediction should know"),
         Column("seconds", "number", "Time that the prediction took", "s"),
     ]
 
@@ -116,6 +117,7 @@ def record(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
     row["status"] = prediction.status
     row["code"] = prediction.code or None
     row["reason"] = prediction.reason or None
+    row["warnings"] = "; ".join(prediction.warnings) or None
     row["seconds"] = prediction.seconds.total if prediction.status == "ok" else None
     return row
 
@@ -185,6 +187,7 @@ def summarise(predictions: Sequence[Prediction], wall: float) -> dict[str, Any]:
         "ok": len(good),
         "error": sum(p.status == "error" for p in predictions),
         "skipped": sum(p.status == "skipped" for p in predictions),
+        "with_warnings": sum(bool(p.warnings) for p in predictions),
         "wall_seconds": wall,
         "ms_per_scan": {
             "read": median([s.read for s in good]),

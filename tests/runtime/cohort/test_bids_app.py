@@ -239,7 +239,7 @@ def test_what_cannot_be_predicted_is_a_row(dataset):
         "sub-06": "skipped",
     }
     assert "several scans" in rows["sub-03", "n/a"]["reason"]
-    assert "another run" in rows["sub-04", "n/a"]["reason"]
+    assert "another run" in rows["sub-04", "n/a"]["warnings"]
     assert "no scan was found" in rows["sub-05", "n/a"]["reason"]
     assert rows["sub-02", "n/a"]["p_CN"] == "n/a"
     assert validate(out) == []
@@ -337,7 +337,8 @@ def test_ids_and_text_that_bids_does_not_know(dataset, years):
     rows = rows_of(out / "sub-002S1" / "sub-002S1_sessions.tsv")
     assert [row["session_id"] for row in rows] == ["ses-m06", "ses-m12"]
     assert rows[0]["years" if years else "p_CN"] == ("71.25" if years else "0.5")
-    assert [row["reason"] for row in rows] == ["another run", "tab here, line 'two'"]
+    assert (rows[0]["reason"], rows[0]["warnings"]) == ("n/a", "another run")
+    assert (rows[1]["reason"], rows[1]["warnings"]) == ("tab here, line 'two'", "n/a")
     assert rows[1]["member_spread"] == "n/a"
     assert len(rows_of(out / "group_predictions.tsv")) == 4
     assert rows_of(out / "participants.tsv")[0]["source_id"] == "002_S_1"

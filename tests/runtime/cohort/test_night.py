@@ -424,8 +424,8 @@ def test_kept_features_give_the_same_numbers(cohort, engine, monkeypatch):
         if engine == "native":
             assert plain[subject].values == first[subject].values
         np.testing.assert_allclose(plain[subject].values, first[subject].values, atol=1e-6)
-        assert (plain[subject].reason, plain[subject].status) == (
-            first[subject].reason,
+        assert (plain[subject].warnings, plain[subject].status) == (
+            first[subject].warnings,
             first[subject].status,
         )
 

@@ -130,7 +130,7 @@ def inference(predictions, path, notes=(), **other):
 def test_an_inference_page_says_everything(tmp_path):
     failed = Prediction("S3", "M12", "error", "scans/S3.nii: truncated")
     absent = Prediction("S2", None, "skipped", "data.csv, line 3: no scan")
-    remarked = ok("S4", spread=0.01234, reason="AGE 104 is unusual")
+    remarked = ok("S4", spread=0.01234, warnings=("AGE 104 is unusual",))
     text, page = inference([ok("S1"), absent, failed, remarked], tmp_path / "x.html", ("a note",))
     assert page.texts["h1"] == page.texts["title"] == ["base: ad predictions"]
     assert page.texts["h2"] == ["Predictions", "Provenance"]
@@ -139,7 +139,7 @@ def test_an_inference_page_says_everything(tmp_path):
     table = [[text for _, _, text in row] for row in page.tables[0]]
     assert table == [
         ["subject", "session", "status", "prediction", "probability", "CN / MCI / AD", "spread",
-         "reason"],
+         "reason or warnings"],
         ["S3", "M12", "error", "scans/S3.nii: truncated"],
         ["S1", "", "ok", "AD", "", "0.20 / 0.30 / 0.50", "", ""],
         ["S4", "", "ok", "AD", "", "0.20 / 0.30 / 0.50", "0.0123", "AGE 104 is unusual"],
@@ -168,7 +168,7 @@ def test_ages_are_numbers(tmp_path):
     cases = [ok("S1", values=(71.234,), spread=0.5), Prediction("S2", None, "error", "empty")]
     _, page = inference(cases, tmp_path / "x.html", classes=())
     header = [text for _, _, text in page.tables[0][0]]
-    assert header == ["subject", "session", "status", "years", "spread", "reason"]
+    assert header == ["subject", "session", "status", "years", "spread", "reason or warnings"]
     assert [text for _, _, text in page.tables[0][2]] == ["S1", "", "ok", "71.23", "0.5", ""]
     assert "ul" not in page.texts
 
@@ -177,7 +177,7 @@ def test_ages_are_numbers(tmp_path):
 def test_texts_stay_texts(tmp_path, hostile):
     cases = [
         Prediction(hostile, hostile, "error", hostile),
-        ok(hostile, reason=hostile),
+        ok(hostile, warnings=(hostile,)),
         Prediction(hostile, None, "skipped", hostile),
     ]
     text, page = inference(
