@@ -150,6 +150,7 @@ CODES: dict[str, str] = {
     "bids-other-dataset": "the output folder holds another dataset or another artifact's results",
     "bids-unknown-label": "a participant or session that the dataset does not have",
     # everything
+    "folder-gone": "the working folder was deleted, or may not be entered",
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",
     "unexpected": "an error that the program does not know; please report it",
