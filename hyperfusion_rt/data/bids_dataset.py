@@ -24,7 +24,7 @@ def dataset_of(folder: Path) -> Path | None:
 
     A dataset has a `dataset_description.json`, a `.bidsignore`, or folders `sub-*`.
     """
-    folder = _absolute(folder)
+    folder = without_dots(folder)
     for root in (folder, *folder.parents):
         below = folder.relative_to(root).parts
         if below and not below[0].startswith("sub-"):
@@ -54,7 +54,7 @@ def not_searched(folder: Path) -> Skip:
     if root is None:
         return lambda path, is_folder: False
     listed = _bidsignore(root / IGNORE)
-    prefix = _absolute(folder).relative_to(root)
+    prefix = without_dots(folder).relative_to(root)
 
     def skip(path: Path, is_folder: bool) -> bool:
         below = prefix / path.relative_to(folder)
@@ -65,9 +65,13 @@ def not_searched(folder: Path) -> Skip:
     return skip
 
 
-def _absolute(path: Path) -> Path:
-    """Links are kept, since names are what counts; only a `..` needs them resolved."""
-    return path.resolve() if ".." in path.parts else path.absolute()
+def without_dots(path: Path) -> Path:
+    """The absolute path. Links are kept, since names are what counts; only a `..` resolves them."""
+    path = path.absolute()
+    if ".." not in path.parts:
+        return path
+    last = len(path.parts) - path.parts[::-1].index("..")
+    return Path(*path.parts[:last]).resolve().joinpath(*path.parts[last:])
 
 
 def _bidsignore(path: Path) -> Callable[[str], bool]:

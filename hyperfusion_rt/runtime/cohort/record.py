@@ -13,7 +13,7 @@ from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
-from hyperfusion_rt.data.scan_search import is_scan
+from hyperfusion_rt.data.scan_file import is_scan
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine
