@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def foreign(file: Path) -> str | None:
 def not_a_file(path: Path) -> str | None:
     """Why there is no file to read at `path`; None for a file. Nothing is opened."""
     try:
-        mode = os.stat(path).st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError:
         return broken_link(path) or "is not there any more"
     except OSError as error:
@@ -73,7 +72,7 @@ def broken_link(path: Path) -> str | None:
     """Where a link leads whose file is not there, and what to do; None if it is no such link."""
     if not path.is_symlink() or path.exists():
         return None
-    target = os.readlink(path)
-    if "annex/objects" in target.replace(os.sep, "/"):
+    target = path.readlink()
+    if "annex/objects" in target.as_posix():
         return "has not been fetched by git-annex: run `git annex get` or `datalad get` on it"
     return f"is a link to {target}, which is not there"

@@ -99,9 +99,7 @@ def find_scans(path: str | Path, source: Source = "registered") -> list[Scan]:
     return sorted([*_first_runs(settled), *unreadable], key=lambda scan: scan.path)
 
 
-def find_all(
-    paths: Iterable[str | Path], find: Callable[[str | Path], list[Scan]]
-) -> list[Scan]:
+def find_all(paths: Iterable[str | Path], find: Callable[[str | Path], list[Scan]]) -> list[Scan]:
     """The scans under several paths, each once, though it may be given with its folder, too.
 
     Scans are the same if their paths are: two links to one file are two scans.

@@ -32,6 +32,18 @@ def is_in_mni(path: Path) -> bool:
     return space is not None and _MNI.search(space[1]) is not None
 
 
+def named_in(space: str, name: str) -> str:
+    """`name` for a copy in an MNI `space`: changed only where it says, or means, another space."""
+    found, desc = _SPACE.search(name), _DESC.search(name)
+    if found is not None:
+        start, end = found.span(1)
+        return name if _MNI.search(found[1]) else f"{name[:start]}{space}{name[end:]}"
+    if desc is None:
+        return name
+    at = desc.start() + name[desc.start()].startswith("_")
+    return f"{name[:at]}space-{space}_{name[at:]}"
+
+
 def settle_spaces(scans: Sequence[Scan], source: Source) -> list[Scan]:
     """Every scan, those in the wrong space with a defect.
 

@@ -149,9 +149,7 @@ class _Judged:
     apart: bool
 
 
-def _session_column(
-    text: TableText, scans: Sequence[Scan], subject: str
-) -> tuple[str | None, str]:
+def _session_column(text: TableText, scans: Sequence[Scan], subject: str) -> tuple[str | None, str]:
     """The column of sessions, and what is to be said of the choice."""
     usual = [name for name in text.usual(SESSION_COLUMNS) if name != subject]
     judged = {name: _judge(text, scans, subject, name) for name in usual}
@@ -223,9 +221,7 @@ def _is_plain_number(cell: str) -> bool:
     return cell.replace(".", "", 1).isdecimal() and not (len(cell) > 1 and cell.startswith("0"))
 
 
-def _refuse_two(
-    text: TableText, name: str, other: str, judged: Mapping[str, _Judged]
-) -> None:
+def _refuse_two(text: TableText, name: str, other: str, judged: Mapping[str, _Judged]) -> None:
     mine, theirs = judged[name].rows, judged[other].rows
     apart = [path for path in mine if theirs.get(path, mine[path]) != mine[path]]
     if other == name or len(mine) != len(theirs) or not apart:

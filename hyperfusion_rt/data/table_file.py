@@ -206,8 +206,8 @@ def read_table(
     """Read a table with a header; the separator is a comma, a tab or a semicolon.
 
     Cells are trimmed and blank lines skipped. Columns without a name (a written-out index, a
-    trailing separator) are ignored. Excel's first line `sep=;` names the separator. In a file with semicolons, numbers may have a decimal comma:
-    `values` holds them with a point.
+    trailing separator) are ignored. Excel's first line `sep=;` names the separator. In a file with
+    semicolons, numbers may have a decimal comma: `values` holds them with a point.
 
     Args:
         path: the file; UTF-8, UTF-16 with a BOM, or Windows-1252.

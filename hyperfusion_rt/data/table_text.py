@@ -38,7 +38,10 @@ def read_records(path: Path) -> tuple[str, list[Record]]:
     text = _decode(path)
     named = _NAMED_SEPARATOR.match(text)
     if named:
-        separator, text = named[1], text[named.end() :]  # a blank line stays: lines keep their number
+        separator, text = (
+            named[1],
+            text[named.end() :],
+        )  # a blank line stays: lines keep their number
     else:
         separator = _separator(text)
     try:
@@ -73,7 +76,7 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
             raise TableError(
-                f"{path}: begins as {encoding.upper()} text and goes on as something else; {advice}",
+                f"{path}: begins as {encoding.upper()} text, but does not go on so; {advice}",
                 code="table-not-text",
             ) from None
         line = raw.count(b"\n", 0, error.start) + 1
