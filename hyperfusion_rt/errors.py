@@ -26,6 +26,7 @@ CODES: dict[str, str] = {
     "scan-not-finite": "voxels inside a box are NaN or infinite",
     "scan-constant": "all voxels have one value: there is no image",
     "scan-name-conflict": "folder and file name disagree about subject or session",
+    "scan-space-not-mni": "the scan's name says that it is not in MNI space",
     "scan-folder-unreadable": "a folder below the scans' may not be read",
     # raw scans
     "scan-too-thin": "a raw scan has too few slices for a brain",
@@ -46,6 +47,7 @@ CODES: dict[str, str] = {
     "table-empty": "the table has no header or no row",
     "table-no-subject-column": "no column of the table is known to hold subjects",
     "table-duplicate-column": "two columns of the table have one name",
+    "table-ambiguous-column": "two columns may name the subjects, or the sessions",
     "table-missing-column": "the table lacks a column that is needed",
     "table-ragged-row": "a row has more or fewer cells than the header",
     "table-row-without-subject": "a row names no subject",
@@ -67,7 +69,7 @@ CODES: dict[str, str] = {
     "scan-row-left-out": "the scan's row was left out of the table",
     "scan-session-unknown": "the scan's session is unknown, and the table has several",
     "scan-ambiguous": "several scans are of one subject and session",
-    "scan-passed-over": "another run of the same scan is used",
+    "scan-passed-over": "another run or copy of the same scan is used",
     "row-without-scan": "no scan was found for the row",
     # configuration
     "config-not-found": "there is no such configuration file",

@@ -139,6 +139,8 @@ def _show(
                 print(f"bounded by the {bound} stage, busy {use[bound]:.0%} of the time")
         if result.taken_over:
             print(f"{result.taken_over} were done before")
+        for note in result.joined:
+            print(note)
         for note in result.notes:
             print(f"warning: {spell(note)}", file=sys.stderr)
         for item in result.failed[:10]:

@@ -16,7 +16,8 @@ from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.data.cohort import Case, join
 from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.table_file import Row, read_category, read_number, read_table
+from hyperfusion_rt.data.table_columns import read_table_for
+from hyperfusion_rt.data.table_file import Row, read_category, read_number
 from hyperfusion_rt.data.volume_cache import VolumeCache
 from hyperfusion_rt.errors import CohortError, ScanError, TableError
 from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
@@ -64,10 +65,14 @@ def gather(
         TableError: the table as a whole cannot be used.
     """
     spec = config.tabular
-    table = read_table(
-        root / config.table, id_column=spec.id_column, session_column=spec.session_column
+    scans = find_scans(root / config.scans)
+    table = read_table_for(
+        scans,
+        root / config.table,
+        id_column=spec.id_column,
+        session_column=spec.session_column,
     )
-    cohort = join(find_scans(root / config.scans), table)
+    cohort = join(scans, table, [*(feature.name for feature in spec.features), spec.target])
     left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
     labelled: list[tuple[Case, float]] = []
     for case in cohort.cases:
