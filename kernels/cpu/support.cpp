@@ -10,8 +10,9 @@
 namespace hfrt {
 namespace {
 
-constexpr int64_t kFacePoints = 32, kInnerPoints = 32;  // at most so many indices of an axis are looked at
-constexpr double kWindow = 1.0 / 128, kLeastShare = 0.25;
+constexpr int64_t kFacePoints = 32,
+                  kInnerPoints = 32;  // at most so many indices of an axis are looked at
+constexpr double kWindow = 1.0 / 128, kLeastShare = 0.35;
 constexpr double kPart = 0.1, kNoise = 4.0, kMostNoise = 0.25, kOneSided = 0.1;
 
 // Every k-th index, counted from the middle: the same voxels from either end.
@@ -31,8 +32,8 @@ size_t take(const Volume& v, const T* voxels, const std::vector<int64_t> (&index
   for (int64_t i : index[0])
     for (int64_t j : index[1])
       for (int64_t k : index[2]) {
-        const double value = static_cast<double>(
-            voxels[i * v.strides[0] + j * v.strides[1] + k * v.strides[2]]);
+        const double value =
+            static_cast<double>(voxels[i * v.strides[0] + j * v.strides[1] + k * v.strides[2]]);
         if (std::isfinite(value))
           into.push_back(value);
         else
@@ -78,7 +79,8 @@ struct Mode {
   double value = 0, deviation = 0, share = 0;
 };
 
-// The centre of the fullest window of `width`, and the spread within three of them.
+// The centre of the fullest window of `width`, and of nine such windows around it the spread, and
+// their share of all values.
 Mode mode_of(const std::vector<double>& sorted, double width) {
   Mode found;
   size_t low = 0, best_low = 0, best = 0;
@@ -102,7 +104,7 @@ Mode mode_of(const std::vector<double>& sorted, double width) {
   }
   std::vector<double> away;
   for (double x : sorted)
-    if (std::abs(x - found.value) <= 16 * width) away.push_back(std::abs(x - found.value));
+    if (std::abs(x - found.value) <= 4.5 * width) away.push_back(std::abs(x - found.value));
   found.share = static_cast<double>(away.size()) / static_cast<double>(sorted.size());
   found.deviation = 1.4826 * quantile(away, 0.5);
   return found;
@@ -144,9 +146,8 @@ struct Rows {
   int64_t n[3], stride[3], words;
 
   explicit Rows(const Volume& v) {
-    std::sort(axis, axis + 3, [&](int a, int b) {
-      return std::abs(v.strides[a]) < std::abs(v.strides[b]);
-    });
+    std::sort(axis, axis + 3,
+              [&](int a, int b) { return std::abs(v.strides[a]) < std::abs(v.strides[b]); });
     for (int a = 0; a < 3; ++a) {
       n[a] = v.shape[axis[a]];
       stride[a] = v.strides[axis[a]];
@@ -279,25 +280,36 @@ Bits flood(const Rows& rows, const Bits& candidates) {
   return found;
 }
 
-// What is not in `outside`, and beside something that is.
-Bits rim_of(const Rows& rows, const Bits& outside) {
+// The voxels beside those of `bits`, in the 6 directions.
+Bits beside(const Rows& rows, const Bits& bits) {
   Bits found = rows.empty();
   const int64_t words = rows.words, ny = rows.n[1], nz = rows.n[2];
   for (int64_t row = 0; row < ny * nz; ++row) {
     const int64_t y = row % ny, z = row / ny;
-    const uint64_t* o = outside.words.data() + row * words;
+    const uint64_t* b = bits.words.data() + row * words;
     for (int64_t w = 0; w < words; ++w) {
-      uint64_t beside = o[w] << 1 | o[w] >> 1;
-      if (w > 0) beside |= o[w - 1] >> 63;
-      if (w + 1 < words) beside |= o[w + 1] << 63;
-      if (y > 0) beside |= o[w - words];
-      if (y + 1 < ny) beside |= o[w + words];
-      if (z > 0) beside |= o[w - words * ny];
-      if (z + 1 < nz) beside |= o[w + words * ny];
-      found.words[row * words + w] = beside & ~o[w];
+      uint64_t next = b[w] << 1 | b[w] >> 1;
+      if (w > 0) next |= b[w - 1] >> 63;
+      if (w + 1 < words) next |= b[w + 1] << 63;
+      if (y > 0) next |= b[w - words];
+      if (y + 1 < ny) next |= b[w + words];
+      if (z > 0) next |= b[w - words * ny];
+      if (z + 1 < nz) next |= b[w + words * ny];
+      found.words[row * words + w] = next;
     }
   }
   return found;
+}
+
+// Takes what has no neighbour of its kind for background: hot voxels, noise.
+void drop_single_voxels(const Rows& rows, Bits& outside) {
+  Bits inside = rows.empty();
+  const uint64_t end = rows.n[0] % 64 ? (uint64_t{1} << (rows.n[0] % 64)) - 1 : ~uint64_t{0};
+  for (size_t w = 0; w < inside.words.size(); ++w)
+    inside.words[w] = ~outside.words[w] & ((w + 1) % rows.words ? ~uint64_t{0} : end);
+  const Bits near = beside(rows, inside);
+  for (size_t w = 0; w < outside.words.size(); ++w)
+    outside.words[w] |= inside.words[w] & ~near.words[w];
 }
 
 // Whether all 8 voxels from one of index (i, j, k) to (i + 1, j + 1, k + 1) have their bit; indices
@@ -350,7 +362,9 @@ Support find_support(const Volume& volume) {
     Bits candidates = rows.empty();
     find_candidates(rows, voxels, like, candidates);
     s.outside = flood(rows, candidates);
-    s.rim = rim_of(rows, s.outside);
+    drop_single_voxels(rows, s.outside);
+    s.rim = beside(rows, s.outside);
+    for (size_t w = 0; w < s.rim.words.size(); ++w) s.rim.words[w] &= ~s.outside.words[w];
     s.outer = cells(rows, s.outside);
     Bits inner = s.outside;
     for (size_t w = 0; w < inner.words.size(); ++w)

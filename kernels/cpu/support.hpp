@@ -19,17 +19,19 @@ struct Bits {
 // The background is what has the value of the border and is connected with it:
 //
 //   b       the most frequent value of the six faces: the centre of the fullest window of 1/128 of
-//           the scan's range, and the one stored value that most of that window has, if there is one
+//           the scan's range, and the one stored value that most of that window has, if there is
+//           one
 //   side    +1 where the rest is brighter than b, -1 where it is darker, 0 where it is both
 //   level   the median of side * (v - b) over what is not background
 //   T       a tenth of level, at least 4 standard deviations of the border's noise (at most level /
 //           4); with side 0 half a step of the stored numbers, or those 4 standard deviations
 //   background: connected (6 neighbours) with the border by voxels of side * (v - b) <= T (side 0:
-//           |v - b| <= T) or NaN. Everything else is support, holes too.
+//           |v - b| <= T) or NaN; and single voxels in it. Everything else is support, holes too.
 //
-// A border that is mostly NaN has b = 0. Numbers are those of the stored voxels. The rule does not depend on the order or direction of the
-// axes, nor on a linear change of the values. A scan whose border has no such value (its fullest
-// window holds less than a quarter of the faces) has no background: `found` is false.
+// A border that is mostly NaN has b = 0. Numbers are those of the stored voxels. The rule does not
+// depend on the order or direction of the axes, nor on a linear change of the values. A scan whose
+// border has no such value (its fullest window and those around it hold less than a third of the
+// faces) has no background: `found` is false.
 struct Support {
   int64_t shape[3] = {0, 0, 0};  // of the volume
   bool found = false;
