@@ -42,7 +42,7 @@ class VolumeCache:
         path = self.path(scan)
         if not path.exists():
             boxes = load_boxes(scan, self.preprocessing)
-            with replacing(path) as temporary, open(temporary, "wb") as file:
+            with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
                 np.save(file, boxes.images)
         array: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return array

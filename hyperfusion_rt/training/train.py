@@ -104,9 +104,9 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
             "train anew without `resume`",
             code="run-cohort-changed",
         )
-    write_text(splits, text)
+    write_text(splits, text, private=True)
     left = [astuple(item) for item in dataset.left_out]
-    write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n")
+    write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n", private=True)
 
 
 def load_member(run: Run, member: Member) -> torch.nn.Module:
@@ -159,5 +159,5 @@ def _keep_cases(run: Run, dataset: Dataset) -> None:
     content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, :, 0])}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
-    with replacing(run.folder / "cases.safetensors") as temporary:
+    with replacing(run.folder / "cases.safetensors", private=True) as temporary:
         save_file(content, temporary)

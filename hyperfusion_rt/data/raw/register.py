@@ -265,8 +265,9 @@ def write_registered(registered: Registered, out: Path) -> None:
     write_text(
         out.with_name(out.name.removesuffix(".nii.gz") + ".json"),
         json.dumps(content, indent=2) + "\n",
+        private=True,
     )
-    with replacing(out) as temporary:
+    with replacing(out, private=True) as temporary:
         temporary.write_bytes(igzip.compress(stored.getvalue(), compresslevel=1, mtime=0))
 
 

@@ -166,4 +166,4 @@ def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(out / TABLE, stream.getvalue())
+    write_text(out / TABLE, stream.getvalue(), private=True)

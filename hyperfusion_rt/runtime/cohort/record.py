@@ -138,7 +138,7 @@ class Outputs:
         content = {
             "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
             "command": sys.argv,
-            "folder": str(Path.cwd()),
+            "folder": _folder(),
             "started": _utc(started),
             "finished": _utc(now),
             "seconds": now - started,
@@ -156,7 +156,15 @@ class Outputs:
             "machine": describe_machine(),
             "packages": versions(),
         }
-        write_text(self.record, json.dumps(content, indent=2) + "\n")
+        write_text(self.record, json.dumps(content, indent=2) + "\n", private=True)
+
+
+def _folder() -> str | None:
+    """The working folder; None where it was deleted in the meantime."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 def _utc(seconds: float) -> str:
