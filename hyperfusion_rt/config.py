@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hyperfusion_rt.errors import ConfigError
 
@@ -22,9 +30,17 @@ Shape = tuple[int, int, int]
 
 
 class Frozen(BaseModel):
-    """Immutable, and strict about unknown fields."""
+    """Immutable, and strict about unknown fields and about truth values among numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation in (int, float):
+            raise ValueError(f"must be a number; YAML reads this as {str(value).lower()}")
+        return value
 
 
 class Box(Frozen):
@@ -137,9 +153,11 @@ class NetworkConfig(Frozen):
 class TrainingConfig(Frozen):
     """The optimiser and the protocol."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
     lr: float = Field(gt=0, description="Adam's learning rate, at first")
     weight_decay: float = Field(ge=0, description="Adam's L2 penalty")
-    batch_size: int = Field(ge=1, description="samples of one step")
+    batch_size: int = Field(ge=2, description="samples of one step; batch norm needs two at least")
     epochs: int = Field(ge=1, description="the most epochs; one reads every training case once")
     patience: int = Field(
         0, ge=0, description="stop after this many epochs without a better one; 0: never"
@@ -312,20 +330,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _explain(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "the file"
-        parts.append(f"{where}: {item['msg']}")
-    return "; ".join(parts)
-
-
 def preset(name: str, change: dict[str, Any] | None = None) -> Config:
     """The preset `name` with `change` merged into it.
 
     Raises:
         ConfigError: no such preset, or a field that is unknown or out of range.
     """
+    from hyperfusion_rt.yaml_text import explain
+
     if name not in PRESETS:
         raise ConfigError(
             f"there is no preset {name!r}: choose from {', '.join(PRESETS)}",
@@ -334,7 +346,9 @@ def preset(name: str, change: dict[str, Any] | None = None) -> Config:
     try:
         return Config.model_validate(_merge(PRESETS[name], change or {}))
     except ValidationError as error:
-        raise ConfigError(f"preset {name!r}: {_explain(error)}", code="config-invalid") from None
+        raise ConfigError(
+            f"preset {name!r}: {explain(error, Config)}", code="config-invalid"
+        ) from None
 
 
 def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
@@ -345,19 +359,20 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is wrong.
     """
-    import yaml
+    from hyperfusion_rt.yaml_text import read_yaml
 
     try:
-        change = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; write one, or make a cohort with 'hfrt simulate'",
             code="config-not-found",
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read as YAML: {error}", code="config-unreadable"
         ) from None
+    change = read_yaml(text, path)
     if not isinstance(change, dict) or not isinstance(change.get("preset"), str):
         raise ConfigError(
             f"{path}: needs a line 'preset: NAME'; presets: {', '.join(PRESETS)}",

@@ -87,6 +87,7 @@ CODE = (
     "runtime.pipeline",
     "runtime.prediction",
     "runtime.predictor",
+    "yaml_text",
 )
 
 
