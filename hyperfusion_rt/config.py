@@ -30,17 +30,17 @@ Shape = tuple[int, int, int]
 
 
 class Frozen(BaseModel):
-    """Immutable, and strict about unknown fields and about truth values among numbers."""
+    """Immutable, and strict about unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and field.annotation in (int, float):
-            raise ValueError(f"must be a number; YAML reads this as {str(value).lower()}")
-        return value
+
+def _no_truth_value(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """`yes` is no number: it would be read as 1."""
+    field = cls.model_fields[str(info.field_name)]
+    if isinstance(value, bool) and field.annotation in (int, float):
+        raise ValueError(f"must be a number; YAML reads this as {str(value).lower()}")
+    return value
 
 
 class Box(Frozen):
@@ -125,6 +125,8 @@ class TableSpec(Frozen):
 class NetworkConfig(Frozen):
     """Which network, and how large."""
 
+    _numbers = field_validator("*", mode="before")(_no_truth_value)
+
     task: Task = Field(description="the published network: `ad` or `brain-age`")
     fusion: Fusion = Field(
         "hyper",
@@ -154,6 +156,7 @@ class TrainingConfig(Frozen):
     """The optimiser and the protocol."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _numbers = field_validator("*", mode="before")(_no_truth_value)
 
     lr: float = Field(gt=0, description="Adam's learning rate, at first")
     weight_decay: float = Field(ge=0, description="Adam's L2 penalty")

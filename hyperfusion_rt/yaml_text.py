@@ -31,8 +31,8 @@ class _Loader(yaml.SafeLoader):
             if name in lines:
                 where = f"lines {lines[name]} and {line}" if line != lines[name] else f"line {line}"
                 raise _Surprise(
-                    f"{key.value!r} stands twice, in {where}, and only the last would count; "
-                    "put what belongs together under one"
+                    f"{key.value!r} stands twice, in {where}, and YAML takes only the last; "
+                    "keep one, with all that belongs under it"
                 )
             lines[name] = line
         return node

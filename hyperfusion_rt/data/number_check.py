@@ -85,12 +85,8 @@ def codes_for_missing(name: str, values: NDArray[np.float64]) -> list[Finding]:
     far = set(negative) if low >= 0 and len(negative) <= 4 else set()
     margin = (high - low) / 2
     far |= {value for value in codes if value > high + margin or value < min(low, 0) - margin}
-    usual = sorted(counts[value] for value in rest)[-1]
-    spikes = {
-        value
-        for value in codes - far
-        if value >= 77 and counts[value] >= 3 and counts[value] > 3 * usual
-    }
+    usual = max(counts[value] for value in rest)
+    spikes = {value for value in codes - far if value >= 99 and counts[value] >= max(3, 3 * usual)}
     found = {value: counts[value] for value in sorted(far | spikes)}
     if not found:
         return []
