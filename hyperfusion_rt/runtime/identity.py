@@ -29,6 +29,7 @@ CODE = (
     "artifact.manifest",
     "artifact.operations",
     "artifact.plan",
+    "artifact.scan_reference",
     "clock",
     "config",
     "data.bids_dataset",
@@ -43,8 +44,10 @@ CODE = (
     "data.raw.alignment",
     "data.raw.judge",
     "data.raw.register",
+    "data.raw.sidecar",
     "data.raw.search",
     "data.scan",
+    "data.scan_check",
     "data.scan_file",
     "data.scan_header",
     "data.scan_search",
@@ -95,6 +98,7 @@ CODE = (
     "runtime.pipeline",
     "runtime.prediction",
     "runtime.predictor",
+    "yaml_text",
 )
 
 
