@@ -25,7 +25,9 @@ def used(cohort: Cohort) -> list[str]:
     return [case.scan.name.removesuffix(".nii.gz") for case in cohort.cases]
 
 
-@pytest.mark.parametrize("space", ["T1w", "orig", "individual", "fsnative", "T2w", "scanner", "ACPC"])
+@pytest.mark.parametrize(
+    "space", ["T1w", "orig", "individual", "fsnative", "T2w", "scanner", "ACPC"]
+)
 def test_another_space_is_refused(tmp_path: Path, space: str) -> None:
     cohort = cohort_of(tmp_path, f"sub-01_space-{space}_desc-preproc_T1w")
     (problem,) = cohort.problems  # of the scan; its row is not listed once more

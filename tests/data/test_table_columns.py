@@ -134,8 +134,9 @@ def test_the_column_of_subjects_that_has_the_scans_ids(tmp_path: Path) -> None:
     rows = "RID,PTID\n413,002_S_0413\n12,011_S_0012\n"
     by_name = joined(tmp_path / "a", ["002_S_0413.nii", "011_S_0012_T1w.nii"], rows)
     assert [case.subject for case in by_name.cases] == ["002_S_0413", "011_S_0012"]
-    assert "subjects: column 'PTID' (of 2 scans, there are ids in 'PTID' 2, 'RID' 0)" in (
-        by_name.notes[0]
+    assert (
+        "subjects: column 'PTID' (of 2 scans, there are ids in 'PTID' 2, 'RID' 0)"
+        in (by_name.notes[0])
     )
     by_number = joined(tmp_path / "b", ["413.nii", "12.nii"], rows)
     assert {case.subject: case.row.line for case in by_number.cases} == {"413": 2, "12": 3}
@@ -144,7 +145,9 @@ def test_the_column_of_subjects_that_has_the_scans_ids(tmp_path: Path) -> None:
 
 def test_two_columns_of_subjects_that_mean_different_rows(tmp_path: Path) -> None:
     names = ["1.nii", "2.nii"]
-    with pytest.raises(TableError, match=r"columns 'subject' and 'ID' both .* `id_column`") as error:
+    with pytest.raises(
+        TableError, match=r"columns 'subject' and 'ID' both .* `id_column`"
+    ) as error:
         joined(tmp_path, names, "ID,subject\n1,2\n2,1\n")
     assert error.value.code == "table-ambiguous-column"
     assert len(joined(tmp_path, names, "ID,subject\n1,1\n2,2\n").cases) == 2
