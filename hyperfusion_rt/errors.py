@@ -23,8 +23,7 @@ CODES: dict[str, str] = {
     "scan-orientation-unknown": "the header does not say where left and right are",
     "scan-affine-invalid": "the header's affine is not that of a brain scan",
     "scan-box-outside": "a box lies (mostly) outside the scan, which may not be in MNI space",
-    "scan-not-in-template-space": "where its header puts it, the scan does not look like a brain in "
-    "MNI space",
+    "scan-not-in-template-space": "where its header puts it, the scan does not look like a brain",
     "scan-not-stripped": "the scan is bright around the brain: its skull is still there",
     "scan-contrast": "the brain is too even or too uneven for a T1-weighted image",
     "scan-unlike-training": "a box does not look like those of the training's scans",
