@@ -9,6 +9,7 @@ import numpy as np
 
 from hyperfusion_rt.data.raw.alignment import Float, Matrix, require_sitk
 from hyperfusion_rt.errors import ScanError
+from hyperfusion_rt.files import shown
 
 # Transfer syntaxes that GDCM, SimpleITK's reader, decodes: below 1.2.840.10008.1.2.
 _SYNTAX = "0002|0010"
@@ -66,8 +67,15 @@ def dicom_series(folder: Path) -> list[tuple[Path, ...]]:
         MissingExtraError: the raw extra is not installed.
     """
     sitk = require_sitk()
-    if not Path(folder).is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise ScanError(f"{folder}: no such folder", code="scan-unreadable")
+    for path in (folder, *folder.iterdir()):
+        if shown(str(path)) != str(path):  # SimpleITK would end the process
+            raise ScanError(
+                f"{path}: a name that is not UTF-8, which SimpleITK cannot open; rename it",
+                code="dicom-unreadable",
+            )
     reader = sitk.ImageSeriesReader
     try:
         return [

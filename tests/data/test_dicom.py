@@ -141,7 +141,11 @@ def test_a_slope_that_some_slices_lack_is_one(tmp_path):
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
-    assert np.array_equal(values(series(tmp_path / "M\udcfc")), TRUTH)
+    """SimpleITK would end the process there."""
+    assert refusal(series(tmp_path / "M\udcfc"))[0] == "dicom-unreadable"
+    folder = series(tmp_path / "a")
+    (folder / "003").rename(folder / "M\udcfc")
+    assert "rename it" in refusal(folder)[1]
 
 
 @pytest.mark.parametrize("padding", [-2000, 30000])
