@@ -24,6 +24,7 @@ from hyperfusion_rt.errors import ConfigError
 Task = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
 Precision = Literal["fp32", "fp16", "bf16"]
+Normalisation = Literal["zscore-foreground", "zscore-nonzero"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
@@ -69,9 +70,11 @@ class Preprocessing(Frozen):
     interpolation: Literal["trilinear"] = Field(
         "trilinear", description="how values between voxels are read, where the grids differ"
     )
-    normalisation: Literal["zscore-nonzero"] = Field(
-        "zscore-nonzero",
-        description="voxels that are not 0 get mean 0 and standard deviation 1 in each box",
+    normalisation: Normalisation = Field(
+        "zscore-foreground",
+        description="the brain gets mean 0 and standard deviation 1 in each box: all but the "
+        "background, which is what the scan's border shows and what is connected with it "
+        "(`zscore-nonzero`, of older runs: all but what is exactly 0)",
     )
     min_coverage: float = Field(
         0.5,

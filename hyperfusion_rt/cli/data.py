@@ -99,7 +99,10 @@ def preprocess(
             if item.reason:
                 print(f"{item.scan}: {spell(item.reason)}", file=sys.stderr)
         kept = sum(item.status == "kept" for item in found)
-        print(f"{len(found) - len(failed) - kept} registered, {kept} kept, {len(failed)} failed")
+        done = sum(item.status == "ok" for item in found)
+        skipped = sum(item.status == "skipped" for item in found)
+        more = f", {skipped} skipped" if skipped else ""
+        print(f"{done} registered, {kept} kept, {len(failed)} failed{more}")
         print(f"written: {out}, {out / TABLE}")
     if failed:
         raise typer.Exit(3)

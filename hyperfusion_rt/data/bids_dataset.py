@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hyperfusion_rt.data.table_file import LeftOut, Row, Table, is_missing, normalise_id, read_table
+from hyperfusion_rt.data.table_file import (
+    LeftOut,
+    Row,
+    Table,
+    is_missing,
+    normalise_id,
+    plain,
+    read_table,
+)
 from hyperfusion_rt.errors import CohortError, TableError
 
 DESCRIPTION = "dataset_description.json"
@@ -24,7 +32,7 @@ def dataset_of(folder: Path) -> Path | None:
 
     A dataset has a `dataset_description.json`, a `.bidsignore`, or folders `sub-*`.
     """
-    folder = _absolute(folder)
+    folder = without_dots(folder)
     for root in (folder, *folder.parents):
         below = folder.relative_to(root).parts
         if below and not below[0].startswith("sub-"):
@@ -54,7 +62,7 @@ def not_searched(folder: Path) -> Skip:
     if root is None:
         return lambda path, is_folder: False
     listed = _bidsignore(root / IGNORE)
-    prefix = _absolute(folder).relative_to(root)
+    prefix = without_dots(folder).relative_to(root)
 
     def skip(path: Path, is_folder: bool) -> bool:
         below = prefix / path.relative_to(folder)
@@ -65,9 +73,13 @@ def not_searched(folder: Path) -> Skip:
     return skip
 
 
-def _absolute(path: Path) -> Path:
-    """Links are kept, since names are what counts; only a `..` needs them resolved."""
-    return path.resolve() if ".." in path.parts else path.absolute()
+def without_dots(path: Path) -> Path:
+    """The absolute path. Links are kept, since names are what counts; only a `..` resolves them."""
+    path = path.absolute()
+    if ".." not in path.parts:
+        return path
+    last = len(path.parts) - path.parts[::-1].index("..")
+    return Path(*path.parts[:last]).resolve().joinpath(*path.parts[last:])
 
 
 def _bidsignore(path: Path) -> Callable[[str], bool]:
@@ -137,7 +149,9 @@ def session_rows(bids_dir: Path, table: Table) -> Table:
     participant's; those of columns that `sessions.tsv` has, too, are the session's, also where
     they are `n/a`: an age at another session is not this one's. Where `table` has a row for the
     very session, that row is the one that is changed, and rows of other sessions stay.
-    Participants without the file keep their rows. A row's `line` is the table's, so that the
+    Columns that differ in case, spaces, `_` or `-` alone (`age`, `AGE`) are one: each of them has
+    the session's value then. Participants without the file keep their rows. A row's `line` is the
+    table's, so that the
     sessions of one participant share it.
 
     A file that cannot be used leaves its participant out, with a problem that names it. The given
@@ -158,15 +172,18 @@ def session_rows(bids_dir: Path, table: Table) -> Table:
             problems.append(LeftOut(row.subject, row.session, row.line, reason, code))
             continue
         # Every row has every column: a column that only others' sessions have is not known.
-        values = {name: row.values.get(name, "n/a") for name in columns}
-        of_subject = sessions.cells.get(row.subject, {})
+        values = {name: _cell(row.values, name, "n/a") for name in columns}
+        of_subject = {
+            session: {name: _cell(cells, name, values[name]) for name in columns}
+            for session, cells in sessions.cells.get(row.subject, {}).items()
+        }
         if row.session is not None:
-            rows.append(replace(row, values=values | of_subject.get(row.session, {})))
+            rows.append(replace(row, values=of_subject.get(row.session, values)))
         elif not of_subject:
             rows.append(replace(row, values=values))
         else:
             rows += [
-                Row(row.subject, session, row.line, values | cells | {session_column: session})
+                Row(row.subject, session, row.line, cells | {session_column: session})
                 for session, cells in of_subject.items()
                 if (row.subject, session) not in known
             ]
@@ -174,6 +191,13 @@ def session_rows(bids_dir: Path, table: Table) -> Table:
     return replace(
         table, columns=columns, rows=rows, session_column=session_column, problems=problems
     )
+
+
+def _cell(cells: Mapping[str, str], name: str, default: str) -> str:
+    """The cell of column `name`, or of one that is spelt nearly so."""
+    if name in cells:
+        return cells[name]
+    return next((cell for other, cell in cells.items() if plain(other) == plain(name)), default)
 
 
 def participants(bids_dir: Path, table: Table) -> list[str]:

@@ -6,12 +6,18 @@ Whatever cannot be paired without doubt is listed as a problem, never guessed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hyperfusion_rt.data.scan_search import Scan, stem
+from hyperfusion_rt.data.scan import Scan
+from hyperfusion_rt.data.scan_space import PASSED_OVER
+from hyperfusion_rt.data.table_columns import disagreement, lookalikes
 from hyperfusion_rt.data.table_file import LeftOut, Row, Table, normalise_id
+from hyperfusion_rt.data.table_index import Match, TableIndex
+
+# Defects that leave no doubt whose scan it is: its row is not looked for elsewhere.
+_KNOWN_OWNER = ("scan-unreadable", "scan-format-unknown", "scan-space-not-mni")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,52 +57,82 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """What can be used, in the scans' order, and what cannot: scans first, then rows by line."""
+    """What can be used, in the scans' order, and what cannot: scans first, then rows by line.
+
+    `notes`: which columns were taken for what, and how many scans have a row.
+    """
 
     cases: list[Case]
     problems: list[Problem]
+    notes: tuple[str, ...] = ()
 
 
-def join(scans: Sequence[Scan], table: Table) -> Cohort:
+def join(scans: Sequence[Scan], table: Table, read: Sequence[str] = ()) -> Cohort:
     """Pair every scan with its row.
 
     Ids are matched as `normalise_id` writes them. A flat file's name may begin with the subject's
-    id (the longest wins), followed by `_`, `-` or `.`. Without sessions in the table, all sessions
-    of a subject use its row. With them, a scan without one takes the session that a folder or its
-    name bears, else the subject's only row. Scans that end up with the same subject and session
-    are all left out: which of them is meant is not for the program to choose.
+    id (the longest wins), followed by `_`, `-` or `.`; what is no usual ending behind it is a
+    warning of the case, and a name that may mean two subjects has no row. Without sessions in the
+    table, all sessions of a subject use its row. With them, a scan without one takes the session
+    that a folder or its name bears, else the subject's only row. Scans that end up with the same
+    subject and session are all left out: which of them is meant is not for the program to choose.
+
+    Every scan and every row is in exactly one case or problem; a row may serve several scans, and
+    the row of a scan that cannot be used is not listed beside it.
+
+    Args:
+        read: the columns that are read. Where a column that is spelt nearly so has another value,
+            the case has a warning.
     """
-    index = _Index(table)
+    index = TableIndex(table)
     found: dict[tuple[str, str | None], list[Case]] = {}
+    taken: dict[tuple[str, str | None], list[Path]] = {}
     problems: list[Problem] = []
     used: set[int] = set()
+    matched = 0
+    pairs = lookalikes(table.columns, read)
 
     def leave(
-        scan: Scan, subject: str, path: Path, reason: str, code: str, kind: ProblemKind
+        subject: str, scan: Scan, path: Path, reason: str, code: str, kind: ProblemKind
     ) -> None:
         problems.append(Problem(subject, scan.session, "scan", str(path), reason, code, kind))
 
     for scan in scans:
+        subject = index.subject_of(scan)
         for other in scan.others:
-            reason = f"another run of the same scan: {scan.path.name} is used"
-            leave(scan, scan.subject, other, reason, "scan-passed-over", "passed-over")
-        subject, rest = index.split(scan)
+            comes = "is used" if scan.defect is None else "comes first"
+            reason = f"another run of the same scan: {scan.path.name} {comes}"
+            leave(subject, scan, other, reason, PASSED_OVER, "passed-over")
+        if scan.code == PASSED_OVER:
+            leave(subject, scan, scan.path, scan.defect or "", scan.code, "passed-over")
+            continue
+        match = index.find(scan) if scan.defect is None or scan.code in _KNOWN_OWNER else None
+        if isinstance(match, Match):
+            used.add(match.row.line)
+            matched += 1
         if scan.defect is not None:
-            leave(scan, subject, scan.path, scan.defect, scan.code, "defect")
-            continue
-        match = index.row_of(scan, subject, rest)
-        if isinstance(match, _NoRow):
-            leave(scan, subject, scan.path, match.reason, match.code, "scan-without-row")
-            continue
-        used.add(match.line)
-        case = Case(subject, scan.session or match.session, scan.path, match)
-        found.setdefault((subject, case.session), []).append(case)
+            leave(subject, scan, scan.path, scan.defect, scan.code, "defect")
+            if isinstance(match, Match) and scan.code == "scan-unreadable":
+                taken.setdefault((subject, match.session), []).append(scan.path)
+        elif isinstance(match, Match):
+            doubts = [disagreement(match.row, *pair) for pair in pairs]
+            warnings = (*scan.warnings, *match.warnings, *filter(None, doubts))
+            case = Case(subject, match.session, scan.path, match.row, warnings)
+            found.setdefault((subject, case.session), []).append(case)
+        elif match is not None:
+            kind: ProblemKind = "defect" if match.doubt else "scan-without-row"
+            leave(subject, scan, scan.path, match.reason, match.code, kind)
 
-    cases = [group[0] for group in found.values() if len(group) == 1]
-    for group in found.values():
-        problems += _ambiguous(group)
+    cases = []
+    for key, group in found.items():
+        if len(group) == 1 and key not in taken:
+            cases += group
+        else:
+            problems += _ambiguous(group, taken.get(key, []))
     problems.sort(key=lambda problem: problem.where)
-    return Cohort(cases, problems + _row_problems(table, used))
+    usable = sum(scan.code != PASSED_OVER for scan in scans)
+    notes = [*table.notes, *_said_twice(table, pairs), f"{matched} of {usable} scans have a row"]
+    return Cohort(cases, problems + _row_problems(table, used), tuple(notes))
 
 
 def restrict(cohort: Cohort, subjects: Iterable[str]) -> Cohort:
@@ -111,104 +147,25 @@ def restrict(cohort: Cohort, subjects: Iterable[str]) -> Cohort:
         for subject, text in asked.items()
         if subject not in seen
     ]
-    return Cohort(cases, problems + unknown)
+    return replace(cohort, cases=cases, problems=problems + unknown)
 
 
-@dataclass(frozen=True)
-class _NoRow:
-    """Why a scan has no row."""
-
-    reason: str
-    code: str
-
-
-class _Index:
-    """The table's rows by subject, and those left out of it: they, too, claim their scans."""
-
-    def __init__(self, table: Table) -> None:
-        self.has_sessions = table.session_column is not None
-        self.rows: dict[str, list[Row]] = {}
-        self.left_out: dict[str, dict[str | None, int]] = {}
-        for row in table.rows:
-            self.rows.setdefault(row.subject, []).append(row)
-        for problem in table.problems:
-            if problem.subject:
-                lines = self.left_out.setdefault(problem.subject, {})
-                lines.setdefault(problem.session, problem.line)
-        # Spreadsheets turn 007 into 7: worth a hint, too little for a match.
-        self.unpadded = {subject.lstrip("0"): subject for subject in self.rows}
-
-    def split(self, scan: Scan) -> tuple[str, str]:
-        """The subject that a scan belongs to, and what follows it in a flat file's name."""
-        name = scan.subject
-        # A left-out id counts: the scan of '01_2' must not fall to '01'.
-        if name in self.rows or name in self.left_out or normalise_id(stem(scan.path)) != name:
-            return name, ""
-        ends = [n for n, character in enumerate(name) if character in "_-."]
-        for end in reversed(ends):
-            if name[:end] in self.rows or name[:end] in self.left_out:
-                return name[:end], name[end + 1 :]
-        return name, ""
-
-    def row_of(self, scan: Scan, subject: str, rest: str) -> Row | _NoRow:
-        """The scan's row, or why there is none."""
-        rows = {row.session: row for row in self.rows.get(subject, [])}
-        left_out = self.left_out.get(subject, {})
-        if not rows:
-            return self._no_row(subject, left_out)
-        if not self.has_sessions:
-            return next(iter(rows.values()))
-        sessions = rows.keys() | left_out.keys()
-        session = scan.session or _session_borne(scan, subject, rest, sessions)
-        if session in rows:
-            return rows[session]
-        if session in left_out:
-            return _row_left_out(left_out[session])
-        listed = ", ".join(sorted(s or "(none)" for s in sessions))
-        if session is not None and set(sessions) != {None}:
-            reason = f"no row for session {session!r}; the table has {listed}"
-            return _NoRow(reason, "scan-without-row")
-        if len(sessions) == 1:
-            return next(iter(rows.values()))
-        return _NoRow(
-            f"the scan's session is unknown and the table has several ({listed}); "
-            "put it into a folder 'ses-NAME'",
-            "scan-session-unknown",
-        )
-
-    def _no_row(self, subject: str, left_out: dict[str | None, int]) -> _NoRow:
-        if left_out:
-            return _row_left_out(min(left_out.values()))
-        near = self.unpadded.get(subject.lstrip("0"))
-        hint = f"; is it {near!r} there? Leading zeros count" if near else ""
-        reason = f"no row for subject {subject!r} in the table{hint}"
-        return _NoRow(reason, "scan-without-row")
-
-
-def _row_left_out(line: int) -> _NoRow:
-    return _NoRow(f"its row (line {line}) was left out of the table", "scan-row-left-out")
-
-
-def _session_borne(
-    scan: Scan, subject: str, rest: str, sessions: Iterable[str | None]
-) -> str | None:
-    """The session that a folder below the subject's is called, or that follows it in the name."""
-    known = {session for session in sessions if session}
-    folders = [normalise_id(part) for part in scan.path.parts[:-1]]
-    if subject in folders:
-        below = folders[len(folders) - folders[::-1].index(subject) :]
-        named = {part for part in below if part in known}
-    else:
-        ends = [n for n, character in enumerate(rest) if character in "_-."] + [len(rest)]
-        named = set([rest[:n] for n in ends if rest[:n] in known][-1:])
-    return named.pop() if len(named) == 1 else None
-
-
-def _ambiguous(cases: Sequence[Case]) -> list[Problem]:
-    """Every one of several cases of a subject and session; none of a single case."""
+def _said_twice(table: Table, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The columns that are spelt nearly alike and have different values."""
     found = []
-    for case in cases if len(cases) > 1 else ():
-        others = ", ".join(str(other.scan) for other in cases if other is not case)
+    for name, other in pairs:
+        rows = sum(disagreement(row, name, other) is not None for row in table.rows)
+        if rows:
+            found.append(f"columns {name!r} and {other!r} differ in {rows} rows; {name!r} is read")
+    return found
+
+
+def _ambiguous(cases: Sequence[Case], unreadable: Sequence[Path]) -> list[Problem]:
+    """Every one of several cases of a subject and session; there are `unreadable` ones, too."""
+    found = []
+    for case in cases:
+        paths = [other.scan for other in cases if other is not case]
+        others = ", ".join(map(str, [*paths, *unreadable]))
         reason = (
             f"several scans of this subject and session: also {others}; which of them is meant "
             "is unclear: keep one (in BIDS, list the others in .bidsignore)"
@@ -225,7 +182,8 @@ def _row_problems(table: Table, used: set[int]) -> list[Problem]:
 
     reason = "no scan was found for this row"
     found = [
-        (item.line, problem(item, item.reason, item.code, "defect")) for item in table.problems
+        (p.line, problem(p, p.reason, p.code, "passed-over" if p.passed_over else "defect"))
+        for p in table.problems
     ]
     found += [
         (row.line, problem(row, reason, "row-without-scan", "row-without-scan"))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from hyperfusion_rt.errors import MissingExtraError
 
+# What BIDS calls the template's space.
+SPACE = "MNI152NLin2009aSym"
+
 
 def template_files(extra: str, purpose: str) -> dict[str, Path]:
     """The paths of `t1`, `gm` and `wm` inside the installed nilearn package, which is not imported.

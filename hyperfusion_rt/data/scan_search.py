@@ -5,15 +5,30 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hyperfusion_rt.data.bids_dataset import NOT_SEARCHED, Skip, dataset_of, not_searched
+from hyperfusion_rt.data.bids_dataset import (
+    NOT_SEARCHED,
+    Skip,
+    dataset_of,
+    not_searched,
+    without_dots,
+)
+from hyperfusion_rt.data.scan import Scan
+from hyperfusion_rt.data.scan_file import (
+    EXTENSIONS,
+    broken_link,
+    foreign,
+    is_scan,
+    not_a_file,
+    stem,
+)
+from hyperfusion_rt.data.scan_space import PASSED_OVER, Source, settle_spaces
 from hyperfusion_rt.data.table_file import normalise_id
 from hyperfusion_rt.errors import CohortError
 
-EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh")
 # The code of a folder that `walk` could not read.
 UNREADABLE = "scan-folder-unreadable"
 # Kinds of image that lie beside the T1-weighted one in BIDS-like folders.
@@ -32,29 +47,16 @@ _RUN = re.compile(r"_run-([^_]+)")
 _BIDS = re.compile(r"sub-([^/]+)/(?:ses-([^/]+)/)?anat/[^/]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """One scan; `subject` and `session` are normalised ids.
-
-    `others` are further runs, which are not used. `defect` says why this is no scan that can be
-    used, and `code` is its code (one of `CODES`); None and empty otherwise.
-    """
-
-    path: Path
-    subject: str
-    session: str | None = None
-    others: tuple[Path, ...] = ()
-    defect: str | None = None
-    code: str = ""
-
-
-def find_scans(path: str | Path) -> list[Scan]:
+def find_scans(path: str | Path, source: Source = "registered") -> list[Scan]:
     """The scans under `path`, sorted by path.
 
     A file; a flat folder (the file's name is the subject); a folder per subject; or BIDS
     (`sub-*/[ses-*/]anat/*_T1w`), where everything else is ignored. Names of the BIDS kind
     (`sub-01_ses-02_T1w`) are understood anywhere. Links are followed, hidden files ignored; in a
     BIDS dataset also what its `.bidsignore` lists, `derivatives/`, `sourcedata/` and the like.
+
+    What is no file (a broken link, a pipe), of a format that is not read, or not of the space that
+    is wanted (`source`), is a scan with a defect. No file is opened.
 
     Raises:
         CohortError: no such path, no permission to read it, a `.bidsignore` that cannot be used,
@@ -65,9 +67,11 @@ def find_scans(path: str | Path) -> list[Scan]:
         if root.is_dir():
             entries = list(walk(root, not_searched(root)))
         elif root.exists():
-            return [_single(root)]
+            return settle_spaces([_single(root)], source)
         else:
-            raise CohortError(f"{root}: no such file or folder", code="cohort-not-found")
+            raise CohortError(
+                f"{root}: {broken_link(root) or 'no such file or folder'}", code="cohort-not-found"
+            )
     except OSError as error:
         raise CohortError(
             f"{root}: cannot be read: {error.strerror or error}; "
@@ -75,10 +79,11 @@ def find_scans(path: str | Path) -> list[Scan]:
             code="cohort-unreadable",
         ) from None
 
-    files = [file for _, inside, _ in entries for file in inside if is_scan(file)]
+    files = [f for _, inside, _ in entries for f in inside if is_scan(f) or foreign(f)]
+    files += _empty_folders([folder for folder, _, _ in entries if folder != root], files)
     in_bids = [(file, _bids(root, file)) for file in files]
     if any(scan for _, scan in in_bids):
-        scans = [s for file, s in in_bids if s and stem(file).lower().endswith("_t1w")]
+        scans = [s for f, s in in_bids if s and stem(_named_by(f)).lower().endswith("_t1w")]
     else:
         scans = [_by_name_or_folder(root, file) for file in files if not _is_other_kind(file)]
     unreadable = [
@@ -90,19 +95,36 @@ def find_scans(path: str | Path) -> list[Scan]:
     ]
     if not scans and not unreadable:
         raise CohortError(_nothing_found(root, files), code="cohort-no-scan")
-    return sorted(_first_runs(scans) + unreadable, key=lambda scan: scan.path)
+    settled = settle_spaces(_with_what_they_are(scans), source)
+    return sorted([*_first_runs(settled), *unreadable], key=lambda scan: scan.path)
 
 
-def is_scan(file: Path) -> bool:
-    """Whether a file's name ends as a scan's does."""
-    return file.name.lower().endswith(EXTENSIONS)
+def find_all(paths: Iterable[str | Path], find: Callable[[str | Path], list[Scan]]) -> list[Scan]:
+    """The scans under several paths, each once, though it may be given with its folder, too.
 
+    Scans are the same if their paths are: two links to one file are two scans.
 
-def stem(path: Path) -> str:
-    """A file's name without what it ends in as a scan."""
-    lower = path.name.lower()
-    extension = next((e for e in EXTENSIONS if lower.endswith(e)), "")
-    return path.name[: len(path.name) - len(extension)]
+    Raises:
+        CohortError: as `find`.
+    """
+    found: dict[Path, Scan] = {}
+    for path in paths:
+        for scan in find(path):
+            place = without_dots(scan.path)
+            known = found.setdefault(place, scan)
+            if (known.subject, known.session) != (scan.subject, scan.session):
+                names = [f"{s.subject!r}" + (f" ({s.session})" if s.session else "")
+                         for s in (known, scan)]  # fmt: skip
+                found[place] = replace(
+                    known,
+                    defect=f"found twice, as subject {' and as '.join(names)}; name one folder",
+                    code="scan-name-conflict",
+                )
+    # A further run that was named itself is a scan of its own.
+    return [
+        replace(scan, others=tuple(o for o in scan.others if without_dots(o) not in found))
+        for scan in found.values()
+    ]
 
 
 def walk(
@@ -137,19 +159,57 @@ def _single(file: Path) -> Scan:
             f"{file}: is no scan; its name must end in {', '.join(EXTENSIONS)}",
             code="scan-format-unknown",
         )
-    return _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
+    scan = _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
+    return _with_what_they_are([scan])[0]
+
+
+def _named_by(file: Path) -> Path:
+    """What is called as the scan is: `file`, or its folder (`S1.nii.gz/x.nii`)."""
+    return file.parent if is_scan(file.parent) else file
+
+
+def _empty_folders(folders: Sequence[Path], files: Sequence[Path]) -> list[Path]:
+    """Folders that are called as a scan is, and hold none."""
+    full = {parent for file in files for parent in file.parents}
+    return [folder for folder in folders if is_scan(folder) and folder not in full]
+
+
+def _with_what_they_are(scans: Sequence[Scan]) -> list[Scan]:
+    """Scans that are no files, or of formats that are not read, with their defect."""
+    checked = []
+    usable: dict[tuple[Path, str], Path] = {}
+    for scan in scans:
+        if scan.defect is None and (wrong := not_a_file(scan.path)):
+            scan = replace(scan, defect=wrong, code="scan-unreadable")
+        elif scan.path.is_dir():
+            text = "is a folder that holds no scan, though it is called as one"
+            scan = replace(scan, defect=text, code="scan-unreadable")
+        elif scan.defect is None and not foreign(scan.path):
+            usable[scan.path.parent, stem(scan.path)] = scan.path
+        checked.append(scan)
+    found = []
+    for scan in checked:
+        wrong = foreign(scan.path) if scan.defect is None else None
+        other = usable.get((scan.path.parent, stem(scan.path)))
+        if wrong and other:
+            scan = replace(scan, defect=f"{other.name} is used instead", code=PASSED_OVER)
+        elif wrong:
+            scan = replace(scan, defect=wrong, code="scan-format-unknown")
+        found.append(scan)
+    return found
 
 
 def _bids(root: Path, file: Path) -> Scan | None:
     """The scan at `sub-*/[ses-*/]anat/`, also if `root` lies within a subject's folder."""
-    below = file.relative_to(root).as_posix()
+    named_by = _named_by(file)
+    below = named_by.relative_to(root).as_posix()
     above = root.absolute().parts
     start = max((n for n, part in enumerate(above) if part.startswith("sub-")), default=len(above))
     match = _BIDS.fullmatch(below) or _BIDS.fullmatch("/".join((*above[start:], below)))
     if match is None:
         return None
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
-    name = _NAME.fullmatch(stem(file))
+    name = _NAME.fullmatch(stem(named_by))
     named = _ids(name) if name else (subject, session)
     scan = Scan(file, subject, session or named[1])
     if named[0] == subject and not (named[1] and session and named[1] != session):
@@ -159,12 +219,13 @@ def _bids(root: Path, file: Path) -> Scan | None:
 
 
 def _by_name_or_folder(root: Path, file: Path) -> Scan:
-    name = _NAME.fullmatch(stem(file))
-    folders = file.relative_to(root).parts[:-1]
+    named_by = _named_by(file)
+    name = _NAME.fullmatch(stem(named_by))
+    folders = named_by.relative_to(root).parts[:-1]
     if name:
         subject, session = _ids(name)
     else:
-        subject, session = normalise_id(folders[0] if folders else stem(file)), None
+        subject, session = normalise_id(folders[0] if folders else stem(named_by)), None
     bearing = (normalise_id(part) for part in folders if part.lower().startswith("ses-"))
     return Scan(file, subject, session or next(bearing, None))
 
@@ -175,19 +236,21 @@ def _ids(name: re.Match[str]) -> tuple[str, str | None]:
 
 
 def _is_other_kind(file: Path) -> bool:
-    name = _NAME.fullmatch(stem(file))
+    name = _NAME.fullmatch(stem(_named_by(file)))
     return name is not None and _OTHER_KIND.fullmatch(name["suffix"] or "") is not None
 
 
 def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
     """One scan for all runs of it, the first; the rest becomes `others`."""
     groups: dict[tuple[Path, str], list[Scan]] = {}
+    first = [scan for scan in scans if scan.code == PASSED_OVER]
     for scan in scans:
+        if scan.code == PASSED_OVER:
+            continue
         name = scan.path.name
         named = _NAME.fullmatch(stem(scan.path))
         same = _RUN.sub("", name) if named else name
         groups.setdefault((scan.path.parent, same), []).append(scan)
-    first = []
     for group in groups.values():
         group.sort(key=_run)
         first.append(replace(group[0], others=tuple(scan.path for scan in group[1:])))

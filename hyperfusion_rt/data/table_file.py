@@ -10,16 +10,19 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hyperfusion_rt.data.table_text import read_records
+from hyperfusion_rt.data.table_text import Record, read_records
 from hyperfusion_rt.errors import TableError
 
-# What stands for "not known", whatever its case.
-MISSING = ("", "NA", "N/A", "nan", "null", "None")
+# What stands for "not known", whatever its case: what people, pandas, R and Excel write for it.
+MISSING = (
+    "", "NA", "N/A", "nan", "-nan", "null", "None", "NaT", "<NA>",
+    "#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN",
+)  # fmt: skip
 
 # Larger than any measurement, small enough that no statistic overflows.
 LARGEST = 1e15
@@ -43,6 +46,10 @@ SUBJECT_COLUMNS = (
 SESSION_COLUMNS = ("session_id", "session", "ses", "VISCODE", "visit_id", "visit", "timepoint")
 
 _MISSING = frozenset(marker.casefold() for marker in MISSING)
+# What nobody sees: zero-width characters, marks of direction, soft hyphens, a stray BOM.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+# Spaces that look like one: no-break, narrow, of fixed width.
+_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _PREFIX = re.compile(r"(?i)^(?:(?:sub|ses)-\s*)+(?=.)")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _BOUND = re.compile(r"^(?:[<>]=?|=[<>]|≤|≥)\s*")
@@ -64,18 +71,25 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that was left out, or a second row that was passed over; `code`: one of `CODES`."""
+    """A row that was left out; `code`: one of `CODES`.
+
+    `passed_over`: on request, since another row was used instead; nothing is wrong.
+    """
 
     subject: str
     session: str | None
     line: int
     reason: str
     code: str
+    passed_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as read. `columns` are in file order; `problems` lists the rows left out."""
+    """A table as read. `columns` are in file order; `problems` lists the rows left out.
+
+    `notes`: which columns name subjects and sessions, where that had to be found out.
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -84,20 +98,26 @@ class Table:
     id_column: str
     session_column: str | None = None
     problems: list[LeftOut] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
 
 def normalise_id(text: str) -> str:
     """The id that scans and rows are matched on: trimmed, without `sub-` or `ses-`.
 
-    Unicode is composed (NFC), since macOS stores file names decomposed. Applying it twice
-    changes nothing.
+    Unicode is composed (NFC), since macOS stores file names decomposed. What nobody sees is taken
+    out, and every kind of space is a space. Applying it twice changes nothing.
     """
-    return _PREFIX.sub("", unicodedata.normalize("NFC", text).strip())
+    return _PREFIX.sub("", unicodedata.normalize("NFC", visible(text)).strip())
+
+
+def visible(text: str) -> str:
+    """`text` without characters of no width, and with plain spaces."""
+    return _SPACE.sub(" ", _INVISIBLE.sub("", text))
 
 
 def is_missing(text: str) -> bool:
     """Whether a cell stands for "not known" (see `MISSING`)."""
-    return text.strip().casefold() in _MISSING
+    return visible(text).strip().casefold() in _MISSING
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -138,6 +158,8 @@ def read_number(row: Row, column: str, *, censored: bool = False) -> float | Non
     if is_missing(text):
         return None
     bound = _BOUND.match(text)
+    if bound and not _NUMBER.fullmatch(text[bound.end() :]):
+        bound = None
     digits = text[bound.end() :] if bound and censored else text
     value = float(digits) if _NUMBER.fullmatch(digits) else math.nan
     if abs(value) <= LARGEST:
@@ -184,11 +206,11 @@ def read_table(
     """Read a table with a header; the separator is a comma, a tab or a semicolon.
 
     Cells are trimmed and blank lines skipped. Columns without a name (a written-out index, a
-    trailing separator) are ignored. In a file with semicolons, numbers may have a decimal comma:
-    `values` holds them with a point.
+    trailing separator) are ignored. Excel's first line `sep=;` names the separator. In a file with
+    semicolons, numbers may have a decimal comma: `values` holds them with a point.
 
     Args:
-        path: the file; UTF-8 with or without BOM, or Windows-1252.
+        path: the file; UTF-8, UTF-16 with a BOM, or Windows-1252.
         id_column: the column of subjects; the first of `SUBJECT_COLUMNS` by default.
         session_column: the column of sessions; the first of `SESSION_COLUMNS`, if any, by default.
         on_duplicate: of several rows for one (subject, session), leave out all, or keep the first.
@@ -197,6 +219,113 @@ def read_table(
         TableError: unreadable, not text, empty, no header, duplicate column names, broken
             quoting, no row, or no such column.
     """
+    text = read_text(path)
+    subject = text.find(SUBJECT_COLUMNS, id_column)
+    if subject is None:
+        raise text.no_subject_column()
+    return text.table(subject, text.find(SESSION_COLUMNS, session_column), on_duplicate)
+
+
+@dataclass(frozen=True)
+class TableText:
+    """The cells of a table of which it is not yet known which columns name subjects and sessions.
+
+    `names`: of all columns, empty where the header has none; `line`: where the header stands.
+    """
+
+    path: Path
+    separator: str
+    line: int
+    names: tuple[str, ...]
+    records: list[Record]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that have a name."""
+        return tuple(name for name in self.names if name)
+
+    def usual(self, names: Sequence[str]) -> list[str]:
+        """The columns that have one of these usual names, in the order of the usual names."""
+        spelt = [plain(name) for name in names]
+        found = [name for name in self.columns if plain(name) in spelt]
+        return sorted(found, key=lambda name: spelt.index(plain(name)))
+
+    def find(self, usual: Sequence[str], given: str | None) -> str | None:
+        """The column `given`, whatever its case; without one, the first of the usual names.
+
+        Raises:
+            TableError: there is no column `given`.
+        """
+        if given is None:
+            return next(iter(self.usual(usual)), None)
+        if given in self.columns:
+            return given
+        found = [name for name in self.columns if name.casefold() == given.casefold()]
+        if len(found) == 1:
+            return found[0]
+        raise TableError(
+            f"{self.path}: there is no column {given!r}{suggest(given, self.columns)} "
+            f"(the columns are {', '.join(self.columns)})",
+            code="table-missing-column",
+        )
+
+    def column(self, name: str) -> Iterator[tuple[int, str]]:
+        """(line, cell) of every row that is long enough."""
+        at = self.names.index(name)
+        return ((line, cells[at]) for line, cells in self.records if at < len(cells))
+
+    def no_subject_column(self) -> TableError:
+        """That no column has a usual name."""
+        start = f"{self.path}, line {self.line}: "
+        if any(_NUMBER.fullmatch(name) for name in self.columns):
+            text = (
+                "there is no header: the first line holds data "
+                f"({', '.join(self.columns[:4])}, ...); add a line with the names of the columns"
+            )
+        else:
+            text = (
+                f"no column of subjects; the columns are {', '.join(self.columns)}. "
+                "Rename one to 'subject', or name it in the configuration (tabular: id_column)"
+            )
+        return TableError(start + text, code="table-no-subject-column")
+
+    def table(
+        self, id_column: str, session_column: str | None, on_duplicate: Duplicates = "refuse"
+    ) -> Table:
+        """The rows, with the subjects and sessions of these columns.
+
+        Raises:
+            TableError: there is no row.
+        """
+        if not self.records:
+            raise TableError(
+                f"{self.path}: there is a header but no row below it", code="table-empty"
+            )
+        table = Table(self.path, self.columns, [], self.separator, id_column, session_column)
+        for line, cells in self.records:
+            if len(cells) == len(self.names):
+                values = {n: c.strip() for n, c in zip(self.names, cells, strict=True) if n}
+                _add(table, line, values)
+            else:
+                reason = (
+                    f"the row has {len(cells)} fields, the header has {len(self.names)}: "
+                    "check its separators and quotes"
+                )
+                subject, session = _ids_of(table, self.names, cells)
+                table.problems.append(LeftOut(subject, session, line, reason, "table-ragged-row"))
+        if self.separator == ";":
+            _accept_decimal_commas(table)
+        _settle_duplicates(table, on_duplicate)
+        table.problems.sort(key=lambda problem: problem.line)
+        return table
+
+
+def read_text(path: str | Path) -> TableText:
+    """The cells of a table with a header.
+
+    Raises:
+        TableError: unreadable, not text, empty, duplicate column names, or broken quoting.
+    """
     path = Path(path)
     separator, records = read_records(path)
     if not records:
@@ -204,35 +333,12 @@ def read_table(
             f"{path}: the file is empty; it needs a header line and one line per scan",
             code="table-empty",
         )
-
     line, header = records[0]
-    names = [name.strip() for name in header]
-    columns = tuple(name for name in names if name)
-    _check_duplicate_names(path, line, columns)
-    subject_name = _find_column(path, names, SUBJECT_COLUMNS, id_column)
-    if subject_name is None:
-        raise TableError(_no_subject_column(path, line, columns), code="table-no-subject-column")
-    session_name = _find_column(path, names, SESSION_COLUMNS, session_column)
-    if len(records) == 1:
-        raise TableError(f"{path}: there is a header but no row below it", code="table-empty")
-
-    table = Table(path, columns, [], separator, subject_name, session_name)
-    for line, cells in records[1:]:
-        if len(cells) == len(names):
-            values = {n: c.strip() for n, c in zip(names, cells, strict=True) if n}
-            _add(table, line, values)
-        else:
-            reason = (
-                f"the row has {len(cells)} fields, the header has {len(names)}: "
-                "check its separators and quotes"
-            )
-            subject, session = _ids_of(table, names, cells)
-            table.problems.append(LeftOut(subject, session, line, reason, "table-ragged-row"))
-    if separator == ";":
-        _accept_decimal_commas(table)
-    _settle_duplicates(table, on_duplicate)
-    table.problems.sort(key=lambda problem: problem.line)
-    return table
+    text = TableText(
+        path, separator, line, tuple(visible(name).strip() for name in header), records[1:]
+    )
+    _check_duplicate_names(path, line, text.columns)
+    return text
 
 
 def _check_duplicate_names(path: Path, line: int, columns: Sequence[str]) -> None:
@@ -245,39 +351,9 @@ def _check_duplicate_names(path: Path, line: int, columns: Sequence[str]) -> Non
         )
 
 
-def _no_subject_column(path: Path, line: int, columns: Sequence[str]) -> str:
-    if any(_NUMBER.fullmatch(name) for name in columns):
-        return (
-            f"{path}, line {line}: there is no header: the first line holds data "
-            f"({', '.join(columns[:4])}, ...); add a line with the names of the columns"
-        )
-    return (
-        f"{path}, line {line}: no column of subjects; the columns are {', '.join(columns)}. "
-        "Rename one to 'subject', or name it in the configuration (tabular: id_column)"
-    )
-
-
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A column's name without what people spell in several ways: case, spaces, `_` and `-`."""
     return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def _find_column(
-    path: Path, names: Sequence[str], usual: Sequence[str], given: str | None
-) -> str | None:
-    if given is not None:
-        if given in names:
-            return given
-        found = [name for name in names if name.casefold() == given.casefold()]
-        if len(found) == 1:
-            return found[0]
-        columns = ", ".join(name for name in names if name)
-        raise TableError(
-            f"{path}: there is no column {given!r}{suggest(given, names)} "
-            f"(the columns are {columns})",
-            code="table-missing-column",
-        )
-    by_plain = {_plain(name): name for name in reversed(names) if name}
-    return next((by_plain[_plain(name)] for name in usual if _plain(name) in by_plain), None)
 
 
 def _ids_of(table: Table, names: Sequence[str], cells: Sequence[str]) -> tuple[str, str | None]:
@@ -294,6 +370,11 @@ def _add(table: Table, line: int, values: dict[str, str]) -> None:
     session_id = None if is_missing(session) else normalise_id(session)
     if is_missing(subject):
         reason = f"column {table.id_column!r} is empty: the row needs a subject id"
+        if normalise_id(subject):
+            reason = (
+                f"column {table.id_column!r}: {subject!r} reads as missing, and the row needs a "
+                "subject id; if it is one, give the subject another"
+            )
         code = "table-row-without-subject"
         table.problems.append(LeftOut("", session_id, line, reason, code))
     else:
@@ -331,5 +412,6 @@ def _settle_duplicates(table: Table, policy: Duplicates) -> None:
             else f"duplicate: line {others} has the same {what}; keep one of them"
         )
         code = "table-duplicate-row"
-        table.problems.append(LeftOut(row.subject, row.session, row.line, reason, code))
+        left = LeftOut(row.subject, row.session, row.line, reason, code, policy == "first")
+        table.problems.append(left)
     table.rows[:] = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -14,6 +15,15 @@ from hyperfusion_rt.errors import TableError
 # What no text holds: control characters but for tabs and line ends.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _HIGH_RUN = re.compile(r"[^\x00-\x7f]{3}")
+# Excel's first line `sep=;`: it names the separator and is no header.
+_NAMED_SEPARATOR = re.compile(r'"?sep=([^\r\n])"?[^\S\r\n]*(?=[\r\n]|\Z)', re.IGNORECASE)
+# Excel's "Unicode text" begins with such a mark. UTF-32's begins with UTF-16's: it comes first.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 # (line where the record starts, its cells)
 Record = tuple[int, list[str]]
@@ -26,7 +36,14 @@ def read_records(path: Path) -> tuple[str, list[Record]]:
         TableError: unreadable, not text, or broken quoting.
     """
     text = _decode(path)
-    separator = _separator(text)
+    named = _NAMED_SEPARATOR.match(text)
+    if named:
+        separator, text = (
+            named[1],
+            text[named.end() :],
+        )  # a blank line stays: lines keep their number
+    else:
+        separator = _separator(text)
     try:
         return separator, list(_records(text, separator))
     except _QuotingError as error:
@@ -53,9 +70,15 @@ def _decode(path: Path) -> str:
         raise TableError(
             f"{path}: is a spreadsheet or an archive, not text; {advice}", code="table-not-text"
         )
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8-sig")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise TableError(
+                f"{path}: begins as {encoding.upper()} text, but does not go on so; {advice}",
+                code="table-not-text",
+            ) from None
         line = raw.count(b"\n", 0, error.start) + 1
         place = f"{path}, line {line}: byte {error.start} is neither UTF-8 nor Windows-1252"
         try:

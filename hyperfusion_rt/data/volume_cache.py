@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
-from hyperfusion_rt.config import Preprocessing
+from hyperfusion_rt.config import Frozen, Preprocessing
 from hyperfusion_rt.data import scan_header, volumes
 from hyperfusion_rt.data.volumes import Boxes, load_boxes
 from hyperfusion_rt.files import replacing, sha256, stamp, write_text
@@ -35,6 +35,18 @@ def content_key(path: Path) -> str:
     except OSError:
         return ""
     return digest.hexdigest()
+
+
+class Figures(Frozen):
+    """What is kept of `Boxes` beside the images; see there."""
+
+    coverage: tuple[float, ...]
+    fill: tuple[float, ...]
+    contrast: tuple[float, ...]
+    warnings: tuple[str, ...]
+
+
+_NAMES = tuple(Figures.model_fields)
 
 
 @lru_cache(maxsize=1)
@@ -86,24 +98,24 @@ class VolumeCache:
             return boxes.images if found is None else found
         return found
 
-    def warnings(self, scan: Path) -> tuple[str, ...]:
-        """What a reader should know of `scan`: the `warnings` of its boxes, which `get` kept."""
+    def figures(self, scan: Path) -> Figures:
+        """What `scan`'s boxes are like, decoded when that is not in the cache.
+
+        Raises:
+            ScanError, HyperFusionError: as `get`.
+        """
         path = self.path(scan)
         try:
-            return tuple(map(str, json.loads(_said(path).read_text(encoding="utf-8"))))
-        except FileNotFoundError:
-            return ()
-        except (ValueError, TypeError):
-            return self._make(scan, path).warnings
+            return Figures(**json.loads(_beside(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            boxes = self._make(scan, path)
+            return Figures(**{name: getattr(boxes, name) for name in _NAMES})
 
     def _make(self, scan: Path, path: Path) -> Boxes:
         boxes = load_boxes(scan, self.preprocessing)
-        # First what is said of the boxes: where they are, it is.
-        if boxes.warnings:
-            write_text(_said(path), json.dumps(boxes.warnings))
-        else:
-            _said(path).unlink(missing_ok=True)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        content = {name: getattr(boxes, name) for name in _NAMES}
+        write_text(_beside(path), json.dumps(content), private=True)
+        with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
             np.save(file, boxes.images)
         return boxes
 
@@ -117,5 +129,5 @@ class VolumeCache:
         return array if array.shape == shape and array.dtype == np.float32 else None
 
 
-def _said(path: Path) -> Path:
+def _beside(path: Path) -> Path:
     return path.with_suffix(".json")

@@ -17,8 +17,9 @@ from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
-from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.table_file import Duplicates, read_table
+from hyperfusion_rt.data.scan_search import find_all, find_scans
+from hyperfusion_rt.data.table_columns import read_table_for
+from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp
@@ -117,30 +118,28 @@ class Predictor:
         """
         spec = self.manifest.table
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        find = find_scans
         if self.options.source == "raw":
-            from hyperfusion_rt.data.raw.dicom import find_raw_scans as find
-        # A scan that is named twice, by itself and with its folder, is one scan.
-        unique = {s.path.resolve(): s for path in given for s in find(Path(path))}
-        scans = list(unique.values())
-        path = Path(table)
-        if path.name == "participants.tsv":
-            # BIDS says how its columns are called, whatever the training's table had; what differs
-            # from session to session stands in the participants' folders.
-            rows = read_table(
-                path, id_column=id_column or "participant_id", on_duplicate=on_duplicate
-            )
-            rows = session_rows(path.parent, rows)
+            from hyperfusion_rt.data.raw.search import find_raw_scans as find
         else:
-            rows = read_table(
-                path,
-                id_column=id_column or spec.id_column,
-                session_column=spec.session_column,
-                on_duplicate=on_duplicate,
-            )
+            find = find_scans
+        # A scan that is named twice, by itself and with its folder, is one scan.
+        scans = find_all(map(Path, given), find)
+        path = Path(table)
+        in_bids = path.name == "participants.tsv"
+        # BIDS says how its columns are called, whatever the training's table had; what differs
+        # from session to session stands in the participants' folders.
+        rows = read_table_for(
+            scans,
+            path,
+            id_column=id_column or ("participant_id" if in_bids else spec.id_column),
+            session_column=None if in_bids else spec.session_column,
+            on_duplicate=on_duplicate,
+        )
+        if in_bids:
+            rows = session_rows(path.parent, rows)
         for encoder in self.manifest.members:
             encoder.check_columns(rows)
-        return join(scans, rows)
+        return join(scans, rows, [column.name for column in self.manifest.members[0].columns])
 
     def stream(self, cases: Iterable[Case]) -> Stream[Prediction]:
         """Predict `cases`, in the order in which they are done; memory does not grow with them.
@@ -251,9 +250,7 @@ class Predictor:
             for name, seconds in clock.steps.items():
                 usage.step(name, seconds)
             row = np.concatenate(tabular, dtype=np.float32)
-            return _Inputs(
-                case, found, row, warnings, Seconds(**clock.steps), memory, before
-            )
+            return _Inputs(case, found, row, warnings, Seconds(**clock.steps), memory, before)
         except Exception as error:
             budget.give(memory)
             return _failed(case, error, before)

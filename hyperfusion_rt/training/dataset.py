@@ -20,13 +20,8 @@ from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.finding import Finding
 from hyperfusion_rt.data.number_check import impossible_age
 from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.table_file import (
-    Row,
-    read_category,
-    read_number,
-    read_table,
-    where,
-)
+from hyperfusion_rt.data.table_columns import read_table_for
+from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
 from hyperfusion_rt.data.volume_cache import VolumeCache, content_key
 from hyperfusion_rt.errors import CohortError, HyperFusionError, ScanError, TableError
 from hyperfusion_rt.training.check import (
@@ -160,10 +155,14 @@ def _some_case(study: _Study, root: Path) -> None:
 
 def _read_study(config: Config, root: Path) -> _Study:
     spec = config.tabular
-    table = read_table(
-        root / config.table, id_column=spec.id_column, session_column=spec.session_column
+    scans = find_scans(root / config.scans)
+    table = read_table_for(
+        scans,
+        root / config.table,
+        id_column=spec.id_column,
+        session_column=spec.session_column,
     )
-    cohort = join(find_scans(root / config.scans), table)
+    cohort = join(scans, table, [*(feature.name for feature in spec.features), spec.target])
     left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
     findings = [
         *missing_columns(spec, table), *wrong_features(spec, table), *wrong_weights(config)
@@ -204,7 +203,7 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
             study.left.append(Left(case.subject, case.session, str(fault), fault.code))
             continue
         kept.append(index)
-        for text in cache.warnings(case.scan):
+        for text in cache.figures(case.scan).warnings:
             said.setdefault(text, []).append(case.subject)
     study.cases = [cases[i] for i in kept]
     study.targets = [targets[i] for i in kept]

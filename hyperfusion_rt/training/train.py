@@ -115,11 +115,12 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
         changed = _changed(json.loads(inputs.read_text(encoding="utf-8")), content)
         if changed:
             _refuse_resume(inputs, f"{changed} changed")
-    write_text(splits, text)
-    write_text(inputs, json.dumps(content, indent=1) + "\n")
-    write_text(run.folder / "check.json", json.dumps(asdict(dataset.check), indent=2) + "\n")
+    write_text(splits, text, private=True)
+    write_text(inputs, json.dumps(content, indent=1) + "\n", private=True)
+    check = json.dumps(asdict(dataset.check), indent=2) + "\n"
+    write_text(run.folder / "check.json", check, private=True)
     left = [astuple(item) for item in dataset.left_out]
-    write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n")
+    write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n", private=True)
 
 
 def _changed(old: list[dict[str, str]], new: list[dict[str, str]]) -> str:
@@ -204,5 +205,5 @@ def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
     content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, :, 0])}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
-    with replacing(run.folder / "cases.safetensors") as temporary:
+    with replacing(run.folder / "cases.safetensors", private=True) as temporary:
         save_file(content, temporary)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hyperfusion_rt.data import scan_search
 from hyperfusion_rt.data.cohort import Case, Cohort, join, restrict
-from hyperfusion_rt.data.scan_search import Scan, find_scans
+from hyperfusion_rt.data.scan import Scan
+from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.table_file import Row, Table, read_table
 from hyperfusion_rt.errors import CODES, CohortError
 

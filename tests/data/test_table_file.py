@@ -163,7 +163,8 @@ def test_unnamed_columns_are_ignored(tmp_path: Path) -> None:
         (b"PK\x03\x04" + bytes(30), "spreadsheet", "table-not-text"),
         (b"subject,AGE\n1,7\x000\n", "line 2: is not text", "table-not-text"),
         (b"\x1f\x8b\x08\x00" + bytes(range(256)), "line .*(neither|not text)", "table-not-text"),
-        ("subject,AGE\n1,70\n".encode("utf-16"), "line 1: .*(neither|not text)", "table-not-text"),
+        (b"\xff\xfes\x00u", "begins as UTF-16 text, but", "table-not-text"),
+        ("subject,AGE\n1,70\n".encode("utf-16-le"), "line 1: is not text", "table-not-text"),
         ("subject,name\n1,Иванов\n".encode("cp1251"), "line 2: byte .*CSV UTF-8", "table-not-text"),
         (b"subject,name\n1,a\x81b\n", "line 2: byte 16 is neither", "table-not-text"),
     ],
@@ -213,7 +214,7 @@ def test_ragged_rows_are_left_out(tmp_path: Path) -> None:
     assert {problem.code for problem in table.problems} == {"table-ragged-row"}
 
 
-@pytest.mark.parametrize("empty", ["", "  ", "n/a", "NA"])
+@pytest.mark.parametrize("empty", ["", "  ", "\u00a0", "\u200b"])
 def test_rows_without_subject_are_left_out(tmp_path: Path, empty: str) -> None:
     table = read_table(write(tmp_path, f"subject,AGE\n{empty},70\n2,71\n"))
     assert [row.subject for row in table.rows] == ["2"]
@@ -226,6 +227,47 @@ def test_rows_without_subject_are_left_out(tmp_path: Path, empty: str) -> None:
             "table-row-without-subject",
         )
     ]
+
+
+@pytest.mark.parametrize("marker", ["n/a", "NA", "<NA>", "None"])
+def test_an_id_that_reads_as_missing_is_named(tmp_path: Path, marker: str) -> None:
+    (problem,) = read_table(write(tmp_path, f"subject,AGE\n{marker},70\n2,71\n")).problems
+    assert f"column 'subject': '{marker}' reads as missing" in problem.reason
+    assert problem.code == "table-row-without-subject"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_unicode_text_of_a_spreadsheet(tmp_path: Path, encoding: str) -> None:
+    table = read_table(write(tmp_path, "subject\tname\r\n1\tMüller\r\n".encode(encoding)))
+    assert table.columns == ("subject", "name")
+    assert table.rows[0].values["name"] == "Müller"
+
+
+def test_big_endian_unicode_text(tmp_path: Path) -> None:
+    content = b"\xfe\xff" + "subject,AGE\n1,70\n".encode("utf-16-be")
+    assert read_table(write(tmp_path, content)).rows[0].values["AGE"] == "70"
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "sep=; "])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_first_line_that_names_the_separator(tmp_path: Path, first: str, newline: str) -> None:
+    text = newline.join((first, "subject;AGE, years;x,y", "1;70,5;2", "2;71;3", ""))
+    table = read_table(write(tmp_path, text))
+    assert (table.separator, table.columns) == (";", ("subject", "AGE, years", "x,y"))
+    assert [(row.line, row.values["AGE, years"]) for row in table.rows] == [(3, "70.5"), (4, "71")]
+
+
+def test_a_named_tab_and_a_column_that_begins_like_it(tmp_path: Path) -> None:
+    assert read_table(write(tmp_path, "sep=\t\nID\tA\n1\t2\n")).rows[0].values["A"] == "2"
+    table = read_table(write(tmp_path, "sep=x y,ID\n1,2\n"))
+    assert table.columns == ("sep=x y", "ID")
+
+
+def test_what_nobody_sees_in_a_header(tmp_path: Path) -> None:
+    table = read_table(
+        write(tmp_path, "\ufeff\ufeffsubject,\u200bAGE\u00a0,Total\u00a0IV\n1,2,3\n")
+    )
+    assert table.columns == ("subject", "AGE", "Total IV")
 
 
 def test_duplicates_are_refused(tmp_path: Path) -> None:
@@ -244,6 +286,8 @@ def test_first_duplicate_is_kept_on_request(tmp_path: Path) -> None:
     assert [row.values["AGE"] for row in table.rows] == ["70"]
     assert [problem.line for problem in table.problems] == [3, 4]
     assert "line 2 has the same subject and is used" in table.problems[0].reason
+    assert all(problem.passed_over for problem in table.problems)
+    assert not any(problem.passed_over for problem in read_table(write(tmp_path, text)).problems)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +300,9 @@ def test_first_duplicate_is_kept_on_request(tmp_path: Path) -> None:
         ("002_S_0413", "002_S_0413"),
         ("subject1", "subject1"),
         ("Mu\u0308ller", "Müller"),
+        ("\u00a0S1\u200b", "S1"),
+        ("\ufeffsub-S\u00a01", "S 1"),
+        ("sub\u200b-S1", "S1"),
     ],
 )
 def test_normalise_id(text: str, expected: str) -> None:
@@ -279,7 +326,7 @@ def test_numbers(text: str, value: float) -> None:
     assert read_number(row(text), "A") == value
 
 
-@pytest.mark.parametrize("text", ["", " ", "NA", "N/A", "nan", "n/a", "null", "None", "NaN"])
+@pytest.mark.parametrize("text", [*table_module.MISSING, " ", "n/a", "NaN", "NULL", "\u00a0"])
 def test_missing_markers(text: str) -> None:
     assert read_number(row(text), "A") is None
     assert read_category(row(text), "A", ("F", "M")) is None
@@ -298,6 +345,12 @@ def test_text_in_a_number(text: str, censored: bool) -> None:
     with pytest.raises(TableError, match=r"line 7, column 'A': .* allowed: 71.5") as error:
         read_number(row(text), "A", censored=censored)
     assert error.value.code == "table-not-a-number"
+
+
+@pytest.mark.parametrize("text", ["-", ".", "?", "<none>", "#DIV/0!", "missing"])
+def test_other_words_for_missing_are_named(text: str) -> None:
+    with pytest.raises(TableError, match=r"is no usable number; allowed: .* or empty"):
+        read_number(row(text), "A")
 
 
 @pytest.mark.parametrize("text", ["inf", "-Infinity", "1e999", "1e16"])

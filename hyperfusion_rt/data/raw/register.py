@@ -29,6 +29,7 @@ import numpy as np
 
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
+from hyperfusion_rt.data.dicom import read_dicom
 from hyperfusion_rt.data.raw.alignment import (
     INNER_MM,
     Fit,
@@ -46,7 +47,6 @@ from hyperfusion_rt.data.raw.alignment import (
     strip_skull,
     without_bias,
 )
-from hyperfusion_rt.data.raw.dicom import read_dicom
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
 from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
@@ -265,8 +265,9 @@ def write_registered(registered: Registered, out: Path) -> None:
     write_text(
         out.with_name(out.name.removesuffix(".nii.gz") + ".json"),
         json.dumps(content, indent=2) + "\n",
+        private=True,
     )
-    with replacing(out) as temporary:
+    with replacing(out, private=True) as temporary:
         temporary.write_bytes(igzip.compress(stored.getvalue(), compresslevel=1, mtime=0))
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from hyperfusion_rt.artifact.manifest import Artifact, latest_artifact
 from hyperfusion_rt.data.bids_dataset import participants, subject_folders
 from hyperfusion_rt.data.cohort import Cohort, restrict
-from hyperfusion_rt.data.scan_search import find_scans
+from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans
 from hyperfusion_rt.data.table_file import normalise_id, read_table, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
@@ -154,6 +154,7 @@ def bids_app(
         predictions,
         summary,
         stream.usage,
+        joined=cohort.notes,
     )
     return BidsResult(result, out, _missing(out, known))
 
@@ -169,7 +170,7 @@ def _cohort(
     cohort = restrict(predictor.gather(folders, tabular, id_column=id_column), subjects)
     # `restrict` reports whom it finds nowhere; here these are participants with other data only.
     nothing = [problem for problem in cohort.problems if problem.source == "list"]
-    cohort = Cohort(cohort.cases, [p for p in cohort.problems if p.source != "list"])
+    cohort = replace(cohort, problems=[p for p in cohort.problems if p.source != "list"])
     reason = "neither a T1w scan nor a row of the table"
     skipped = [
         Prediction(item.subject, None, "skipped", reason, code=item.code) for item in nothing
@@ -181,7 +182,8 @@ def _folders(bids_dir: Path, subjects: Sequence[str]) -> list[Path]:
     """The participants' own folders, so that a large dataset is not searched for one of them."""
     folders = [bids_dir / f"sub-{subject}" for subject in subjects]
     try:
-        good = all(scan.defect is None for path in folders for scan in find_scans(path))
+        found = [scan for path in folders for scan in find_scans(path)]
+        good = not any(scan.code in ("scan-name-conflict", UNREADABLE) for scan in found)
     except CohortError:
         good = False
     return folders if good else [bids_dir]
@@ -229,7 +231,9 @@ def _with_sessions(
     known |= {item.session for item in problems if item.session}
     labels = _labelled(asked, sorted(known), f"`session_label`: of these participants, {bids_dir}")
     cases = [case for case in cohort.cases if case.session in labels]
-    return Cohort(cases, []), [item for item in problems if item.session in labels]
+    return replace(cohort, cases=cases, problems=[]), [
+        item for item in problems if item.session in labels
+    ]
 
 
 def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | None) -> BidsResult:
@@ -320,7 +324,7 @@ def _write_participant(
             "notes": list(predictor.notes),
             "predictions": [as_json(_relative(item, bids_dir)) for item in found],
         }
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(path, json.dumps(content, indent=2) + "\n", private=True)
         written.add(path)
     everything = []
     for path in sorted(folder.glob("sub-*.json")):

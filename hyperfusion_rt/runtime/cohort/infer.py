@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest, latest_artifact
@@ -90,6 +90,7 @@ def infer(
             stream.usage if isinstance(stream, Stream) else Usage(),
             len(before),
             ending,
+            cohort.notes,
         )
         record = {
             "options": options.model_dump(mode="json"),
@@ -161,9 +162,10 @@ def _part(cohort: Cohort, subjects: Sequence[str], shard: Shard | None) -> Cohor
     def here(subject: str) -> bool:
         return shard_of(subject, count) == index
 
-    return Cohort(
-        [case for case in cohort.cases if here(case.subject)],
-        [problem for problem in cohort.problems if here(problem.subject)],
+    return replace(
+        cohort,
+        cases=[case for case in cohort.cases if here(case.subject)],
+        problems=[problem for problem in cohort.problems if here(problem.subject)],
     )
 
 

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.config import Preprocessing
-from hyperfusion_rt.data.raw.dicom import find_raw_scans
+from hyperfusion_rt.data.bids_dataset import without_dots
+from hyperfusion_rt.data.mni_template import SPACE
 from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
-from hyperfusion_rt.data.scan_search import Scan, stem
+from hyperfusion_rt.data.raw.search import find_raw_scans
+from hyperfusion_rt.data.scan import Scan
+from hyperfusion_rt.data.scan_file import stem
+from hyperfusion_rt.data.scan_space import PASSED_OVER, named_in
 from hyperfusion_rt.errors import CohortError, ConfigError, reason_of
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
@@ -26,7 +30,8 @@ TABLE = "quality.csv"
 class Preprocessed:
     """One raw scan: where its registered copy lies, its figures, or why there is none.
 
-    `status`: `ok`; `error`, with its `code`; `kept`: the copy was there already.
+    `status`: `ok`; `error`, with its `code`; `kept`: the copy was there already; `skipped`: another
+    run or copy of the scan is used.
     """
 
     scan: Path
@@ -48,7 +53,8 @@ def preprocess(
 ) -> list[Preprocessed]:
     """Register every scan under `scans` into the folder `out`, and write `out/quality.csv`.
 
-    The copies lie as the originals do below each given folder, as `.nii.gz` with a JSON sidecar.
+    The copies lie as the originals do below each given folder, as `.nii.gz` with a JSON sidecar. A
+    link's copy has the link's name; a name that says another space says MNI space then.
     A copy of the same content that is there is kept unless `force`, so that a run that was
     interrupted goes on; scans below `out` are not searched.
     `preprocessing`: of the boxes whose coverage is measured.
@@ -57,23 +63,31 @@ def preprocess(
         HyperFusionError: no scan; two scans with one name; the folder cannot be written.
     """
     places: dict[Path, Path] = {}
+    left: dict[Path, Preprocessed] = {}
     for given in scans:
         for scan in find_raw_scans(given):
-            if scan.path.resolve().is_relative_to(out.resolve()):
+            # Links count as what they are called, so that only their folder is resolved.
+            if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
+            for item in _left(scan):
+                left[without_dots(item.scan)] = item
             if scan.defect:
-                raise CohortError(f"{scan.path}: {scan.defect}", code=scan.code)
+                continue
             place = out / _relative(given, scan)
             if place in places:
+                if without_dots(places[place]) == without_dots(scan.path):
+                    continue  # named twice, by itself and with its folder
                 raise ConfigError(
                     f"{scan.path} and {places[place]}: both would become {place}; preprocess their "
                     "folders one by one, into different ones",
                     code="output-wrong-name",
                 )
             places[place] = scan.path
-    if not places:
+    if not places and not left:
         raise CohortError(f"no raw scan outside of {out}", code="cohort-no-scan")
-    found: list[Preprocessed] = []
+    done = {without_dots(path) for path in places.values()}
+    found = [item for path, item in left.items() if path not in done]
+    before = len(found)
 
     def one(place: Path) -> Preprocessed:
         try:
@@ -91,9 +105,9 @@ def preprocess(
         for item in run(places, one, list, workers=threads or usable_cores()):
             found.append(item)
             if on_scan is not None:
-                on_scan(len(found), len(places))
+                on_scan(len(found), len(places) + before)
     finally:
-        found.sort(key=lambda item: item.out)
+        found.sort(key=lambda item: (item.out, item.scan))
         _write_table(out, found)
     return found
 
@@ -113,10 +127,23 @@ def _is_made(place: Path, scan: Path) -> bool:
     return place.exists() and _sidecar(place).get("sha256") == source_hash(scan)
 
 
+def _left(scan: Scan) -> list[Preprocessed]:
+    """What of a scan is not registered, and why: defects, further runs, copies in MNI space."""
+    found = []
+    if scan.defect:
+        status = "skipped" if scan.code == PASSED_OVER else "error"
+        reason = f"{scan.path}: {scan.defect}"
+        found.append(Preprocessed(scan.path, Path(), status, reason, {}, scan.code))
+    for other in scan.others:
+        reason = f"{other}: another run of the same scan: {scan.path.name} is used"
+        found.append(Preprocessed(other, Path(), "skipped", reason, {}, PASSED_OVER))
+    return found
+
+
 def _relative(given: Path, scan: Scan) -> Path:
     here = given == scan.path
-    below = Path(scan.path.resolve().name) if here else scan.path.relative_to(given)
-    return below.with_name(f"{stem(below) or scan.subject}.nii.gz")
+    below = Path(without_dots(scan.path).name) if here else scan.path.relative_to(given)
+    return below.with_name(f"{named_in(SPACE, stem(below) or scan.subject)}.nii.gz")
 
 
 def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
@@ -130,7 +157,7 @@ def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
             reason = "; ".join(content["warnings"])
             rows.append({**where, **figures, "status": "ok", "reason": reason})
     for item in found:
-        if item.status == "error":
+        if item.status in ("error", "skipped"):
             where = {"scan": str(item.scan), "out": ""}
             rows.append({**where, "status": item.status, "reason": item.reason})
     names = dict.fromkeys(name for row in rows for name in row)
@@ -139,4 +166,4 @@ def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(out / TABLE, stream.getvalue())
+    write_text(out / TABLE, stream.getvalue(), private=True)

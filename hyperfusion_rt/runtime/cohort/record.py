@@ -13,7 +13,7 @@ from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
-from hyperfusion_rt.data.scan_search import is_scan
+from hyperfusion_rt.data.scan_file import is_scan
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine
@@ -35,7 +35,7 @@ class Result:
     """The predictions of a cohort and their summary.
 
     `taken_over`: how many are of an earlier run. `ending`: `finished`; `stopped` by `max_errors`;
-    `interrupted`.
+    `interrupted`. `joined`: which columns were taken for what, how many scans have a row.
     """
 
     manifest: Manifest
@@ -46,6 +46,7 @@ class Result:
     usage: Usage = field(default_factory=Usage)
     taken_over: int = 0
     ending: Ending = "finished"
+    joined: tuple[str, ...] = ()
 
     @property
     def failed(self) -> list[Prediction]:
@@ -59,6 +60,7 @@ class Result:
         return {
             "engine": self.engine,
             "notes": list(self.notes),
+            "joined": list(self.joined),
             "ending": self.ending,
             "taken_over": self.taken_over,
             "summary": self.summary,
@@ -136,7 +138,7 @@ class Outputs:
         content = {
             "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
             "command": sys.argv,
-            "folder": str(Path.cwd()),
+            "folder": _folder(),
             "started": _utc(started),
             "finished": _utc(now),
             "seconds": now - started,
@@ -149,11 +151,20 @@ class Outputs:
             "taken_over": result.taken_over,
             "usage": result.usage.as_dict(),
             "notes": list(result.notes),
+            "joined": list(result.joined),
             "host": platform.node(),
             "machine": describe_machine(),
             "packages": versions(),
         }
-        write_text(self.record, json.dumps(content, indent=2) + "\n")
+        write_text(self.record, json.dumps(content, indent=2) + "\n", private=True)
+
+
+def _folder() -> str | None:
+    """The working folder; None where it was deleted in the meantime."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 def _utc(seconds: float) -> str:

@@ -132,7 +132,7 @@ class Page:
         Raises:
             HyperFusionError: the folder cannot be written, or the disk is full.
         """
-        write_text(path, _render(self))
+        write_text(path, _render(self), private=True)
 
 
 def _render(page: Page) -> str:

@@ -1,17 +1,13 @@
-"""DICOM folders: finding them, checking that a series is one even volume, reading it."""
+"""DICOM folders: checking that a series is one even volume, reading it."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hyperfusion_rt.data.bids_dataset import not_searched
 from hyperfusion_rt.data.raw.alignment import Float, Matrix, require_sitk
-from hyperfusion_rt.data.scan_search import UNREADABLE, Scan, find_scans, is_scan, walk
-from hyperfusion_rt.data.table_file import normalise_id
 from hyperfusion_rt.errors import ScanError
 
 
@@ -32,42 +28,6 @@ def is_dicom_folder(path: Path) -> bool:
         except OSError:
             continue
     return False
-
-
-def find_raw_scans(path: str | Path) -> list[Scan]:
-    """As `find_scans`, and every folder of DICOM files below `path` as one scan.
-
-    A DICOM folder's subject is the folder `sub-*`, the first folder below `path`, or its own name.
-
-    Raises:
-        CohortError: no such path, no permission to read it, or no scan found.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        return find_scans(root)
-    found: list[Scan] = []
-    others = False
-    try:
-        for folder, files, defect in walk(root, not_searched(root)):
-            others |= any(is_scan(file) for file in files)
-            if defect is not None:
-                found.append(replace(_as_scan(root, folder), defect=defect, code=UNREADABLE))
-            elif is_dicom_folder(folder):
-                found.append(_as_scan(root, folder))
-    except OSError:
-        return find_scans(root)  # says what is wrong
-    if others or not found:
-        found = [scan for scan in found if not scan.defect] + find_scans(root)
-    return sorted(found, key=lambda scan: scan.path)
-
-
-def _as_scan(root: Path, folder: Path) -> Scan:
-    """Its subject: the folder `sub-*`, else the first below `root`, else its own name."""
-    parts = (root.resolve().name, *folder.relative_to(root).parts)
-    labelled = [part for part in parts if part.lower().startswith("sub-")]
-    subject = (labelled or [*parts[1:2], parts[0]])[0]
-    session = next((normalise_id(p) for p in parts if p.lower().startswith("ses-")), None)
-    return Scan(folder, normalise_id(subject), session)
 
 
 def dicom_series(folder: Path) -> list[tuple[Path, ...]]:
