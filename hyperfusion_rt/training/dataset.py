@@ -17,7 +17,7 @@ from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.data.cohort import Case, join
 from hyperfusion_rt.data.column_check import Column
 from hyperfusion_rt.data.encoder import read_target
-from hyperfusion_rt.data.finding import Finding
+from hyperfusion_rt.data.finding import SHOWN, Finding, more
 from hyperfusion_rt.data.number_check import impossible_age
 from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
@@ -75,6 +75,7 @@ class _Study:
     left: list[Left]
     columns: list[Column]
     findings: list[Finding]
+    notes: tuple[str, ...] = ()
 
     def check(self, config: Config, *, parts: NDArray[np.int64] | None = None) -> Check:
         """All that is known of the cases that are left; with `parts [N]`, what each holds."""
@@ -86,7 +87,14 @@ class _Study:
             found, more = check_parts(config, rows, targets, parts, subjects)
             findings += more
         distinct = tuple(dict.fromkeys(findings))
-        return Check(len(self.cases), tuple(self.columns), tuple(found), distinct, tuple(self.left))
+        return Check(
+            len(self.cases),
+            tuple(self.columns),
+            tuple(found),
+            distinct,
+            tuple(self.left),
+            self.notes,
+        )
 
 
 def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset:
@@ -167,7 +175,7 @@ def _read_study(config: Config, root: Path) -> _Study:
     findings = [
         *missing_columns(spec, table), *wrong_features(spec, table), *wrong_weights(config)
     ]  # fmt: skip
-    study = _Study([], [], left, [], findings)
+    study = _Study([], [], left, [], findings, cohort.notes)
     if any(finding.code == "table-missing-column" for finding in findings):
         return study
     if cohort.cases:
@@ -188,6 +196,7 @@ def _read_study(config: Config, root: Path) -> _Study:
             study.cases.append(case)
             study.targets.append(float(target))
     rows = [case.row for case in study.cases]
+    findings += _grouped([(text, case.subject) for case in study.cases for text in case.warnings])
     findings += check_leaks(spec, rows, np.array(study.targets))
     return study
 
@@ -197,19 +206,25 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
     cases, targets = study.cases, study.targets
     faults = _decode(cache, [case.scan for case in cases], on_scan)
     kept = []
-    said: dict[str, list[str]] = {}
+    said: list[tuple[str, str]] = []
     for index, (case, fault) in enumerate(zip(cases, faults, strict=True)):
         if fault is not None:
             study.left.append(Left(case.subject, case.session, str(fault), fault.code))
             continue
         kept.append(index)
-        for text in cache.figures(case.scan).warnings:
-            said.setdefault(text, []).append(case.subject)
+        said += [(text, case.subject) for text in cache.figures(case.scan).warnings]
     study.cases = [cases[i] for i in kept]
     study.targets = [targets[i] for i in kept]
-    study.findings += [
-        Finding(f"{text}: {len(ids)} scans, {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}")
-        for text, ids in said.items()
+    study.findings += _grouped(said)
+
+
+def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:
+    """What is said of cases, (text, subject) each, as one finding for each text."""
+    groups: dict[str, list[str]] = {}
+    for text, subject in said:
+        groups.setdefault(text, []).append(subject)
+    return [
+        Finding(f"{text}: {', '.join(ids[:SHOWN])}{more(len(ids))}") for text, ids in groups.items()
     ]
 
 

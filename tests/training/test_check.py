@@ -83,7 +83,11 @@ def texts(check):
 def test_a_study_as_it_should_be_has_nothing_to_say(study):
     check = study.check()
     assert check.findings == ()
-    assert lines(check, everything=False) == ["checked: 40 cases; train 24, validation 8, test 8"]
+    assert lines(check, everything=False) == [
+        "checked: 40 cases; train 24, validation 8, test 8",
+        "data.csv: subjects: column 'subject'",
+        "40 of 40 scans have a row",
+    ]
     shown = "\n".join(lines(check, everything=True))
     assert "SEX    feature, categorical: 40 known, 0% missing; F 20, M 20" in shown
     assert "DX     target, classes: 40 known, 0% missing; AD 13, CN 14, MCI 13" in shown
