@@ -110,6 +110,7 @@ def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset
     """
     study = _read_study(config, root)
     _refuse(study.check(config), root)
+    _some_case(study, root)
     _parts(config, study)  # for what it refuses: decoding may take long
     cache = VolumeCache(root / ".hfrt_cache", config.preprocessing)
     _look_at_scans(study, cache, on_scan)
