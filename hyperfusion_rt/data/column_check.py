@@ -64,8 +64,8 @@ def number_column(
     found = _gaps(name, role, len(read), missing)
     found += _unusable(name, role, unusable, "no usable number")
     if len(read):
-        found += _constant(name, len(read), len(set(values.tolist())))
-        found += number_check.ages(name, values) if years else []
+        found += _constant(name, role, len(read), len(set(values.tolist())))
+        found += number_check.ages(name, role, values) if years else []
         years = years and are_years(values)
         # What is no age at all is said, and needs no further word.
         possible = values if not years else values[[not impossible_age(v) for v in values]]
@@ -114,7 +114,8 @@ def category_column(
         for category, count in sorted(counts.items())
     }
     if known:
-        found += _constant(name, known, len(values))
+        # A class that no case has is refused as such.
+        found += _constant(name, role, known, len(values)) if role != "target" else []
         if listed:
             found += category_check.never_seen(name, values, listed)
         else:
@@ -135,9 +136,11 @@ def feature_column(rows: Sequence[Row], feature: Feature) -> Column:
 
 
 def _gaps(name: str, role: str, known: int, missing: int) -> list[Finding]:
+    if not known and role == "target":
+        return []  # no case can be used: said as such
     if not known:
         text = f"{name!r}: no case has a usable value; drop the column, or fill it"
-        return [Finding(text, "table-feature-empty")]
+        return [Finding(text, "table-feature-empty" if role == "feature" else None)]
     if 2 * missing > known + missing:
         share = missing / (known + missing)
         then = {"feature": "the imputer guesses most of it", "target": "those cases are left out"}
@@ -146,10 +149,11 @@ def _gaps(name: str, role: str, known: int, missing: int) -> list[Finding]:
     return []
 
 
-def _constant(name: str, known: int, distinct: int) -> list[Finding]:
+def _constant(name: str, role: str, known: int, distinct: int) -> list[Finding]:
     if distinct > 1 or known < 2:
         return []
-    return [Finding(f"{name!r} has one value in all rows: nothing can be learned from it")]
+    text = f"{name!r} has one value in all rows: nothing can be learned from it"
+    return [Finding(text, "cohort-target-constant" if role == "target" else None)]
 
 
 def _unusable(name: str, role: str, rows: Sequence[Row], what: str) -> list[Finding]:

@@ -144,7 +144,7 @@ class TabularEncoder(Fitted):
         return np.concatenate([scaled, gaps])[self.order].astype(np.float32)
 
     def warnings(self, row: Row) -> list[str]:
-        """What a reader should know of this row: unusual gaps, values outside training's range.
+        """What a reader should know of this row: unusual gaps, values that training had not.
 
         Raises:
             TableError: as `encode_row`.
@@ -155,7 +155,11 @@ class TabularEncoder(Fitted):
         for column, gap in zip(self.columns, gaps, strict=True):
             if gap and column.missing_rate == 0:
                 found.append(f"{column.name} is missing and was imputed; training had no such gap")
-            elif isinstance(column, NumericColumn) and not gap:
+            elif isinstance(column, CategoricalColumn):
+                category = read_category(row, column.name, column.categories)
+                if category in column.unseen:
+                    found.append(f"{column.name} {category}: no training row had it")
+            elif not gap:
                 value, low, high = values[column.name], column.low, column.high
                 if not low <= value <= high:
                     found.append(

@@ -36,12 +36,16 @@ class NumericColumn(Fitted):
 
 
 class CategoricalColumn(Fitted):
-    """One input per category; `mode`, the most frequent one in training, fills gaps."""
+    """One input per category; `mode`, the most frequent one in training, fills gaps.
+
+    `unseen`: listed categories that no training row has, so that their inputs were never learned.
+    """
 
     kind: Literal["categorical"]
     name: str
     categories: tuple[str, ...] = Field(min_length=1)
     mode: str
+    unseen: tuple[str, ...] = ()
     missing_rate: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")

@@ -77,6 +77,7 @@ def _fit_categorical(feature: Feature, rows: Sequence[Row]) -> CategoricalColumn
         name=name,
         categories=categories,
         mode=max(categories, key=lambda category: counts[category]),
+        unseen=tuple(category for category in categories if not counts[category]),
         missing_rate=found.count(None) / len(rows),
     )
 

@@ -46,7 +46,11 @@ def means_age(name: str) -> bool:
 
 def are_years(values: NDArray[np.float64]) -> bool:
     """Whether these numbers `[N]` are years on the whole (not months, not standard scores)."""
-    return bool(values.size) and 0 < float(np.median(values)) <= OLDEST
+    if not values.size or not 0 < float(np.median(values)) <= OLDEST:
+        return False
+    # Codes for "not known" are few different numbers; scores below 0 are many.
+    impossible = {value for value in values.tolist() if impossible_age(value)}
+    return len(impossible) <= max(4, len(values) // 10)
 
 
 def impossible_age(value: float) -> bool:
@@ -54,14 +58,17 @@ def impossible_age(value: float) -> bool:
     return not YOUNGEST <= value <= OLDEST
 
 
-def ages(name: str, values: NDArray[np.float64]) -> list[Finding]:
+def ages(name: str, role: str, values: NDArray[np.float64]) -> list[Finding]:
     """A column of ages in which some are none, or all seem to be in another unit."""
     if not are_years(values):
         text = (
-            f"{name!r} is called an age, but its median is {np.median(values):g}: "
-            "are these years? Months, birth years and standard scores are not"
+            f"{name!r} should be ages in years, but holds {values.min():g} to {values.max():g}, "
+            f"median {np.median(values):g}: months, birth years, standard scores and codes for "
+            "'not known' are no ages"
         )
-        return [Finding(text)]
+        # A network whose answers are called years must not learn something else.
+        refused = role == "target" and means_age(name)
+        return [Finding(text, "table-impossible-value" if refused else None)]
     wrong = Counter(float(value) for value in values if impossible_age(value))
     if not wrong:
         return []

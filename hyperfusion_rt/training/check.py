@@ -58,13 +58,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Check:
-    """A study before training. `cases` can be used, as far as they were looked at."""
+    """A study before training. `cases` can be used, as far as they were looked at.
+
+    `notes`: how scans and rows were matched.
+    """
 
     cases: int
     columns: tuple[Column, ...]
     parts: tuple[Part, ...]
     findings: tuple[Finding, ...]
     left_out: tuple[Left, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def refused(self) -> list[Finding]:
@@ -332,13 +336,14 @@ def lines(check: Check, *, everything: bool) -> list[str]:
     """The check as text. Without `everything`: a line of counts, and what is odd."""
     found = []
     if everything:
+        found += list(check.notes)
         width = max((len(column.name) for column in check.columns), default=0)
         found += [_column_line(column, width) for column in check.columns]
         found += [_part_line(part) for part in check.parts]
     else:
         sizes = ", ".join(f"{part.part} {part.cases}" for part in check.parts if part.member == 0)
         left = f", {len(check.left_out)} left out" if check.left_out else ""
-        found.append(f"checked: {check.cases} cases{left}; {sizes}")
+        found += [f"checked: {check.cases} cases{left}; {sizes}", *check.notes]
     found += left_lines(check.left_out)
     found += [f"warning: {finding.text}" for finding in check.warnings]
     return found

@@ -18,17 +18,12 @@ from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.data.cohort import Case, join
 from hyperfusion_rt.data.column_check import Column
 from hyperfusion_rt.data.encoder import read_target
-from hyperfusion_rt.data.finding import Finding
+from hyperfusion_rt.data.finding import SHOWN, Finding, more
 from hyperfusion_rt.data.number_check import impossible_age
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
-from hyperfusion_rt.data.table_file import (
-    Row,
-    read_category,
-    read_number,
-    where,
-)
+from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
 from hyperfusion_rt.data.volume_cache import VolumeCache, content_key
 from hyperfusion_rt.errors import CohortError, HyperFusionError, ScanError, TableError
 from hyperfusion_rt.training.check import (
@@ -45,7 +40,7 @@ from hyperfusion_rt.training.check import (
 )
 from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
 
-_FIGURES = re.compile(r"\d+(\.\d+)?%?")
+_FIGURES = re.compile(r"\b\d+(\.\d+)?%?")
 OnScan = Callable[[int, int], None]
 
 
@@ -83,6 +78,7 @@ class _Study:
     left: list[Left]
     columns: list[Column]
     findings: list[Finding]
+    notes: tuple[str, ...] = ()
 
     def check(self, config: Config, *, parts: NDArray[np.int64] | None = None) -> Check:
         """All that is known of the cases that are left; with `parts [N]`, what each holds."""
@@ -94,7 +90,14 @@ class _Study:
             found, more = check_parts(config, rows, targets, parts, subjects)
             findings += more
         distinct = tuple(dict.fromkeys(findings))
-        return Check(len(self.cases), tuple(self.columns), tuple(found), distinct, tuple(self.left))
+        return Check(
+            len(self.cases),
+            tuple(self.columns),
+            tuple(found),
+            distinct,
+            tuple(self.left),
+            self.notes,
+        )
 
 
 def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset:
@@ -110,6 +113,7 @@ def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset
     """
     study = _read_study(config, root)
     _refuse(study.check(config), root)
+    _some_case(study, root)
     _parts(config, study)  # for what it refuses: decoding may take long
     cache = _cache(config, root)
     _look_at_scans(study, cache, on_scan)
@@ -180,7 +184,7 @@ def _read_study(config: Config, root: Path) -> _Study:
     findings = [
         *missing_columns(spec, table), *wrong_features(spec, table), *wrong_weights(config)
     ]  # fmt: skip
-    study = _Study([], [], left, [], findings)
+    study = _Study([], [], left, [], findings, cohort.notes)
     if any(finding.code == "table-missing-column" for finding in findings):
         return study
     if cohort.cases:
@@ -201,6 +205,7 @@ def _read_study(config: Config, root: Path) -> _Study:
             study.cases.append(case)
             study.targets.append(float(target))
     rows = [case.row for case in study.cases]
+    findings += _grouped([(text, case.subject) for case in study.cases for text in case.warnings])
     findings += check_leaks(spec, rows, np.array(study.targets))
     return study
 
@@ -210,20 +215,28 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
     cases, targets = study.cases, study.targets
     faults = _decode(cache, [case.scan for case in cases], on_scan)
     kept = []
-    said: dict[str, list[str]] = {}
+    said: list[tuple[str, str]] = []
     for index, (case, fault) in enumerate(zip(cases, faults, strict=True)):
         if fault is not None:
             study.left.append(Left(case.subject, case.session, str(fault), fault.code))
             continue
         kept.append(index)
-        for text in cache.known(case.scan).warnings:
-            # Warnings that differ in their figures only are one.
-            said.setdefault(_FIGURES.sub("#", text), []).append(case.subject)
+        said += [(text, case.subject) for text in cache.figures(case.scan).warnings]
     study.cases = [cases[i] for i in kept]
     study.targets = [targets[i] for i in kept]
-    study.findings += [
-        Finding(f"{text}: {len(ids)} scans, {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}")
-        for text, ids in said.items()
+    study.findings += _grouped(said)
+
+
+def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:
+    """What is said of cases, (text, subject) each, as one finding for each text."""
+    groups: dict[str, tuple[str, list[str]]] = {}
+    for text, subject in said:
+        # Texts that differ in their figures only are one.
+        key = _FIGURES.sub("#", text)
+        groups.setdefault(key, (text, []))[1].append(subject)
+    return [
+        Finding(f"{text}: {', '.join(ids[:SHOWN])}{more(len(ids))}")
+        for text, ids in groups.values()
     ]
 
 

@@ -117,18 +117,26 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
     text, content = splits_csv(dataset, run.config, root), inputs_of(dataset, run.config)
     if splits.exists() and splits.read_text(encoding="utf-8") != text:
         _refuse_resume(splits, "the cohort has changed")
-    # Runs of older versions do not have it.
-    if inputs.exists():
-        changed = _changed(json.loads(inputs.read_text(encoding="utf-8")), content)
-        if changed:
-            _refuse_resume(inputs, f"{changed} changed")
+    changed = _changed(_kept_inputs(inputs), content)
+    if changed:
+        _refuse_resume(inputs, f"{changed} changed")
     write_text(splits, text, private=True)
     write_text(inputs, json.dumps(content, indent=1) + "\n", private=True)
-    write_text(
-        run.folder / "check.json", json.dumps(asdict(dataset.check), indent=2) + "\n", private=True
-    )
+    check = json.dumps(asdict(dataset.check), indent=2) + "\n"
+    write_text(run.folder / "check.json", check, private=True)
     left = [astuple(item) for item in dataset.left_out]
     write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n", private=True)
+
+
+def _kept_inputs(path: Path) -> list[dict[str, str]]:
+    """What `inputs.json` holds; nothing in a new run and in those of older versions."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return [{str(name): str(value) for name, value in item.items()} for item in found]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
 
 
 def _changed(old: list[dict[str, str]], new: list[dict[str, str]]) -> str:

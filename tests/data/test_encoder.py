@@ -422,3 +422,12 @@ def test_encoding_imports_neither_torch_nor_sklearn() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_listed_category_that_training_did_not_have_is_warned_of() -> None:
+    spec = spec_of(SEX=("F", "M", "X"))
+    encoder = TabularEncoder.fit(rows_of(SEX=["F", "F", ""]), spec)
+    assert encoder.columns[0].unseen == ("M", "X")  # type: ignore[union-attr]
+    said = [encoder.warnings(row) for row in rows_of(SEX=["F", "m", "", "X"])]
+    assert said == [[], ["SEX M: no training row had it"], [], ["SEX X: no training row had it"]]
+    assert TabularEncoder.model_validate_json(encoder.model_dump_json()) == encoder

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 from hyperfusion_rt.config import Box, Preprocessing
 from hyperfusion_rt.data import volume_cache
 from hyperfusion_rt.data.volume_cache import VolumeCache
-from hyperfusion_rt.data.volumes import Boxes
 from hyperfusion_rt.errors import ScanError
 
 SMALL = Preprocessing(boxes=(Box(name="all", center=(0, 0, 0)),), shape=(6, 6, 6), spacing=1.0)
@@ -111,22 +111,30 @@ def test_several_at_once_do_not_disturb_each_other(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         found = [np.array(boxes) for boxes in pool.map(lambda cache: cache.get(scan), caches)]
     assert all((boxes == found[0]).all() for boxes in found)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert {p.suffix for p in (tmp_path / "cache").iterdir()} == {".npy", ".json"}
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_what_is_said_of_a_scan_is_kept_with_it(tmp_path, monkeypatch):
+def test_what_a_scan_is_like_is_kept_with_it(tmp_path, monkeypatch):
     scan = tmp_path / "a.nii.gz"
     save(scan, 0)
     boxes = volume_cache.load_boxes(scan, SMALL)
-    said = Boxes(boxes.images, boxes.coverage, ("all box: 80% inside the scan",))
+    said = replace(boxes, warnings=("all box: 80% inside the scan",))
     monkeypatch.setattr(volume_cache, "load_boxes", lambda path, preprocessing: said)
+    VolumeCache(tmp_path / "cache", SMALL).get(scan)
+    monkeypatch.setattr(volume_cache, "load_boxes", None)
     cache = VolumeCache(tmp_path / "cache", SMALL)
-    cache.get(scan)
-    again = VolumeCache(tmp_path / "cache", SMALL)
-    again.get(scan)
-    assert again.warnings(scan) == said.warnings
-    cache.path(scan).with_suffix(".json").write_text("[")
-    assert again.warnings(scan) == said.warnings
+    figures = cache.figures(scan)
+    assert figures.warnings == said.warnings
+    assert (figures.coverage, figures.fill, figures.contrast) == (
+        boxes.coverage, boxes.fill, boxes.contrast
+    )  # fmt: skip
+    monkeypatch.setattr(volume_cache, "load_boxes", lambda path, preprocessing: said)
+    for spoil in ("[", "{}", '{"warnings": 1}'):
+        cache.path(scan).with_suffix(".json").write_text(spoil)
+        assert cache.figures(scan) == figures
+    cache.path(scan).with_suffix(".json").unlink()
+    assert cache.figures(scan) == figures
 
 
 def test_another_program_decodes_anew(tmp_path, monkeypatch):

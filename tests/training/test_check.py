@@ -83,7 +83,11 @@ def texts(check):
 def test_a_study_as_it_should_be_has_nothing_to_say(study):
     check = study.check()
     assert check.findings == ()
-    assert lines(check, everything=False) == ["checked: 40 cases; train 24, validation 8, test 8"]
+    assert lines(check, everything=False) == [
+        "checked: 40 cases; train 24, validation 8, test 8",
+        "data.csv: subjects: column 'subject'",
+        "40 of 40 scans have a row",
+    ]
     shown = "\n".join(lines(check, everything=True))
     assert "SEX    feature, categorical: 40 known, 0% missing; F 20, M 20" in shown
     assert "DX     target, classes: 40 known, 0% missing; AD 13, CN 14, MCI 13" in shown
@@ -179,14 +183,44 @@ def test_ages_have_many_names(study, name):
     assert check.left_out[0].code == "table-impossible-value"
 
 
-def test_ages_that_are_no_years_are_asked_about_and_used(study):
-    study.set("AGE", lambda row: str(float(row["AGE"]) * 12))
-    check = study.check(AGES)
+@pytest.mark.parametrize(
+    "made",
+    [lambda age, i: age * 12, lambda age, i: (age - 70) / 8, lambda age, i: 2020 - age,
+     lambda age, i: -4 if i % 5 else age],
+    ids=["months", "standard scores", "birth years", "mostly codes"],
+)  # fmt: skip
+def test_ages_that_are_no_years_are_said_and_no_target(study, made):
+    for i, row in enumerate(study.rows):
+        row["AGE"] = f"{made(float(row['AGE']), i):.2f}"
+    check = study.check()
+    assert check.refused == []
     assert check.left_out == ()
-    assert "'AGE' is called an age, but its median is" in texts(check)
-    study.set("PAGEANT", lambda row: "-4")
-    check = study.check(AD.replace("EDU", "PAGEANT"))
-    assert "PAGEANT" not in str(check.left_out)
+    assert "'AGE' should be ages in years, but holds" in texts(check)
+    (finding,) = study.check(AGES).refused
+    assert finding.code == "table-impossible-value"
+
+
+def test_a_name_that_only_contains_age_is_no_age(study):
+    study.set("PAGEANT", lambda row: "-4" if row["subject"] < "S03" else row["EDU"])
+    assert study.check(AD.replace("EDU", "PAGEANT")).left_out == ()
+
+
+def test_a_target_without_a_difference_is_refused(study):
+    study.set("AGE", lambda row: "70")
+    (finding,) = study.check(AGES).refused
+    assert finding.code == "cohort-target-constant"
+    study.set("DX", lambda row: "CN")
+    (finding,) = study.check().refused
+    assert finding.text == "no case of class MCI, AD: nothing to learn it from"
+
+
+@pytest.mark.parametrize("value", ["", "old"])
+def test_a_target_that_nobody_has_leaves_no_case(study, value):
+    study.set("AGE", lambda row: value)
+    (finding,) = study.check(AGES).refused
+    assert finding.code == "cohort-no-usable-case"
+    with pytest.raises(CohortError, match="no case can be used for training; the first: S00"):
+        gather(load_config(study.root / "hfrt.yaml"), study.root)
 
 
 def test_a_lost_decimal_point_is_asked_about(study):
