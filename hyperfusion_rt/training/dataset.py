@@ -35,13 +35,17 @@ class Left:
 
 @dataclass(frozen=True)
 class Dataset:
-    """N usable cases. `targets [N]`: class indices or years; `parts [N]`: 0 to parts - 1."""
+    """N usable cases. `targets [N]`: class indices or years; `parts [N]`: 0 to parts - 1.
+
+    `notes`: which columns were taken for what, how many scans have a row, what is odd about a case.
+    """
 
     cases: list[Case]
     targets: NDArray[np.float64]
     parts: NDArray[np.int64]
     cache: VolumeCache
     left_out: list[Left]
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -104,7 +108,9 @@ def gather(
 
     cases = [case for case, _ in usable]
     targets = np.array([target for _, target in usable])
-    return Dataset(cases, targets, _parts(config, cases, targets), cache, left)
+    odd = [f"{case.subject}: {warning}" for case in cases for warning in case.warnings]
+    notes = (*cohort.notes, *odd)
+    return Dataset(cases, targets, _parts(config, cases, targets), cache, left, notes)
 
 
 def _decode(
