@@ -39,8 +39,8 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/night.py
 	$(BIN)/python benchmarks/raw.py
 
-# Which scans `hfrt infer` refuses or warns of. Not part of `bench`: it needs the network once, for the
-# volumes that packages of PyPI, npm and Debian ship (into build/scans), and the demo's network.
+# Which scans `hfrt infer` refuses or warns of. Not part of `bench`: the first run downloads packages of
+# PyPI, npm and Debian for their volumes (into build/scans), and trains the demo.
 bench-scan-checks: demo/demo.hfrt $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/scan_checks.py --artifact demo/demo.hfrt --cache build/scans
 

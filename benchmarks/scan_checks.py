@@ -13,6 +13,7 @@ benchmarks/scan_checks.md and .json. File names say nothing of what is in a file
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import shutil
 import subprocess
@@ -135,6 +136,12 @@ def make(job: Job, folder: Path) -> None:
     kinds = STORED if scan[0].min() >= 0 else ("float32",)
     ending = ".nii.gz" if job.number % 4 == 0 else ".nii"
     store(scan, folder / f"{job.subject}{ending}", rng, orientation, kinds[job.number % len(kinds)])
+
+
+def _recipe(jobs: list[Job]) -> str:
+    """What the scans of a folder are made by: with another recipe they are made again."""
+    code = Path(variants_file).read_text(encoding="utf-8") + inspect.getsource(make)
+    return json.dumps([*map(str, jobs), code])
 
 
 def simulate(half: Half, folder: Path, jobs: int) -> dict[int, list[Path]]:
@@ -275,9 +282,9 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
         jobs = plan(half, cache.resolve(), simulate(half, folder, cores))
         marker = folder / "made.json"
-        code = [Path(module).read_text(encoding="utf-8") for module in (__file__, variants_file)]
-        wanted = json.dumps([*map(str, jobs), *code])
-        if not marker.exists() or marker.read_text(encoding="utf-8") != wanted:
+        wanted = _recipe(jobs)
+        new = not marker.exists() or marker.read_text(encoding="utf-8") != wanted
+        if new:
             shutil.rmtree(folder / "scans", ignore_errors=True)
             (folder / "scans").mkdir()
             with ProcessPoolExecutor(cores) as pool:
@@ -287,15 +294,18 @@ def main(
         predictions = infer(folder, jobs, artifact.resolve())
         end = time.perf_counter()
     rows = judge(jobs, predictions)
-    seconds = {"Making the scans": made - start, "predicting them": end - made}
+    seconds = {"Predicting the scans": end - made}
+    if new:
+        seconds["making them"] = made - start
     text = report(rows, half, artifact, seconds)
     if figures_to is not None:
         figures(rows, figures_to)
     if half == "judge":
         (HERE / "scan_checks.md").write_text(text, encoding="utf-8")
         kept = [{k: v for k, v in row.items() if k != "columns"} for row in rows]
-        content = json.dumps({"machine": describe_machine(), "rows": kept}, indent=1)
-        (HERE / "scan_checks.json").write_text(content + "\n", encoding="utf-8")
+        listed = ",\n".join(map(json.dumps, kept))  # a line per scan: easy to compare
+        content = f'{{"machine": {json.dumps(describe_machine())}, "rows": [\n{listed}\n]}}\n'
+        (HERE / "scan_checks.json").write_text(content, encoding="utf-8")
     print(text)
 
 
