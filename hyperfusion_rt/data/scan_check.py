@@ -46,6 +46,7 @@ _ADVICE = (
     "register it to MNI space and take its skull off: hfrt preprocess, or predict it with `source` "
     "raw"
 )
+_ANYWAY = "If it is right as it is, set `scan_checks` to warn"
 
 
 @dataclass(frozen=True)
@@ -146,36 +147,34 @@ def judge(path: Path, figures: Figures, checks: ScanChecks = "refuse") -> list[s
         ScanError: a figure is beyond its refuse level.
     """
     r, shell, contrast = figures.correlation, figures.shell, figures.contrast
-    found: list[tuple[bool, str, str]] = []
+    refusing = checks == "refuse"
+    odd: list[str] = []
     if r < CORRELATION["warn"]:
-        text = (
+        odd.append(
             "does not look like a T1-weighted brain in MNI space, at the place that its header "
             f"says: its correlation with the template is {r:.2f} "
             f"(usual: more than {CORRELATION['warn']:g}); {_ADVICE}"
         )
-        found.append((r < CORRELATION["refuse"], text, "scan-not-in-template-space"))
+        if refusing and r < CORRELATION["refuse"]:
+            raise ScanError(f"{path}: {odd[-1]}. {_ANYWAY}", code="scan-not-in-template-space")
     if shell > SHELL["warn"]:
-        text = (
+        odd.append(
             f"is bright outside the brain: {shell:.0%} of a shell 5 to 12 mm around it "
             f"(usual: less than {SHELL['warn']:.0%}). Is the skull still there? If so, {_ADVICE}"
         )
-        found.append((shell > SHELL["refuse"], text, "scan-not-stripped"))
-    if contrast is not None:
-        low, high = CONTRAST["warn"]
-        if not low <= contrast <= high:
-            least, most = CONTRAST["refuse"]
-            text = (
-                "has no contrast of a T1-weighted brain: the standard deviation of its brightness "
-                f"is {contrast:.2f} of the mean (usual: {low:g} to {high:g}). Is it a mask, or a "
-                "map of one tissue?"
-            )
-            found.append((not least <= contrast <= most, text, "scan-contrast"))
-    for refused, text, code in found:
-        if refused and checks == "refuse":
-            raise ScanError(
-                f"{path}: {text} If it is right as it is, set `scan_checks` to warn", code=code
-            )
-    return [text for _, text, _ in found]
+        if refusing and shell > SHELL["refuse"]:
+            raise ScanError(f"{path}: {odd[-1]}. {_ANYWAY}", code="scan-not-stripped")
+    low, high = CONTRAST["warn"]
+    if contrast is not None and not low <= contrast <= high:
+        odd.append(
+            "has no contrast of a T1-weighted brain: the standard deviation of its brightness is "
+            f"{contrast:.2f} of the mean (usual: {low:g} to {high:g}). Is it a mask, or a map of "
+            "one tissue?"
+        )
+        least, most = CONTRAST["refuse"]
+        if refusing and not least <= contrast <= most:
+            raise ScanError(f"{path}: {odd[-1]} {_ANYWAY}", code="scan-contrast")
+    return odd
 
 
 def box_correlation(image: Floats, mean: Floats, stride: int) -> float:
@@ -204,8 +203,7 @@ def judge_boxes(
         if r < BOX_REFUSE and checks == "refuse":
             raise ScanError(
                 f"{path}: its {name} box does not look like those of the training: correlation "
-                f"with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; {_ADVICE}. If it is "
-                "right as it is, set `scan_checks` to warn",
+                f"with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; {_ADVICE}. {_ANYWAY}",
                 code="scan-unlike-training",
             )
         fill, contrast = boxes.fill[index], boxes.contrast[index]
