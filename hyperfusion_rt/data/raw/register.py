@@ -87,6 +87,7 @@ def _read(path: Path) -> Image:
         ScanError: as `read_volume`; a DICOM folder that holds no single even MR series; fewer than
             16 slices; all voxels alike.
     """
+    warnings: list[str] = []
     if path.is_dir():
         voxels, affine = read_dicom(path)
     else:
@@ -95,12 +96,12 @@ def _read(path: Path) -> Image:
         if (volume.slope, volume.inter) != (1.0, 0.0):
             voxels = voxels * np.float32(volume.slope) + np.float32(volume.inter)
         affine = volume.affine
+        warnings += volume.warnings
     if min(voxels.shape) < 16:
         raise ScanError(
             f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices",
             code="scan-too-thin",
         )
-    warnings = []
     finite = np.isfinite(voxels)
     if not finite.all():
         count = int(finite.size - np.count_nonzero(finite))

@@ -274,7 +274,7 @@ def _write_table(
         plain = {"Description": f"Figure of the scan's quality: {_cell(name)}"}
         sidecar[_cell(name)] = known.get(name) or other.get(name) or plain
     text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
-    write_text(path.with_suffix(".json"), text)
+    write_text(path.with_suffix(".json"), text, private=True)
     write_text(path, "\n".join(lines) + "\n", private=True)
 
 
