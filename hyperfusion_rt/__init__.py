@@ -5,12 +5,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from hyperfusion_rt.errors import HyperFusionError
 
 if TYPE_CHECKING:
     from hyperfusion_rt.runtime.predictor import Predictor, load
+
+# Nobody is told what is done here, by us or by what we use. Before any of them is imported, and in
+# every process: ONNX Runtime would keep a number of this machine in the home, Ray would report.
+for _name, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("ORT_TELEMETRY_DISABLED", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)
 
 __version__ = "0.1.0"
 __all__ = ["HyperFusionError", "Predictor", "__version__", "load"]

@@ -8,13 +8,34 @@ Floats = NDArray[np.float32]
 Act = tuple[str, float, Floats | None]
 Map = tuple[Floats, Floats, Act | None]
 
+class Support:
+    found: bool
+    side: int
+    background: float
+    level: float
+    threshold: float
+
+    def mask(self, out: NDArray[np.uint8]) -> None: ...
+
+def find_support(voxels: NDArray[np.generic]) -> Support: ...
 def crop_normalise(
     voxels: NDArray[np.generic],
     slope: float,
     inter: float,
+    support: Support | None,
     matrix: NDArray[np.float64],
     out: NDArray[np.float32],
-) -> tuple[int, int, int, float, float]: ...
+) -> tuple[int, int, float, float, float]: ...
+def sample_means(
+    voxels: NDArray[np.generic],
+    slope: float,
+    inter: float,
+    support: Support,
+    matrix: NDArray[np.float64],
+    reach: NDArray[np.float64],
+    points: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None: ...
 def peak_gflops(threads: int, seconds: float = 0.2) -> float: ...
 def available_isas() -> list[str]: ...
 

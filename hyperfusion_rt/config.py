@@ -9,13 +9,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hyperfusion_rt.errors import ConfigError
 
 Task = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
 Precision = Literal["fp32", "fp16", "bf16"]
+ScanChecks = Literal["refuse", "warn"]
+Normalisation = Literal["zscore-foreground", "zscore-nonzero"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
@@ -25,6 +35,14 @@ class Frozen(BaseModel):
     """Immutable, and strict about unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _no_truth_value(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """`yes` is no number: it would be read as 1."""
+    field = cls.model_fields[str(info.field_name)]
+    if isinstance(value, bool) and field.annotation in (int, float):
+        raise ValueError(f"must be a number; YAML reads this as {str(value).lower()}")
+    return value
 
 
 class Box(Frozen):
@@ -53,9 +71,11 @@ class Preprocessing(Frozen):
     interpolation: Literal["trilinear"] = Field(
         "trilinear", description="how values between voxels are read, where the grids differ"
     )
-    normalisation: Literal["zscore-nonzero"] = Field(
-        "zscore-nonzero",
-        description="voxels that are not 0 get mean 0 and standard deviation 1 in each box",
+    normalisation: Normalisation = Field(
+        "zscore-foreground",
+        description="the brain gets mean 0 and standard deviation 1 in each box: all but the "
+        "background, which is what the scan's border shows and what is connected with it "
+        "(`zscore-nonzero`, of older runs: all but what is exactly 0)",
     )
     min_coverage: float = Field(
         0.5,
@@ -109,6 +129,8 @@ class TableSpec(Frozen):
 class NetworkConfig(Frozen):
     """Which network, and how large."""
 
+    _numbers = field_validator("*", mode="before")(_no_truth_value)
+
     task: Task = Field(description="the published network: `ad` or `brain-age`")
     fusion: Fusion = Field(
         "hyper",
@@ -137,9 +159,12 @@ class NetworkConfig(Frozen):
 class TrainingConfig(Frozen):
     """The optimiser and the protocol."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _numbers = field_validator("*", mode="before")(_no_truth_value)
+
     lr: float = Field(gt=0, description="Adam's learning rate, at first")
     weight_decay: float = Field(ge=0, description="Adam's L2 penalty")
-    batch_size: int = Field(ge=1, description="samples of one step")
+    batch_size: int = Field(ge=2, description="samples of one step; batch norm needs two at least")
     epochs: int = Field(ge=1, description="the most epochs; one reads every training case once")
     patience: int = Field(
         0, ge=0, description="stop after this many epochs without a better one; 0: never"
@@ -193,6 +218,11 @@ class Config(Frozen):
     tabular: TableSpec = Field(description="from a row of the table to the network's input")
     network: NetworkConfig = Field(description="the network")
     training: TrainingConfig = Field(description="how it is trained")
+    scan_checks: ScanChecks = Field(
+        "refuse",
+        description="a scan that is no T1-weighted brain in MNI space: `refuse` leaves it out; "
+        "`warn` takes it and says so, also at inference",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -312,20 +342,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _explain(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "the file"
-        parts.append(f"{where}: {item['msg']}")
-    return "; ".join(parts)
-
-
 def preset(name: str, change: dict[str, Any] | None = None) -> Config:
     """The preset `name` with `change` merged into it.
 
     Raises:
         ConfigError: no such preset, or a field that is unknown or out of range.
     """
+    from hyperfusion_rt.yaml_text import explain
+
     if name not in PRESETS:
         raise ConfigError(
             f"there is no preset {name!r}: choose from {', '.join(PRESETS)}",
@@ -334,7 +358,9 @@ def preset(name: str, change: dict[str, Any] | None = None) -> Config:
     try:
         return Config.model_validate(_merge(PRESETS[name], change or {}))
     except ValidationError as error:
-        raise ConfigError(f"preset {name!r}: {_explain(error)}", code="config-invalid") from None
+        raise ConfigError(
+            f"preset {name!r}: {explain(error, Config)}", code="config-invalid"
+        ) from None
 
 
 def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
@@ -345,19 +371,20 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is wrong.
     """
-    import yaml
+    from hyperfusion_rt.yaml_text import read_yaml
 
     try:
-        change = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; write one, or make a cohort with 'hfrt simulate'",
             code="config-not-found",
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read as YAML: {error}", code="config-unreadable"
         ) from None
+    change = read_yaml(text, path)
     if not isinstance(change, dict) or not isinstance(change.get("preset"), str):
         raise ConfigError(
             f"{path}: needs a line 'preset: NAME'; presets: {', '.join(PRESETS)}",

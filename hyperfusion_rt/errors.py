@@ -19,9 +19,14 @@ CODES: dict[str, str] = {
     "scan-format-unknown": "the file is neither NIfTI nor MGH",
     "scan-not-3d": "the file holds no single 3D volume",
     "scan-type-unsupported": "the voxels are no real numbers of a usual data type",
+    "scan-not-t1": "the header says that the values are no T1 image: labels, say, or a statistic",
     "scan-orientation-unknown": "the header does not say where left and right are",
     "scan-affine-invalid": "the header's affine is not that of a brain scan",
     "scan-box-outside": "a box lies (mostly) outside the scan, which may not be in MNI space",
+    "scan-not-in-template-space": "where its header puts it, the scan does not look like a brain",
+    "scan-not-stripped": "the scan is bright around the brain: its skull is still there",
+    "scan-contrast": "the brain is too even or too uneven for a T1-weighted image",
+    "scan-unlike-training": "a box does not look like those of the training's scans",
     "scan-not-finite": "voxels inside a box are NaN or infinite",
     "scan-constant": "all voxels have one value: there is no image",
     "scan-name-conflict": "folder and file name disagree about subject or session",
@@ -54,6 +59,9 @@ CODES: dict[str, str] = {
     "table-not-a-number": "a cell that must hold a number holds something else",
     "table-unknown-category": "a cell holds a value that is not in the list of its column",
     "table-missing-value": "a cell is empty, and nothing can take its place",
+    "table-impossible-value": "a cell holds a number that cannot be, such as an age of -4",
+    "table-number-unclear": "the point in a column's numbers may separate thousands",
+    "table-category-spelling": "one category of a column is spelt in two ways",
     "table-feature-empty": "no training row has a value of this feature",
     # cohorts
     "cohort-not-found": "there is no such file or folder of scans",
@@ -76,6 +84,7 @@ CODES: dict[str, str] = {
     "config-no-preset": "the configuration does not name its preset",
     "config-unknown-preset": "there is no preset of this name",
     "config-invalid": "a field is unknown, out of range, or contradicts another",
+    "config-target-is-feature": "a feature is the target, or holds it",
     # options
     "option-conflict": "two options exclude each other, or one needs another",
     "option-wrong": "there is no such option, or its value is out of range or of another type",
@@ -92,6 +101,7 @@ CODES: dict[str, str] = {
     "run-exists": "a run of this name is there already",
     "run-cohort-changed": "the cohort has changed since the run began",
     "run-checkpoint-unreadable": "a run cannot be continued from its last epoch",
+    "study-refused": "several things are wrong with a study; the message lists them",
     "training-diverged": "the training loss is no longer finite",
     # artifacts
     "artifact-changed": "the manifest was edited after it was written",
@@ -151,6 +161,7 @@ CODES: dict[str, str] = {
     "bids-other-dataset": "the output folder holds another dataset or another artifact's results",
     "bids-unknown-label": "a participant or session that the dataset does not have",
     # everything
+    "folder-gone": "the working folder was deleted, or may not be entered",
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",
     "unexpected": "an error that the program does not know; please report it",

@@ -6,18 +6,23 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hyperfusion_rt.errors import HyperFusionError
 
+PRIVATE = 0o600  # the mode of a new file that tells of persons
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error.
 
     After an error (a full disk, say) the old file is still there and the temporary one is gone.
+    The file's permissions follow the umask. `private`, for what tells of persons: a new file is
+    its owner's alone (mode 0600), and one that is replaced keeps the mode that it was given.
 
     Raises:
         HyperFusionError: the folder cannot be written, or the disk is full.
@@ -31,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         # Here, not before: whoever wrote it may have made a new file, for its owner alone.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(_private_mode(path) if private else 0o666 & ~_umask())
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -122,13 +127,23 @@ def _has_old(scratch: Path, paths: Sequence[Path]) -> bool:
 def cache_folder() -> Path:
     """Where this program keeps what it can make again: `$XDG_CACHE_HOME/hyperfusion_rt`.
 
-    Without a home it is a place that cannot be written.
+    Without a home it is a place that cannot be written. A relative folder is none: it would be
+    another one wherever the program is started.
     """
-    home = os.environ.get("XDG_CACHE_HOME")
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return (Path(home) if home else Path.home() / ".cache") / "hyperfusion_rt"
+        folder = named if named.is_absolute() else Path.home() / ".cache"
     except RuntimeError:
-        return Path(os.devnull) / "hyperfusion_rt"
+        folder = Path()
+    return (folder if folder.is_absolute() else Path(os.devnull)) / "hyperfusion_rt"
+
+
+def _private_mode(path: Path) -> int:
+    """0600, or what somebody has chosen for the file that stands there."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return PRIVATE
 
 
 def _umask() -> int:
@@ -137,10 +152,18 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def shown(text: str) -> str:
+    """`text` as UTF-8 can hold it: a byte of a file's name that is none reads `\\udcfc`.
+
+    So are such names written wherever a person, or another program, reads them.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write `text` as UTF-8 (see `shown`), whole or not at all; `private` as of `replacing`."""
+    with replacing(path, private=private) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def stamp(path: Path) -> str | None:

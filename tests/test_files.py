@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.files import replacing, replacing_folder, replacing_folders
+from hyperfusion_rt.files import (
+    cache_folder,
+    replacing,
+    replacing_folder,
+    replacing_folders,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -189,3 +195,29 @@ def test_a_file_that_its_writer_made_for_its_owner_alone_follows_the_umask(tmp_p
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_tells_of_persons_is_its_owners_alone(tmp_path):
+    path = tmp_path / "a"
+    write_text(path, "one", private=True)
+    assert mode(path) == 0o600
+    path.chmod(0o640)  # somebody shares it: the next night's file stays shared
+    write_text(path, "two", private=True)
+    assert mode(path) == 0o640
+
+
+def test_any_name_can_be_written(tmp_path):
+    write_text(tmp_path / "M\udcfc", "é M\udcfc")
+    assert (tmp_path / "M\udcfc").read_text(encoding="utf-8") == r"é M\udcfc"
+
+
+@pytest.mark.parametrize("environment", [{"HOME": ""}, {"XDG_CACHE_HOME": "here", "HOME": "/x"}])
+def test_the_cache_folder_is_never_a_relative_one(environment, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder().is_absolute()

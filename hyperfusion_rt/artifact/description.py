@@ -143,8 +143,10 @@ def _fused(op: AnyOperation, precision: str) -> tuple[str, list[str]]:
 
 def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """A run's or cohort's main figures as cards: (figure, caption)."""
-    if not metrics:
+    if not metrics or metrics.get("cases") == 0:
         return []
+    if "mae" in metrics and metrics["mae_95"] is None:
+        return [(f"{metrics['mae']:.2f} y", "absolute error of the only case")]
     if "mae" in metrics:
         low, high = metrics["mae_95"]
         cards = [

@@ -1,5 +1,5 @@
 """The command line."""
 
-from hyperfusion_rt.cli.app import app, main
+from hyperfusion_rt.cli.start import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

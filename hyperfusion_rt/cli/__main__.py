@@ -1,5 +1,5 @@
 """`python -m hyperfusion_rt.cli`."""
 
-from hyperfusion_rt.cli.app import main
+from hyperfusion_rt.cli.start import main
 
 main()

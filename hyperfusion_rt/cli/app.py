@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 # Imported for the commands that they register.
-from hyperfusion_rt.cli import data, predict, terminal, tools, train  # noqa: F401
-from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain, spell
-from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.cli import data, predict, tools, train  # noqa: F401
+from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain
+from hyperfusion_rt.cli.start import INTERRUPTED, NO_READER, unexpected
 
 EXIT_STATUSES = {
     0: "All well.",
     1: "An error. One line on stderr says what is wrong, where, and what to do.",
     2: "Wrong usage: an unknown option, a missing argument.",
     3: "Some cases failed. The table says which and why; all other predictions stand.",
-    terminal.INTERRUPTED: "Interrupted (Ctrl-C or SIGTERM). Nothing half-made is left. "
+    INTERRUPTED: "Interrupted (Ctrl-C or SIGTERM). Nothing half-made is left. "
     "`hfrt infer` has written what was done; `--resume` goes on.",
+    NO_READER: "Nobody reads standard output any more (`hfrt ... | head`). The files are written.",
 }
 
 
@@ -30,6 +29,13 @@ class _Commands(Plain, TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         name, found, rest = super().resolve_command(ctx, args)
         return name, COMMANDS[name].build() if name else found, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What Typer would end with `Aborted.` or without a word is named."""
+        try:
+            return super().invoke(ctx)
+        except (EOFError, OSError) as error:
+            raise unexpected(error) from error
 
 
 app = typer.Typer(
@@ -72,21 +78,11 @@ def _main(
     pass
 
 
-def main() -> None:
-    """Run the command line; a HyperFusionError is one line and exit status 1."""
-    # A scheduler's SIGTERM is treated like Ctrl-C: nothing half-made is left.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        app(predict.spread_labels(sys.argv[1:]))
-    except HyperFusionError as error:
-        print(f"error: {spell(error)}", file=sys.stderr)
-        if "--json" in sys.argv:
-            terminal.print_json({"error": {"code": error.code, "message": spell(error)}})
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(terminal.INTERRUPTED)
-    except SystemExit as status:  # typer turns an interrupt into one
-        if status.code == terminal.INTERRUPTED:
-            print("interrupted", file=sys.stderr)
-        raise
+def run(arguments: list[str]) -> None:
+    """Run the command that `arguments` name.
+
+    Raises:
+        SystemExit: it is done; its code is the exit status.
+        HyperFusionError: what is wrong.
+    """
+    app(predict.spread_labels(arguments))

@@ -10,6 +10,7 @@ import typer
 
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import INPUT, RESUME, Json, command, spell
+from hyperfusion_rt.cli.start import INTERRUPTED
 
 if TYPE_CHECKING:
     from hyperfusion_rt.runtime.cohort.bids_app import Level
@@ -148,13 +149,27 @@ def _show(
             print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
         if result.ending == "stopped":
             print("stopped; continue with --resume", file=sys.stderr)
+        _show_warnings(result)
         print(f"{summary['error']} failed, {summary['skipped']} skipped")
         print(f"written: {out}" + (f", {page}" if page else ""))
     if result.ending == "interrupted":
         print("continue with --resume", file=sys.stderr)
-        raise typer.Exit(terminal.INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if result.summary["error"]:
         raise typer.Exit(3)
+
+
+def _show_warnings(result: Result) -> None:
+    """How many predictions carry warnings, and the texts of the first."""
+    found = [item for item in result.predictions if item.status == "ok" and item.warnings]
+    if not found:
+        return
+    carry = "prediction carries" if len(found) == 1 else "predictions carry"
+    print(f"{len(found)} {carry} warnings: see the column `warnings`", file=sys.stderr)
+    for item in found[:3]:
+        print(f"warning: {item.subject}: {spell('; '.join(item.warnings))}", file=sys.stderr)
+    if len(found) > 3:
+        print(f"... and {len(found) - 3} more", file=sys.stderr)
 
 
 _LABELS = ("--participant-label", "--session-label")

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from hyperfusion_rt.training.run_folder import Run
 
 
-INTERRUPTED = 130  # the exit status after Ctrl-C or SIGTERM
-
-
 def console() -> Console:
     """Standard error: standard output is for results."""
     from rich.console import Console

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperfusion_rt.cli import terminal
-from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, Threads, command
+from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, Threads, command, spell
 from hyperfusion_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from hyperfusion_rt.export.options import ExportOptions
 
 
+Configuration = Annotated[Path, typer.Option(help="The configuration.")]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Overrule a field of the configuration."),
+]
+
+
 def _overrides(pairs: list[str]) -> dict[str, Any]:
-    import yaml
+    from hyperfusion_rt.yaml_text import read_yaml
 
     change: dict[str, Any] = {}
     for pair in pairs:
@@ -27,8 +35,61 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
         *parents, last = name.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = yaml.safe_load(text)
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"--set {pair}: another --set gives {parent!r} as a whole", code="option-wrong"
+                )
+        node[last] = read_yaml(text, f"--set {pair}")
     return change
+
+
+@command(
+    "Train", "Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json"
+)
+def check(
+    config: Configuration = Path("hfrt.yaml"),
+    change: Change = None,
+    scans: Annotated[
+        bool,
+        typer.Option("--scans", help="Decode every scan, too, as training does it; slower."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at the columns, the parts and the cases of a study before training on them.
+
+    Reads the table and finds the scans; refuses what can only be a mistake, as `hfrt train` does.
+    """
+    from dataclasses import asdict
+
+    from hyperfusion_rt.config import load_config
+    from hyperfusion_rt.training.check import lines
+    from hyperfusion_rt.training.dataset import check_study
+
+    settings = load_config(config, _overrides(change or []))
+    root = config.parent.resolve()
+    with terminal.progress() as progress:
+        bar = progress.add_task("decoding", total=None, visible=scans)
+        found = check_study(
+            settings,
+            root,
+            scans=scans,
+            on_scan=lambda done, count: progress.update(bar, completed=done, total=count),
+        )
+    error = found.error(root)
+    if as_json:
+        content = asdict(found)
+        if error is not None:
+            content["error"] = {"code": error.code, "message": spell(error)}
+        terminal.print_json(content)
+    else:
+        for line in lines(found, everything=True):
+            print(spell(line))
+    if error is not None:
+        print(f"error: {spell(error)}", file=sys.stderr)
+        raise typer.Exit(1)
+    if not as_json:
+        looked = "" if scans else "; the scans were not decoded (--scans does that)"
+        print(f"{found.cases} cases can be used, {len(found.left_out)} are left out{looked}")
 
 
 @command(
@@ -37,11 +98,8 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
     "hfrt train --resume",
 )
 def train(
-    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("hfrt.yaml"),
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Overrule a field of the configuration."),
-    ] = None,
+    config: Configuration = Path("hfrt.yaml"),
+    change: Change = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the latest run.")] = False,
     run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
@@ -55,6 +113,7 @@ def train(
     import torch
 
     from hyperfusion_rt.config import load_config
+    from hyperfusion_rt.training.check import Check, lines
     from hyperfusion_rt.training.run_folder import Run
     from hyperfusion_rt.training.train import Callbacks
     from hyperfusion_rt.training.train import train as start
@@ -79,6 +138,10 @@ def train(
         epochs = progress.add_task("training", total=None, visible=False)
         total = settings.training.epochs * settings.training.members
 
+        def on_check(check: Check) -> None:
+            for line in lines(check, everything=False):
+                console.print(spell(line), highlight=False, markup=False, soft_wrap=True)
+
         def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
             done = member * settings.training.epochs + epoch + 1
             progress.update(scans, visible=False)
@@ -97,6 +160,7 @@ def train(
             device=device,
             callbacks=Callbacks(
                 on_scan=lambda done, count: progress.update(scans, completed=done, total=count),
+                on_check=on_check,
                 on_epoch=on_epoch,
             ),
         )

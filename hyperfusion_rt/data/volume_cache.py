@@ -3,34 +3,90 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Preprocessing
-from hyperfusion_rt.data.volumes import load_boxes
-from hyperfusion_rt.files import replacing, stamp
+from hyperfusion_rt import _native
+from hyperfusion_rt.config import Frozen, Preprocessing, ScanChecks
+from hyperfusion_rt.data import scan_check, scan_header, volumes
+from hyperfusion_rt.data.scan_check import Landmarks, judge, measure
+from hyperfusion_rt.data.volumes import Boxes, extract, find_support, read_volume
+from hyperfusion_rt.files import replacing, sha256, stamp, write_text
 
-_VERSION = "1"
+_VERSION = "3"
+_ENDS = 1 << 16
+
+
+def content_key(path: Path) -> str:
+    """A hash of a file's size and of its first and last 64 KiB; "" if it cannot be read.
+
+    A `.gz` ends with the checksum of all that is packed in it: another image has another key.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(f"{size}:".encode() + file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            digest.update(file.read(_ENDS))
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A hash of what makes boxes of scans: another program makes other boxes."""
+    files = (volumes.__file__, scan_header.__file__, scan_check.__file__, _native.__file__)
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+class Known(Frozen):
+    """What is kept beside a scan's boxes: see `Boxes`."""
+
+    warnings: tuple[str, ...]
+    fill: tuple[float, ...]
+    contrast: tuple[float, ...]
 
 
 class VolumeCache:
     """Maps a scan to its boxes `float32 [N, 1, D, H, W]`, read-only and memory-mapped.
 
-    The key holds the scan's path and stamp (`files.stamp`) and the whole preprocessing: a changed
-    scan or setting is decoded anew.
+    The key holds the scan's path, stamp (`files.stamp`) and `content_key`, the whole preprocessing
+    and the code: a changed scan, setting or program decodes anew. A file of the cache that is cut,
+    empty or not of this shape is made again. Several processes may use one folder. With
+    `landmarks`, every scan is checked against the template (`data.scan_check`) before it is kept.
     """
 
-    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        preprocessing: Preprocessing,
+        landmarks: Landmarks | None = None,
+        checks: ScanChecks = "refuse",
+    ) -> None:
         self.folder = Path(folder)
         self.preprocessing = preprocessing
+        self.landmarks, self.checks = landmarks, checks
+        self._paths: dict[Path, tuple[str | None, Path]] = {}
 
     def path(self, scan: Path) -> Path:
         """The cache file of `scan`."""
-        setting = self.preprocessing.model_dump_json()
-        key = "\0".join([_VERSION, str(scan.resolve()), str(stamp(scan)), setting])
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        now = stamp(scan)
+        known = self._paths.get(scan)
+        if known is not None and known[0] == now:
+            return known[1]
+        checked = self.checks if self.landmarks is not None else ""
+        setting = self.preprocessing.model_dump_json() + checked
+        parts = (_VERSION, str(scan.resolve()), str(now), content_key(scan), setting, _code())
+        name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        path = self.folder / f"{name}.npy"
+        self._paths[scan] = now, path
+        return path
 
     def get(self, scan: Path) -> NDArray[np.float32]:
         """The boxes of `scan`, decoded when they are not in the cache.
@@ -40,9 +96,55 @@ class VolumeCache:
             HyperFusionError: the cache cannot be written.
         """
         path = self.path(scan)
-        if not path.exists():
-            boxes = load_boxes(scan, self.preprocessing)
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, boxes.images)
-        array: NDArray[np.float32] = np.load(path, mmap_mode="r")
-        return array
+        found = self._read(path)
+        if found is None:
+            boxes = self._make(scan, path)
+            found = self._read(path)
+            # Another program may have spoilt it again; what was decoded is right.
+            return boxes.images if found is None else found
+        return found
+
+    def known(self, scan: Path) -> Known:
+        """What else is known of the boxes of `scan`.
+
+        Raises:
+            ScanError: the scan cannot be used.
+            HyperFusionError: the cache cannot be written.
+        """
+        path = self.path(scan)
+        try:
+            return Known.model_validate_json(_beside(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            boxes = self._make(scan, path)
+            return Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
+
+    def _make(self, scan: Path, path: Path) -> Boxes:
+        boxes = self._load(scan)
+        known = Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
+        # First what is said of the boxes: where they are, it is.
+        write_text(_beside(path), known.model_dump_json(), private=True)
+        with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
+            np.save(file, boxes.images)
+        return boxes
+
+    def _load(self, scan: Path) -> Boxes:
+        volume = read_volume(scan, preprocessing=self.preprocessing)
+        if self.landmarks is None:
+            return extract(volume, self.preprocessing)
+        support = find_support(volume)
+        odd = judge(scan, measure(volume, support, self.landmarks), self.checks)
+        boxes = extract(volume, self.preprocessing, support)
+        return replace(boxes, warnings=(*boxes.warnings, *odd))
+
+    def _read(self, path: Path) -> NDArray[np.float32] | None:
+        """What the cache has, or None: nothing, or what is no such file."""
+        shape = (len(self.preprocessing.boxes), 1, *self.preprocessing.shape)
+        try:
+            array: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")
+        except Exception:  # whatever is wrong with it: it is made again
+            return None
+        return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -4,9 +4,12 @@
 
 `A` is the scan's affine (voxel index to mm, RAS), `w` a voxel centre of the box in millimetres of
 template space. One sampling step so does reorientation, cropping and resampling. Where the scan's
-grid has the box's spacing and axes, whole voxels are taken (a shift of at most half a voxel);
-otherwise the value is interpolated trilinearly. Then the non-zero voxels are z-scored; zero, the
-background, stays zero.
+grid is the box's, voxels are taken as they are; otherwise the value is interpolated trilinearly.
+
+Then the foreground is z-scored, and the background is 0. What is background is decided on the
+scan's own grid and resampled with it: see `kernels/cpu/support.hpp` and `crop_normalise.hpp`.
+Artifacts made before that rule keep theirs: what is exactly 0 is background, and a shift of up to
+half a voxel is not interpolated (`Preprocessing.normalisation`).
 """
 
 from __future__ import annotations
@@ -25,14 +28,16 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Box, Preprocessing
-from hyperfusion_rt.data.scan_header import Header, read_header
+from hyperfusion_rt.data.other_files import gone_annex
+from hyperfusion_rt.data.scan_header import Header, read_header, refuse_more
 from hyperfusion_rt.errors import ScanError
 
 # Deflate cannot shrink data by more than this factor: a header that claims more lies.
 _DEFLATE_LIMIT = 1032
 _CHUNK = 1 << 18
-# Axes count as the box's own when they differ by less: 0.2 voxel at the end of 96.
-_SNAP = 2e-3
+# A grid counts as the box's own when no voxel centre is farther from it, in voxels: files keep the
+# affine as float32. The older rule let axes differ by so much a voxel, and any shift.
+_SNAP, _OLDER_SNAP = 0.02, 2e-3
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,21 @@ class Volume:
     affine: NDArray[np.float64]
     slope: float
     inter: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """`images float32 [N, 1, D, H, W]`, one per box, and what a reader should know of them."""
+    """`images float32 [N, 1, D, H, W]`, one per box, and what a reader should know of them.
+
+    Per box: `coverage`, the part of it inside the scan; `fill`, the part that is foreground;
+    `contrast`, standard deviation over mean of the foreground's brightness over the background.
+    """
 
     images: NDArray[np.float32]
     coverage: tuple[float, ...]
+    fill: tuple[float, ...]
+    contrast: tuple[float, ...]
     warnings: tuple[str, ...]
 
 
@@ -64,11 +76,20 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ScanError: missing, a folder, or not readable.
     """
+    path = Path(path)
     try:
-        return Path(path).read_bytes()
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # Reading it could wait for ever.
+            raise ScanError(f"{path}: is no file, but a pipe or a device", code="scan-unreadable")
+        return path.read_bytes()
     except IsADirectoryError:
         raise ScanError(f"{path}: is a folder, not a scan", code="scan-unreadable") from None
     except OSError as error:
+        if gone_annex(path):
+            raise ScanError(
+                f"{path}: a git-annex link whose content is not here; run: datalad get {path}",
+                code="scan-unreadable",
+            ) from None
         raise ScanError(
             f"{path}: cannot be read: {error.strerror or error}", code="scan-unreadable"
         ) from None
@@ -145,6 +166,7 @@ def _plain(path: Path, content: bytes) -> Volume:
     voxels = np.frombuffer(content, header.dtype, math.prod(header.shape), header.offset)
     if not (voxels.flags.aligned and header.dtype.isnative):
         voxels = voxels.astype(header.dtype.newbyteorder("="))
+    refuse_more(path, header, len(content) - header.offset - voxels.nbytes)
     return _volume(path, header, voxels)
 
 
@@ -171,8 +193,10 @@ def _unpack(
                 )
             at += got
     # To the end of the file: its checksum is only compared there.
-    while stream.readinto(scratch):  # type: ignore[attr-defined]
-        pass
+    extra = 0
+    while got := stream.readinto(scratch):  # type: ignore[attr-defined]
+        extra += got
+    refuse_more(path, header, extra)
     voxels = buffer.view(header.dtype)
     if not header.dtype.isnative:
         count = math.prod(header.shape[:2])
@@ -183,13 +207,14 @@ def _unpack(
 
 def _volume(path: Path, header: Header, voxels: NDArray[Any]) -> Volume:
     voxels = voxels.reshape(header.shape, order="F")
-    return Volume(path, voxels, header.affine, header.slope, header.inter)
+    return Volume(path, voxels, header.affine, header.slope, header.inter, header.warnings)
 
 
 def _slices(header: Header, preprocessing: Preprocessing | None) -> tuple[int, int]:
     """The slices along the last axis, first and end, that sampling any box may read."""
     count = header.shape[2]
-    if preprocessing is None:
+    # The background is found from the whole scan.
+    if preprocessing is None or preprocessing.normalisation == "zscore-foreground":
         return 0, count
     low, high = count, 0
     for box in preprocessing.boxes:
@@ -205,7 +230,10 @@ def _slices(header: Header, preprocessing: Preprocessing | None) -> tuple[int, i
 def sampling_matrix(
     affine: NDArray[np.float64], box: Box, preprocessing: Preprocessing
 ) -> NDArray[np.float64]:
-    """The `float64 [3, 4]` matrix from an index of the box to a voxel coordinate of the scan."""
+    """The `float64 [3, 4]` matrix from an index of the box to a voxel coordinate of the scan.
+
+    Where the scan's grid is the box's, but for rounding, its numbers are whole.
+    """
     step = np.full(3, preprocessing.spacing)
     if box.mirror:
         step[0] = -step[0]
@@ -216,18 +244,36 @@ def sampling_matrix(
     matrix = (np.linalg.inv(affine) @ to_mm)[:3]
     # Rounding errors of the inverse must not make an aligned grid look oblique.
     matrix[:, :3][np.abs(matrix[:, :3]) < 1e-6] = 0.0
+    if preprocessing.normalisation == "zscore-nonzero":
+        _snap_as_before(matrix)
+        return np.ascontiguousarray(matrix)
+    whole = np.rint(matrix)
+    ends = np.asarray(preprocessing.shape) - 1
+    off = np.abs(matrix[:, 3] - whole[:, 3]) + np.abs(matrix[:, :3] - whole[:, :3]) @ ends
+    return np.ascontiguousarray(whole if off.max() < _SNAP else matrix)
+
+
+def _snap_as_before(matrix: NDArray[np.float64]) -> None:
     whole = np.rint(matrix[:, :3])
-    if np.abs(matrix[:, :3] - whole).max() < _SNAP and abs(np.linalg.det(whole)) == 1:
+    if np.abs(matrix[:, :3] - whole).max() < _OLDER_SNAP and abs(np.linalg.det(whole)) == 1:
         matrix[:, :3] = whole
         # A tie (half a voxel) falls to the same side of the box, whatever the last bits say and
         # whichever way the axis is stored.
         way = whole.sum(1)
         matrix[:, 3] = way * np.floor(way * matrix[:, 3] + 0.5 + 1e-4)
-    return np.ascontiguousarray(matrix)
 
 
-def extract(volume: Volume, preprocessing: Preprocessing) -> Boxes:
+def find_support(volume: Volume) -> _native.Support:
+    """Where the volume holds background, and where foreground: see `kernels/cpu/support.hpp`."""
+    return _native.find_support(volume.voxels)
+
+
+def extract(
+    volume: Volume, preprocessing: Preprocessing, support: _native.Support | None = None
+) -> Boxes:
     """Crop, resample and normalise every box of `preprocessing` out of `volume`.
+
+    `support`: what `find_support` gave for the volume, if it was found already.
 
     Raises:
         ScanError: a box lies (mostly) outside the scan, or holds NaN, infinity or no contrast.
@@ -235,12 +281,19 @@ def extract(volume: Volume, preprocessing: Preprocessing) -> Boxes:
     shape = preprocessing.shape
     images = np.empty((len(preprocessing.boxes), 1, *shape), np.float32)
     coverage: list[float] = []
-    warnings: list[str] = []
+    fill: list[float] = []
+    contrast: list[float] = []
+    warnings = list(volume.warnings)
+    if preprocessing.normalisation == "zscore-nonzero":
+        support = None
+    elif support is None:
+        support = find_support(volume)
     for image, box in zip(images, preprocessing.boxes, strict=True):
-        inside, nonfinite, nonzero, _, deviation = _native.crop_normalise(
+        inside, nonfinite, part, mean, deviation = _native.crop_normalise(
             volume.voxels,
             volume.slope,
             volume.inter,
+            support,
             sampling_matrix(volume.affine, box, preprocessing),
             image[0],
         )
@@ -258,16 +311,23 @@ def extract(volume: Volume, preprocessing: Preprocessing) -> Boxes:
                 f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0",
                 code="scan-not-finite",
             )
-        if not nonzero:
-            raise ScanError(f"{where}: every voxel is 0", code="scan-constant")
+        if part == 0 or mean == deviation == 0:
+            raise ScanError(
+                f"{where}: holds background only: every voxel is 0, or has the value of the "
+                "scan's border",
+                code="scan-constant",
+            )
         if deviation == 0:
             raise ScanError(
-                f"{where}: every non-zero voxel has the same value", code="scan-constant"
+                f"{where}: every voxel that is not background has the same value",
+                code="scan-constant",
             )
         coverage.append(covered)
+        fill.append(part / float(np.prod(shape)))
+        contrast.append(deviation / abs(mean) if mean else math.inf)
         if covered < 0.95:
             warnings.append(f"{box.name} box: {covered:.0%} inside the scan")
-    return Boxes(images, tuple(coverage), tuple(warnings))
+    return Boxes(images, tuple(coverage), tuple(fill), tuple(contrast), tuple(warnings))
 
 
 def load_boxes(path: str | os.PathLike[str], preprocessing: Preprocessing) -> Boxes:

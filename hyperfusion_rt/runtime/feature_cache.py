@@ -9,6 +9,7 @@ use a folder at once; SQLite's locks are not reliable on network file systems.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.files import stamp
+from hyperfusion_rt.files import PRIVATE, shown, stamp
 
 Floats = NDArray[np.float32]
 _SCHEMA = """
@@ -58,6 +59,9 @@ class FeatureCache:
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # It holds the scans' paths. SQLite gives the files beside it the same mode.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, PRIVATE))
             self._base = sqlite3.connect(
                 self.path, timeout=60, check_same_thread=False, isolation_level=None
             )
@@ -93,7 +97,7 @@ class FeatureCache:
         """The content's SHA-256 of a file whose stamp `now` is that of `remember`, else None."""
         row = self._do(
             "SELECT digest FROM scans WHERE path = ? AND stamp = ?",
-            (os.path.realpath(path), now),
+            (shown(os.path.realpath(path)), now),
         )
         return None if row is None else bytes(row[0])
 
@@ -103,7 +107,7 @@ class FeatureCache:
         if before is not None and before == stamp(path):  # else it changed while it was read
             self._do(
                 "INSERT OR REPLACE INTO scans VALUES (?, ?, ?)",
-                (os.path.realpath(path), before, digest),
+                (shown(os.path.realpath(path)), before, digest),
             )
         return digest
 

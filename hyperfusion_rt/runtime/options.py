@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from hyperfusion_rt.config import ScanChecks
 from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options, Threads
@@ -33,6 +34,10 @@ OutTable = Annotated[
 ]
 ReportPage = Annotated[
     Path | None, Field(description="The report; default: report.html beside the table.")
+]
+NoIds = Annotated[
+    bool,
+    Field(description="No subject, session or reason in the report: rows of the table, by number."),
 ]
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -77,6 +82,11 @@ class PredictOptions(Options):
     source: Source = Field(
         "registered", description="raw: with skull, not registered; see hfrt preprocess."
     )
+    scan_checks: ScanChecks | None = Field(
+        None,
+        description="Scans that do not look like a registered T1 brain: refuse, or warn; default: "
+        "as in the training.",
+    )
     batch: int = Field(1, ge=1, description="Most cases in one call of the engine (for GPUs).")
     feature_cache: Path | None = Field(
         None, description="Keep the scans' features in this folder: a new table takes seconds."
@@ -92,6 +102,7 @@ class CohortOptions(PredictOptions):
     artifact: ArtifactFolder = None
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
+    no_ids_in_report: NoIds = False
     derivative: Path | None = Field(
         None, description="Also write a BIDS derivatives dataset into this folder."
     )
@@ -142,6 +153,7 @@ class MergeOptions(Options):
     )
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
+    no_ids_in_report: NoIds = False
 
 
 class BidsOptions(PredictOptions):

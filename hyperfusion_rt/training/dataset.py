@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,38 +16,53 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.data.cohort import Case, join
+from hyperfusion_rt.data.column_check import Column
 from hyperfusion_rt.data.encoder import read_target
+from hyperfusion_rt.data.finding import Finding
+from hyperfusion_rt.data.number_check import impossible_age
+from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
-from hyperfusion_rt.data.table_file import Row, read_category, read_number
-from hyperfusion_rt.data.volume_cache import VolumeCache
-from hyperfusion_rt.errors import CohortError, ScanError, TableError
+from hyperfusion_rt.data.table_file import (
+    Row,
+    read_category,
+    read_number,
+    where,
+)
+from hyperfusion_rt.data.volume_cache import VolumeCache, content_key
+from hyperfusion_rt.errors import CohortError, HyperFusionError, ScanError, TableError
+from hyperfusion_rt.training.check import (
+    Check,
+    Left,
+    Part,
+    check_columns,
+    check_leaks,
+    check_parts,
+    holds_numbers,
+    missing_columns,
+    wrong_features,
+    wrong_weights,
+)
 from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
 
-
-@dataclass(frozen=True)
-class Left:
-    """A case that is left out of training, and why; `code`: one of `CODES`."""
-
-    subject: str
-    session: str | None
-    reason: str
-    code: str
+_FIGURES = re.compile(r"\d+(\.\d+)?%?")
+OnScan = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """N usable cases. `targets [N]`: class indices or years; `parts [N]`: 0 to parts - 1.
-
-    `notes`: which columns were taken for what, how many scans have a row, what is odd about a case.
-    """
+    """N usable cases. `targets [N]`: class indices or years; `parts [N]`: 0 to parts - 1."""
 
     cases: list[Case]
     targets: NDArray[np.float64]
     parts: NDArray[np.int64]
     cache: VolumeCache
-    left_out: list[Left]
-    notes: tuple[str, ...] = ()
+    check: Check
+
+    @property
+    def left_out(self) -> tuple[Left, ...]:
+        """The cases that cannot be used."""
+        return self.check.left_out
 
     @property
     def rows(self) -> list[Row]:
@@ -57,17 +74,99 @@ class Dataset:
         return np.stack([self.cache.get(self.cases[int(i)].scan) for i in indices])
 
 
-def gather(
-    config: Config, root: Path, on_scan: Callable[[int, int], None] | None = None
-) -> Dataset:
-    """Find, join, decode and split the cohort that `config` names, under the folder `root`.
+@dataclass
+class _Study:
+    """What the table and the names of the scans say. `columns` is empty where one is missing."""
+
+    cases: list[Case]
+    targets: list[float]
+    left: list[Left]
+    columns: list[Column]
+    findings: list[Finding]
+
+    def check(self, config: Config, *, parts: NDArray[np.int64] | None = None) -> Check:
+        """All that is known of the cases that are left; with `parts [N]`, what each holds."""
+        findings = [*self.findings, *(f for column in self.columns for f in column.findings)]
+        found: list[Part] = []
+        if parts is not None:
+            targets, rows = np.array(self.targets), [case.row for case in self.cases]
+            subjects = [case.subject for case in self.cases]
+            found, more = check_parts(config, rows, targets, parts, subjects)
+            findings += more
+        distinct = tuple(dict.fromkeys(findings))
+        return Check(len(self.cases), tuple(self.columns), tuple(found), distinct, tuple(self.left))
+
+
+def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset:
+    """Find, check, join, decode and split the cohort that `config` names, under the folder `root`.
 
     A case that cannot be used is listed in `left_out`. `on_scan(done, total)` tells the progress.
+    What can only be a mistake ends it, before any scan is decoded where the table shows it.
 
     Raises:
         CohortError: no case is left, or a class has none.
         TableError: the table as a whole cannot be used.
+        ConfigError: the configuration does not go with the table.
     """
+    study = _read_study(config, root)
+    _refuse(study.check(config), root)
+    _parts(config, study)  # for what it refuses: decoding may take long
+    cache = _cache(config, root)
+    _look_at_scans(study, cache, on_scan)
+    _some_case(study, root)
+    parts = _parts(config, study)
+    check = study.check(config, parts=parts)
+    _refuse(check, root)
+    return Dataset(study.cases, np.array(study.targets), parts, cache, check)
+
+
+def check_study(
+    config: Config, root: Path, *, scans: bool = False, on_scan: OnScan | None = None
+) -> Check:
+    """What is odd about the cohort that `config` names, without training.
+
+    With `scans` all scans are decoded, as training does it; else the parts are those that
+    training makes if every scan can be used.
+
+    Raises:
+        HyperFusionError: the table or the folder of scans cannot be read. What the check refuses
+            is in its `refused`.
+    """
+    study = _read_study(config, root)
+    if any(finding.code for finding in study.check(config).findings):
+        return study.check(config)
+    if scans:
+        _look_at_scans(study, _cache(config, root), on_scan)
+    try:
+        _some_case(study, root)
+        parts = _parts(config, study)
+    except HyperFusionError as error:
+        study.findings.append(Finding(str(error), error.code))
+        return study.check(config)
+    return study.check(config, parts=parts)
+
+
+def _cache(config: Config, root: Path) -> VolumeCache:
+    folder = root / ".hfrt_cache"
+    return VolumeCache(folder, config.preprocessing, template_landmarks(), config.scan_checks)
+
+
+def _refuse(check: Check, root: Path) -> None:
+    error = check.error(root)
+    if error is not None:
+        raise error
+
+
+def _some_case(study: _Study, root: Path) -> None:
+    if not study.cases:
+        left = study.left
+        first = f"; the first: {left[0].subject}: {left[0].reason}" if left else ""
+        raise CohortError(
+            f"{root}: no case can be used for training{first}", code="cohort-no-usable-case"
+        )
+
+
+def _read_study(config: Config, root: Path) -> _Study:
     spec = config.tabular
     scans = find_scans(root / config.scans)
     table = read_table_for(
@@ -78,11 +177,20 @@ def gather(
     )
     cohort = join(scans, table, [*(feature.name for feature in spec.features), spec.target])
     left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
-    labelled: list[tuple[Case, float]] = []
+    findings = [
+        *missing_columns(spec, table), *wrong_features(spec, table), *wrong_weights(config)
+    ]  # fmt: skip
+    study = _Study([], [], left, [], findings)
+    if any(finding.code == "table-missing-column" for finding in findings):
+        return study
+    if cohort.cases:
+        study.columns += check_columns(config, table, [case.row for case in cohort.cases])
+    years = [column.name for column in study.columns if column.years]
     for case in cohort.cases:
         try:
             target = read_target(case.row, spec)
             _check_features(case.row, spec)
+            _check_ages(case.row, years)
         except TableError as error:
             left.append(Left(case.subject, case.session, f"{table.path}: {error}", error.code))
             continue
@@ -90,27 +198,36 @@ def gather(
             reason = f"no value of {spec.target}"
             left.append(Left(case.subject, case.session, reason, "table-missing-value"))
         else:
-            labelled.append((case, float(target)))
+            study.cases.append(case)
+            study.targets.append(float(target))
+    rows = [case.row for case in study.cases]
+    findings += check_leaks(spec, rows, np.array(study.targets))
+    odd = [f"{case.subject}: {text}" for case in study.cases for text in case.warnings]
+    if odd:
+        findings.append(Finding(f"{len(odd)} warnings of how scans and rows match: {odd[0]}"))
+    return study
 
-    cache = VolumeCache(root / ".hfrt_cache", config.preprocessing)
-    faults = _decode(cache, [case.scan for case, _ in labelled], on_scan)
-    usable: list[tuple[Case, float]] = []
-    for item, fault in zip(labelled, faults, strict=True):
-        if fault is None:
-            usable.append(item)
-        else:
-            left.append(Left(item[0].subject, item[0].session, str(fault), fault.code))
-    if not usable:
-        first = f"; the first: {left[0].subject}: {left[0].reason}" if left else ""
-        raise CohortError(
-            f"{root}: no case can be used for training{first}", code="cohort-no-usable-case"
-        )
 
-    cases = [case for case, _ in usable]
-    targets = np.array([target for _, target in usable])
-    odd = [f"{case.subject}: {warning}" for case in cases for warning in case.warnings]
-    notes = (*cohort.notes, *odd)
-    return Dataset(cases, targets, _parts(config, cases, targets), cache, left, notes)
+def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) -> None:
+    """Decode every scan; cases whose scan cannot be used are left out, warnings are kept."""
+    cases, targets = study.cases, study.targets
+    faults = _decode(cache, [case.scan for case in cases], on_scan)
+    kept = []
+    said: dict[str, list[str]] = {}
+    for index, (case, fault) in enumerate(zip(cases, faults, strict=True)):
+        if fault is not None:
+            study.left.append(Left(case.subject, case.session, str(fault), fault.code))
+            continue
+        kept.append(index)
+        for text in cache.known(case.scan).warnings:
+            # Warnings that differ in their figures only are one.
+            said.setdefault(_FIGURES.sub("#", text), []).append(case.subject)
+    study.cases = [cases[i] for i in kept]
+    study.targets = [targets[i] for i in kept]
+    study.findings += [
+        Finding(f"{text}: {len(ids)} scans, {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}")
+        for text, ids in said.items()
+    ]
 
 
 def _decode(
@@ -134,8 +251,14 @@ def _decode(
     return found
 
 
-def _parts(config: Config, cases: list[Case], targets: NDArray[np.float64]) -> NDArray[np.int64]:
-    if config.task == "ad":
+def _parts(config: Config, study: _Study) -> NDArray[np.int64]:
+    """The part of every case [N].
+
+    Raises:
+        CohortError: a class has no case, or there are fewer subjects than parts.
+    """
+    targets = np.array(study.targets)
+    if config.tabular.classes:
         names = list(config.tabular.classes)
         absent = [name for i, name in enumerate(names) if not np.any(targets == i)]
         if absent:
@@ -149,13 +272,15 @@ def _parts(config: Config, cases: list[Case], targets: NDArray[np.float64]) -> N
     kinds = {feature.name: feature.kind for feature in config.tabular.features}
     columns: list[list[object]] = [labels]
     for name in config.tabular.stratify:
-        values = [case.row.values.get(name, "") for case in cases]
-        if kinds.get(name) == "categorical":
+        values = [case.row.values.get(name, "") for case in study.cases]
+        # A column that no feature describes is what its cells are.
+        kind = kinds.get(name) or ("numeric" if holds_numbers(values) else "categorical")
+        if kind == "categorical":
             columns.append([value.strip().lower() for value in values])
         else:
             columns.append([int(b) for b in age_bins(np.array([_number(v) for v in values]))])
     return stratified_parts(
-        [case.subject for case in cases],
+        [case.subject for case in study.cases],
         list(zip(*columns, strict=True)),
         config.training.parts,
         config.training.seed,
@@ -170,6 +295,18 @@ def _check_features(row: Row, spec: TableSpec) -> None:
                 read_category(row, feature.name, feature.categories)
         else:
             read_number(row, feature.name, censored=feature.kind == "censored")
+
+
+def _check_ages(row: Row, columns: Iterable[str]) -> None:
+    """Raise a TableError where a column of ages holds none that a person can have."""
+    for name in columns:
+        age = read_number(row, name, censored=True)
+        if age is not None and impossible_age(age):
+            raise TableError(
+                f"{where(row, name)}: {row.values[name]!r} is no age in years; leave the cell "
+                "empty where it is not known",
+                code="table-impossible-value",
+            )
 
 
 def _number(text: str) -> float:
@@ -194,3 +331,18 @@ def splits_csv(dataset: Dataset, config: Config, root: Path) -> str:
             [case.subject, case.session or "", scan, dataset.parts[i], *[n[i] for n in names]]
         )
     return stream.getvalue()
+
+
+def inputs_of(dataset: Dataset, config: Config) -> list[dict[str, str]]:
+    """What `inputs.json` keeps of each case: keys of its scan's content and of its row.
+
+    A run that is resumed compares them. They do not depend on where the cohort lies.
+    """
+    spec = config.tabular
+    names = [*(feature.name for feature in spec.features), spec.target, *spec.stratify]
+    found = []
+    for case in dataset.cases:
+        row = "\0".join(case.row.values[name] for name in names)
+        key = hashlib.sha256(row.encode()).hexdigest()[:16]
+        found.append({"subject": case.subject, "scan": content_key(case.scan)[:16], "row": key})
+    return found

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
-from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.models import (
     initialise_generators,
@@ -42,7 +42,11 @@ Progress = Callable[[int, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Split:
-    """One member's view of the data: case indices and encoded rows `tabular float32 [N, T]`."""
+    """One member's view of the data: case indices and encoded rows `tabular float32 [N, T]`.
+
+    A case that the encoder cannot read (a category that no training case has) is in no part; its
+    row of `tabular` is NaN.
+    """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -59,7 +63,15 @@ def split_of(dataset: Dataset, config: Config, member: int) -> Split:
     )
     rows = dataset.rows
     encoder = TabularEncoder.fit([rows[i] for i in train], config.tabular)
-    return Split(train, validation, test, encoder.encode(rows), encoder)
+    tabular = np.full((len(rows), encoder.width), np.nan, np.float32)
+    readable = np.ones(len(rows), bool)
+    for index, row in enumerate(rows):
+        try:
+            tabular[index] = encoder.encode_row(row)
+        except TableError:
+            readable[index] = False
+    validation, test = validation[readable[validation]], test[readable[test]]
+    return Split(train, validation, test, tabular, encoder)
 
 
 class Loss:

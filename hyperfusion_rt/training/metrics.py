@@ -36,9 +36,12 @@ def bootstrap_interval(
 def classification(truth: Array, probabilities: Array, classes: Sequence[str]) -> dict[str, Any]:
     """Figures of `probabilities [N, C]` against class indices `truth [N]`.
 
-    The AUC is one-vs-rest, averaged over the classes that occur. The interval of the balanced
-    accuracy is a bootstrap stratified by class.
+    All figures are of the classes that occur; `absent` names the others, and `chance` is that of
+    the former. The AUC is one-vs-rest. The interval of the balanced accuracy is a bootstrap
+    stratified by class. Without a case there is no figure but `cases`.
     """
+    if not len(truth):
+        return {"cases": 0, "absent": list(classes)}
     try:
         from sklearn import metrics
     except ImportError:
@@ -48,8 +51,9 @@ def classification(truth: Array, probabilities: Array, classes: Sequence[str]) -
     predicted = probabilities.argmax(1)
     labels = list(range(count))
     confusion = metrics.confusion_matrix(truth, predicted, labels=labels)
-    present = [c for c in labels if 0 < np.sum(truth == c) < len(truth)]
-    areas = [metrics.roc_auc_score(truth == c, probabilities[:, c]) for c in present]
+    present = [c for c in labels if np.any(truth == c)]
+    against = [c for c in present if len(present) > 1]
+    areas = [metrics.roc_auc_score(truth == c, probabilities[:, c]) for c in against]
     low, high = bootstrap_interval(
         lambda index: balanced_accuracy(truth[index], predicted[index], count), truth
     )
@@ -58,9 +62,10 @@ def classification(truth: Array, probabilities: Array, classes: Sequence[str]) -
         "cases": len(truth),
         "balanced_accuracy": balanced_accuracy(truth, predicted, count),
         "balanced_accuracy_95": [low, high],
-        "chance": 1 / count,
+        "chance": 1 / len(present),
+        "absent": [name for c, name in enumerate(classes) if c not in present],
         "macro_f1": float(
-            metrics.f1_score(truth, predicted, labels=labels, average="macro", zero_division=0)
+            metrics.f1_score(truth, predicted, labels=present, average="macro", zero_division=0)
         ),
         "auc": float(np.mean(areas)) if areas else None,
         "recall": {
@@ -76,18 +81,24 @@ def regression(truth: Array, predicted: Array) -> dict[str, Any]:
     """Figures of predicted years [N] against true years [N].
 
     `bias_slope` is the slope of (predicted - true) against the true age: 0 is unbiased, a negative
-    value means that the young are aged and the old made younger (regression to the mean).
+    value means that the young are aged and the old made younger (regression to the mean). One
+    case gives no interval and no chance level, two no slope and no correlation `r`; none gives
+    no figure but `cases`.
     """
+    if not len(truth):
+        return {"cases": 0}
     error = np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)
-    spread = len(truth) > 1 and np.std(truth) > 0
-    low, high = bootstrap_interval(
+    several = len(truth) > 1
+    # Two points always lie on a line.
+    spread = len(truth) > 2 and np.std(truth) > 0
+    interval = bootstrap_interval(
         lambda index: float(np.abs(error[index]).mean()), np.zeros(len(truth))
     )
     return {
         "cases": len(truth),
         "mae": float(np.abs(error).mean()),
-        "mae_95": [low, high],
-        "chance": float(np.abs(truth - np.median(truth)).mean()),
+        "mae_95": list(interval) if several else None,
+        "chance": float(np.abs(truth - np.median(truth)).mean()) if several else None,
         "r": float(np.corrcoef(truth, predicted)[0, 1])
         if spread and np.std(predicted) > 0
         else None,

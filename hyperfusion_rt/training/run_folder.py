@@ -3,6 +3,9 @@
 runs/NAME/
   config.json            the whole configuration
   splits.csv             subject, session, scan, part, split of each member
+  inputs.json            keys of each case's scan and row: a run is only resumed on the same
+  check.json             every column, the parts, and what is odd about them
+  left_out.json          cases that could not be used, each with its reason
   metrics.json           figures of validation and test set; written last
   learning_curve.png
   member-0/              one per member of the ensemble
@@ -125,7 +128,10 @@ class Run:
         path = self.folder / "metrics.json"
         if not path.exists():
             return {}
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
         return content
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

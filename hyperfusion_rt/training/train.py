@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 
 from hyperfusion_rt.config import Config
+from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
+from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
-from hyperfusion_rt.training.dataset import Dataset, gather, splits_csv
+from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
 from hyperfusion_rt.training.loop import (
+    Split,
     Trainer,
     predict,
     split_of,
@@ -26,6 +30,7 @@ from hyperfusion_rt.training.loop import (
 )
 from hyperfusion_rt.training.metrics import classification, regression
 from hyperfusion_rt.training.run_folder import Member, Run
+from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
 
 # As many real cases as the largest batch of the comparison made at export.
 EXPORT_CASES = 7
@@ -33,9 +38,13 @@ EXPORT_CASES = 7
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the caller wants to be told. Counts start at 1 except `epoch`."""
+    """What the caller wants to be told. Counts start at 1 except `epoch`.
+
+    `on_check` gets what is odd about the cohort, before the first epoch.
+    """
 
     on_scan: Callable[[int, int], None] | None = None
+    on_check: Callable[[Check], None] | None = None
     on_epoch: Callable[[int, int, dict[str, Any]], None] | None = None
 
 
@@ -80,6 +89,8 @@ def train(
     where = choose_device(device)
     root = root.resolve()
     dataset = gather(config, root, calls.on_scan)
+    if calls.on_check is not None:
+        calls.on_check(dataset.check)
     run = resume or Run.create(root / "runs", config, name)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
@@ -91,22 +102,55 @@ def train(
 
         trainer.train(on_epoch, resume=resume is not None)
     learning_curve(run)
+    # Without the test part: it stays as new to the network as any scan to come.
+    seen = split_of(dataset, config, 0)
+    scans = [dataset.cases[i].scan for i in (*seen.train, *seen.validation)]
+    landmarks = dataset.cache.landmarks or template_landmarks()
+    keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
     run.write_metrics(evaluate(run, dataset, where))
     return run
 
 
 def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
-    splits = run.folder / "splits.csv"
-    text = splits_csv(dataset, run.config, root)
+    """Keep what the run is trained on; a run that is resumed must find the same."""
+    splits, inputs = run.folder / "splits.csv", run.folder / "inputs.json"
+    text, content = splits_csv(dataset, run.config, root), inputs_of(dataset, run.config)
     if splits.exists() and splits.read_text(encoding="utf-8") != text:
-        raise ConfigError(
-            f"{splits}: the cohort has changed since this run began, so it cannot be resumed; "
-            "train anew without `resume`",
-            code="run-cohort-changed",
-        )
-    write_text(splits, text)
+        _refuse_resume(splits, "the cohort has changed")
+    # Runs of older versions do not have it.
+    if inputs.exists():
+        changed = _changed(json.loads(inputs.read_text(encoding="utf-8")), content)
+        if changed:
+            _refuse_resume(inputs, f"{changed} changed")
+    write_text(splits, text, private=True)
+    write_text(inputs, json.dumps(content, indent=1) + "\n", private=True)
+    write_text(
+        run.folder / "check.json", json.dumps(asdict(dataset.check), indent=2) + "\n", private=True
+    )
     left = [astuple(item) for item in dataset.left_out]
-    write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n")
+    write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n", private=True)
+
+
+def _changed(old: list[dict[str, str]], new: list[dict[str, str]]) -> str:
+    """Which scan or row is another one than when the run began; "" if none is."""
+    found = [
+        f"the {what} of {b['subject']}"
+        for a, b in zip(old, new, strict=False)
+        for what in ("scan", "row")
+        if a.get(what) != b[what]
+    ]
+    more = (
+        f" and {len(found) - 3} more have" if len(found) > 3 else " have" if found[1:] else " has"
+    )
+    return ", ".join(found[:3]) + more if found else ""
+
+
+def _refuse_resume(path: Path, what: str) -> None:
+    raise ConfigError(
+        f"{path}: {what} since this run began, so it cannot be resumed; "
+        "train anew without `resume`",
+        code="run-cohort-changed",
+    )
 
 
 def load_member(run: Run, member: Member) -> torch.nn.Module:
@@ -118,28 +162,35 @@ def load_member(run: Run, member: Member) -> torch.nn.Module:
 
 
 def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """Figures of every member on its validation set, and of the ensemble on the test set."""
+    """Figures of every member on its validation set, and of the ensemble on the test set.
+
+    A case with a category that a member has not learned is not counted: `not_evaluated`.
+    """
     config = run.config
+    splits = [split_of(dataset, config, index) for index in range(len(run.members))]
+    test_set = reduce(np.intersect1d, [split.test for split in splits])
     validation: list[dict[str, Any]] = []
     test: list[Any] = []
-    for index, member in enumerate(run.members):
+    for member, split in zip(run.members, splits, strict=True):
         network = load_member(run, member).to(device)
-        split = split_of(dataset, config, index)
         outputs = predict(network, dataset, split, split.validation, 16)
         validation.append(_figures(config, dataset, split.validation, outputs[None]))
-        test.append(predict(network, dataset, split, split.test, 16))
-    _keep_cases(run, dataset)
-    split = split_of(dataset, config, 0)
+        test.append(predict(network, dataset, split, test_set, 16))
+    _keep_cases(run, dataset, splits)
+    cases = {
+        "train": len(splits[0].train),
+        "validation": len(splits[0].validation),
+        "test": len(test_set),
+        "left_out": len(dataset.left_out),
+    }
+    in_test = int(np.sum(dataset.parts == config.training.parts - 1))
+    if in_test > len(test_set):
+        cases["not_evaluated"] = in_test - len(test_set)
     return {
         "task": config.task,
-        "cases": {
-            "train": len(split.train),
-            "validation": len(split.validation),
-            "test": len(split.test),
-            "left_out": len(dataset.left_out),
-        },
+        "cases": cases,
         "validation": validation,
-        "test": _figures(config, dataset, split.test, np.stack(test)),
+        "test": _figures(config, dataset, test_set, np.stack(test)),
     }
 
 
@@ -150,14 +201,17 @@ def _figures(config: Config, dataset: Dataset, indices: Any, outputs: Any) -> di
     return regression(truth, values[:, 0])
 
 
-def _keep_cases(run: Run, dataset: Dataset) -> None:
+def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
     """Keep a few real inputs in the run: the comparison at export needs them."""
     from safetensors.numpy import save_file
 
-    splits = [split_of(dataset, run.config, index) for index in range(len(run.members))]
-    chosen = np.concatenate([splits[0].test, splits[0].validation, splits[0].train])[:EXPORT_CASES]
+    first = splits[0]
+    order = np.concatenate([first.test, first.validation, first.train])
+    # A case that a member cannot read has no inputs for it.
+    read = np.logical_and.reduce([np.isfinite(split.tabular[order]).all(1) for split in splits])
+    chosen = order[read][:EXPORT_CASES]
     content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, :, 0])}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
-    with replacing(run.folder / "cases.safetensors") as temporary:
+    with replacing(run.folder / "cases.safetensors", private=True) as temporary:
         save_file(content, temporary)

@@ -34,32 +34,76 @@ hfrt::DType dtype_of(nb::dlpack::dtype t) {
   if (t == nb::dtype<int64_t>()) return DType::i64;
   if (t == nb::dtype<float>()) return DType::f32;
   if (t == nb::dtype<double>()) return DType::f64;
-  throw nb::type_error(
-      "crop_normalise: voxels must be integers of 8 to 64 bits, float32 or float64");
+  throw nb::type_error("voxels must be integers of 8 to 64 bits, float32 or float64");
 }
 
 using Voxels = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu>;
 using Matrix = nb::ndarray<const double, nb::shape<3, 4>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-std::tuple<int64_t, int64_t, int64_t, double, double> crop_normalise(const Voxels& voxels,
-                                                                     double slope, double inter,
-                                                                     const Matrix& matrix,
-                                                                     const Output& out) {
+hfrt::Volume volume_of(const Voxels& voxels, double slope, double inter) {
   hfrt::Volume volume{voxels.data(), dtype_of(voxels.dtype()), {}, {}, slope, inter};
-  int64_t out_shape[3];
   for (size_t a = 0; a < 3; ++a) {
     volume.shape[a] = static_cast<int64_t>(voxels.shape(a));
     volume.strides[a] = voxels.stride(a);
-    out_shape[a] = static_cast<int64_t>(out.shape(a));
-    if (volume.shape[a] == 0) throw nb::value_error("crop_normalise: a volume axis has no voxel");
+    if (volume.shape[a] == 0) throw nb::value_error("a volume's axis has no voxel");
   }
+  return volume;
+}
+
+void check_same(const hfrt::Support& support, const hfrt::Volume& volume) {
+  for (int a = 0; a < 3; ++a)
+    if (support.shape[a] != volume.shape[a])
+      throw nb::value_error("the support is another volume's");
+}
+
+hfrt::Support find_support(const Voxels& voxels) {
+  const hfrt::Volume volume = volume_of(voxels, 1, 0);
+  nb::gil_scoped_release release;
+  return hfrt::find_support(volume);
+}
+
+using Mask = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+void write_mask(const hfrt::Support& support, const Mask& out) {
+  for (size_t a = 0; a < 3; ++a)
+    if (static_cast<int64_t>(out.shape(a)) != support.shape[a])
+      throw nb::value_error("the mask has another shape than the volume");
+  support.write_mask(out.data());
+}
+
+// (inside, nonfinite, support, mean, deviation); without a support, by the older rule.
+std::tuple<int64_t, int64_t, double, double, double> crop_normalise(const Voxels& voxels,
+                                                                    double slope, double inter,
+                                                                    const hfrt::Support* support,
+                                                                    const Matrix& matrix,
+                                                                    const Output& out) {
+  const hfrt::Volume volume = volume_of(voxels, slope, inter);
+  int64_t out_shape[3];
+  for (size_t a = 0; a < 3; ++a) out_shape[a] = static_cast<int64_t>(out.shape(a));
+  if (support) check_same(*support, volume);
   hfrt::CropStatistics s;
   {
     nb::gil_scoped_release release;
-    s = hfrt::crop_normalise(volume, matrix.data(), out_shape, out.data());
+    s = support ? hfrt::crop_normalise(volume, *support, matrix.data(), out_shape, out.data())
+                : hfrt::crop_normalise_nonzero(volume, matrix.data(), out_shape, out.data());
   }
-  return {s.inside, s.nonfinite, s.nonzero, s.mean, s.deviation};
+  return {s.inside, s.nonfinite, s.support, s.mean, s.deviation};
+}
+
+using Reach = nb::ndarray<const double, nb::shape<3>, nb::c_contig, nb::device::cpu>;
+using Points = nb::ndarray<const float, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
+using Means = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void sample_means(const Voxels& voxels, double slope, double inter, const hfrt::Support& support,
+                  const Matrix& matrix, const Reach& reach, const Points& points,
+                  const Means& out) {
+  const hfrt::Volume volume = volume_of(voxels, slope, inter);
+  check_same(support, volume);
+  if (out.shape(0) != points.shape(0)) throw nb::value_error("one mean per point is needed");
+  nb::gil_scoped_release release;
+  hfrt::sample_means(volume, support, matrix.data(), reach.data(), points.data(),
+                     static_cast<int64_t>(points.shape(0)), out.data());
 }
 
 double peak_gflops(int threads, double seconds) {
@@ -342,16 +386,37 @@ void define_engine(nb::module_& m) {
   define_running(engine);
 }
 
+void define_scans(nb::module_& m) {
+  nb::class_<hfrt::Support>(m, "Support",
+                            "What of a scan is background; see kernels/cpu/support.hpp.")
+      .def_ro("found", &hfrt::Support::found)
+      .def_ro("side", &hfrt::Support::side)
+      .def_ro("background", &hfrt::Support::background)
+      .def_ro("level", &hfrt::Support::level)
+      .def_ro("threshold", &hfrt::Support::threshold)
+      .def(
+          "mask", &write_mask, "out"_a.noconvert(),
+          "Write whether each voxel is support into `out` uint8 [X, Y, Z], of the volume's shape.");
+  m.def("find_support", &find_support, "voxels"_a.noconvert(),
+        "Where `voxels` [X, Y, Z] hold background, and where support.");
+  m.def(
+      "crop_normalise", &crop_normalise, "voxels"_a.noconvert(), "slope"_a, "inter"_a,
+      "support"_a.none(), "matrix"_a.noconvert(), "out"_a.noconvert(),
+      "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
+      "z-score it over `support` in place; without one, over what is not exactly 0. Returns "
+      "(inside, nonfinite, support, mean, deviation).");
+  m.def("sample_means", &sample_means, "voxels"_a.noconvert(), "slope"_a, "inter"_a, "support"_a,
+        "matrix"_a.noconvert(), "reach"_a.noconvert(), "points"_a.noconvert(), "out"_a.noconvert(),
+        "Write into `out` float32 [P] what `voxels` hold around `points` float32 [P, 3], over the "
+        "background; `matrix` float64 [3, 4] leads from a point to a voxel coordinate, `reach` "
+        "float64 [3] is in voxels.");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of hyperfusion_rt.";
-  m.def(
-      "crop_normalise", &crop_normalise, "voxels"_a.noconvert(), "slope"_a, "inter"_a,
-      "matrix"_a.noconvert(), "out"_a.noconvert(),
-      "Sample `out` float32 [D, H, W] from `voxels` [X, Y, Z] through `matrix` float64 [3, 4] and "
-      "z-score its non-zero voxels in place. Returns (inside, nonfinite, nonzero, mean, "
-      "deviation).");
+  define_scans(m);
   m.def("peak_gflops", &peak_gflops, "threads"_a, "seconds"_a = 0.2,
         "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's "
         "limit.");

@@ -1,5 +1,8 @@
 """A scan is decoded once, and again when it has changed."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from hyperfusion_rt.config import Box, Preprocessing
 from hyperfusion_rt.data import volume_cache
 from hyperfusion_rt.data.volume_cache import VolumeCache
+from hyperfusion_rt.data.volumes import Boxes
 from hyperfusion_rt.errors import ScanError
 
 SMALL = Preprocessing(boxes=(Box(name="all", center=(0, 0, 0)),), shape=(6, 6, 6), spacing=1.0)
@@ -48,3 +52,86 @@ def test_a_scan_that_is_not_there_is_not_kept(tmp_path):
         cache.get(tmp_path / "none.nii.gz")
     assert error.value.code == "scan-unreadable"
     assert not cache.folder.exists()
+
+
+def test_another_scan_of_the_same_size_and_time_is_decoded_anew(tmp_path, monkeypatch):
+    """Also where a file system keeps no times, or too coarse ones."""
+    monkeypatch.setattr(volume_cache, "stamp", lambda path: "same")
+    for ending in ("nii", "nii.gz"):
+        scan = tmp_path / f"a.{ending}"
+        save(scan, 0)
+        first = np.array(VolumeCache(tmp_path / "cache", SMALL).get(scan))
+        save(scan, 1)
+        assert (np.array(VolumeCache(tmp_path / "cache", SMALL).get(scan)) != first).any()
+
+
+def test_a_scan_that_was_replaced_with_its_time_kept_is_decoded_anew(tmp_path):
+    scan, other = tmp_path / "a.nii", tmp_path / "b.nii"
+    save(scan, 0)
+    save(other, 1)
+    os.utime(scan, ns=(1, 1))
+    cache = VolumeCache(tmp_path / "cache", SMALL)
+    first = np.array(cache.get(scan))
+    scan.write_bytes(other.read_bytes())
+    os.utime(scan, ns=(1, 1))
+    assert (np.array(cache.get(scan)) != first).any()
+
+
+def foreign(path):
+    np.save(path, np.zeros((3, 3)))
+
+
+SPOILT = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:500]),
+    "cut header": lambda path: path.write_bytes(path.read_bytes()[:9]),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_bytes(b"something else altogether"),
+    "zip": lambda path: path.write_bytes(b"PK\x03\x04 and more"),
+    "other shape": foreign,
+    "other type": lambda path: np.save(path, np.zeros((1, 1, 6, 6, 6))),
+    "objects": lambda path: np.save(path, np.array([{}]), allow_pickle=True),
+    "strange header": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x04\x00{'(}"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_file_is_made_again(tmp_path, how):
+    scan, cache = tmp_path / "a.nii.gz", VolumeCache(tmp_path / "cache", SMALL)
+    save(scan, 0)
+    good = np.array(cache.get(scan))
+    SPOILT[how](cache.path(scan))
+    np.testing.assert_array_equal(cache.get(scan), good)
+    np.testing.assert_array_equal(np.load(cache.path(scan)), good)
+
+
+def test_several_at_once_do_not_disturb_each_other(tmp_path):
+    scan = tmp_path / "a.nii.gz"
+    save(scan, 0)
+    caches = [VolumeCache(tmp_path / "cache", SMALL) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = [np.array(boxes) for boxes in pool.map(lambda cache: cache.get(scan), caches)]
+    assert all((boxes == found[0]).all() for boxes in found)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_is_said_of_a_scan_is_kept_with_it(tmp_path, monkeypatch):
+    scan = tmp_path / "a.nii.gz"
+    save(scan, 0)
+    boxes = volume_cache.load_boxes(scan, SMALL)
+    said = Boxes(boxes.images, boxes.coverage, ("all box: 80% inside the scan",))
+    monkeypatch.setattr(volume_cache, "load_boxes", lambda path, preprocessing: said)
+    cache = VolumeCache(tmp_path / "cache", SMALL)
+    cache.get(scan)
+    again = VolumeCache(tmp_path / "cache", SMALL)
+    again.get(scan)
+    assert again.warnings(scan) == said.warnings
+    cache.path(scan).with_suffix(".json").write_text("[")
+    assert again.warnings(scan) == said.warnings
+
+
+def test_another_program_decodes_anew(tmp_path, monkeypatch):
+    scan = tmp_path / "a.nii.gz"
+    save(scan, 0)
+    first = VolumeCache(tmp_path, SMALL).path(scan)
+    monkeypatch.setattr(volume_cache, "_code", lambda: "another")
+    assert VolumeCache(tmp_path, SMALL).path(scan) != first

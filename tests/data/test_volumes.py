@@ -10,6 +10,7 @@ import textwrap
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Box, Preprocessing, preset
@@ -24,6 +25,8 @@ SMALL = Preprocessing(
     shape=(10, 12, 8),
     spacing=1.0,
 )
+# The rule of older artifacts.
+OLDER = SMALL.model_copy(update={"normalisation": "zscore-nonzero"})
 AFFINE = np.array([[1.0, 0, 0, -16], [0, 1, 0, -14], [0, 0, 1, -12], [0, 0, 0, 1]])
 
 
@@ -31,6 +34,16 @@ def phantom(shape=(33, 29, 25), seed=0, dtype=np.int16):
     rng = np.random.default_rng(seed)
     data = rng.integers(0, 2000, shape)
     data[rng.random(shape) < 0.2] = 0
+    return data.astype(dtype)
+
+
+def brain(shape=(33, 29, 25), seed=0, dtype=np.int16):
+    """An ellipsoid of noise with a dark hole, in empty space."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    radius = np.sqrt((grid**2).sum(0))
+    data = np.where(radius < 0.9, rng.integers(300, 2000, shape), 0)
+    data[(np.abs(grid) < 0.15).all(0)] = 0
     return data.astype(dtype)
 
 
@@ -44,10 +57,39 @@ def save(path, data, affine=AFFINE, slope=None, inter=None, code=1, kind=nib.Nif
     return path
 
 
+def normalised(value, part):
+    mean = value.sum() / part.sum()
+    kept = part > 0
+    over = np.where(kept, value - part * mean, 0)
+    return over / np.sqrt((over[kept] ** 2 / part[kept]).sum() / part.sum())
+
+
+def parts_of(data):
+    """(values over the background, part of each voxel that is foreground), with SciPy.
+
+    For bright brains on a dark background without noise.
+    """
+    faces = np.concatenate([np.take(data, (0, -1), axis).ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    over = data - values[counts.argmax()]
+    bright = over[over > 0.1 * np.quantile(over, 0.999)]
+    candidates = over <= 0.1 * np.median(bright)
+    labels, _ = ndimage.label(candidates)
+    rim = np.unique(np.concatenate([np.take(labels, (0, -1), a).ravel() for a in range(3)]))
+    outside = np.isin(labels, rim[rim > 0])
+    over = np.where(outside, 0, over)
+    cross = ndimage.generate_binary_structure(3, 1)
+    edge = ndimage.binary_dilation(outside, cross) & ~outside
+    most = np.maximum(ndimage.maximum_filter(over, footprint=cross), 1e-9)
+    return over, np.where(outside, 0, np.where(edge, np.minimum(1, 1.5 * over / most), 1))
+
+
 def reference(path, preprocessing):
     """Trilinear sampling with `get_fdata` in float64, voxel by voxel in vectorised NumPy."""
     image = nib.load(path)
     data, inverse = image.get_fdata(), np.linalg.inv(image.affine)
+    older = preprocessing.normalisation == "zscore-nonzero"
+    fields = (data,) if older else parts_of(data)
     found = []
     for box in preprocessing.boxes:
         axes = [
@@ -66,13 +108,13 @@ def reference(path, preprocessing):
         at = np.where(np.abs(at - np.rint(at)) < 1e-4, np.rint(at), at)
         low = np.minimum(at.astype(int), size - 2)
         w = at - low
-        value = np.zeros(preprocessing.shape)
+        values = [np.zeros(preprocessing.shape) for _ in fields]
         for corner in itertools.product((0, 1), repeat=3):
             weight = np.prod([w[..., a] if c else 1 - w[..., a] for a, c in enumerate(corner)], 0)
-            value += weight * data[tuple(low[..., a] + c for a, c in enumerate(corner))]
-        value = np.where(inside, value, 0)
-        mask = value != 0
-        found.append(np.where(mask, (value - value[mask].mean()) / value[mask].std(), 0))
+            for value, field in zip(values, fields, strict=True):
+                value += weight * field[tuple(low[..., a] + c for a, c in enumerate(corner))]
+        values = [np.where(inside, value, 0) for value in values]
+        found.append(normalised(values[0], values[0] != 0 if older else values[1]))
     return np.stack(found)[:, None]
 
 
@@ -81,13 +123,17 @@ ORIENTATIONS = ["".join(axes) for axes in itertools.product("RL", "AP", "SI")] +
 ]  # fmt: skip
 
 
+RULES = pytest.mark.parametrize("rule", [SMALL, OLDER], ids=["foreground", "nonzero"])
+
+
+@RULES
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_every_orientation_gives_the_same_box(tmp_path, codes, shift):
-    data = phantom()
+def test_every_orientation_gives_the_same_box(tmp_path, codes, shift, rule):
+    data = brain() if rule is SMALL else phantom()
     # Half a voxel off, the nearest voxel is a tie on every axis.
     affine = AFFINE + shift * np.array([[0, 0, 0, 1]] * 3 + [[0, 0, 0, 0]])
-    first = load_boxes(save(tmp_path / "a.nii.gz", data, affine), SMALL).images
+    first = load_boxes(save(tmp_path / "a.nii.gz", data, affine), rule).images
     image = nib.Nifti1Image(data, affine)
     change = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
@@ -95,22 +141,23 @@ def test_every_orientation_gives_the_same_box(tmp_path, codes, shift):
     turned = image.as_reoriented(change)
     assert "".join(nib.aff2axcodes(turned.affine)) == codes
     nib.save(turned, tmp_path / "b.nii.gz")
-    assert np.array_equal(load_boxes(tmp_path / "b.nii.gz", SMALL).images, first)
-    if shift == 0:
-        np.testing.assert_allclose(first, reference(tmp_path / "b.nii.gz", SMALL), atol=1e-5)
+    assert np.array_equal(load_boxes(tmp_path / "b.nii.gz", rule).images, first)
+    if shift == 0 or rule is SMALL:
+        np.testing.assert_allclose(first, reference(tmp_path / "b.nii.gz", rule), atol=1e-5)
 
 
+@RULES
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_a_symmetric_brain_gives_equal_sides(tmp_path, shift):
-    data = phantom()
+def test_a_symmetric_brain_gives_equal_sides(tmp_path, shift, rule):
+    data = brain()
     data = np.maximum(data, data[::-1])
     affine = AFFINE.copy()
     affine[1:3, 3] += shift
-    box = SMALL.model_copy(
+    box = rule.model_copy(
         update={
             "boxes": tuple(
                 b.model_copy(update={"center": (b.center[0] + s * shift, *b.center[1:])})
-                for b, s in zip(SMALL.boxes, (-1, 1), strict=True)
+                for b, s in zip(rule.boxes, (-1, 1), strict=True)
             )
         }
     )
@@ -118,14 +165,15 @@ def test_a_symmetric_brain_gives_equal_sides(tmp_path, shift):
     assert np.array_equal(images[0], images[1])
 
 
+@RULES
 @pytest.mark.parametrize(
     "dtype",
     ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">i2", ">f4", ">f8"],
 )
 @pytest.mark.parametrize(("slope", "inter"), [(None, None), (0.5, -3.0), (2.25, 0.0)])
-def test_every_type_and_scaling(tmp_path, dtype, slope, inter):
-    limit = 100 if dtype in ("u1", "i1") else 2000
-    data = (phantom() % limit).astype(dtype)
+def test_every_type_and_scaling(tmp_path, dtype, slope, inter, rule):
+    data = brain() if rule is SMALL else phantom()
+    data = (data // (20 if dtype in ("u1", "i1") else 1)).astype(dtype)
     header = nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
     header.set_data_dtype(dtype)
     image = nib.Nifti1Image(data, AFFINE, header)
@@ -138,23 +186,24 @@ def test_every_type_and_scaling(tmp_path, dtype, slope, inter):
     path.write_bytes(body)
     packed = tmp_path / "a.nii.gz"
     packed.write_bytes(gzip.compress(body))
-    expected = reference(path, SMALL)
+    expected = reference(path, rule)
     for file in (path, packed):
-        np.testing.assert_allclose(load_boxes(file, SMALL).images, expected, atol=1e-5)
+        np.testing.assert_allclose(load_boxes(file, rule).images, expected, atol=1e-5)
 
 
+@RULES
 @pytest.mark.parametrize("spacing", [0.7, 1.3, (0.9, 1.1, 2.0)])
-def test_resampling(tmp_path, spacing):
+def test_resampling(tmp_path, spacing, rule):
     affine = AFFINE @ np.diag([*np.broadcast_to(spacing, 3), 1])
-    path = save(tmp_path / "a.nii.gz", phantom((60, 50, 44)), affine)
-    np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
+    path = save(tmp_path / "a.nii.gz", brain((60, 50, 44)), affine)
+    np.testing.assert_allclose(load_boxes(path, rule).images, reference(path, rule), atol=1e-5)
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_background_beside_the_brain_stays_background(tmp_path, codes):
     """Sampled at 1.7 mm, some coordinates are whole but for rounding, otherwise in each file."""
     data = np.zeros((60, 60, 60))
-    data[20:40, 20:40, 20:40] = phantom((20, 20, 20)) + 100
+    data[20:40, 20:40, 20:40] = phantom((20, 20, 20)) + 400
     affine = np.array([[1.0, 0, 0, -33.3], [0, 1, 0, -40.1], [0, 0, 1, -31.7], [0, 0, 0, 1]])
     image = nib.Nifti1Image(data.astype(np.int16), affine)
     way = nib.orientations.ornt_transform(
@@ -165,7 +214,11 @@ def test_background_beside_the_brain_stays_background(tmp_path, codes):
     # The eighth sample from the left lies on the last slice of background, the twentieth likewise.
     center = tuple(np.array([5.4, 6.0, 5.4]) + 1.7 * 12.5 + affine[:3, 3])
     box = Box(name="all", center=center)
-    preprocessing = Preprocessing(boxes=(box,), shape=(26, 26, 26), spacing=1.7)
+    preprocessing = Preprocessing(
+        boxes=(box,), shape=(26, 26, 26), spacing=1.7, normalisation="zscore-nonzero"
+    )
+    newer = preprocessing.model_copy(update={"normalisation": "zscore-foreground"})
+    np.testing.assert_allclose(load_boxes(path, newer).images, reference(path, newer), atol=1e-5)
     found = load_boxes(path, preprocessing).images[0, 0]
     steps = [
         (c + 1.7 * (np.arange(n) - (n - 1) / 2) - o)
@@ -177,12 +230,13 @@ def test_background_beside_the_brain_stays_background(tmp_path, codes):
     assert np.array_equal(found != 0, expected)
 
 
-def test_oblique(tmp_path):
+@RULES
+def test_oblique(tmp_path, rule):
     angle = np.deg2rad(12)
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    path = save(tmp_path / "a.nii.gz", phantom(), turn @ AFFINE)
-    np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
+    path = save(tmp_path / "a.nii.gz", brain(), turn @ AFFINE)
+    np.testing.assert_allclose(load_boxes(path, rule).images, reference(path, rule), atol=1e-5)
 
 
 # nibabel's reader of uncompressed MGH files leaves the file to the garbage collector.
@@ -191,7 +245,7 @@ def test_oblique(tmp_path):
     ("name", "kind"), [("a.mgz", nib.MGHImage), ("a.mgh", nib.MGHImage), ("a.nii", nib.Nifti2Image)]
 )
 def test_other_formats(tmp_path, name, kind):
-    path = save(tmp_path / name, phantom(), kind=kind)
+    path = save(tmp_path / name, brain(), kind=kind)
     np.testing.assert_allclose(load_boxes(path, SMALL).images, reference(path, SMALL), atol=1e-5)
 
 
@@ -200,19 +254,27 @@ def test_a_trailing_axis_of_one_is_a_volume(tmp_path):
     assert read_volume(path).voxels.shape == (33, 29, 25)
 
 
-def test_half_a_voxel_off_is_not_interpolated(tmp_path):
+def test_half_a_voxel_off_is_interpolated_but_by_the_older_rule(tmp_path):
     affine = AFFINE.copy()
     affine[:3, 3] += [0.3, -0.4, 0.49]
-    data = phantom()
-    moved = load_boxes(save(tmp_path / "a.nii.gz", data, affine), SMALL).images
-    assert np.array_equal(moved, load_boxes(save(tmp_path / "b.nii.gz", data), SMALL).images)
+    data = brain()
+    moved, still = save(tmp_path / "a.nii.gz", data, affine), save(tmp_path / "b.nii.gz", data)
+    assert np.array_equal(load_boxes(moved, OLDER).images, load_boxes(still, OLDER).images)
+    np.testing.assert_allclose(load_boxes(moved, SMALL).images, reference(moved, SMALL), atol=1e-5)
+    # A header's rounding is no shift.
+    affine = AFFINE.copy()
+    affine[:3, 3] += 1e-3
+    near = save(tmp_path / "c.nii.gz", data, affine)
+    assert np.array_equal(load_boxes(near, SMALL).images, load_boxes(still, SMALL).images)
 
 
-def test_every_output_voxel_is_written():
+@pytest.mark.parametrize("older", [True, False])
+def test_every_output_voxel_is_written(older):
     out = np.full((4, 5, 6), np.nan, np.float32)
     matrix = np.hstack([np.eye(3), np.full((3, 1), -50.0)])
-    inside, nonfinite, nonzero, _, _ = _native.crop_normalise(phantom(), 1.0, 0.0, matrix, out)
-    assert (inside, nonfinite, nonzero) == (0, 0, 0)
+    support = None if older else _native.find_support(brain())
+    inside, nonfinite, part, _, _ = _native.crop_normalise(brain(), 1, 0, support, matrix, out)
+    assert (inside, nonfinite, part) == (0, 0, 0)
     assert np.array_equal(out, np.zeros_like(out))
 
 
@@ -220,11 +282,15 @@ def test_the_kernel_refuses_what_it_cannot_read():
     out, matrix = np.empty((2, 2, 2), np.float32), np.zeros((3, 4))
     for voxels in (np.zeros((2, 2, 2), complex), np.zeros((2, 2)), np.zeros((2, 2, 2), "f2")):
         with pytest.raises(TypeError):
-            _native.crop_normalise(voxels, 1.0, 0.0, matrix, out)
+            _native.crop_normalise(voxels, 1.0, 0.0, None, matrix, out)
+        with pytest.raises(TypeError):
+            _native.find_support(voxels)
     with pytest.raises(TypeError):
-        _native.crop_normalise(phantom(), 1.0, 0.0, matrix, out.astype(np.float64))
+        _native.crop_normalise(phantom(), 1.0, 0.0, None, matrix, out.astype(np.float64))
     with pytest.raises(ValueError, match="no voxel"):
-        _native.crop_normalise(np.zeros((2, 0, 2), np.uint8), 1.0, 0.0, matrix, out)
+        _native.crop_normalise(np.zeros((2, 0, 2), np.uint8), 1.0, 0.0, None, matrix, out)
+    with pytest.raises(ValueError, match="another volume's"):
+        _native.crop_normalise(phantom(), 1, 0, _native.find_support(out), matrix, out)
 
 
 def header_bytes(shape, dtype=4, bits=16, offset=352.0):
@@ -284,8 +350,8 @@ def bad_files(folder):
         "unknown type": (write("u.nii", header_bytes((3, 3, 3), 9999) + b"\0" * 99), "header"),
         "NaN voxel": (save(folder / "n.nii.gz", holes), "NaN or infinite"),
         "Inf voxel": (save(folder / "i.nii.gz", infinite), "NaN or infinite"),
-        "all zero": (save(folder / "0.nii.gz", data * 0), "every voxel is 0"),
-        "constant": (save(folder / "1.nii.gz", data * 0 + 7), "same value"),
+        "all zero": (save(folder / "0.nii.gz", data * 0), "background only"),
+        "constant": (save(folder / "1.nii.gz", data * 0 + 7), "background only|same value"),
         "singular affine": (with_affine("s.nii", singular), "singular"),
         "NaN affine": (with_affine("na.nii", nans), "NaN or infinity"),
         "far away": (save(folder / "far.nii.gz", data, far), "lies inside the scan"),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.rules import combine, confidences, softmax, spread
 from hyperfusion_rt.training.metrics import (
@@ -104,3 +105,33 @@ def test_combining_members():
     with pytest.raises(ValueError, match="needs classes"):
         combine(years, "brain-age", "most_confident")
     assert softmax(np.array([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])
+
+
+def test_chance_follows_from_the_classes_that_occur():
+    right = np.eye(3)[[0, 0, 0]] * 0.8 + 0.1
+    found = classification(np.array([0, 0, 0]), right, ["a", "b", "c"])
+    assert (found["balanced_accuracy"], found["chance"]) == (1.0, 1.0)
+    assert found["absent"] == ["b", "c"]
+    assert found["auc"] is None
+    assert found["recall"] == {"a": 1.0, "b": None, "c": None}
+    found = classification(np.array([0, 2, 2]), right, ["a", "b", "c"])
+    assert (found["chance"], found["absent"]) == (0.5, ["b"])
+    assert found["macro_f1"] == pytest.approx(0.25)  # 2/4 and 0
+    found = classification(np.array([0, 1, 2]), right, ["a", "b", "c"])
+    assert (found["chance"], found["absent"]) == (1 / 3, [])
+
+
+def test_figures_of_none_one_or_two_cases():
+    none = np.empty(0)
+    assert classification(none.astype(int), np.empty((0, 2)), ["a", "b"]) == {
+        "cases": 0,
+        "absent": ["a", "b"],
+    }
+    assert regression(none, none) == {"cases": 0}
+    one = regression(np.array([70.0]), np.array([72.0]))
+    assert (one["cases"], one["mae"], one["mae_95"], one["chance"]) == (1, 2.0, None, None)
+    two = regression(np.array([70.0, 60.0]), np.array([72.0, 61.0]))
+    assert (two["r"], two["bias_slope"]) == (None, None)
+    assert two["chance"] == 5
+    for found in (one, two, {"cases": 0}):
+        assert all("nan" not in text for card in figures(found) for text in card)

@@ -29,6 +29,7 @@ import numpy as np
 
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
+from hyperfusion_rt.data.dicom import read_dicom
 from hyperfusion_rt.data.raw.alignment import (
     INNER_MM,
     Fit,
@@ -46,8 +47,8 @@ from hyperfusion_rt.data.raw.alignment import (
     strip_skull,
     without_bias,
 )
-from hyperfusion_rt.data.raw.dicom import read_dicom
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
+from hyperfusion_rt.data.raw.sidecar import sidecar_of
 from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
@@ -263,10 +264,11 @@ def write_registered(registered: Registered, out: Path) -> None:
     stored.write(b"\0" * (352 - stored.tell()))
     stored.write(volume.voxels.astype(header.get_data_dtype()).tobytes(order="F"))
     write_text(
-        out.with_name(out.name.removesuffix(".nii.gz") + ".json"),
+        sidecar_of(out),
         json.dumps(content, indent=2) + "\n",
+        private=True,
     )
-    with replacing(out) as temporary:
+    with replacing(out, private=True) as temporary:
         temporary.write_bytes(igzip.compress(stored.getvalue(), compresslevel=1, mtime=0))
 
 

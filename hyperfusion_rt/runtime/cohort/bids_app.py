@@ -328,7 +328,7 @@ def _write_participant(
             "notes": list(predictor.notes),
             "predictions": [as_json(_relative(item, bids_dir)) for item in found],
         }
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(path, json.dumps(content, indent=2) + "\n", private=True)
         written.add(path)
     everything = []
     for path in sorted(folder.glob("sub-*.json")):

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.files import stamp
+from hyperfusion_rt.files import PRIVATE, stamp
 from hyperfusion_rt.runtime.options import Shard
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
 
@@ -167,7 +167,7 @@ class Journal:
         self.record = JournalContent(identity, str(artifact.resolve()), shard)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
         except OSError as error:
             raise self._error(error) from None
         try:

@@ -13,8 +13,8 @@ from typing import Any
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.bids_dataset import without_dots
 from hyperfusion_rt.data.mni_template import SPACE
-from hyperfusion_rt.data.raw.dicom import find_raw_scans
 from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
+from hyperfusion_rt.data.raw.search import find_raw_scans
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import stem
 from hyperfusion_rt.data.scan_space import PASSED_OVER, named_in
@@ -166,4 +166,4 @@ def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(out / TABLE, stream.getvalue())
+    write_text(out / TABLE, stream.getvalue(), private=True)

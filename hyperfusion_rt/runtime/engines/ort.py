@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import EngineError, MissingExtraError
-from hyperfusion_rt.files import cache_folder
+from hyperfusion_rt.files import cache_folder, shown
 from hyperfusion_rt.machine import usable_cores
 
 Floats = NDArray[np.float32]
@@ -90,6 +90,8 @@ class OnnxEngine:
     ) -> None:
         try:
             import onnxruntime as ort
+
+            ort.disable_telemetry_events()
         except ImportError:
             raise MissingExtraError("onnxruntime", "cpu", "the onnx engine") from None
         options = ort.SessionOptions()
@@ -106,17 +108,20 @@ class OnnxEngine:
             with contextlib.suppress(OSError):  # without a cache it is only built again
                 folder.mkdir(parents=True, exist_ok=True)
                 settings[found.cache] = str(folder)
+        # It cannot open a file whose name is not UTF-8.
+        source = str(path) if shown(str(path)) == str(path) else path.read_bytes()
         try:
             if found.plugin:
                 _add_plugin(ort, options, found, settings)
-                self._session = ort.InferenceSession(str(path), options)
+                self._session = ort.InferenceSession(source, options)
             else:
                 wanted = [(found.name, settings), ("CPUExecutionProvider", {})]
                 unique = wanted if found.device != "cpu" else wanted[:1]
-                self._session = ort.InferenceSession(str(path), options, providers=unique)
+                self._session = ort.InferenceSession(source, options, providers=unique)
         except Exception as error:
+            reason = " ".join(str(error).split())
             raise EngineError(
-                f"{path}: ONNX Runtime ({self.provider}) cannot load it: {error}",
+                f"{path}: ONNX Runtime ({self.provider}) cannot load it: {reason}",
                 code="engine-cannot-load",
             ) from None
         # ONNX Runtime itself falls back to the CPU and only logs it.

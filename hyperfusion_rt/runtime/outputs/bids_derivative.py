@@ -275,7 +275,7 @@ def _write_table(
         sidecar[_cell(name)] = known.get(name) or other.get(name) or plain
     text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
     write_text(path.with_suffix(".json"), text)
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n", private=True)
 
 
 def _cell(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
-from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.files import replacing, shown, write_text
 from hyperfusion_rt.runtime.prediction import Prediction
 
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
@@ -140,14 +140,14 @@ def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Pred
     if suffix == ".parquet":
         return _write_parquet(path, rows, columns)
     if suffix == ".jsonl":
-        return write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+        return write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows), private=True)
     stream = io.StringIO()
     separator = "\t" if suffix == ".tsv" else ","
     writer = csv.DictWriter(stream, names, delimiter=separator, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return write_text(path, stream.getvalue())
+    return write_text(path, stream.getvalue(), private=True)
 
 
 def check_format(path: Path) -> None:
@@ -170,10 +170,11 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: Sequence[Col
     import pyarrow.parquet as pq
 
     types = {"text": pa.string(), "number": pa.float64()}
+    rows = [{k: shown(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
     kinds = [(column.name, types[column.kind]) for column in columns]
     table = pa.Table.from_pylist(rows, schema=pa.schema(kinds))
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
+        pq.write_table(table, file)
 
 
 def summarise(predictions: Sequence[Prediction], wall: float) -> dict[str, Any]:

@@ -14,11 +14,12 @@ pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: no raw scan
 from scipy import ndimage
 
 from hyperfusion_rt.config import preset
+from hyperfusion_rt.data.dicom import dicom_series, is_dicom_folder
 from hyperfusion_rt.data.mni_template import template_files
 from hyperfusion_rt.data.raw import alignment as registration
 from hyperfusion_rt.data.raw import register as raw
-from hyperfusion_rt.data.raw.dicom import dicom_series, find_raw_scans, is_dicom_folder
 from hyperfusion_rt.data.raw.register import register, write_registered
+from hyperfusion_rt.data.raw.search import find_raw_scans
 from hyperfusion_rt.data.volumes import extract, read_volume
 from hyperfusion_rt.errors import MissingExtraError, ScanError
 

@@ -1,0 +1,212 @@
+"""What comes before a command and after it: signals, standard streams, the exit status.
+
+Whatever happens is one line on standard error and an exit status. Imports little, so that Ctrl-C
+has an answer from the first moment on.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from hyperfusion_rt.errors import HyperFusionError
+
+INTERRUPTED = 130  # the exit status after Ctrl-C or SIGTERM
+NO_READER = 141  # as the system's own programs have it: 128 + SIGPIPE
+
+
+class Results(io.TextIOWrapper):
+    """Standard output: what cannot be written is an error, and without a reader the program ends.
+
+    Raises:
+        HyperFusionError: the disk is full, say.
+        SystemExit: nobody reads (`| head`).
+    """
+
+    def write(self, text: str, /) -> int:
+        """Write `text`."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            _lost(error)
+
+    def flush(self) -> None:
+        """Hand everything on."""
+        try:
+            super().flush()
+        except OSError as error:
+            _lost(error)
+
+
+class Messages(io.TextIOWrapper):
+    """Standard error: a message that cannot be written is lost, and nothing else is."""
+
+    def write(self, text: str, /) -> int:
+        """Write `text`."""
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand everything on."""
+        try:
+            super().flush()
+        except OSError:
+            _forget(self)
+
+
+def _forget(stream: io.TextIOWrapper) -> None:
+    """Nothing can be written there any more: let the rest go, or it would fail again at exit."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
+def _lost(error: OSError) -> NoReturn:
+    if isinstance(sys.stdout, Results):
+        _forget(sys.stdout)
+    if error.errno == errno.EPIPE:
+        raise SystemExit(NO_READER) from None
+    raise HyperFusionError(
+        f"standard output: cannot be written: {error.strerror or error}",
+        code="output-cannot-be-written",
+    ) from None
+
+
+def main() -> None:
+    """Run the command line; whatever goes wrong is one line and an exit status."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name)
+        # A scheduler's SIGTERM is treated like Ctrl-C: nothing half-made is left. What nohup
+        # ignores stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    # Not where they are replaced already: in a test, or in a program that calls this function.
+    own = all(s is None or type(s) is io.TextIOWrapper for s in (sys.stdout, sys.stderr))
+    try:
+        if own:
+            _speak_utf8()
+            _open_streams()
+        status = _run()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    if own:
+        # Nothing is left that could be interrupted.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if status == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    sys.exit(status)
+
+
+def _run() -> int:
+    """The exit status of the command."""
+    try:
+        _need_a_folder()
+        from hyperfusion_rt.cli.app import run
+
+        run(sys.argv[1:])
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return _flushed(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+    except KeyboardInterrupt:
+        raise
+    except HyperFusionError as error:
+        return _failed(error)
+    except MemoryError:
+        return _failed(HyperFusionError("there was not enough memory", code="out-of-memory"))
+    except Exception as error:
+        return _failed(unexpected(error))
+    return 0
+
+
+def unexpected(error: BaseException) -> HyperFusionError:
+    """An error that the program does not know, in one line."""
+    if os.environ.get("HFRT_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    text = " ".join(str(error).split())
+    return HyperFusionError(
+        f"unexpected {type(error).__name__}: {text}; please report it, with what is printed "
+        "when the environment has HFRT_TRACEBACK=1",
+        code="unexpected",
+    )
+
+
+def _failed(error: HyperFusionError) -> int:
+    """Say what is wrong."""
+    from hyperfusion_rt.cli.options import spell
+    from hyperfusion_rt.cli.terminal import print_json
+
+    print(f"error: {spell(error)}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print_json({"error": {"code": error.code, "message": spell(error)}})
+    return _flushed(1)
+
+
+def _flushed(status: int) -> int:
+    """Hand on what was printed; `status`, or that of not being able to."""
+    try:
+        sys.stdout.flush()
+    except HyperFusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return status or 1
+    except SystemExit:
+        return status or NO_READER
+    return status
+
+
+def _need_a_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise HyperFusionError(
+            f"the working folder cannot be used: {error.strerror or error}; it was deleted, "
+            "perhaps: change to another one (cd)",
+            code="folder-gone",
+        ) from None
+
+
+def _speak_utf8() -> None:
+    """Begin again in UTF-8 where the locale knows ASCII only (`LC_ALL=C`, as under cron).
+
+    Else a file's name with an accent would be another text than the same name in the table.
+    """
+    ascii_only = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
+    if ascii_only and not sys.flags.utf8_mode and sys.executable:
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _open_streams() -> None:
+    """Streams that name what goes wrong, and show what they cannot encode as `\\udcfc`.
+
+    Raises:
+        SystemExit: standard output is closed.
+    """
+    # The number of a closed stream would be given to the next file.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    closed = sys.stdout is None
+    sys.stdout = _stream(Results, sys.stdout, 1)
+    sys.stderr = _stream(Messages, sys.stderr, 2)
+    if closed:
+        print("error: standard output is closed; send it to a file or /dev/null", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _stream(kind: type[io.TextIOWrapper], old: TextIO | None, number: int) -> io.TextIOWrapper:
+    return kind(
+        os.fdopen(number, "wb", closefd=False) if old is None else old.buffer,
+        encoding="utf-8" if old is None else old.encoding,
+        errors="backslashreplace",
+        line_buffering=number == 2 if old is None else old.isatty() or number == 2,
+    )

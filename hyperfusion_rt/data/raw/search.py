@@ -1,0 +1,51 @@
+"""Finding raw scans: files, and folders of DICOM files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hyperfusion_rt.data.bids_dataset import not_searched, without_dots
+from hyperfusion_rt.data.dicom import is_dicom_folder
+from hyperfusion_rt.data.scan import Scan
+from hyperfusion_rt.data.scan_file import foreign, is_scan
+from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans, walk
+from hyperfusion_rt.data.table_file import normalise_id
+
+
+def find_raw_scans(path: str | Path) -> list[Scan]:
+    """As `find_scans`, and every folder of DICOM files below `path` as one scan.
+
+    A DICOM folder's subject is the folder `sub-*`, the first folder below `path`, or its own name.
+
+    Raises:
+        CohortError: no such path, no permission to read it, or no scan found.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        return find_scans(root, "raw")
+    found: list[Scan] = []
+    others = False
+    try:
+        for folder, files, defect in walk(root, not_searched(root)):
+            others |= any(is_scan(file) or foreign(file) for file in files)
+            if defect is not None:
+                found.append(replace(_as_scan(root, folder), defect=defect, code=UNREADABLE))
+            elif is_dicom_folder(folder):
+                found.append(_as_scan(root, folder))
+    except OSError:
+        return find_scans(root, "raw")  # says what is wrong
+    if others or not found:
+        found = [scan for scan in found if not scan.defect]
+        series = {scan.path for scan in found}
+        found += [scan for scan in find_scans(root, "raw") if scan.path not in series]
+    return sorted(found, key=lambda scan: scan.path)
+
+
+def _as_scan(root: Path, folder: Path) -> Scan:
+    """Its subject: the folder `sub-*`, else the first below `root`, else its own name."""
+    parts = (without_dots(root).name, *folder.relative_to(root).parts)
+    labelled = [part for part in parts if part.lower().startswith("sub-")]
+    subject = (labelled or [*parts[1:2], parts[0]])[0]
+    session = next((normalise_id(p) for p in parts if p.lower().startswith("ses-")), None)
+    return Scan(folder, normalise_id(subject), session)

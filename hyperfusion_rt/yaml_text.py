@@ -1,0 +1,136 @@
+"""Reading YAML without its surprises, and saying what is wrong with its fields."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hyperfusion_rt.errors import ConfigError
+
+
+class _Surprise(Exception):
+    """What YAML would do in silence; the message names the lines."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that takes every key once, and no number in base 8 or 60."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # type: ignore[override]
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                where = f"lines {lines[name]} and {line}" if line != lines[name] else f"line {line}"
+                raise _Surprise(
+                    f"{key.value!r} stands twice, in {where}, and YAML takes only the last; "
+                    "keep one, with all that belongs under it"
+                )
+            lines[name] = line
+        return node
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """A number as it is written."""
+        text = node.value
+        if ":" in text or re.fullmatch(r"[+-]?0[\d_]+", text):
+            line = node.start_mark.line + 1
+            raise _Surprise(
+                f"line {line}: YAML reads {text} as another number (base 8 or 60); write it "
+                "without leading zeros, or in quotes where it is a text"
+            )
+        if node.tag.endswith(":int"):
+            return int(self.construct_yaml_int(node))
+        return float(self.construct_yaml_float(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
+
+
+def read_yaml(text: str, where: object) -> Any:
+    """The content of a YAML text; `where` it stands begins the messages.
+
+    Raises:
+        ConfigError: no YAML, a key that stands twice in one mapping, a number in base 8 or 60.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except _Surprise as error:
+        raise ConfigError(f"{where}: {error}", code="config-invalid") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{where}: cannot be read as YAML: {reason}", code="config-unreadable"
+        ) from None
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """What is wrong with the fields of a file that `root` describes, in words of the file."""
+    parts = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"] if part != "[key]"]
+        where, given, kind = ".".join(loc) or "the file", item.get("input"), item["type"]
+        if kind == "extra_forbidden":
+            parts.append(f"{where}: there is no such field{_hint(item['loc'], root)}")
+        elif given is None and kind != "missing":
+            parts.append(f"{where}: is empty (null); give a value, or take the line out")
+        elif kind == "string_type" and isinstance(given, bool):
+            words = "yes, on, true" if given else "no, off, false"
+            parts.append(
+                f"{where}: must be a text, but YAML reads an unquoted {words} as "
+                f"{str(given).lower()}; write it in quotes, as '{words.split(',')[0]}'"
+            )
+        elif kind == "string_type" and not isinstance(given, (dict, list, tuple)):
+            parts.append(f"{where}: must be a text; write it in quotes, as '{given}'")
+        else:
+            parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
+
+
+def _hint(loc: Sequence[int | str], root: type[BaseModel]) -> str:
+    """Which field may be meant by one that there is not."""
+    name = str(loc[-1])
+    model = _model_at(loc[:-1], root)
+    fields = list(model.model_fields) if model else []
+    close = difflib.get_close_matches(name.casefold(), fields, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    elsewhere = [place for place in _places(root) if place.split(".")[-1] == name]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]!r}?"
+    return f"; the fields here are {', '.join(fields)}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    inside = typing.get_args(annotation) or (annotation,)
+    return [kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _model_at(loc: Sequence[int | str], root: type[BaseModel]) -> type[BaseModel] | None:
+    """The model of the section at this place of the file."""
+    model = root
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        found = _models(field.annotation) if field else []
+        if not found:
+            return None
+        model = found[0]
+    return model
+
+
+def _places(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every field, as `section.field`."""
+    for name, field in model.model_fields.items():
+        yield f"{above}{name}"
+        for inside in _models(field.annotation):
+            yield from _places(inside, f"{above}{name}.")
