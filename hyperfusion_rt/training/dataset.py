@@ -207,6 +207,9 @@ def _read_study(config: Config, root: Path) -> _Study:
     rows = [case.row for case in study.cases]
     findings += _grouped([(text, case.subject) for case in study.cases for text in case.warnings])
     findings += check_leaks(spec, rows, np.array(study.targets))
+    odd = [f"{case.subject}: {text}" for case in study.cases for text in case.warnings]
+    if odd:
+        findings.append(Finding(f"{len(odd)} warnings of how scans and rows match: {odd[0]}"))
     return study
 
 
