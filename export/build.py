@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,10 +27,13 @@ from hyperfusion_rt.artifact.manifest import (
     Provenance,
 )
 from hyperfusion_rt.artifact.plan import write_plan
+from hyperfusion_rt.artifact.scan_reference import ScanReference, write_reference
 from hyperfusion_rt.config import Precision, Rule, Task
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn
-from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.data.raw.landmarks import template_landmarks
+from hyperfusion_rt.data.scan_check import Reference
+from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.export.compare import DRIFT, Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble, join
@@ -46,6 +50,7 @@ from hyperfusion_rt.machine import installed
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.training.run_folder import Run
+from hyperfusion_rt.training.scan_reference import kept_reference
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
 Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
@@ -291,7 +296,21 @@ def _build(
             options=options.build_options(),
             force=options.force,
         )
-    return Artifact(folder, _manifest(run, name, rule, networks[0], files)).write()
+    manifest = _manifest(run, name, rule, networks[0], files)
+    reference = _scan_reference(run, folder)
+    return Artifact(folder, manifest.model_copy(update={"scan_reference": reference})).write()
+
+
+def _scan_reference(run: Run, folder: Path) -> ScanReference | None:
+    """Copy what the run's scans look like; of an imported or older run, the template alone."""
+    kept = kept_reference(run.folder)
+    if kept is not None:
+        shutil.copyfile(run.folder / kept.file, folder / kept.file)
+        return kept
+    try:
+        return write_reference(folder, Reference(template_landmarks()))
+    except MissingExtraError:
+        return None
 
 
 def _manifest(

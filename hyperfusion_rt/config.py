@@ -24,6 +24,7 @@ from hyperfusion_rt.errors import ConfigError
 Task = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
 Precision = Literal["fp32", "fp16", "bf16"]
+ScanChecks = Literal["refuse", "warn"]
 Normalisation = Literal["zscore-foreground", "zscore-nonzero"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Point = tuple[float, float, float]  # mm
@@ -217,6 +218,11 @@ class Config(Frozen):
     tabular: TableSpec = Field(description="from a row of the table to the network's input")
     network: NetworkConfig = Field(description="the network")
     training: TrainingConfig = Field(description="how it is trained")
+    scan_checks: ScanChecks = Field(
+        "refuse",
+        description="a scan that is no T1-weighted brain in MNI space: `refuse` leaves it out; "
+        "`warn` takes it and says so, also at inference",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Config:

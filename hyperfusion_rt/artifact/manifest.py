@@ -19,12 +19,16 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from hyperfusion_rt.artifact.scan_reference import ScanReference, read_reference
 from hyperfusion_rt.config import Frozen, Precision, Preprocessing, Rule, TableSpec, Task
 from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+# Of version 3: no `scan_reference`, and every scan's background was what is exactly 0.
+OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
 
@@ -119,11 +123,14 @@ class Manifest(Frozen):
     combine: Rule
     engines: tuple[EngineFile, ...]
     provenance: Provenance
+    scan_reference: ScanReference | None = None
     checksum: str = ""
 
     def digest(self) -> str:
         """The SHA-256 of everything but the checksum itself."""
         content = self.model_dump(mode="json", exclude={"checksum"})
+        if self.format_version < 4:
+            del content["scan_reference"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -163,10 +170,10 @@ class Artifact:
             raise ArtifactError(
                 f"{path}: has no format_version; export again", code="artifact-damaged"
             )
-        if version < FORMAT_VERSION:
+        if version < OLDEST_VERSION:
             raise ArtifactError(
-                f"{path}: format version {version}, but this program reads {FORMAT_VERSION}; "
-                "export again",
+                f"{path}: format version {version}, but this program reads {OLDEST_VERSION} to "
+                f"{FORMAT_VERSION}; export again",
                 code="artifact-too-old",
             )
         if version > FORMAT_VERSION:
@@ -195,6 +202,15 @@ class Artifact:
         signed = self.manifest.model_copy(update={"checksum": self.manifest.digest()})
         write_text(self.folder / MANIFEST, signed.model_dump_json(indent=2) + "\n")
         return Artifact(self.folder, signed)
+
+    def reference(self) -> Reference | None:
+        """What scans are compared with; None of older artifacts.
+
+        Raises:
+            ArtifactError: its file is missing or was changed.
+        """
+        stored = self.manifest.scan_reference
+        return None if stored is None else read_reference(self.folder, stored)
 
     @property
     def engines(self) -> list[str]:

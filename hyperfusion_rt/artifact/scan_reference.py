@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperfusion_rt.config import Frozen
+from hyperfusion_rt.config import Frozen, ScanChecks
 from hyperfusion_rt.data.scan_check import BoxUsual, Landmarks, Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import replacing, sha256
@@ -21,6 +21,7 @@ class ScanReference(Frozen):
     sha256: str
     stride: int
     boxes: tuple[BoxUsual, ...]
+    checks: ScanChecks
 
 
 def write_reference(folder: Path, reference: Reference) -> ScanReference:
@@ -37,7 +38,11 @@ def write_reference(folder: Path, reference: Reference) -> ScanReference:
     with replacing(path) as temporary:
         save_file(arrays, temporary)
     return ScanReference(
-        file=FILE, sha256=sha256(path), stride=reference.stride, boxes=reference.boxes
+        file=FILE,
+        sha256=sha256(path),
+        stride=reference.stride,
+        boxes=reference.boxes,
+        checks=reference.checks,
     )
 
 
@@ -63,4 +68,4 @@ def read_reference(folder: Path, stored: ScanReference) -> Reference:
         raise ArtifactError(
             f"{path}: cannot be read: {error}; {advice}", code="artifact-damaged"
         ) from None
-    return Reference(landmarks, stored.boxes, arrays.get("means"), stored.stride)
+    return Reference(landmarks, stored.boxes, arrays.get("means"), stored.stride, stored.checks)

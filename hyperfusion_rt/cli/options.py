@@ -47,7 +47,7 @@ PANELS = {
     INPUT: (
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
         "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
-        "participant_label", "session_label",
+        "participant_label", "session_label", "scan_checks",
     ),
     OUTPUT: ("out", "report", "derivative", "force", "as_json", "rule", "precision"),
     ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),

@@ -13,18 +13,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
-from hyperfusion_rt.config import Frozen
+from hyperfusion_rt.config import Frozen, ScanChecks
 from hyperfusion_rt.data.volumes import Boxes, Volume
 from hyperfusion_rt.errors import ScanError
 
 Floats = NDArray[np.float32]
-Checks = Literal["refuse", "warn"]
 
 SHELL_MM = (5.0, 12.0)
 # The means are taken over cubes of about this half edge, in mm.
@@ -93,13 +91,15 @@ class Reference:
     """What scans are compared with.
 
     `means float32 [N, ...]`: training's mean boxes, every `stride`-th voxel; None and no `boxes`
-    where training's scans are not known (an imported network).
+    where training's scans are not known (an imported network). `checks`: how training was told to
+    take a scan that looks wrong.
     """
 
     landmarks: Landmarks
     boxes: tuple[BoxUsual, ...] = ()
     means: Floats | None = None
     stride: int = 1
+    checks: ScanChecks = "refuse"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def measure(volume: Volume, support: _native.Support, landmarks: Landmarks) -> F
     )
 
 
-def judge(path: Path, figures: Figures, checks: Checks = "refuse") -> list[str]:
+def judge(path: Path, figures: Figures, checks: ScanChecks = "refuse") -> list[str]:
     """What is odd about a scan. With `checks` "warn", nothing is refused.
 
     Raises:
@@ -184,7 +184,11 @@ def box_correlation(image: Floats, mean: Floats, stride: int) -> float:
 
 
 def judge_boxes(
-    path: Path, boxes: Boxes, names: Sequence[str], reference: Reference, checks: Checks = "refuse"
+    path: Path,
+    boxes: Boxes,
+    names: Sequence[str],
+    reference: Reference,
+    checks: ScanChecks = "refuse",
 ) -> list[str]:
     """What is odd about the boxes of a scan, against those that training saw.
 

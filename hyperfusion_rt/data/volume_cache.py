@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
-from hyperfusion_rt.config import Frozen, Preprocessing
-from hyperfusion_rt.data import scan_header, volumes
-from hyperfusion_rt.data.volumes import Boxes, load_boxes
+from hyperfusion_rt.config import Frozen, Preprocessing, ScanChecks
+from hyperfusion_rt.data import scan_check, scan_header, volumes
+from hyperfusion_rt.data.scan_check import Landmarks, judge, measure
+from hyperfusion_rt.data.volumes import Boxes, extract, find_support, read_volume
 from hyperfusion_rt.files import replacing, sha256, stamp, write_text
 
-_VERSION = "2"
+_VERSION = "3"
 _ENDS = 1 << 16
 
 
@@ -37,23 +38,19 @@ def content_key(path: Path) -> str:
     return digest.hexdigest()
 
 
-class Figures(Frozen):
-    """What is kept of `Boxes` beside the images; see there."""
-
-    coverage: tuple[float, ...]
-    fill: tuple[float, ...]
-    contrast: tuple[float, ...]
-    warnings: tuple[str, ...]
-
-
-_NAMES = tuple(Figures.model_fields)
-
-
 @lru_cache(maxsize=1)
 def _code() -> str:
     """A hash of what makes boxes of scans: another program makes other boxes."""
-    files = (volumes.__file__, scan_header.__file__, _native.__file__)
+    files = (volumes.__file__, scan_header.__file__, scan_check.__file__, _native.__file__)
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+class Known(Frozen):
+    """What is kept beside a scan's boxes: see `Boxes`."""
+
+    warnings: tuple[str, ...]
+    fill: tuple[float, ...]
+    contrast: tuple[float, ...]
 
 
 class VolumeCache:
@@ -61,12 +58,20 @@ class VolumeCache:
 
     The key holds the scan's path, stamp (`files.stamp`) and `content_key`, the whole preprocessing
     and the code: a changed scan, setting or program decodes anew. A file of the cache that is cut,
-    empty or not of this shape is made again. Several processes may use one folder.
+    empty or not of this shape is made again. Several processes may use one folder. With `landmarks`,
+    every scan is checked against the template (`data.scan_check`) before it is kept.
     """
 
-    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        preprocessing: Preprocessing,
+        landmarks: Landmarks | None = None,
+        checks: ScanChecks = "refuse",
+    ) -> None:
         self.folder = Path(folder)
         self.preprocessing = preprocessing
+        self.landmarks, self.checks = landmarks, checks
         self._paths: dict[Path, tuple[str | None, Path]] = {}
 
     def path(self, scan: Path) -> Path:
@@ -75,7 +80,8 @@ class VolumeCache:
         known = self._paths.get(scan)
         if known is not None and known[0] == now:
             return known[1]
-        setting = self.preprocessing.model_dump_json()
+        checked = self.checks if self.landmarks is not None else ""
+        setting = self.preprocessing.model_dump_json() + checked
         parts = (_VERSION, str(scan.resolve()), str(now), content_key(scan), setting, _code())
         name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         path = self.folder / f"{name}.npy"
@@ -98,26 +104,37 @@ class VolumeCache:
             return boxes.images if found is None else found
         return found
 
-    def figures(self, scan: Path) -> Figures:
-        """What `scan`'s boxes are like, decoded when that is not in the cache.
+    def known(self, scan: Path) -> Known:
+        """What else is known of the boxes of `scan`.
 
         Raises:
-            ScanError, HyperFusionError: as `get`.
+            ScanError: the scan cannot be used.
+            HyperFusionError: the cache cannot be written.
         """
         path = self.path(scan)
         try:
-            return Figures(**json.loads(_beside(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return Known.model_validate_json(_beside(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             boxes = self._make(scan, path)
-            return Figures(**{name: getattr(boxes, name) for name in _NAMES})
+            return Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
 
     def _make(self, scan: Path, path: Path) -> Boxes:
-        boxes = load_boxes(scan, self.preprocessing)
-        content = {name: getattr(boxes, name) for name in _NAMES}
-        write_text(_beside(path), json.dumps(content), private=True)
+        boxes = self._load(scan)
+        known = Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
+        # First what is said of the boxes: where they are, it is.
+        write_text(_beside(path), known.model_dump_json(), private=True)
         with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
             np.save(file, boxes.images)
         return boxes
+
+    def _load(self, scan: Path) -> Boxes:
+        volume = read_volume(scan, preprocessing=self.preprocessing)
+        if self.landmarks is None:
+            return extract(volume, self.preprocessing)
+        support = find_support(volume)
+        odd = judge(scan, measure(volume, support, self.landmarks), self.checks)
+        boxes = extract(volume, self.preprocessing, support)
+        return replace(boxes, warnings=(*boxes.warnings, *odd))
 
     def _read(self, path: Path) -> NDArray[np.float32] | None:
         """What the cache has, or None: nothing, or what is no such file."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from hyperfusion_rt.config import ScanChecks
 from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options, Threads
@@ -76,6 +77,11 @@ class PredictOptions(Options):
     threads: Threads = None
     source: Source = Field(
         "registered", description="raw: with skull, not registered; see hfrt preprocess."
+    )
+    scan_checks: ScanChecks | None = Field(
+        None,
+        description="Scans that do not look like a registered T1 brain: refuse, or warn; default: "
+        "as in the training.",
     )
     batch: int = Field(1, ge=1, description="Most cases in one call of the engine (for GPUs).")
     feature_cache: Path | None = Field(

@@ -17,10 +17,20 @@ from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
+from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
+from hyperfusion_rt.data.scan_check import judge, judge_boxes, measure
 from hyperfusion_rt.data.scan_search import find_all, find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates
-from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
+from hyperfusion_rt.data.volumes import (
+    Boxes,
+    Volume,
+    extract,
+    find_support,
+    memory_needed,
+    read_file,
+    read_volume,
+)
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
@@ -72,14 +82,37 @@ class Predictor:
         self.options = options or PredictOptions()
         self.threads = self.options.threads or usable_cores()
         opened = open_engine(artifact, self.options.engine, self.threads)
-        self.engine, self._network, self.notes = opened.name, opened.engine, opened.notes
+        self.engine, self._network = opened.name, opened.engine
+        self._reference = artifact.reference()
+        self._checks = self.options.scan_checks or (
+            self._reference.checks if self._reference is not None else "refuse"
+        )
+        self.notes = (*opened.notes, *self._notes())
         self._cache, self._split = None, None
         if self.options.feature_cache is not None:
             self._split = open_parts(artifact, opened, self.threads)
-            self._cache = FeatureCache(self.options.feature_cache, self.identity())
+            self._cache = FeatureCache(
+                self.options.feature_cache, {**self.identity(), "scan_checks": self._checks}
+            )
         self._free: int | None = None
         if self.options.max_memory is not None:
             give_back_memory()
+
+    def _notes(self) -> list[str]:
+        """What a user of an older artifact should know."""
+        found = []
+        if self.manifest.preprocessing.normalisation == "zscore-nonzero":
+            found.append(
+                f"{self.artifact.folder}: was trained when only voxels of exactly 0 counted as "
+                "background: a scan with another background, or one that was resampled, gets "
+                "another answer; train and export again"
+            )
+        if self._reference is None:
+            found.append(
+                f"{self.artifact.folder}: carries nothing to check scans against: whether they are "
+                "registered T1 brains is not checked; export again"
+            )
+        return found
 
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides scan and row: same identity, same bits."""
@@ -238,6 +271,8 @@ class Predictor:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = (*case.warnings, *encoders[0].warnings(case.row))
+            if self.options.source == "registered":
+                warnings = (*sidecar_warnings(case.scan), *warnings)
             clock = Clock()
             found = self._known(case.scan, before)
             if found is None:
@@ -292,8 +327,21 @@ class Predictor:
         with clock.step("decode"):
             volume = read_volume(path, content, preprocessing)
         with clock.step("preprocess"):
-            boxes = extract(volume, preprocessing)
+            boxes = self._checked_boxes(volume)
         return _Scan(boxes.images, None, digest, boxes.warnings, {})
+
+    def _checked_boxes(self, volume: Volume) -> Boxes:
+        """The boxes of a registered scan, if it looks like one."""
+        preprocessing = self.manifest.preprocessing
+        if self._reference is None:
+            return extract(volume, preprocessing)
+        support = find_support(volume)
+        figures = measure(volume, support, self._reference.landmarks)
+        odd = judge(volume.path, figures, self._checks)
+        boxes = extract(volume, preprocessing, support)
+        names = [box.name for box in preprocessing.boxes]
+        odd += judge_boxes(volume.path, boxes, names, self._reference, self._checks)
+        return replace(boxes, warnings=(*boxes.warnings, *odd))
 
     def _finish(self, inputs: Sequence[_Inputs]) -> list[Prediction]:
         if not inputs:

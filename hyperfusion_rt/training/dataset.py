@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hyperfusion_rt.data.column_check import Column
 from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.finding import SHOWN, Finding, more
 from hyperfusion_rt.data.number_check import impossible_age
+from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
@@ -38,6 +40,7 @@ from hyperfusion_rt.training.check import (
 )
 from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
 
+_FIGURES = re.compile(r"\d+(\.\d+)?%?")
 OnScan = Callable[[int, int], None]
 
 
@@ -112,7 +115,7 @@ def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset
     _refuse(study.check(config), root)
     _some_case(study, root)
     _parts(config, study)  # for what it refuses: decoding may take long
-    cache = VolumeCache(root / ".hfrt_cache", config.preprocessing)
+    cache = _cache(config, root)
     _look_at_scans(study, cache, on_scan)
     _some_case(study, root)
     parts = _parts(config, study)
@@ -137,7 +140,7 @@ def check_study(
     if any(finding.code for finding in study.check(config).findings):
         return study.check(config)
     if scans:
-        _look_at_scans(study, VolumeCache(root / ".hfrt_cache", config.preprocessing), on_scan)
+        _look_at_scans(study, _cache(config, root), on_scan)
     try:
         _some_case(study, root)
         parts = _parts(config, study)
@@ -145,6 +148,11 @@ def check_study(
         study.findings.append(Finding(str(error), error.code))
         return study.check(config)
     return study.check(config, parts=parts)
+
+
+def _cache(config: Config, root: Path) -> VolumeCache:
+    folder = root / ".hfrt_cache"
+    return VolumeCache(folder, config.preprocessing, template_landmarks(), config.scan_checks)
 
 
 def _refuse(check: Check, root: Path) -> None:
@@ -213,19 +221,20 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
             study.left.append(Left(case.subject, case.session, str(fault), fault.code))
             continue
         kept.append(index)
-        said += [(text, case.subject) for text in cache.figures(case.scan).warnings]
+        said += [(text, case.subject) for text in cache.known(case.scan).warnings]
     study.cases = [cases[i] for i in kept]
     study.targets = [targets[i] for i in kept]
     study.findings += _grouped(said)
 
 
 def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:
-    """What is said of cases, (text, subject) each, as one finding for each text."""
-    groups: dict[str, list[str]] = {}
+    """What is said of cases, (text, subject) each; texts that differ in figures only are one."""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for text, subject in said:
-        groups.setdefault(text, []).append(subject)
+        groups.setdefault(_FIGURES.sub("#", text), []).append((text, subject))
     return [
-        Finding(f"{text}: {', '.join(ids[:SHOWN])}{more(len(ids))}") for text, ids in groups.items()
+        Finding(f"{', '.join(s for _, s in same[:SHOWN])}{more(len(same))}: {same[0][0]}")
+        for same in groups.values()
     ]
 
 

@@ -10,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.scan_reference import ScanReference, write_reference
-from hyperfusion_rt.config import Preprocessing
-from hyperfusion_rt.data.raw.landmarks import template_landmarks
-from hyperfusion_rt.data.scan_check import BoxUsual, Reference, Usual, box_correlation
+from hyperfusion_rt.data.scan_check import (
+    BoxUsual,
+    Landmarks,
+    Reference,
+    Usual,
+    box_correlation,
+)
 from hyperfusion_rt.data.volume_cache import VolumeCache
 from hyperfusion_rt.files import write_text
 
@@ -21,18 +25,16 @@ NAME = "scans.json"
 _KEPT = 16
 
 
-def reference_of(
-    cache: VolumeCache, scans: Iterable[Path], preprocessing: Preprocessing
-) -> Reference:
+def reference_of(cache: VolumeCache, scans: Iterable[Path], landmarks: Landmarks) -> Reference:
     """The mean boxes of `scans`, and what is usual of each."""
     scans = list(scans)
-    stride = max(1, round(min(preprocessing.shape) / _KEPT))
+    stride = max(1, round(min(cache.preprocessing.shape) / _KEPT))
     total: NDArray[np.float64] | float = 0.0
     for scan in scans:
         total = total + cache.get(scan)[:, 0, ::stride, ::stride, ::stride].astype(np.float64)
     means = np.asarray(total / len(scans), np.float32)
     boxes = []
-    figures = [cache.figures(scan) for scan in scans]
+    figures = [cache.known(scan) for scan in scans]
     for index, mean in enumerate(means):
         r = [box_correlation(cache.get(scan)[index], mean, stride) for scan in scans]
         boxes.append(
@@ -44,7 +46,7 @@ def reference_of(
                 ),
             )
         )
-    return Reference(template_landmarks(), tuple(boxes), means, stride)
+    return Reference(landmarks, tuple(boxes), means, stride, cache.checks)
 
 
 def keep_reference(folder: Path, reference: Reference) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hyperfusion_rt.config import Config
+from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.models import network_of
@@ -29,6 +30,7 @@ from hyperfusion_rt.training.loop import (
 )
 from hyperfusion_rt.training.metrics import classification, regression
 from hyperfusion_rt.training.run_folder import Member, Run
+from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
 
 # As many real cases as the largest batch of the comparison made at export.
 EXPORT_CASES = 7
@@ -100,6 +102,11 @@ def train(
 
         trainer.train(on_epoch, resume=resume is not None)
     learning_curve(run)
+    # Without the test part: it stays as new to the network as any scan to come.
+    seen = split_of(dataset, config, 0)
+    scans = [dataset.cases[i].scan for i in (*seen.train, *seen.validation)]
+    landmarks = dataset.cache.landmarks or template_landmarks()
+    keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
     run.write_metrics(evaluate(run, dataset, where))
     return run
 

@@ -1,4 +1,4 @@
-"""The same brain, stored another way, gives the same input; what is background is found, not assumed."""
+"""The same brain, stored another way, gives the same input: what is background is found."""
 
 import nibabel as nib
 import numpy as np

@@ -168,7 +168,7 @@ def test_a_run_is_only_resumed_on_the_same_cells_and_scans(study):
     study()
     for spoilt in ("", "[1]", '{"a": 1}'):
         (run.folder / "inputs.json").write_text(spoilt)
-        with pytest.raises(ConfigError, match="inputs.json: cannot be read"):
+        with pytest.raises(ConfigError, match=r"inputs\.json: cannot be read"):
             train(run.config, root, resume=run)
     (run.folder / "inputs.json").unlink()  # as an older version left it
     assert train(run.config, root, resume=run).metrics["test"]["cases"] == 8

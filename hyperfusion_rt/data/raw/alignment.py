@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.data.mni_template import template_files
+from hyperfusion_rt.data.scan_check import pearson
 from hyperfusion_rt.data.volumes import read_volume
 from hyperfusion_rt.errors import MissingExtraError
 
@@ -187,14 +188,6 @@ def _matrix(transform: Any) -> Matrix:
     place[:3, 3] = np.asarray(transform.GetTranslation()) + center - place[:3, :3] @ center
     found: Matrix = _FLIP @ place @ _FLIP
     return found
-
-
-def pearson(a: Float, b: Float) -> float:
-    """Pearson's r; -1 where one of them is constant."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    x, y = x - x.mean(), y - y.mean()
-    product = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / product if product > 0 else -1.0
 
 
 class Fit:

@@ -14,9 +14,9 @@ from hyperfusion_rt.data.raw.alignment import (
     Image,
     Matrix,
     Template,
-    pearson,
     to_mm,
 )
+from hyperfusion_rt.data.scan_check import pearson
 from hyperfusion_rt.data.volumes import sampling_matrix
 from hyperfusion_rt.errors import ScanError
 

@@ -48,6 +48,7 @@ from hyperfusion_rt.data.raw.alignment import (
     without_bias,
 )
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
+from hyperfusion_rt.data.raw.sidecar import sidecar_of
 from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
@@ -263,7 +264,7 @@ def write_registered(registered: Registered, out: Path) -> None:
     stored.write(b"\0" * (352 - stored.tell()))
     stored.write(volume.voxels.astype(header.get_data_dtype()).tobytes(order="F"))
     write_text(
-        out.with_name(out.name.removesuffix(".nii.gz") + ".json"),
+        sidecar_of(out),
         json.dumps(content, indent=2) + "\n",
         private=True,
     )
