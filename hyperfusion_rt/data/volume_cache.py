@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -39,18 +38,6 @@ def content_key(path: Path) -> str:
     return digest.hexdigest()
 
 
-class Figures(Frozen):
-    """What is kept of `Boxes` beside the images; see there."""
-
-    coverage: tuple[float, ...]
-    fill: tuple[float, ...]
-    contrast: tuple[float, ...]
-    warnings: tuple[str, ...]
-
-
-_NAMES = tuple(Figures.model_fields)
-
-
 @lru_cache(maxsize=1)
 def _code() -> str:
     """A hash of what makes boxes of scans: another program makes other boxes."""
@@ -58,13 +45,21 @@ def _code() -> str:
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
+class Known(Frozen):
+    """What is kept beside a scan's boxes: see `Boxes`."""
+
+    warnings: tuple[str, ...]
+    fill: tuple[float, ...]
+    contrast: tuple[float, ...]
+
+
 class VolumeCache:
     """Maps a scan to its boxes `float32 [N, 1, D, H, W]`, read-only and memory-mapped.
 
     The key holds the scan's path, stamp (`files.stamp`) and `content_key`, the whole preprocessing
     and the code: a changed scan, setting or program decodes anew. A file of the cache that is cut,
-    empty or not of this shape is made again. Several processes may use one folder. With
-    `landmarks`, every scan is checked against the template (`data.scan_check`) before it is kept.
+    empty or not of this shape is made again. Several processes may use one folder. With `landmarks`,
+    every scan is checked against the template (`data.scan_check`) before it is kept.
     """
 
     def __init__(
@@ -109,23 +104,25 @@ class VolumeCache:
             return boxes.images if found is None else found
         return found
 
-    def figures(self, scan: Path) -> Figures:
-        """What `scan`'s boxes are like, decoded when that is not in the cache.
+    def known(self, scan: Path) -> Known:
+        """What else is known of the boxes of `scan`.
 
         Raises:
-            ScanError, HyperFusionError: as `get`.
+            ScanError: the scan cannot be used.
+            HyperFusionError: the cache cannot be written.
         """
         path = self.path(scan)
         try:
-            return Figures(**json.loads(_beside(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return Known.model_validate_json(_beside(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             boxes = self._make(scan, path)
-            return Figures(**{name: getattr(boxes, name) for name in _NAMES})
+            return Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
 
     def _make(self, scan: Path, path: Path) -> Boxes:
         boxes = self._load(scan)
-        content = {name: getattr(boxes, name) for name in _NAMES}
-        write_text(_beside(path), json.dumps(content), private=True)
+        known = Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
+        # First what is said of the boxes: where they are, it is.
+        write_text(_beside(path), known.model_dump_json(), private=True)
         with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
             np.save(file, boxes.images)
         return boxes
