@@ -58,8 +58,8 @@ class VolumeCache:
 
     The key holds the scan's path, stamp (`files.stamp`) and `content_key`, the whole preprocessing
     and the code: a changed scan, setting or program decodes anew. A file of the cache that is cut,
-    empty or not of this shape is made again. Several processes may use one folder. With `landmarks`,
-    every scan is checked against the template (`data.scan_check`) before it is kept.
+    empty or not of this shape is made again. Several processes may use one folder. With
+    `landmarks`, every scan is checked against the template (`data.scan_check`) before it is kept.
     """
 
     def __init__(
