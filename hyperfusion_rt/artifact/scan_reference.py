@@ -1,4 +1,4 @@
-"""What scans are compared with, as a run and an artifact keep it: a file of arrays, and its JSON."""
+"""What scans are compared with, as a run and an artifact keep it: arrays in a file, and JSON."""
 
 from __future__ import annotations
 

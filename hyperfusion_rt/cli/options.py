@@ -49,7 +49,9 @@ PANELS = {
         "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
         "participant_label", "session_label", "scan_checks",
     ),
-    OUTPUT: ("out", "report", "derivative", "force", "as_json", "rule", "precision"),
+    OUTPUT: (
+        "out", "report", "no_ids_in_report", "derivative", "force", "as_json", "rule", "precision",
+    ),
     ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),
     RESUME: ("resume", "fail_fast", "max_errors"),
     MACHINES: ("shard", "executor", "workers", "address"),

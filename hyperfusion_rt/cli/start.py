@@ -135,7 +135,8 @@ def unexpected(error: BaseException) -> HyperFusionError:
     text = " ".join(str(error).split())
     return HyperFusionError(
         f"unexpected {type(error).__name__}: {text}; please report it, with what is printed "
-        "when the environment has HFRT_TRACEBACK=1"
+        "when the environment has HFRT_TRACEBACK=1",
+        code="unexpected",
     )
 
 

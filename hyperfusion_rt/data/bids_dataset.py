@@ -35,7 +35,7 @@ def dataset_of(folder: Path) -> Path | None:
     folder = without_dots(folder)
     for root in (folder, *folder.parents):
         below = folder.relative_to(root).parts
-        if below and not below[0].startswith("sub-"):
+        if below and not below[0].lower().startswith("sub-"):
             continue
         if (root / DESCRIPTION).is_file() or (root / IGNORE).is_file():
             return root
@@ -45,7 +45,7 @@ def dataset_of(folder: Path) -> Path | None:
 def subject_folders(folder: Path) -> list[Path]:
     """The folders `sub-*` right below `folder`, sorted."""
     return sorted(
-        path for path in folder.iterdir() if path.name.startswith("sub-") and path.is_dir()
+        path for path in folder.iterdir() if path.name.lower().startswith("sub-") and path.is_dir()
     )
 
 

@@ -9,24 +9,53 @@ import numpy as np
 
 from hyperfusion_rt.data.raw.alignment import Float, Matrix, require_sitk
 from hyperfusion_rt.errors import ScanError
+from hyperfusion_rt.files import shown
+
+# Transfer syntaxes that GDCM, SimpleITK's reader, decodes: below 1.2.840.10008.1.2.
+_SYNTAX = "0002|0010"
+_ROOT = "1.2.840.10008.1.2"
+_PLAIN = ("", ".1", ".2", ".1.99")
+_PACKED = (".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91", ".5")
+_UNPACK = (
+    "decompress them first, such as with gdcmconv (package gdcm) or dcmdjpeg (package "
+    "dcmtk), or convert the series with dcm2niix"
+)
+# Value representations of DICOM's elements, as a data set without a preamble begins with.
+_KINDS = (b"UL", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"OB", b"ST", b"AE", b"PN")
 
 
 def is_dicom_folder(path: Path) -> bool:
     """Whether `path` is a folder with DICOM files, from the first bytes of at most eight of them.
 
-    A DICOM file has `DICM` at byte 128.
+    A DICOM file has `DICM` at byte 128; old ones begin at once with an element of group 8 (or 2).
+    A DICOMDIR is the table of contents of a disc, not an image.
     """
     path = Path(path)
     if not path.is_dir():
         return False
     files = (p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("."))
-    for file in itertools.islice(files, 8):
+    images = (p for p in files if p.name.upper() != "DICOMDIR")
+    for file in itertools.islice(images, 8):
         try:
             with open(file, "rb") as stream:
-                if stream.read(132)[128:] == b"DICM":
-                    return True
+                start = stream.read(132)
         except OSError:
             continue
+        if start[128:] == b"DICM" or _is_bare(start):
+            return True
+    return False
+
+
+def _is_bare(start: bytes) -> bool:
+    """Whether a file begins with DICOM's first elements, without preamble."""
+    if len(start) < 132:
+        return False
+    for order in ("little", "big"):
+        group, element = (int.from_bytes(start[at : at + 2], order) for at in (0, 2))
+        length = int.from_bytes(start[4:8], order)
+        # The first of its group: 0000 to 0018; then its kind, or the length of its value.
+        if group in (2, 8) and element <= 0x18:
+            return start[4:6] in _KINDS or (length <= 64 and length % 2 == 0)
     return False
 
 
@@ -38,13 +67,31 @@ def dicom_series(folder: Path) -> list[tuple[Path, ...]]:
         MissingExtraError: the raw extra is not installed.
     """
     sitk = require_sitk()
-    if not Path(folder).is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise ScanError(f"{folder}: no such folder", code="scan-unreadable")
+    for path in (folder, *folder.iterdir()):
+        if shown(str(path)) != str(path):  # SimpleITK would end the process
+            raise ScanError(
+                f"{path}: a name that is not UTF-8, which SimpleITK cannot open; rename it",
+                code="dicom-unreadable",
+            )
     reader = sitk.ImageSeriesReader
-    return [
-        tuple(Path(name) for name in reader.GetGDCMSeriesFileNames(str(folder), series))
-        for series in sorted(reader.GetGDCMSeriesIDs(str(folder)))
-    ]
+    try:
+        return [
+            tuple(Path(name) for name in reader.GetGDCMSeriesFileNames(str(folder), series))
+            for series in sorted(reader.GetGDCMSeriesIDs(str(folder)))
+        ]
+    except RuntimeError as error:
+        raise ScanError(
+            f"{folder}: a DICOM file cannot be read: {_last_line(error)}; if the pixels are "
+            f"compressed, {_UNPACK}",
+            code="dicom-unreadable",
+        ) from None
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _tags(path: Path) -> dict[str, str]:
@@ -59,7 +106,19 @@ def _tags(path: Path) -> dict[str, str]:
             f"{path}: cannot be read as DICOM; copy it again from its source",
             code="dicom-unreadable",
         ) from None
-    return {key: str(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
+    found = {key: str(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
+    return found | {_SYNTAX: _transfer_syntax(path)}
+
+
+def _transfer_syntax(path: Path) -> str:
+    """How the file's pixels are packed, from its own first elements: SimpleITK does not tell."""
+    with open(path, "rb") as stream:
+        start = stream.read(4096)
+    _, mark, rest = start.partition(b"\x02\x00\x10\x00UI")
+    if not mark:  # without a preamble
+        return _ROOT
+    size = int.from_bytes(rest[:2], "little")
+    return rest[2 : 2 + size].rstrip(b"\0 ").decode("ascii", "replace")
 
 
 def _one_series(folder: Path) -> tuple[Path, ...]:
@@ -86,27 +145,39 @@ def _numbers(text: str) -> Matrix:
     return np.array([float(part) for part in text.split("\\")], np.float64)
 
 
-def _check_series(folder: Path, files: tuple[Path, ...]) -> None:
-    """One MR volume, in parallel slices at even distances.
+def _check_series(
+    folder: Path, files: tuple[Path, ...], tags: list[dict[str, str]]
+) -> tuple[int, ...]:
+    """The order of its slices in space: one MR volume, in parallel slices at even distances.
 
     Raises:
         ScanError: it is not.
     """
-    tags = [_tags(file) for file in files]
     modality = tags[0].get("0008|0060", "")
     if modality != "MR":
         raise ScanError(
             f"{folder}: modality {modality or 'unknown'}, but a T1 MR scan is needed",
             code="dicom-not-mr",
         )
+    if max(int(tag.get("0028|0008") or 1) for tag in tags) > 1:
+        # Its frames may differ in place and scale, which SimpleITK does not tell.
+        raise ScanError(
+            f"{folder}: a file with many frames (enhanced DICOM); convert it to NIfTI, such as "
+            "with dcm2niix",
+            code="dicom-not-one-volume",
+        )
     if len(files) == 1:
-        frames = int(tags[0].get("0028|0008") or 1)
-        if frames < 8:
-            raise ScanError(
-                f"{folder}: one DICOM image, but a whole volume is needed",
-                code="dicom-not-one-volume",
-            )
-        return
+        raise ScanError(
+            f"{folder}: one DICOM image, but a whole volume is needed",
+            code="dicom-not-one-volume",
+        )
+    kind = tags[0].get("0028|0004", "MONOCHROME2")
+    if kind != "MONOCHROME2":
+        raise ScanError(
+            f"{folder}: its pixels are {kind}, but grey values that rise with the signal "
+            "(MONOCHROME2) are needed; export the original series",
+            code="dicom-not-one-volume",
+        )
     try:
         positions = np.stack([_numbers(tag["0020|0032"]) for tag in tags])
         axes = np.stack([_numbers(tag["0020|0037"]).reshape(2, 3) for tag in tags])
@@ -153,6 +224,7 @@ def _check_series(folder: Path, files: tuple[Path, ...]) -> None:
             f"{folder}: slices are shifted against each other; convert it to NIfTI",
             code="dicom-slices-uneven",
         )
+    return tuple(int(n) for n in order)
 
 
 def read_dicom(folder: Path) -> tuple[Float, Matrix]:
@@ -163,16 +235,18 @@ def read_dicom(folder: Path) -> tuple[Float, Matrix]:
     """
     sitk = require_sitk()
     files = _one_series(folder)
-    _check_series(folder, files)
+    tags = [_tags(file) for file in files]
+    for tag in tags:
+        _check_packing(folder, tag)
+    order = _check_series(folder, files, tags)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(file) for file in files])
+    reader.SetFileNames([str(files[n]) for n in order])
+    # Otherwise the first slice decides, and the others' values are cut to its integers.
+    reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
-        image = reader.Execute() if len(files) > 1 else sitk.ReadImage(str(files[0]))
+        image = reader.Execute()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ScanError(
-            f"{folder}: the DICOM series cannot be read: {reason}", code="dicom-unreadable"
-        ) from None
+        raise ScanError(_unreadable(folder, tags[0], error), code="dicom-unreadable") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ScanError(f"{folder}: not one 3D volume of real numbers", code="dicom-not-one-volume")
     affine = np.eye(4)
@@ -181,5 +255,41 @@ def read_dicom(folder: Path) -> tuple[Float, Matrix]:
     affine[:3, 3] = image.GetOrigin()
     # DICOM's axes point to left and posterior.
     affine[:2] *= -1
-    voxels = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    voxels = sitk.GetArrayFromImage(image)
+    for plane, n in zip(voxels, order, strict=True):
+        _fill_padding(plane, tags[n])
     return np.ascontiguousarray(voxels.transpose(2, 1, 0)), affine
+
+
+def _check_packing(folder: Path, tags: dict[str, str]) -> None:
+    """Raise a ScanError for a compression that would be read as if there were none."""
+    syntax = tags[_SYNTAX]
+    if syntax.removeprefix(_ROOT) not in (*_PLAIN, *_PACKED):
+        raise ScanError(
+            f"{folder}: its pixels are compressed in an unknown way (transfer syntax {syntax}); "
+            f"{_UNPACK}",
+            code="dicom-unreadable",
+        )
+
+
+def _unreadable(folder: Path, tags: dict[str, str], error: RuntimeError) -> str:
+    packed = tags[_SYNTAX].removeprefix(_ROOT) in _PACKED
+    advice = f"; they are compressed: {_UNPACK}" if packed else ""
+    return f"{folder}: the DICOM series' pixels cannot be read: {_last_line(error)}{advice}"
+
+
+def _fill_padding(plane: Float, tags: dict[str, str]) -> None:
+    """Pixels beyond what was measured (`PixelPaddingValue`) become the darkest of the others."""
+    try:
+        stored = float(tags["0028|0120"])
+        slope, inter = float(tags.get("0028|1053") or 1), float(tags.get("0028|1052") or 0)
+    except (KeyError, ValueError):
+        return
+    if tags.get("0028|0103") == "1" and stored >= 1 << 15:
+        stored -= 1 << 16  # read as if it were unsigned
+    padding = np.isclose(plane, slope * stored + inter, rtol=1e-6, atol=0)
+    if padding.any() and not padding.all():
+        darkest = plane[~padding].min()
+        # Zero is a background like any other.
+        if not 0 <= slope * stored + inter <= darkest:
+            plane[padding] = darkest

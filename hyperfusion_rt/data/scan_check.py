@@ -34,7 +34,7 @@ _BRIGHT = 0.1
 CORRELATION = {"refuse": 0.5, "warn": 0.6}
 # Bright part of the shell, at most.
 SHELL = {"refuse": 0.3, "warn": 0.15}
-# Standard deviation over mean of the brain, from and to: masks are even, maps of one tissue are not.
+# Standard deviation over mean of the brain, from and to: masks are even, maps of a tissue are not.
 CONTRAST = {"refuse": (0.06, 0.65), "warn": (0.12, 0.5)}
 # Pearson's r of a box and training's mean box, at least.
 BOX_REFUSE = 0.1

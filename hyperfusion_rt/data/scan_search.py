@@ -40,11 +40,12 @@ _OTHER_KIND = re.compile(
 # Strict, so that 'sub-002_S_0413_T1w' is not taken for subject 002.
 _NAME = re.compile(
     r"sub-(?P<subject>[A-Za-z0-9]+)(?P<entities>(?:_[A-Za-z]+-[A-Za-z0-9+]+)*)"
-    r"(?:_(?P<suffix>[A-Za-z][A-Za-z0-9]*))?"
+    r"(?:_(?P<suffix>[A-Za-z][A-Za-z0-9]*))?",
+    re.IGNORECASE,
 )
-_SESSION = re.compile(r"_ses-([^_]+)")
-_RUN = re.compile(r"_run-([^_]+)")
-_BIDS = re.compile(r"sub-([^/]+)/(?:ses-([^/]+)/)?anat/[^/]+")
+_SESSION = re.compile(r"_ses-([^_]+)", re.IGNORECASE)
+_RUN = re.compile(r"_run-([^_]+)", re.IGNORECASE)
+_BIDS = re.compile(r"sub-([^/]+)/(?:ses-([^/]+)/)?anat/[^/]+", re.IGNORECASE)
 
 
 def find_scans(path: str | Path, source: Source = "registered") -> list[Scan]:
@@ -204,7 +205,9 @@ def _bids(root: Path, file: Path) -> Scan | None:
     named_by = _named_by(file)
     below = named_by.relative_to(root).as_posix()
     above = root.absolute().parts
-    start = max((n for n, part in enumerate(above) if part.startswith("sub-")), default=len(above))
+    start = max(
+        (n for n, part in enumerate(above) if part.lower().startswith("sub-")), default=len(above)
+    )
     match = _BIDS.fullmatch(below) or _BIDS.fullmatch("/".join((*above[start:], below)))
     if match is None:
         return None

@@ -5,11 +5,11 @@
 `A` is the scan's affine (voxel index to mm, RAS), `w` a voxel centre of the box in millimetres of
 template space. One sampling step so does reorientation, cropping and resampling. Where the scan's
 grid is the box's, voxels are taken as they are; otherwise the value is interpolated trilinearly.
-Then the foreground is z-scored, and the background
-is 0. What is background is decided on the scan's own grid and resampled with it: see
-`kernels/cpu/support.hpp` and `crop_normalise.hpp`. Artifacts made before that rule keep theirs: what
-is exactly 0 is background, and a shift of up to half a voxel is not interpolated
-(`Preprocessing.normalisation`).
+
+Then the foreground is z-scored, and the background is 0. What is background is decided on the
+scan's own grid and resampled with it: see `kernels/cpu/support.hpp` and `crop_normalise.hpp`.
+Artifacts made before that rule keep theirs: what is exactly 0 is background, and a shift of up to
+half a voxel is not interpolated (`Preprocessing.normalisation`).
 """
 
 from __future__ import annotations

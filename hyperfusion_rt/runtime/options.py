@@ -35,6 +35,10 @@ OutTable = Annotated[
 ReportPage = Annotated[
     Path | None, Field(description="The report; default: report.html beside the table.")
 ]
+NoIds = Annotated[
+    bool,
+    Field(description="No subject, session or reason in the report: rows of the table, by number."),
+]
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -98,6 +102,7 @@ class CohortOptions(PredictOptions):
     artifact: ArtifactFolder = None
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
+    no_ids_in_report: NoIds = False
     derivative: Path | None = Field(
         None, description="Also write a BIDS derivatives dataset into this folder."
     )
@@ -148,6 +153,7 @@ class MergeOptions(Options):
     )
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
+    no_ids_in_report: NoIds = False
 
 
 class BidsOptions(PredictOptions):

@@ -348,3 +348,10 @@ def test_every_scan_and_every_row_has_one_line(
     assert {problem.code for problem in cohort.problems} <= CODES.keys()
     keys = Counter((case.subject, case.session) for case in cohort.cases)
     assert max(keys.values(), default=1) == 1
+
+
+def test_sub_in_any_case_is_bids(tmp_path: Path) -> None:
+    names = ["SUB-01/anat/SUB-01_T1w.nii", "sub-02/Ses-A/anat/sub-02_ses-A_T1w.nii"]
+    names.append("Sub-03/anat/Sub-03_T2w.nii")  # of another kind
+    cohort = cohort_of(tmp_path, names, "01", "02", "03", header="subject")
+    assert [(case.subject, case.session) for case in cohort.cases] == [("01", None), ("02", "A")]

@@ -122,6 +122,34 @@ def test_rows_without_a_scan_are_listed_ignored_or_refused(cohort):
         infer(*args, CohortOptions(artifact=cohort / "base.hfrt", unmatched_rows="fail"))
 
 
+def test_how_scans_and_rows_were_joined_is_said(cohort, hfrt):
+    first = sorted((cohort / "scans").iterdir())[0]
+    name = first.name.split(".")[0]
+    (cohort / "few").mkdir()
+    (cohort / "few" / f"{name}-2.nii.gz").symlink_to(first)
+    (cohort / "few" / f"{name}x.nii").symlink_to("nowhere.nii")
+    text = (cohort / "data.csv").read_text().splitlines()
+    lines = [text[0] + ",SES", *(f"{line},2" for line in text[1:])]
+    (cohort / "data.csv").write_text("\n".join(lines) + "\n")
+    status, out, _ = hfrt(
+        cohort, "infer", "few", "--tabular", "data.csv", "--engine", "native",
+        "--unmatched-rows", "ignore",
+    )  # fmt: skip
+    said = [
+        "data.csv: subjects: column 'subject'",
+        "data.csv: no column of sessions; not taken for sessions: 'SES'",
+        "1 of 2 scans have a row",
+    ]
+    assert status == 3
+    assert set(said) <= set(out.splitlines())
+    assert json.loads((cohort / "predictions.csv.run.json").read_text())["joined"] == said
+    rows = rows_of(cohort / "predictions.csv")
+    assert {key: row["status"] for key, row in rows.items()} == {name: "ok", f"{name}x": "error"}
+    assert f"file name '{name}-2': taken for subject '{name}'" in rows[name]["warnings"]
+    assert "is a link to nowhere.nii, which is not there" in rows[f"{name}x"]["reason"]
+    assert rows[name]["session"] == ""
+
+
 def test_unusual_rows_are_predicted_with_a_remark(cohort):
     lines = (cohort / "data.csv").read_text().splitlines()
     fields = lines[1].split(",")

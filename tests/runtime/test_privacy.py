@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from hyperfusion_rt.errors import CODES
+
 COMMAND = (
     sys.executable, "-m", "hyperfusion_rt.cli", "infer", "scans", "--tabular", "data.csv",
     "--unmatched-rows", "ignore", "--feature-cache", "features",
@@ -44,6 +46,23 @@ def test_outputs_are_their_owners_alone(cohort, tmp_path):
     assert {"report.html", "features/features.sqlite"} <= written
     for name in written:
         assert stat.S_IMODE((cohort / name).stat().st_mode) == 0o600, name
+
+
+def test_the_report_may_name_nobody(cohort, hfrt):
+    scans = sorted((cohort / "scans").iterdir())
+    scans[0].unlink()
+    scans[0].write_bytes(b"damaged")
+    arguments = ("--tabular", "data.csv", "--engine", "native", "--no-ids-in-report")
+    status, _, _ = hfrt(cohort, "infer", "scans", *arguments)
+    assert status == 3
+    report = (cohort / "report.html").read_text(encoding="utf-8")
+    table = (cohort / "predictions.csv").read_text(encoding="utf-8")
+    subjects = [line.split(",")[0] for line in table.splitlines()[1:]]
+    assert len(subjects) > 8
+    assert not [name for name in subjects if name in report]
+    assert "scans/" not in report
+    assert "row 1" in report
+    assert CODES["scan-format-unknown"] in report
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed: nothing was seen")

@@ -36,7 +36,9 @@ def find_raw_scans(path: str | Path) -> list[Scan]:
     except OSError:
         return find_scans(root, "raw")  # says what is wrong
     if others or not found:
-        found = [scan for scan in found if not scan.defect] + find_scans(root, "raw")
+        found = [scan for scan in found if not scan.defect]
+        series = {scan.path for scan in found}
+        found += [scan for scan in find_scans(root, "raw") if scan.path not in series]
     return sorted(found, key=lambda scan: scan.path)
 
 

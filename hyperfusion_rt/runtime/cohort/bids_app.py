@@ -20,8 +20,10 @@ from typing import Any, Literal
 from hyperfusion_rt.artifact.manifest import Artifact, latest_artifact
 from hyperfusion_rt.data.bids_dataset import participants, subject_folders
 from hyperfusion_rt.data.cohort import Cohort, restrict
+from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans
-from hyperfusion_rt.data.table_file import normalise_id, read_table, suggest
+from hyperfusion_rt.data.table_columns import read_table_for
+from hyperfusion_rt.data.table_file import normalise_id, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import describe_machine
@@ -121,7 +123,9 @@ def bids_app(
             code="bids-no-dataset",
         )
     participant_label, session_label = options.participant_label, options.session_label
-    known = participants(bids_dir, read_table(tabular, id_column=id_column))
+    folders = [Scan(path, normalise_id(path.name)) for path in subject_folders(bids_dir)]
+    table = read_table_for(folders, tabular, id_column=id_column)
+    known = participants(bids_dir, table)
     if level == "group":
         if participant_label or session_label:
             raise ConfigError(
@@ -135,8 +139,8 @@ def bids_app(
     open_derivative(out, predictor.manifest, bids_dir)
     check_labels({subject: {} for subject in known})
     subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
-    folders = _folders(bids_dir, subjects) if participant_label else [bids_dir]
-    cohort, problems = _cohort(predictor, folders, tabular, id_column, subjects)
+    searched = _folders(bids_dir, subjects) if participant_label else [bids_dir]
+    cohort, problems = _cohort(predictor, searched, tabular, table.id_column, subjects)
     if session_label:
         cohort, problems = _with_sessions(cohort, problems, session_label, bids_dir)
     start = time.perf_counter()
@@ -163,7 +167,7 @@ def _cohort(
     predictor: Predictor,
     folders: Sequence[Path],
     tabular: Path,
-    id_column: str | None,
+    id_column: str,
     subjects: Sequence[str],
 ) -> tuple[Cohort, list[Prediction]]:
     """The participants' cases, and what of them cannot be predicted."""

@@ -50,7 +50,9 @@ def infer(
     options = options or CohortOptions()
     started = time.time()
     artifact = options.artifact or latest_artifact(Path())
-    outputs = Outputs(shard_path(options.out, options.shard), options.report)
+    outputs = Outputs(
+        shard_path(options.out, options.shard), options.report, not options.no_ids_in_report
+    )
     outputs.check([tabular, *scans], artifact)
     derivative = Derivative.of(options.derivative, scans)
     predictor = Predictor(Artifact.open(artifact), options)

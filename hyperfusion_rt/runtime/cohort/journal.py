@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Case
-from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import PRIVATE, stamp
 from hyperfusion_rt.runtime.options import Shard
@@ -45,9 +44,9 @@ def journal_path(out: Path) -> Path:
     return out.with_name(out.name + SUFFIX)
 
 
-def row_hash(row: Row, columns: Sequence[str]) -> str:
-    """A hash of the cells of `row` that the network reads."""
-    text = json.dumps([row.values.get(name) for name in columns])
+def row_hash(case: Case, columns: Sequence[str]) -> str:
+    """A hash of the cells of the case's row that the network reads, and of the case's warnings."""
+    text = json.dumps([*(case.row.values.get(name) for name in columns), *case.warnings])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -192,7 +191,7 @@ class Journal:
         same = (
             line["case"]["scan"] == str(case.scan)
             and line["case"]["stamp"] == stamp(case.scan)
-            and line["row"] == row_hash(case.row, self._columns)
+            and line["row"] == row_hash(case, self._columns)
         )
         return from_json(line["case"]) if same else None
 
@@ -202,7 +201,7 @@ class Journal:
         Raises:
             HyperFusionError: the disk is full, or the file cannot be written.
         """
-        line = {"case": as_json(prediction), "row": row_hash(case.row, self._columns)}
+        line = {"case": as_json(prediction), "row": row_hash(case, self._columns)}
         self._write(line)
         self.record.cases[(case.subject, case.session)] = line
 

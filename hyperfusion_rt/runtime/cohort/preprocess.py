@@ -69,7 +69,7 @@ def preprocess(
             # Links count as what they are called, so that only their folder is resolved.
             if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
-            for item in _left(scan):
+            for item in _left(scan, out):
                 left[without_dots(item.scan)] = item
             if scan.defect:
                 continue
@@ -127,16 +127,16 @@ def _is_made(place: Path, scan: Path) -> bool:
     return place.exists() and _sidecar(place).get("sha256") == source_hash(scan)
 
 
-def _left(scan: Scan) -> list[Preprocessed]:
+def _left(scan: Scan, out: Path) -> list[Preprocessed]:
     """What of a scan is not registered, and why: defects, further runs, copies in MNI space."""
     found = []
     if scan.defect:
         status = "skipped" if scan.code == PASSED_OVER else "error"
         reason = f"{scan.path}: {scan.defect}"
-        found.append(Preprocessed(scan.path, Path(), status, reason, {}, scan.code))
+        found.append(Preprocessed(scan.path, out, status, reason, {}, scan.code))
     for other in scan.others:
         reason = f"{other}: another run of the same scan: {scan.path.name} is used"
-        found.append(Preprocessed(other, Path(), "skipped", reason, {}, PASSED_OVER))
+        found.append(Preprocessed(other, out, "skipped", reason, {}, PASSED_OVER))
     return found
 
 

@@ -22,7 +22,7 @@ from hyperfusion_rt.runtime.cohort.journal import (
     journal_path,
 )
 from hyperfusion_rt.runtime.identity import versions
-from hyperfusion_rt.runtime.outputs.report import inference_page
+from hyperfusion_rt.runtime.outputs.report import inference_page, without_ids
 from hyperfusion_rt.runtime.outputs.table import check_format, record, write_predictions
 from hyperfusion_rt.runtime.pipeline import Usage
 from hyperfusion_rt.runtime.prediction import Prediction
@@ -71,10 +71,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of one run: the table, beside it the journal and the record; the report."""
+    """The files of one run: the table, beside it the journal and the record; the report.
+
+    `ids`: whether the report names subjects.
+    """
 
     table: Path
     report: Path | None
+    ids: bool = True
 
     @property
     def record(self) -> Path:
@@ -128,7 +132,7 @@ class Outputs:
         if self.report is not None:
             inference_page(
                 result.manifest,
-                result.predictions,
+                result.predictions if self.ids else without_ids(result.predictions),
                 result.summary,
                 result.engine,
                 describe_machine(),

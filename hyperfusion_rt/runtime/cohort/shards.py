@@ -49,7 +49,7 @@ def merge(shards: Iterable[Path], options: MergeOptions | None = None) -> Result
     opened = Artifact.open(options.artifact or Path(first.artifact))
     journals = [path for path, _ in records.values()]
     tables = [path.with_name(path.name.removesuffix(SUFFIX)) for path in journals]
-    outputs = Outputs(options.out, options.report)
+    outputs = Outputs(options.out, options.report, not options.no_ids_in_report)
     outputs.check([*journals, *tables], opened.folder)
     if opened.manifest.checksum != first.identity["artifact"]:
         raise ConfigError(

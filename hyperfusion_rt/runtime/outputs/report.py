@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.errors import CODES
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.outputs.table import label
 from hyperfusion_rt.runtime.prediction import Prediction
@@ -153,6 +154,24 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Cell(f"{value:.4g}" if isinstance(value, float) else f"{value:,}", number=True)
     return Cell(str(value), number=False)
+
+
+def without_ids(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions with their row's number in place of subject and session, 1 for the first.
+
+    Reasons and warnings, which name files, become the meaning of the code, and a hint.
+    """
+    return [
+        replace(
+            item,
+            subject=f"row {number}",
+            session=None,
+            scan=None,
+            reason=CODES.get(item.code, ""),
+            warnings=("see the table",) if item.warnings else (),
+        )
+        for number, item in enumerate(predictions, 1)
+    ]
 
 
 def inference_page(
