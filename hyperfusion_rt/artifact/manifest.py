@@ -27,7 +27,7 @@ from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
 FORMAT_VERSION = 4
-# Of version 3: no `scan_reference`, and every scan's background was what is exactly 0.
+# Version 3 had no `scan_reference`, and every scan's background was what is exactly 0.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
@@ -128,11 +128,14 @@ class Manifest(Frozen):
 
     def digest(self) -> str:
         """The SHA-256 of everything but the checksum itself."""
-        content = self.model_dump(mode="json", exclude={"checksum"})
-        if self.format_version < 4:
-            del content["scan_reference"]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.model_dump(mode="json"))
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """The SHA-256 of what a manifest's file holds, but for the checksum itself."""
+    signed = {name: value for name, value in content.items() if name != "checksum"}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ class Artifact:
             raise ArtifactError(
                 f"{path}: damaged at {where}: {first['msg']}", code="artifact-damaged"
             ) from None
-        if manifest.checksum != manifest.digest():
+        # Of the file, not of what was made of it: older ones lack fields.
+        if manifest.checksum != digest_of(content):
             raise ArtifactError(
                 f"{path}: changed after it was written (its checksum is wrong); export again",
                 code="artifact-changed",

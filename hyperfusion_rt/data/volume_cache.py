@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -38,19 +39,23 @@ def content_key(path: Path) -> str:
     return digest.hexdigest()
 
 
+class Figures(Frozen):
+    """What is kept of `Boxes` beside the images; see there."""
+
+    coverage: tuple[float, ...]
+    fill: tuple[float, ...]
+    contrast: tuple[float, ...]
+    warnings: tuple[str, ...]
+
+
+_NAMES = tuple(Figures.model_fields)
+
+
 @lru_cache(maxsize=1)
 def _code() -> str:
     """A hash of what makes boxes of scans: another program makes other boxes."""
     files = (volumes.__file__, scan_header.__file__, scan_check.__file__, _native.__file__)
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
-
-
-class Known(Frozen):
-    """What is kept beside a scan's boxes: see `Boxes`."""
-
-    warnings: tuple[str, ...]
-    fill: tuple[float, ...]
-    contrast: tuple[float, ...]
 
 
 class VolumeCache:
@@ -104,25 +109,23 @@ class VolumeCache:
             return boxes.images if found is None else found
         return found
 
-    def known(self, scan: Path) -> Known:
-        """What else is known of the boxes of `scan`.
+    def figures(self, scan: Path) -> Figures:
+        """What `scan`'s boxes are like, decoded when that is not in the cache.
 
         Raises:
-            ScanError: the scan cannot be used.
-            HyperFusionError: the cache cannot be written.
+            ScanError, HyperFusionError: as `get`.
         """
         path = self.path(scan)
         try:
-            return Known.model_validate_json(_beside(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return Figures(**json.loads(_beside(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             boxes = self._make(scan, path)
-            return Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
+            return Figures(**{name: getattr(boxes, name) for name in _NAMES})
 
     def _make(self, scan: Path, path: Path) -> Boxes:
         boxes = self._load(scan)
-        known = Known(warnings=boxes.warnings, fill=boxes.fill, contrast=boxes.contrast)
-        # First what is said of the boxes: where they are, it is.
-        write_text(_beside(path), known.model_dump_json(), private=True)
+        content = {name: getattr(boxes, name) for name in _NAMES}
+        write_text(_beside(path), json.dumps(content), private=True)
         with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
             np.save(file, boxes.images)
         return boxes

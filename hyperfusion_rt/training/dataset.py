@@ -207,9 +207,6 @@ def _read_study(config: Config, root: Path) -> _Study:
     rows = [case.row for case in study.cases]
     findings += _grouped([(text, case.subject) for case in study.cases for text in case.warnings])
     findings += check_leaks(spec, rows, np.array(study.targets))
-    odd = [f"{case.subject}: {text}" for case in study.cases for text in case.warnings]
-    if odd:
-        findings.append(Finding(f"{len(odd)} warnings of how scans and rows match: {odd[0]}"))
     return study
 
 
@@ -224,20 +221,22 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
             study.left.append(Left(case.subject, case.session, str(fault), fault.code))
             continue
         kept.append(index)
-        said += [(text, case.subject) for text in cache.known(case.scan).warnings]
+        said += [(text, case.subject) for text in cache.figures(case.scan).warnings]
     study.cases = [cases[i] for i in kept]
     study.targets = [targets[i] for i in kept]
     study.findings += _grouped(said)
 
 
 def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:
-    """What is said of cases, (text, subject) each; texts that differ in figures only are one."""
-    groups: dict[str, list[tuple[str, str]]] = {}
+    """What is said of cases, (text, subject) each, as one finding for each text."""
+    groups: dict[str, tuple[str, list[str]]] = {}
     for text, subject in said:
-        groups.setdefault(_FIGURES.sub("#", text), []).append((text, subject))
+        # Texts that differ in their figures only are one.
+        key = _FIGURES.sub("#", text)
+        groups.setdefault(key, (text, []))[1].append(subject)
     return [
-        Finding(f"{', '.join(s for _, s in same[:SHOWN])}{more(len(same))}: {same[0][0]}")
-        for same in groups.values()
+        Finding(f"{text}: {', '.join(ids[:SHOWN])}{more(len(ids))}")
+        for text, ids in groups.values()
     ]
 
 

@@ -34,7 +34,7 @@ def reference_of(cache: VolumeCache, scans: Iterable[Path], landmarks: Landmarks
         total = total + cache.get(scan)[:, 0, ::stride, ::stride, ::stride].astype(np.float64)
     means = np.asarray(total / len(scans), np.float32)
     boxes = []
-    figures = [cache.known(scan) for scan in scans]
+    figures = [cache.figures(scan) for scan in scans]
     for index, mean in enumerate(means):
         r = [box_correlation(cache.get(scan)[index], mean, stride) for scan in scans]
         boxes.append(

@@ -125,15 +125,15 @@ def test_what_a_scan_is_like_is_kept_with_it(tmp_path, monkeypatch):
     VolumeCache(tmp_path / "cache", SMALL).get(scan)
     monkeypatch.setattr(VolumeCache, "_load", None)
     cache = VolumeCache(tmp_path / "cache", SMALL)
-    known = cache.known(scan)
-    assert known.warnings == said.warnings
-    assert (known.fill, known.contrast) == (boxes.fill, boxes.contrast)
+    figures = cache.figures(scan)
+    assert figures.warnings == said.warnings
+    assert (figures.fill, figures.contrast) == (boxes.fill, boxes.contrast)
     monkeypatch.setattr(VolumeCache, "_load", lambda cache, path: said)
     for spoil in ("[", "{}", '{"warnings": 1}'):
         cache.path(scan).with_suffix(".json").write_text(spoil)
-        assert cache.known(scan) == known
+        assert cache.figures(scan) == figures
     cache.path(scan).with_suffix(".json").unlink()
-    assert cache.known(scan) == known
+    assert cache.figures(scan) == figures
 
 
 def test_another_program_decodes_anew(tmp_path, monkeypatch):

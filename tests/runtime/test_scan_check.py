@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 import hyperfusion_rt
-from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest, digest_of
 from hyperfusion_rt.artifact.scan_reference import FILE
 from hyperfusion_rt.data.mni_template import template_files
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
@@ -215,7 +215,10 @@ def test_an_older_artifact_keeps_its_rule_and_says_so(cohort):
     )
     content = manifest.model_dump(mode="json")
     del content["scan_reference"]  # which the format did not have
-    content["checksum"] = manifest.digest()
+    for member in content["members"]:
+        for column in member["columns"]:
+            column.pop("unseen", None)
+    content["checksum"] = digest_of(content)
     (folder / "manifest.json").write_text(json.dumps(content))
     assert isinstance(Artifact.open(folder).manifest, Manifest)
     predictor = hyperfusion_rt.load(folder)
