@@ -45,6 +45,7 @@ NAMES = {
         "--config": "hfrt.yaml", "--set": None, "--name": None, "--resume": False, "--run": None,
         "--device": None, "--threads": None, "--json": False,
     },
+    "check": {"--config": "hfrt.yaml", "--set": None, "--scans": False, "--json": False},
     "simulate": {
         "--task": "ad", "--subjects": 480, "--seed": 1, "--spacing": 2, "--jobs": None,
         "--force": False, "--json": False,

@@ -358,7 +358,7 @@ def test_a_full_disk_leaves_the_old_table(dataset, monkeypatch):
     write_derivative(out, manifest, before, dataset)
     tables = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, text: str, *, private: bool = False) -> None:
         raise HyperFusionError(f"{path}: cannot be written: No space left on device")
 
     monkeypatch.setattr(bids, "write_text", full)
