@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
-from hyperfusion_rt.config import Frozen, ScanChecks
-from hyperfusion_rt.data.volumes import Boxes, Volume
+from hyperfusion_rt.config import Frozen, Preprocessing, ScanChecks
+from hyperfusion_rt.data.volumes import Boxes, Volume, extract, find_support
 from hyperfusion_rt.errors import ScanError
 
 Floats = NDArray[np.float32]
@@ -220,3 +220,19 @@ def judge_boxes(
         if odd:
             warnings.append(f"{name} box is unlike those of the training: {'; '.join(odd)}")
     return warnings
+
+
+def checked_boxes(
+    volume: Volume, preprocessing: Preprocessing, reference: Reference, checks: ScanChecks
+) -> Boxes:
+    """The boxes of a scan, if it looks right; with what is odd among their warnings.
+
+    Raises:
+        ScanError: as `judge`, `extract` and `judge_boxes`.
+    """
+    support = find_support(volume)
+    odd = judge(volume.path, measure(volume, support, reference.landmarks), checks)
+    boxes = extract(volume, preprocessing, support)
+    names = [box.name for box in preprocessing.boxes]
+    odd += judge_boxes(volume.path, boxes, names, reference, checks)
+    return replace(boxes, warnings=(*boxes.warnings, *odd))

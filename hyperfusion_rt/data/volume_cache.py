@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Frozen, Preprocessing, ScanChecks
 from hyperfusion_rt.data import scan_check, scan_header, volumes
-from hyperfusion_rt.data.scan_check import Landmarks, judge, measure
-from hyperfusion_rt.data.volumes import Boxes, extract, find_support, read_volume
+from hyperfusion_rt.data.scan_check import Landmarks, Reference, checked_boxes
+from hyperfusion_rt.data.volumes import Boxes, extract, read_volume
 from hyperfusion_rt.files import replacing, sha256, stamp, write_text
 
 _VERSION = "3"
@@ -134,10 +133,8 @@ class VolumeCache:
         volume = read_volume(scan, preprocessing=self.preprocessing)
         if self.landmarks is None:
             return extract(volume, self.preprocessing)
-        support = find_support(volume)
-        odd = judge(scan, measure(volume, support, self.landmarks), self.checks)
-        boxes = extract(volume, self.preprocessing, support)
-        return replace(boxes, warnings=(*boxes.warnings, *odd))
+        reference = Reference(self.landmarks)
+        return checked_boxes(volume, self.preprocessing, reference, self.checks)
 
     def _read(self, path: Path) -> NDArray[np.float32] | None:
         """What the cache has, or None: nothing, or what is no such file."""

@@ -18,15 +18,12 @@ from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
 from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
-from hyperfusion_rt.data.scan_check import judge, judge_boxes, measure
+from hyperfusion_rt.data.scan_check import checked_boxes
 from hyperfusion_rt.data.scan_search import find_all, find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.data.volumes import (
-    Boxes,
-    Volume,
     extract,
-    find_support,
     memory_needed,
     read_file,
     read_volume,
@@ -327,21 +324,11 @@ class Predictor:
         with clock.step("decode"):
             volume = read_volume(path, content, preprocessing)
         with clock.step("preprocess"):
-            boxes = self._checked_boxes(volume)
+            if self._reference is None:
+                boxes = extract(volume, preprocessing)
+            else:
+                boxes = checked_boxes(volume, preprocessing, self._reference, self._checks)
         return _Scan(boxes.images, None, digest, boxes.warnings, {})
-
-    def _checked_boxes(self, volume: Volume) -> Boxes:
-        """The boxes of a registered scan, if it looks like one."""
-        preprocessing = self.manifest.preprocessing
-        if self._reference is None:
-            return extract(volume, preprocessing)
-        support = find_support(volume)
-        figures = measure(volume, support, self._reference.landmarks)
-        odd = judge(volume.path, figures, self._checks)
-        boxes = extract(volume, preprocessing, support)
-        names = [box.name for box in preprocessing.boxes]
-        odd += judge_boxes(volume.path, boxes, names, self._reference, self._checks)
-        return replace(boxes, warnings=(*boxes.warnings, *odd))
 
     def _finish(self, inputs: Sequence[_Inputs]) -> list[Prediction]:
         if not inputs:
