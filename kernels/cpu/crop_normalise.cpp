@@ -260,7 +260,7 @@ void sample_means(const Volume& volume, const Support& support, const double mat
         const double c = row[0] * points[3 * p] + row[1] * points[3 * p + 1] +
                          row[2] * points[3 * p + 2] + row[3];
         for (int end = 0; end < 2; ++end) {
-          const double at = std::floor(c + (end ? reach[a] : -reach[a]) + 0.5);
+          const double at = c + (end ? reach[a] : -reach[a]) + 0.5;  // cut to the nearest voxel
           near[a][end] =
               at >= 0 && at < static_cast<double>(volume.shape[a]) ? static_cast<int64_t>(at) : -1;
         }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -167,8 +168,8 @@ struct Rows {
 uint64_t pack(const uint8_t* bytes) {
   uint64_t word = 0;
   for (int b = 0; b < 8; ++b) {
-    uint64_t eight = 0;
-    for (int k = 0; k < 8; ++k) eight |= static_cast<uint64_t>(bytes[8 * b + k]) << (8 * k);
+    uint64_t eight;  // little-endian
+    std::memcpy(&eight, bytes + 8 * b, 8);
     word |= (eight * 0x0102040810204080ull >> 56) << (8 * b);
   }
   return word;
