@@ -83,7 +83,7 @@ sanitize: $(VENV)/dev.stamp native-test
 	cd $(VENV)/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ../bin/python tests/native/sanitized.py -c /dev/null --rootdir=. -q --import-mode=importlib \
-	  tests/kernels/cpu/test_engine.py tests/runtime/engines/test_native.py \
+	  tests/kernels/cpu/test_engine.py tests/runtime/engines/test_native.py tests/data/test_support.py \
 	  --deselect tests/runtime/engines/test_native.py::test_it_loads_fast
 
 # Compiled sources are installed, so a change in them (or in what is required) installs again.

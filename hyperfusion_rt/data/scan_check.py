@@ -164,17 +164,27 @@ def judge(path: Path, figures: Figures, checks: ScanChecks = "refuse") -> list[s
         )
         if refusing and shell > SHELL["refuse"]:
             raise ScanError(f"{path}: {odd[-1]}. {_ANYWAY}", code="scan-not-stripped")
+    return odd + judge_contrast(path, contrast, checks)
+
+
+def judge_contrast(path: Path, contrast: float | None, checks: ScanChecks = "refuse") -> list[str]:
+    """What is odd about `Figures.contrast`, which registration cannot mend.
+
+    Raises:
+        ScanError: it is beyond its refuse level.
+    """
     low, high = CONTRAST["warn"]
-    if contrast is not None and not low <= contrast <= high:
-        odd.append(
-            "has no contrast of a T1-weighted brain: the standard deviation of its brightness is "
-            f"{contrast:.2f} of the mean (usual: {low:g} to {high:g}). Is it a mask, or a map of "
-            "one tissue?"
-        )
-        least, most = CONTRAST["refuse"]
-        if refusing and not least <= contrast <= most:
-            raise ScanError(f"{path}: {odd[-1]} {_ANYWAY}", code="scan-contrast")
-    return odd
+    if contrast is None or low <= contrast <= high:
+        return []
+    text = (
+        "has no contrast of a T1-weighted brain: the standard deviation of its brightness is "
+        f"{contrast:.2f} of the mean (usual: {low:g} to {high:g}). Is it a mask, or a map of one "
+        "tissue?"
+    )
+    least, most = CONTRAST["refuse"]
+    if checks == "refuse" and not least <= contrast <= most:
+        raise ScanError(f"{path}: {text} {_ANYWAY}", code="scan-contrast")
+    return [text]
 
 
 def box_correlation(image: Floats, mean: Floats, stride: int) -> float:

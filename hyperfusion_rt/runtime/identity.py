@@ -43,6 +43,7 @@ CODE = (
     "data.other_files",
     "data.raw.alignment",
     "data.raw.judge",
+    "data.raw.landmarks",
     "data.raw.register",
     "data.raw.sidecar",
     "data.raw.search",

@@ -29,6 +29,7 @@ import numpy as np
 
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
+from hyperfusion_rt.data import scan_check
 from hyperfusion_rt.data.dicom import read_dicom
 from hyperfusion_rt.data.raw.alignment import (
     INNER_MM,
@@ -48,8 +49,9 @@ from hyperfusion_rt.data.raw.alignment import (
     without_bias,
 )
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
+from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.raw.sidecar import sidecar_of
-from hyperfusion_rt.data.volumes import Volume, read_volume
+from hyperfusion_rt.data.volumes import Volume, find_support, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
@@ -155,6 +157,16 @@ def _resample(
     return Volume(scan.path, stored, template.affine.copy(), float(slope), 0.0)
 
 
+def _odd_contrast(path: Path, volume: Volume) -> list[str]:
+    """What is odd about the brightness of a registered brain: maps of FA lie well, too."""
+    found = scan_check.measure(volume, find_support(volume), template_landmarks()).contrast
+    odd = scan_check.judge_contrast(path, found, "warn")
+    least, most = scan_check.CONTRAST["refuse"]
+    if found is not None and not least <= found <= most:
+        raise ScanError(f"{path}: {odd[0]}", code="scan-contrast")
+    return odd
+
+
 def register(
     path: Path,
     preprocessing: Preprocessing | None = None,
@@ -215,6 +227,7 @@ def register(
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
     with clock.step("resample"):
         volume = _resample(scan, template, transform, bias, stripped)
+        warnings += _odd_contrast(path, volume)
     return Registered(volume, quality, tuple(warnings), transform, clock.steps)
 
 
