@@ -186,8 +186,15 @@ def inference_page(
     page = Page(f"{manifest.name}: {manifest.task} predictions")
     page.text("For research. Not a medical device; not for diagnosis.", soft=True)
     ms = summary["ms_per_scan"]
-    cards = [(str(summary["ok"]), "predicted"), (str(summary["error"]), "failed")]
-    cards.append((str(summary["skipped"]), "without a scan"))
+    cards = [
+        (str(summary[name]), shown)
+        for name, shown in (
+            ("ok", "predicted"),
+            ("with_warnings", "of them with warnings"),
+            ("error", "failed"),
+            ("skipped", "skipped"),
+        )
+    ]
     if summary["ok"] and summary["wall_seconds"]:
         cards.append((f"{sum(ms.values()):.0f} ms", "per scan (median), one after the other"))
         cards.append((f"{summary['wall_seconds']:.1f} s", "for all, overlapped"))

@@ -134,7 +134,7 @@ def test_an_inference_page_says_everything(tmp_path):
     text, page = inference([ok("S1"), absent, failed, remarked], tmp_path / "x.html", ("a note",))
     assert page.texts["h1"] == page.texts["title"] == ["base: ad predictions"]
     assert page.texts["h2"] == ["Predictions", "Provenance"]
-    assert page.texts["b"] == ["2", "1", "1", "10 ms", "1.0 s"]
+    assert page.texts["b"] == ["2", "1", "1", "1", "10 ms", "1.0 s"]
     assert page.texts["li"] == ["CN", "MCI", "AD"]
     table = [[text for _, _, text in row] for row in page.tables[0]]
     assert table == [
@@ -246,7 +246,7 @@ def test_thousands_of_rows(tmp_path):
     subjects = page.column("subject")
     assert subjects == ["E0", "E1", "E2", *[f"S{index:04}" for index in range(1997)]]
     assert page.texts["p"][-1] == "1003 more are in the table of predictions."
-    assert page.texts["b"][:2] == ["3000", "3"]
+    assert page.texts["b"][:3] == ["3000", "0", "3"]
     _, page = inference(cases[:2000], tmp_path / "x.html")
     assert len(page.column("subject")) == 2000
     assert "more" not in "".join(page.texts["p"])
@@ -254,7 +254,7 @@ def test_thousands_of_rows(tmp_path):
 
 def test_an_empty_cohort(tmp_path):
     _, page = inference([], tmp_path / "x.html")
-    assert page.texts["b"] == ["0", "0", "0"]
+    assert page.texts["b"] == ["0", "0", "0", "0"]
     assert page.texts["p"][-1] == "No cases."
     assert "ul" not in page.texts
 
