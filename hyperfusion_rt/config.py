@@ -75,7 +75,8 @@ class Preprocessing(Frozen):
         "zscore-foreground",
         description="the brain gets mean 0 and standard deviation 1 in each box: all but the "
         "background, which is what the scan's border shows and what is connected with it "
-        "(`zscore-nonzero`, of older runs: all but what is exactly 0)",
+        "(`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by up to half "
+        "a voxel is not interpolated)",
     )
     min_coverage: float = Field(
         0.5,
@@ -83,6 +84,7 @@ class Preprocessing(Frozen):
         le=1,
         description="the least part of each box that must lie inside the scan, from 0 to 1",
     )
+    _numbers = field_validator("*", mode="before")(_no_truth_value)
 
 
 class Feature(Frozen):
