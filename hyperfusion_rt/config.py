@@ -75,8 +75,8 @@ class Preprocessing(Frozen):
         "zscore-foreground",
         description="the brain gets mean 0 and standard deviation 1 in each box: all but the "
         "background, which is what the scan's border shows and what is connected with it "
-        "(`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by up to half "
-        "a voxel is not interpolated)",
+        "(`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by up to "
+        "half a voxel is not interpolated)",
     )
     min_coverage: float = Field(
         0.5,
