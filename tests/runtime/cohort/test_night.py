@@ -544,7 +544,7 @@ def commands() -> list[tuple[int, str]]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            text = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            text = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         found.append((int(folder.name), text))
