@@ -192,6 +192,11 @@ def box_correlation(image: Floats, mean: Floats, stride: int) -> float:
     return pearson(image[0, ::stride, ::stride, ::stride], mean)
 
 
+def fisher(r: float) -> float:
+    """atanh of r, whose spread does not depend on r; finite for every r."""
+    return math.atanh(min(max(r, -0.999), 0.999))
+
+
 def judge_boxes(
     path: Path,
     boxes: Boxes,
@@ -218,7 +223,7 @@ def judge_boxes(
             )
         fill, contrast = boxes.fill[index], boxes.contrast[index]
         odd = []
-        if usual.correlation.away(math.atanh(min(max(r, -0.999), 0.999))) < -BOX_WARN:
+        if usual.correlation.away(fisher(r)) < -BOX_WARN:
             odd.append(f"correlation with the mean box {r:.2f}")
         if abs(usual.fill.away(fill)) > BOX_WARN:
             odd.append(f"{fill:.0%} of it is brain, usual: {usual.fill.median:.0%}")

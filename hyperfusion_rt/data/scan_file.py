@@ -6,6 +6,8 @@ import errno
 import stat
 from pathlib import Path
 
+from hyperfusion_rt.data.other_files import gone_annex
+
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh")
 
 _PACKED = "is packed in a way that is not read; pack it as .nii.gz"
@@ -72,7 +74,6 @@ def broken_link(path: Path) -> str | None:
     """Where a link leads whose file is not there, and what to do; None if it is no such link."""
     if not path.is_symlink() or path.exists():
         return None
-    target = path.readlink()
-    if "annex/objects" in target.as_posix():
+    if gone_annex(path):
         return "has not been fetched by git-annex: run `git annex get` or `datalad get` on it"
-    return f"is a link to {target}, which is not there"
+    return f"is a link to {path.readlink()}, which is not there"

@@ -87,8 +87,8 @@ class _Study:
         if parts is not None:
             targets, rows = np.array(self.targets), [case.row for case in self.cases]
             subjects = [case.subject for case in self.cases]
-            found, more = check_parts(config, rows, targets, parts, subjects)
-            findings += more
+            found, of_parts = check_parts(config, rows, targets, parts, subjects)
+            findings += of_parts
         distinct = tuple(dict.fromkeys(findings))
         return Check(
             len(self.cases),

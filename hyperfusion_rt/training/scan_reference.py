@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hyperfusion_rt.data.scan_check import (
     Reference,
     Usual,
     box_correlation,
+    fisher,
 )
 from hyperfusion_rt.data.volume_cache import VolumeCache
 from hyperfusion_rt.files import write_text
@@ -41,9 +41,7 @@ def reference_of(cache: VolumeCache, scans: Iterable[Path], landmarks: Landmarks
             BoxUsual(
                 fill=Usual.of("fill", [f.fill[index] for f in figures]),
                 contrast=Usual.of("contrast", [f.contrast[index] for f in figures]),
-                correlation=Usual.of(
-                    "correlation", [math.atanh(min(max(x, -0.999), 0.999)) for x in r]
-                ),
+                correlation=Usual.of("correlation", [fisher(x) for x in r]),
             )
         )
     return Reference(landmarks, tuple(boxes), means, stride, cache.checks)

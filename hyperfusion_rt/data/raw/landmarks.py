@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from hyperfusion_rt.data.raw.alignment import load_template, to_mm
@@ -10,6 +12,7 @@ from hyperfusion_rt.data.scan_check import SHELL_MM, Landmarks
 _SPACING = 4  # mm, of the level of the template
 
 
+@lru_cache(maxsize=1)
 def template_landmarks() -> Landmarks:
     """Every eighth voxel of the template at 4 mm, inside its brain and in the shell around it.
 
