@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "benchmarks/*.md")
 PICTURES = ("benchmarks/*.png",)
-_LINK = re.compile(r"(?P<text>\[[^\]\n]*\])\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
+_LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def outside(patterns: tuple[str, ...] = (*OUTSIDE, *PICTURES)) -> list[Path]:
