@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hyperfusion_rt.artifact.manifest import Comparison
+from hyperfusion_rt.artifact.plan import join_boxes
 from hyperfusion_rt.config import Rule, Task
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.rules import combine
@@ -42,7 +43,8 @@ def reference_outputs(
 class Expected:
     """K cases with every member's raw output in float64.
 
-    `image [K, N, D, H, W]`, `rows`: each member's encoded rows `[K, T]`, `outputs [K, M, N, C]`.
+    `image [K, N·C, D, H, W]` as engines take it, `rows`: each member's encoded rows `[K, T]`,
+    `outputs [K, M, N, C]`.
     """
 
     image: NDArray[np.float32]
@@ -63,13 +65,14 @@ class Expected:
         task: Task,
         rule: Rule,
     ) -> Expected:
-        """Run `networks` one box at a time."""
+        """Run `networks` one box at a time on `image [K, N, C, D, H, W]`."""
         boxes = range(image.shape[1])
         outputs = [
-            np.stack([reference_outputs(network, image[:, n, None], row) for n in boxes], 1)
+            np.stack([reference_outputs(network, image[:, n], row) for n in boxes], 1)
             for network, row in zip(networks, rows, strict=True)
         ]
-        return cls(image, rows, np.stack(outputs, 1), real, task, rule)
+        cases = join_boxes(image.reshape(-1, *image.shape[2:]), image.shape[1])
+        return cls(cases, rows, np.stack(outputs, 1), real, task, rule)
 
     def case(self, index: int) -> Expected:
         """One of the cases alone."""

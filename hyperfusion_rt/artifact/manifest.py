@@ -79,7 +79,7 @@ class Build(Frozen):
 class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
-    `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
+    `whole`: `image [B, N·C, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
     and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
     TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
     `log`, what the builder said.
@@ -125,6 +125,13 @@ class Manifest(Frozen):
     provenance: Provenance
     scan_reference: ScanReference | None = None
     checksum: str = ""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of a case, as engines take it: `[N·C, D, H, W]`, N boxes of C channels each."""
+        prep = self.preprocessing
+        channels = len(getattr(prep, "channels", (None,)))
+        return len(prep.boxes) * channels, *prep.shape
 
     def digest(self) -> str:
         """The SHA-256 of everything but the checksum itself."""

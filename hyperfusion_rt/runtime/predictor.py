@@ -53,7 +53,7 @@ RAW_MEMORY = 600 * 2**20
 class _Scan:
     """A scan on its way to the engine: its boxes, or the features that were kept of it."""
 
-    images: Floats | None  # [N boxes, 1, D, H, W]
+    images: Floats | None  # [N boxes, C channels, D, H, W]
     kept: Kept | None
     digest: bytes | None
     warnings: tuple[str, ...]
@@ -206,7 +206,7 @@ class Predictor:
     def run(
         self, images: Floats, tabular: Sequence[Floats]
     ) -> tuple[NDArray[np.float64], float | None]:
-        """Run every member on the boxes `images [N, 1, D, H, W]` of one case and combine.
+        """Run every member on the boxes `images [N, C, D, H, W]` of one case and combine.
 
         `tabular`: one encoded row `[T]` per member. Returns probabilities or years `[C]`, and the
         members' spread.
@@ -242,13 +242,12 @@ class Predictor:
             return None
         if self._free is not None:
             return self._free
-        boxes, shape = len(self.manifest.preprocessing.boxes), self.manifest.preprocessing.shape
         width = sum(member.width for member in self.manifest.members)
         # Once, so that the engine's workspace, and what reading imports, are there.
         importlib.import_module("nibabel")
         importlib.import_module("isal.igzip")
         self._network.run(
-            np.zeros((self.options.batch, boxes, *shape), np.float32),
+            np.zeros((self.options.batch, *self.manifest.image_shape), np.float32),
             np.zeros((self.options.batch, width), np.float32),
         )
         used = resident_memory() + _SMALL
@@ -391,11 +390,9 @@ class Predictor:
 
 
 def _as_batch(images: Sequence[Floats]) -> Floats:
-    """`[N, 1, D, H, W]` of every case → `[B, N, D, H, W]`."""
-    if len(images) == 1:
-        boxes, _, *shape = images[0].shape
-        return images[0].reshape(1, boxes, *shape)
-    return np.stack([image[:, 0] for image in images])
+    """`[N, C, D, H, W]` of every case → `[B, N·C, D, H, W]`."""
+    cases = [image.reshape(-1, *image.shape[2:]) for image in images]
+    return cases[0][None] if len(cases) == 1 else np.stack(cases)
 
 
 def _restored(kept: Kept, digest: bytes | None) -> _Scan:

@@ -62,7 +62,7 @@ def import_checkpoint(
         TableError: the table cannot be used.
     """
     state = read_state(path)
-    network, width, outputs, _ = describe_state(state)
+    network, width, outputs, _channels, _ = describe_state(state)
     if table is not None:
         spec = preset(network.task).tabular
         encoder = TabularEncoder.fit(read_table(table).rows, spec)
