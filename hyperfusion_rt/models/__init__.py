@@ -4,7 +4,6 @@ from hyperfusion_rt.models.initialisation import initialise_generators, load_emb
 from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
 from hyperfusion_rt.models.registry import (
     build_network,
-    channels_count,
     image_shape,
     network_of,
     outputs_count,
@@ -14,7 +13,6 @@ __all__ = [
     "HyperConv3d",
     "HyperLinear",
     "build_network",
-    "channels_count",
     "image_shape",
     "initialise_generators",
     "load_embedding",

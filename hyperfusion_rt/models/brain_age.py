@@ -34,7 +34,7 @@ def flat_features(features: int, shape: Shape) -> int:
 
 
 class BrainAgeNetwork(nn.Module):
-    """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`: numbers, or logits.
+    """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`.
 
     `channels`: C, the images of a case. `fusion`: `hyper` generates the four linear layers, `film`
     and `daft` scale and shift the last stage's input, `concat` joins the row to the input of the

@@ -22,7 +22,7 @@ def build_network(
     """
     if config.fusion == "tabular":
         return TabularNetwork(tabular_width, outputs, config.embedding)
-    if config.task == "ad":
+    if config.architecture == "ad":
         check_shape(shape)
         return ADNetwork(config, tabular_width=tabular_width, outputs=outputs, channels=channels)
     return BrainAgeNetwork(
@@ -41,7 +41,7 @@ def network_of(config: Config, tabular_width: int) -> nn.Module:
         shape=config.preprocessing.shape,
         tabular_width=tabular_width,
         outputs=outputs_count(config),
-        channels=channels_count(config),
+        channels=len(config.preprocessing.channels),
     )
 
 
@@ -52,9 +52,4 @@ def outputs_count(config: Config) -> int:
 
 def image_shape(config: Config) -> tuple[int, ...]:
     """Of one box: `[C, D, H, W]`, C images of a case."""
-    return channels_count(config), *config.preprocessing.shape
-
-
-def channels_count(config: Config) -> int:
-    """The number of images of a case."""
-    return len(getattr(config.preprocessing, "channels", (None,)))
+    return len(config.preprocessing.channels), *config.preprocessing.shape

@@ -36,7 +36,7 @@ def published(
 ) -> nn.Module:
     """A small network of ours; T = 5, or 2 for brain age; 3 outputs, or 1."""
     torch.manual_seed(1)
-    config = NetworkConfig(task=task, features=4, fusion=fusion)
+    config = NetworkConfig(architecture=task, features=4, fusion=fusion)
     width, usual = (5, 3) if task == "ad" else (2, 1)
     network = build_network(
         config,

@@ -35,8 +35,8 @@ class Engine(Protocol):
         """Run one batch of cases, float32.
 
         `image [B, N·C, D, H, W]` of N boxes with C channels each (box 0's, then box 1's), `tabular
-        [B, ΣT]` (the members' encoded rows in turn) →
-        `output [B, C]`: probabilities, or years; `members [B, M·N·C]`: the M members' raw outputs.
+        [B, ΣT]` (the members' encoded rows in turn) → `output [B, C]`: probabilities, or a number;
+        `members [B, M·N·C]`: the M members' raw outputs.
         """
         ...
 
