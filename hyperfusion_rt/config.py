@@ -218,6 +218,18 @@ class TableSpec(Frozen):
         None, description="the column of sessions; without one, the first that has a usual name"
     )
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the columns of an answer are called."""
+        return answer_columns(tuple(self.classes), self.target, self.unit)
+
+
+def answer_columns(classes: Sequence[str], target: str, unit: str) -> tuple[str, ...]:
+    """`p_` and each class; of a number `years`, or `predicted_` and its column in the table."""
+    if classes:
+        return tuple(f"p_{name}" for name in classes)
+    return ("years" if unit == "years" else f"predicted_{target}",)
+
 
 class NetworkConfig(Frozen):
     """Which network, and how large."""
@@ -378,7 +390,8 @@ class Config(Frozen):
             raise ValueError("tabular.unit: classes have no unit; drop it")
         if not table.classes and training.combine != "mean":
             raise ValueError(f"training.combine {training.combine} needs classes; use mean")
-        if training.test_part is not None and training.test_part >= training.parts:
+        given = training.split_column or training.split_file
+        if not given and training.test_part is not None and training.test_part >= training.parts:
             raise ValueError(
                 f"training.test_part is {training.test_part}, but {training.parts} parts count "
                 f"from 0 to {training.parts - 1}"
