@@ -1,17 +1,24 @@
-"""Reading YAML without its surprises, and saying what is wrong with its fields."""
+"""Reading and writing YAML without its surprises, and saying what is wrong with its fields."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from hyperfusion_rt.errors import ConfigError
+
+WIDTH = 100
+_COLUMN = 40  # where comments behind short lines begin
+# What some reader of YAML takes for no text: numbers of any kind, truth values, nothing.
+_NO_TEXT = re.compile(r"[-+.]?\d.*|~|y|n|yes|no|on|off|true|false|null|none", re.IGNORECASE)
 
 
 class _Surprise(Exception):
@@ -70,6 +77,43 @@ def read_yaml(text: str, where: object) -> Any:
         raise ConfigError(
             f"{where}: cannot be read as YAML: {reason}", code="config-unreadable"
         ) from None
+
+
+def scalar(value: Any) -> str:
+    """A value, or a list or mapping of values, in one line of YAML that means just this."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{scalar(k)}: {scalar(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(scalar, value)) + "]"
+    if isinstance(value, str) and not value.isprintable():
+        return json.dumps(value)  # a line's end, say: YAML's quotes with backslashes are JSON's
+    # In a list, so that what has a meaning inside brackets is quoted.
+    text = yaml.safe_dump(
+        [value], default_flow_style=True, allow_unicode=True, width=float("inf")
+    ).strip()[1:-1]
+    if isinstance(value, str) and text == value and _NO_TEXT.fullmatch(text):
+        return f"'{text}'"
+    return text
+
+
+def commented(line: str, comment: str = "") -> list[str]:
+    """A line with its comment: behind it where there is room, else in lines above it."""
+    if not comment:
+        return [line]
+    comment = " ".join(comment.split())
+    behind = f"{line:<{_COLUMN}}  # {comment}"
+    if len(behind) <= WIDTH:
+        return [behind]
+    return [*remark(comment, len(line) - len(line.lstrip())), line]
+
+
+def remark(text: str, indent: int = 0) -> list[str]:
+    """Lines of comment."""
+    start = " " * indent + "# "
+    return textwrap.wrap(
+        " ".join(text.split()), WIDTH, initial_indent=start, subsequent_indent=start,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
