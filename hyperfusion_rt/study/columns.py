@@ -54,8 +54,9 @@ _NOMINAL = frozenset(
 _SEX = frozenset(("sex", "gender", "ptgender"))
 # A column called so beside a target that is called so may be the same in another coding.
 _DIAGNOSIS = frozenset(
-    ("dx", "diagnosis", "diagnostic", "diag", "dxgroup", "outcome", "converter", "conversion")
-)
+    ("dx", "dxbl", "dxchange", "dxgroup", "diagnosis", "diagnostic", "diag", "outcome", "converter",
+     "conversion")
+)  # fmt: skip
 _WHOLE_NAMES = frozenset(("group", "label", "class", "status", "target", "researchgroup"))
 _PARTS = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout")

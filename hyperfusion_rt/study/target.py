@@ -259,7 +259,7 @@ def _named(
     if published:
         return published
     groups: dict[object, list[str]] = {}
-    for value in labels:
+    for value in sorted(labels, key=lambda text: (len(text), text)):
         number = _as_float(value)
         alike = number if number is not None else " ".join(value.casefold().split())
         groups.setdefault(alike, []).append(value)
