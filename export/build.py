@@ -28,13 +28,13 @@ from hyperfusion_rt.artifact.manifest import (
 )
 from hyperfusion_rt.artifact.plan import write_plan
 from hyperfusion_rt.artifact.scan_reference import ScanReference, write_reference
-from hyperfusion_rt.config import Precision, Rule, Task
+from hyperfusion_rt.config import Config, Precision, Rule
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
-from hyperfusion_rt.export.compare import DRIFT, Expected, compare
+from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble, join
 from hyperfusion_rt.export.ir.fold import fold
@@ -53,6 +53,8 @@ from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
+# Of an imported network's target, whose cohort is not known: that of adults' ages in years.
+UNKNOWN_SPREAD = 10.0
 Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
 
 
@@ -196,15 +198,29 @@ def prepare(
     networks: Sequence[nn.Module],
     encoders: Sequence[TabularEncoder],
     cases: Cases,
-    task: Task,
+    config: Config,
     rule: Rule,
+    spread: float | None = None,
 ) -> tuple[Ensemble, Expected]:
-    """The members `networks` as one folded network, and what it must say of `cases`."""
+    """The members `networks` as one folded network, and what it must say of `cases`.
+
+    `spread`: the standard deviation of a target that is a number, where it is known.
+    """
     image, rows, real = cases
+    classes = bool(config.tabular.classes)
     widths = [encoder.width for encoder in encoders]
     graphs = [folded(n, image.shape[2:], e) for n, e in zip(networks, encoders, strict=True)]
-    ensemble = join(graphs, widths, image.shape[1], classes=task == "ad", rule=rule)
-    expected = Expected.of(networks, image, rows, real=real, task=task, rule=rule)
+    ensemble = join(graphs, widths, image.shape[1], classes=classes, rule=rule)
+    expected = Expected.of(
+        networks,
+        image,
+        rows,
+        real=real,
+        classes=classes,
+        rule=rule,
+        spread=1.0 if classes else spread or UNKNOWN_SPREAD,
+        unit=config.tabular.unit,
+    )
     return ensemble, expected
 
 
@@ -274,7 +290,9 @@ def _build(
     rule = options.rule or config.training.combine
     networks = [load_member(run, member) for member in members]
     encoders = [member.encoder for member in members]
-    ensemble, expected = prepare(networks, encoders, load_cases(run), config.task, rule)
+    ensemble, expected = prepare(
+        networks, encoders, load_cases(run), config, rule, run.target_spread
+    )
     files = [
         file
         for engine in options.engines
@@ -282,7 +300,7 @@ def _build(
     ]
     if options.serve is not None:
         typed = choose(ensemble, options.precision, expected)
-        check_drift(ensemble, typed, expected, DRIFT[config.task])
+        check_drift(ensemble, typed, expected)
         classes = tuple(config.tabular.classes)
         write_repository(
             options.serve,
@@ -323,7 +341,8 @@ def _manifest(
         name=name,
         task=config.task,
         classes=tuple(config.tabular.classes),
-        unit="probability" if config.tabular.classes else "years",
+        unit="probability" if config.tabular.classes else config.tabular.unit,
+        target_spread=run.target_spread,
         preprocessing=config.preprocessing,
         table=config.tabular,
         members=tuple(encoders),

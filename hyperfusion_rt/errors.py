@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     # models and training
     "device-unavailable": "this machine (or this build of PyTorch) has no such device",
     "model-volume-too-small": "the network needs more voxels along an axis",
+    "model-no-output": "a network has no last layer of a known name",
     "model-embedding-invalid": "the embedding does not fit the network, or is not finite",
     "checkpoint-not-found": "there is no such file of weights",
     "checkpoint-unreadable": "the file does not hold a state dict of tensors alone",

@@ -1,6 +1,6 @@
 """A model repository for NVIDIA Triton Inference Server.
 
-    NAME/          the ensemble: image and raw table in, probabilities (or years) out
+    NAME/          the ensemble: image and raw table in, probabilities (or a number) out
     NAME_trunk/    image → features          ONNX Runtime, or TensorRT on the GPU it was built on
     NAME_head/     features, raw table → output    ONNX Runtime; the table's encoder is inside
 

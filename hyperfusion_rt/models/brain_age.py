@@ -34,7 +34,7 @@ def flat_features(features: int, shape: Shape) -> int:
 
 
 class BrainAgeNetwork(nn.Module):
-    """`forward(image [B, 1, D, H, W], tabular [B, T]) -> [B, outputs]`, in years.
+    """`forward(image [B, 1, D, H, W], tabular [B, T]) -> [B, outputs]`.
 
     `fusion`: `hyper` generates the four linear layers, `film` and `daft` scale and shift the last
     stage's input, `concat` joins the row to the input of the second linear layer, `image` ignores
@@ -76,7 +76,7 @@ class BrainAgeNetwork(nn.Module):
         self.linear3, self.final_layer = dense(32, 64), dense(64, outputs)
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
-        """`image [B, 1, D, H, W]`, `tabular [B, T]` → years `[B, outputs]`."""
+        """`image [B, 1, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
         x = self.conv1_b(self.conv1_a(image).relu()).relu()
         x = self.batchnorm1(self.pool(x))
         x = self.conv2_b(self.conv2_a(x).relu()).relu()
@@ -90,5 +90,5 @@ class BrainAgeNetwork(nn.Module):
             x = torch.cat([x, tabular], 1)
         x = self.linear2(x, tabular).relu()
         x = self.linear3(x, tabular).relu()
-        years: Tensor = self.final_layer(x, tabular)
-        return years
+        result: Tensor = self.final_layer(x, tabular)
+        return result

@@ -73,7 +73,7 @@ def describe_state(
         f = _size(state, "conv_bn_relu.0.weight", 5)
         k, width = _size(state, _AD_EMBEDDING, 2), _size(state, _AD_EMBEDDING, 2, axis=1)
         outputs = _size(state, "fc2.layer.bias", 1)
-        config = NetworkConfig(task="ad", features=f, embedding=k)
+        config = NetworkConfig(architecture="ad", features=f, embedding=k)
         _compare(state, config, (2, 2, 2), width, outputs)
         return config, width, outputs, None
     if "conv1_a.weight" in state:
@@ -82,7 +82,7 @@ def describe_state(
         outputs = _size(state, "final_layer.layer.hyper_net.bias_gen.bias", 1)
         made = _size(state, f"{_AGE_FIRST}bias_gen.bias", 1)
         flat = _size(state, f"{_AGE_FIRST}weights_gen.bias", 1) // made
-        config = NetworkConfig(task="brain-age", features=f)
+        config = NetworkConfig(architecture="brain-age", features=f)
         # Any volume with this many features will do: 36 voxels leave one along an axis, 8 n + 28
         # leave n. A number that no volume gives shows as a wrong shape.
         _compare(state, config, (36, 36, 8 * max(flat // (4 * f), 1) + 28), width, outputs)
@@ -136,7 +136,7 @@ def _compare(
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
         raise ConfigError(
-            f"these weights are not a whole {config.task} HyperFusion network with "
+            f"these weights are not a whole {config.architecture} HyperFusion network with "
             f"f = {config.features} and T = {width}: {listed}",
             code="checkpoint-mismatch",
         )

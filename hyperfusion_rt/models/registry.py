@@ -22,7 +22,7 @@ def build_network(
     """
     if config.fusion == "tabular":
         return TabularNetwork(tabular_width, outputs, config.embedding)
-    if config.task == "ad":
+    if config.architecture == "ad":
         check_shape(shape)
         return ADNetwork(config, tabular_width=tabular_width, outputs=outputs)
     return BrainAgeNetwork(config, shape=shape, tabular_width=tabular_width, outputs=outputs)

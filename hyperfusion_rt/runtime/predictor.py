@@ -208,8 +208,8 @@ class Predictor:
     ) -> tuple[NDArray[np.float64], float | None]:
         """Run every member on the boxes `images [N, 1, D, H, W]` of one case and combine.
 
-        `tabular`: one encoded row `[T]` per member. Returns probabilities or years `[C]`, and the
-        members' spread.
+        `tabular`: one encoded row `[T]` per member. Returns probabilities or a number `[C]`, and
+        the members' spread.
 
         Raises:
             EngineError: an output is not finite.
@@ -230,7 +230,7 @@ class Predictor:
             )
         manifest = self.manifest
         members = raw.reshape(len(manifest.members), len(manifest.preprocessing.boxes), -1)
-        return values, spread(members, manifest.task, int(values.argmax()))
+        return values, spread(members, bool(manifest.classes), int(values.argmax()))
 
     def _free_memory(self) -> int | None:
         """What `max_memory` leaves for scans, now that the engine is loaded.

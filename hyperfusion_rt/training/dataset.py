@@ -46,7 +46,7 @@ OnScan = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """N usable cases. `targets [N]`: class indices or years; `parts [N]`: 0 to parts - 1."""
+    """N usable cases. `targets [N]`: class indices or numbers; `parts [N]`: 0 to parts - 1."""
 
     cases: list[Case]
     targets: NDArray[np.float64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def import_checkpoint(
     state = read_state(path)
     network, width, outputs, _ = describe_state(state)
     if table is not None:
-        spec = preset(network.task).tabular
+        spec = preset(network.architecture).tabular
         encoder = TabularEncoder.fit(read_table(table).rows, spec)
         if encoder.width != width:
             raise ConfigError(
@@ -83,14 +84,12 @@ def import_checkpoint(
 
 
 def _config(network: NetworkConfig, outputs: int, encoder: TabularEncoder | None) -> Config:
-    change: dict[str, object] = {"network": network.model_dump(), "training": {"members": 1}}
+    change: dict[str, Any] = {"network": network.model_dump(), "training": {"members": 1}}
     if encoder is not None:
         features = [Feature(name=name, kind="numeric").model_dump() for name in encoder.names]
         change["tabular"] = {"features": features, "stratify": ()}
-    config = preset(network.task, change)
-    if config.tabular.classes and outputs != len(config.tabular.classes):
-        names = {f"class{i}": (f"class{i}",) for i in range(outputs)}
-        config = config.model_copy(
-            update={"tabular": config.tabular.model_copy(update={"classes": names})}
-        )
-    return config
+    classes = preset(network.architecture).tabular.classes
+    if outputs != (len(classes) or 1):
+        names = {f"class{i}": (f"class{i}",) for i in range(outputs)} if outputs > 1 else {}
+        change["tabular"] = {**change.get("tabular", {}), "classes": names}
+    return preset(network.architecture, change)

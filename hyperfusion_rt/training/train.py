@@ -194,8 +194,11 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
     in_test = int(np.sum(dataset.parts == config.training.parts - 1))
     if in_test > len(test_set):
         cases["not_evaluated"] = in_test - len(test_set)
+    trained = dataset.targets[splits[0].train]
+    spread = None if config.tabular.classes else float(trained.std())
     return {
         "task": config.task,
+        "target": {"name": config.tabular.target, "unit": config.tabular.unit, "spread": spread},
         "cases": cases,
         "validation": validation,
         "test": _figures(config, dataset, test_set, np.stack(test)),
@@ -206,7 +209,7 @@ def _figures(config: Config, dataset: Dataset, indices: Any, outputs: Any) -> di
     values, truth = summarise(config, outputs), dataset.targets[indices]
     if config.tabular.classes:
         return classification(truth.astype(int), values, list(config.tabular.classes))
-    return regression(truth, values[:, 0])
+    return regression(truth, values[:, 0], config.tabular.unit)
 
 
 def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:

@@ -30,7 +30,7 @@ def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
 def published(task: str, fusion: str) -> nn.Module:
     """A small network of ours; T = 5, or 2 for brain age."""
     torch.manual_seed(1)
-    config = NetworkConfig(task=task, features=4, fusion=fusion)
+    config = NetworkConfig(architecture=task, features=4, fusion=fusion)
     width, outputs = (5, 3) if task == "ad" else (2, 1)
     network = build_network(config, shape=SHAPES[task], tabular_width=width, outputs=outputs)
     return shaken(network)

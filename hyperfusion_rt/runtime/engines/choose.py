@@ -35,7 +35,8 @@ class Engine(Protocol):
         """Run one batch of cases, float32.
 
         `image [B, N, D, H, W]` of N boxes, `tabular [B, ΣT]` (the members' encoded rows in turn) →
-        `output [B, C]`: probabilities, or years; `members [B, M·N·C]`: the M members' raw outputs.
+        `output [B, C]`: probabilities, or a number; `members [B, M·N·C]`: the M members' raw
+        outputs.
         """
         ...
 

@@ -54,7 +54,7 @@ def check(task, networks, boxes, shape, path, rule="mean"):
     width = rows.shape[-1]
     graphs = [fold(lower(n, {"image": (1, *shape), "tabular": (width,)})) for n in networks]
     ensemble = join(graphs, [width] * len(graphs), boxes, classes=task == "ad", rule=rule)
-    expected = np.stack([combine(o, task, rule) for o in outputs])
+    expected = np.stack([combine(o, task == "ad", rule) for o in outputs])
     for engine in engines(ensemble, path):
         for batch in (1, 3):
             found = engine.run(images[:batch], rows[:batch].reshape(batch, -1))
@@ -111,7 +111,7 @@ def test_the_rule_itself(rule, tmp_path):
     engine.finish()
     found = np.empty((200, 3), np.float32)
     engine.run([raw.reshape(200, 24)], [found])
-    expected = np.stack([combine(o, "ad", rule) for o in raw])
+    expected = np.stack([combine(o, True, rule) for o in raw])
     assert np.abs(found - expected).max() <= 1e-6
 
 
@@ -133,7 +133,7 @@ def test_the_rule_for_members_that_are_very_sure(rule, gap, tmp_path):
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(tmp_path / "x.onnx", options, providers=["CPUExecutionProvider"])
     flat = raw.reshape(50, 18)
-    expected = np.stack([combine(o, "ad", rule) for o in raw])
+    expected = np.stack([combine(o, True, rule) for o in raw])
     (found,) = session.run(None, {"members": flat})
     assert np.abs(found - expected).max() <= 2e-6
     by_torch = combine_outputs(torch.from_numpy(flat), 3, 2, True, rule).numpy()
