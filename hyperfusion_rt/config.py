@@ -210,6 +210,13 @@ class TableSpec(Frozen):
     )
 
 
+def _named_now(network: Any) -> Any:
+    """The section `network` with `architecture` for `task`, as older versions called it."""
+    if isinstance(network, dict) and "task" in network and "architecture" not in network:
+        return {("architecture" if k == "task" else k): v for k, v in network.items()}
+    return network
+
+
 class NetworkConfig(Frozen):
     """Which network, and how large."""
 
@@ -247,9 +254,7 @@ class NetworkConfig(Frozen):
     @classmethod
     def _as_before(cls, given: Any) -> Any:
         """`task`, as older versions called the architecture."""
-        if isinstance(given, dict) and "task" in given and "architecture" not in given:
-            given = {("architecture" if k == "task" else k): v for k, v in given.items()}
-        return given
+        return _named_now(given)
 
 
 class TrainingConfig(Frozen):
@@ -468,6 +473,8 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """
     if change.get("task") in OLDER_TASKS:
         change = {**change, "task": OLDER_TASKS[change["task"]]}
+    if "network" in change:
+        change = {**change, "network": _named_now(change["network"])}
     merged = _merge(base, change)
     table, training = merged["tabular"], merged["training"]
     if not (isinstance(table, dict) and isinstance(training, dict)):

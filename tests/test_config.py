@@ -162,3 +162,9 @@ def test_what_does_not_go_together_is_refused(change, message):
     with pytest.raises(ConfigError) as caught:
         preset("ad", change)
     assert message in str(caught.value)
+
+
+def test_the_older_name_of_the_architecture_is_read_over_a_preset(tmp_path):
+    path = tmp_path / "hfrt.yaml"
+    path.write_text("preset: ad-small\nnetwork: {task: brain-age}\n")
+    assert load_config(path).network.architecture == "brain-age"

@@ -26,13 +26,13 @@ SCHEMA = "hfrt.schema.json"
     options="study.options:DraftOptions",
 )
 def init(
-    options: DraftOptions,
     scans: Annotated[
         Path, typer.Option(help="The folder of scans, in MNI space.", rich_help_panel=INPUT)
     ],
     table: Annotated[
         Path, typer.Option(help="The table, CSV or TSV, with a header.", rich_help_panel=INPUT)
     ],
+    options: DraftOptions,
     out: Annotated[
         Path, typer.Option(help="The configuration to write.", rich_help_panel=OUTPUT)
     ] = Path("hfrt.yaml"),

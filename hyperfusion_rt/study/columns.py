@@ -184,7 +184,7 @@ def echoes(name: str, target: str) -> str | None:
     if plain(name) == plain(target):
         return f"is spelt as the target {target!r} is"
     if is_diagnosis(target) and is_diagnosis(name):
-        return f"is called as a diagnosis is, like the target {target!r}: it may tell it"
+        return f"is called like a diagnosis, as the target {target!r} is: it may tell it"
     if plain(target) in plain(name) and len(plain(target)) > 2 and theirs <= mine:
         return f"is called like the target {target!r}: it may be the same in another coding"
     return None

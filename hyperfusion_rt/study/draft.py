@@ -381,7 +381,10 @@ def _imputer(used: Sequence[Used], rows: int) -> tuple[str, float]:
 
 
 def _parts(name: str, target: Target, subjects: int) -> int:
-    """Parts of which each has a case of every class, and enough subjects to say something."""
+    """Parts of which each has enough subjects to say something, and a case of every class.
+
+    A class with too few cases for that is not waited for.
+    """
     most = preset(name).training.parts
-    rarest = min(target.counts.values(), default=subjects)
+    rarest = min((n for n in target.counts.values() if n >= _FEWEST_PARTS), default=subjects)
     return max(_FEWEST_PARTS, min(most, subjects // _PART, rarest))

@@ -110,13 +110,19 @@ def choose(table: Table, rows: Sequence[Row], given: str | None) -> tuple[str, s
         )
     names = [name for name in candidates(table) if len(cells_of(rows, name).spelt) > 1]
     kinds = (
-        ([name for name in names if plain(name) in _EXACT], "it is called as a diagnosis is"),
-        ([name for name in names if is_diagnosis(name)], "it is called as a diagnosis is"),
-        ([name for name in names if means_age(name)], "no column is called as a diagnosis is"),
+        (
+            [name for name in names if plain(name) in _EXACT],
+            "the one column called like a diagnosis",
+        ),
+        ([name for name in names if is_diagnosis(name)], "the one column called like a diagnosis"),
+        (
+            [name for name in names if means_age(name)],
+            "an age; no column is called like a diagnosis",
+        ),
     )
     for found, why in kinds:
         if len(found) == 1:
-            return found[0], f"the only column that looks like a target: {why}"
+            return found[0], why
         if found:
             raise ConfigError(
                 f"{table.path}: {' and '.join(map(repr, found))} may each be what is to be "
@@ -254,17 +260,18 @@ def _as_float(text: str) -> float | None:
 def _named(
     name: str, labels: Mapping[str, int], about: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """The classes in order, each with the values that mean it."""
-    published = _published(labels)
-    if published:
-        return published
+    """The classes in order, each with the values that mean it.
+
+    Two or more of the preset `ad` are its classes, with all values that it lists for them.
+    """
+    named = _published(labels)
+    own = {value for values in named.values() for value in values}
     groups: dict[object, list[str]] = {}
-    for value in sorted(labels, key=lambda text: (len(text), text)):
+    for value in sorted(labels.keys() - own, key=lambda text: (len(text), text)):
         number = _as_float(value)
         alike = number if number is not None else " ".join(value.casefold().split())
         groups.setdefault(alike, []).append(value)
     levels = about.get("Levels")
-    named = {}
     for values in sorted(groups.values(), key=lambda found: _order(found[0])):
         label = _label(name, values[0], levels if isinstance(levels, dict) else {})
         named[values[0] if label in named else label] = tuple(values)
@@ -272,7 +279,7 @@ def _named(
 
 
 def _published(labels: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """The classes of the preset `ad`, if these labels are all among its values."""
+    """The classes of the preset `ad` that these labels have, if there are two or more."""
     known: dict[str, tuple[str, ...]] = PRESETS["ad"]["tabular"]["classes"]
     spelt = {label.casefold(): label for label in labels}
     classes = {
@@ -280,7 +287,7 @@ def _published(labels: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
         for name, values in known.items()
     }
     classes = {name: values for name, values in classes.items() if values}
-    return classes if sum(map(len, classes.values())) == len(labels) and len(classes) > 1 else {}
+    return classes if len(classes) > 1 else {}
 
 
 def _order(value: str) -> tuple[bool, float, str]:

@@ -180,13 +180,13 @@ def _channels(draft: Draft) -> list[str]:
         lines += commented(f"  - {written}", f"{count} subjects")
     if any(not channel.t1_weighted for channel in images.channels):
         lines += remark(
-            "An image whose values are quantities (PET SUVR, FA) keeps them: "
-            "{..., normalisation: fixed-range, range: [0, 3]}",
+            "An image whose values are quantities (PET SUVR, FA) keeps them with "
+            "'normalisation: fixed-range, range: [0, 3]' in its line.",
             2,
         )
     if images.others:
         listed = ", ".join(images.others)
-        lines += remark(f"Further T1-weighted images, which are not read: {listed}", 2)
+        lines += remark(f"Further T1-weighted images, which are not read: {listed}.", 2)
     return lines
 
 

@@ -140,7 +140,7 @@ def test_gaps_choose_the_imputer(study):
         for i, row in enumerate(study.rows * 2)
     ]
     study.set("EDU", [""] * 20)
-    assert study.draft(names=[f"S{i:02d}.nii" for i in range(96)]).imputer == "iterative"
+    assert study.draft(names=[f"S{i:02d}.nii.gz" for i in range(96)]).imputer == "iterative"
 
 
 def test_paths_are_seen_from_the_configuration(study):
