@@ -118,25 +118,57 @@ def remark(text: str, indent: int = 0) -> list[str]:
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """What is wrong with the fields of a file that `root` describes, in words of the file."""
-    parts = []
-    for item in error.errors():
-        loc = [str(part) for part in item["loc"] if part != "[key]"]
-        where, given, kind = ".".join(loc) or "the file", item.get("input"), item["type"]
-        if kind == "extra_forbidden":
-            parts.append(f"{where}: there is no such field{_hint(item['loc'], root)}")
-        elif given is None and kind != "missing":
-            parts.append(f"{where}: is empty (null); give a value, or take the line out")
-        elif kind == "string_type" and isinstance(given, bool):
-            words = "yes, on, true" if given else "no, off, false"
-            parts.append(
-                f"{where}: must be a text, but YAML reads an unquoted {words} as "
-                f"{str(given).lower()}; write it in quotes, as '{words.split(',')[0]}'"
-            )
-        elif kind == "string_type" and not isinstance(given, (dict, list, tuple)):
-            parts.append(f"{where}: must be a text; write it in quotes, as '{given}'")
-        else:
-            parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(parts)
+    items = error.errors()
+    # A list of things that are wrong themselves is not too short as well.
+    inside = {item["loc"][:n] for item in items for n in range(len(item["loc"]))}
+    parts = [
+        _explain(item, root)
+        for item in items
+        if not (item["type"] == "too_short" and item["loc"] in inside)
+    ]
+    return "; ".join(dict.fromkeys(parts))
+
+
+def _explain(item: Any, root: type[BaseModel]) -> str:
+    """One thing that is wrong."""
+    loc = [str(part) for part in item["loc"] if part != "[key]"]
+    where, given, kind = ".".join(loc) or "the file", item.get("input"), item["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: there is no such field{_hint(item['loc'], root)}"
+    if given is None and kind != "missing":
+        return f"{where}: is empty (null); give a value, or take the line out"
+    if kind == "string_type" and not isinstance(given, (dict, list, tuple)):
+        while loc and loc[-1].isdecimal():  # which one it is, says its value
+            loc.pop()
+        return f"{'.'.join(loc)}: must be a text{_quoted(given)}"
+    if kind == "tuple_type":
+        if isinstance(given, bool):
+            return f"{where}: must be a list of texts{_quoted(given)}, in brackets"
+        shown = "" if isinstance(given, dict) else f"; write {scalar([given])}"
+        return f"{where}: must be a list{shown}"
+    if kind == "dict_type":
+        return f"{where}: must be a mapping, with lines 'name: value'"
+    if kind == "model_type":
+        model = _model_at(item["loc"], root)
+        fields = f" ({', '.join(list(model.model_fields)[:3])}, ...)" if model else ""
+        return f"{where}: must be a mapping of fields{fields}"
+    text = f"{where}: {item['msg'].removeprefix('Value error, ')}"
+    if kind == "literal_error" and isinstance(given, str):
+        known = re.findall("'([^']+)'", str(item["ctx"]["expected"]))
+        close = difflib.get_close_matches(given, known, n=1)
+        text += f"; did you mean {close[0]!r}?" if close else ""
+    return text
+
+
+def _quoted(given: Any) -> str:
+    """Why YAML reads no text, and how to write one."""
+    if isinstance(given, bool):
+        words = "yes, on, true" if given else "no, off, false"
+        return (
+            f", but YAML reads an unquoted {words} as {str(given).lower()}; write it in quotes, "
+            f"as '{words.split(',')[0]}'"
+        )
+    return f"; write it in quotes, as '{given}'"
 
 
 def _hint(loc: Sequence[int | str], root: type[BaseModel]) -> str:
