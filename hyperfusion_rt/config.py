@@ -570,7 +570,7 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; write one, or make a cohort with 'hfrt simulate'",
+            f"{path}: no such file; draft one with 'hfrt init', or make a cohort with 'hfrt simulate'",
             code="config-not-found",
         ) from None
     except (OSError, UnicodeDecodeError) as error:

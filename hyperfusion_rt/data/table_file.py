@@ -285,7 +285,8 @@ class TableText:
         else:
             text = (
                 f"no column of subjects; the columns are {', '.join(self.columns)}. "
-                "Rename one to 'subject', or name it in the configuration (tabular: id_column)"
+                "Rename one to 'subject', or name it with `id_column` (in the configuration: "
+                "tabular.id_column)"
             )
         return TableError(start + text, code="table-no-subject-column")
 

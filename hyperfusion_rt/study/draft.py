@@ -235,13 +235,13 @@ def _unusual_column(path: Path, scans: Sequence[Scan]) -> str | None:
     Raises:
         TableError: two columns hold equally many of them.
     """
+    counts = scans_by_column(path, scans)
     try:
         usual = read_table_for(scans, path).id_column
     except TableError as error:
-        if error.code != "table-no-subject-column":
+        if error.code != "table-no-subject-column" or not counts:
             raise
         usual = None
-    counts = scans_by_column(path, scans)
     if usual in counts or not counts:
         return None
     best = max(counts, key=counts.__getitem__)

@@ -1,5 +1,7 @@
 """A configuration as a whole: where its fields come from, and the schema that editors read."""
 
+import re
+
 import jsonschema
 import pytest
 import yaml
@@ -112,3 +114,13 @@ def test_a_draft_is_valid(study):
     study.set("DX", lambda i: ("yes", "no")[i % 2])
     study.draft()
     jsonschema.Draft202012Validator(schema()).validate(yaml.safe_load(study.text))
+
+
+def test_the_examples_of_the_page_are_configurations(request, tmp_path):
+    page = (request.config.rootpath / "docs/how-to/configure.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        (tmp_path / "hfrt.yaml").write_text(block, encoding="utf-8")
+        config = load_config(tmp_path / "hfrt.yaml")
+        jsonschema.Draft202012Validator(schema()).validate(config.model_dump(mode="json"))
