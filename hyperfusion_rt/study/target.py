@@ -149,6 +149,7 @@ def describe(
 
     Raises:
         CohortError: it has no value, or one value in all rows.
+        TableError: an age that is none in years.
         ConfigError: its values are neither classes nor numbers, or not those of `task`.
     """
     cells = cells_of(rows, name)
@@ -203,12 +204,6 @@ def _classes(
     values = cells.values
     unknown = _unknown(name, cells)
     labels = {value: count for value, count in values.items() if value not in unknown}
-    if len(labels) < 2:
-        raise CohortError(
-            f"`target` {name}: but for what seems to stand for 'not known' "
-            f"({', '.join(map(repr, unknown))}) it has one value: there is nothing to learn",
-            code="cohort-target-constant",
-        )
     if len(labels) > max(MOST_CLASSES, len(cells.known) // 3):
         raise ConfigError(
             f"`target` {name}: {len(labels)} different values in {len(cells.known)} rows are no "
@@ -216,6 +211,12 @@ def _classes(
             code="config-invalid",
         )
     classes = _named(name, labels, about)
+    if len(classes) < 2:
+        raise CohortError(
+            f"`target` {name}: has one class only ({', '.join(classes) or 'none'}), but for what "
+            "seems to stand for 'not known': there is nothing to learn",
+            code="cohort-target-constant",
+        )
     counts = {label: sum(labels[v] for v in found) for label, found in classes.items()}
     left = len(rows) - sum(counts.values())
     warnings = _left_warning(name, len(rows), left)
@@ -330,16 +331,15 @@ def _number(
         )
     values = _values(cells, name)
     years = means_age(name) and are_years(values)
-    column = number_column(rows, name, "target", "numeric", years=years)
+    column = number_column(rows, name, "target", "numeric", years=means_age(name))
+    for finding in column.findings:
+        if finding.code:  # what a check would refuse
+            kind = CohortError if finding.code.startswith("cohort") else TableError
+            raise kind(f"`target` {name}: {finding.text}", code=finding.code)
     left = len(rows) - column.known
     warnings = _left_warning(name, len(rows), left)
     warnings += [found.text for found in column.findings]
     found, source = _unit(name, years=years, given=unit, about=about)
-    if means_age(name) and not years and not unit:
-        warnings.append(
-            f"{name!r} is called an age, but its values ({values.min():g} to {values.max():g}) are "
-            "no years; rename it, or write ages in years"
-        )
     facts = f"{column.low:g} to {column.high:g}, median {column.median:g}"
     return Target(
         name, "regression", why, len(rows), left, {}, {}, found, source, facts, tuple(warnings)

@@ -146,6 +146,13 @@ def test_no_target_lists_the_columns(study):
             "config-invalid",
             "different values in 48 rows are no classes",
         ),
+        (
+            {"target": "age_at_scan"},
+            TableError,
+            "table-impossible-value",
+            "should be ages in years, but holds 20000 to",
+        ),
+        ({"target": "ONES"}, CohortError, "cohort-target-constant", "has one class only"),
         ({"preset_name": "adsmall"}, ConfigError, "config-unknown-preset", "choose from ad"),
     ],
 )
@@ -153,6 +160,8 @@ def test_a_target_that_cannot_be_one(study, options, kind, code, message):
     study.set("NOTE", lambda i: f"note {i}")
     study.set("SAME", lambda i: 7)
     study.set("NONE", lambda i: "")
+    study.set("age_at_scan", lambda i: 20000 + 13 * i)
+    study.set("ONES", lambda i: ("1", "1.0")[i % 2])
     with pytest.raises(kind, match=message) as error:
         study.draft(**options)
     assert error.value.code == code
@@ -199,7 +208,7 @@ def test_codes_for_missing_are_no_class(study):
 
 def test_a_target_of_one_value_and_unknown_is_constant(study):
     study.set("DX", lambda i: "unknown" if i < 9 else "AD")
-    with pytest.raises(CohortError, match="it has one value") as error:
+    with pytest.raises(CohortError, match="has one class only") as error:
         study.draft()
     assert error.value.code == "cohort-target-constant"
 
