@@ -26,6 +26,15 @@ def crop_normalise(
     matrix: NDArray[np.float64],
     out: NDArray[np.float32],
 ) -> tuple[int, int, float, float, float]: ...
+def crop_range(
+    voxels: NDArray[np.generic],
+    slope: float,
+    inter: float,
+    matrix: NDArray[np.float64],
+    low: float,
+    high: float,
+    out: NDArray[np.float32],
+) -> tuple[int, int, float, float, float]: ...
 def sample_means(
     voxels: NDArray[np.generic],
     slope: float,

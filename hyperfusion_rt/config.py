@@ -148,7 +148,16 @@ class Preprocessing(Frozen):
                 raise ValueError(
                     f"channel {channel.name!r}: `range` goes with normalisation fixed-range"
                 )
+            if channel.normalisation == "zscore-nonzero":
+                raise ValueError(
+                    "channels: zscore-nonzero is of older runs, for all channels alike"
+                )
         return self
+
+    @property
+    def images_shape(self) -> tuple[int, int, int, int, int]:
+        """Of a case's images: [N boxes, C channels, D, H, W]."""
+        return len(self.boxes), len(self.channels), *self.shape
 
     def normalisation_of(self, channel: Channel) -> Normalisation:
         """The channel's own, or that of all."""

@@ -76,6 +76,7 @@ CODES: dict[str, str] = {
     "scan-without-row": "no row of the table belongs to the scan",
     "scan-row-left-out": "the scan's row was left out of the table",
     "scan-session-unknown": "the scan's session is unknown, and the table has several",
+    "scan-channel-missing": "a case lacks the image of a channel",
     "scan-ambiguous": "several scans are of one subject and session",
     "scan-passed-over": "another run or copy of the same scan is used",
     "row-without-scan": "no scan was found for the row",

@@ -158,7 +158,8 @@ def _empty(artifact: Artifact, subject: Subject, threads: int, rounds: int) -> B
     provenance = artifact.manifest.provenance
     network = provenance.network
     return Benchmark(
-        network=f"{network.get('architecture') or network['task']}, {network['fusion']}, f = {network['features']}, "
+        network=f"{network.get('architecture') or network['task']}, {network['fusion']}, "
+        f"f = {network['features']}, "
         f"{'x'.join(map(str, subject.image.shape[2:]))}",
         gflop_per_box=provenance.gflop,
         threads=threads,

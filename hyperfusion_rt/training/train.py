@@ -104,7 +104,7 @@ def train(
     learning_curve(run)
     # Without the test part: it stays as new to the network as any scan to come.
     seen = split_of(dataset, config, 0)
-    scans = [dataset.cases[i].scan for i in (*seen.train, *seen.validation)]
+    scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
     run.write_metrics(evaluate(run, dataset, where))
@@ -221,7 +221,9 @@ def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
     # A case that a member cannot read has no inputs for it.
     read = np.logical_and.reduce([np.isfinite(split.tabular[order]).all(1) for split in splits])
     chosen = order[read][:EXPORT_CASES]
-    content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, :, 0])}
+    images = dataset.images(chosen)
+    flat = images.reshape(len(chosen), -1, *images.shape[3:])  # [K, N·C, D, H, W]
+    content = {"image": np.ascontiguousarray(flat)}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
     with replacing(run.folder / "cases.safetensors", private=True) as temporary:
