@@ -25,10 +25,8 @@ _NO_IMAGE = re.compile(
 )
 _T1 = re.compile(r"(?:^|[^a-z0-9])(?:t1|t1w|mprage|mp2rage|spgr|t1_?brain)(?:[^a-z0-9]|$)", re.I)
 _ENTITY = re.compile(r"(?:sub|ses|run|acq|rec|space|desc|res|den|ce)-[A-Za-z0-9+]+", re.IGNORECASE)
-# Folders that say nothing of the kind, or less than the file's name does.
-_PLACES = frozenset(
-    ("anat", "pet", "func", "dwi", "perf", "fmap", "scans", "images", "derivatives")
-)
+# Folders in a subject's folder of BIDS, where the file's name says more.
+_PLACES = frozenset(("anat", "pet", "func", "dwi", "perf", "fmap"))
 # What a brain in MNI space without its skull is often called.
 _PREPARED = re.compile("brain|strip|bet|mni|warped", re.IGNORECASE)
 # A kind is of at least so many of the subjects.
@@ -48,10 +46,12 @@ class Images:
     others: tuple[str, ...] = ()
 
 
-def find_images(root: Path, ids: Collection[str]) -> Images:
+def find_images(root: Path, ids: Collection[str], *, alone: bool = False) -> Images:
     """The kinds of image that most subjects have.
 
-    `ids`: of the table's subjects, as `normalise_id` writes them. No file is opened.
+    Args:
+        ids: of the table's subjects, as `normalise_id` writes them. No file is opened.
+        alone: one kind is a channel, too: it is none that is found without being asked for.
     """
     if not root.is_dir():
         return Images()
@@ -71,7 +71,7 @@ def find_images(root: Path, ids: Collection[str]) -> Images:
         for kind, group in groups.items()
         if len({owners[file] for file in group}) >= max(2, _MOST * len(subjects))
     }
-    if len(kinds) < 2:
+    if len(kinds) < (1 if alone else 2):
         return Images()
     patterns = {}
     for kind, group in kinds.items():
@@ -105,13 +105,9 @@ def _split(below: PurePosixPath, name: str, ids: Collection[str]) -> tuple[str |
     if owner is None:
         owner = next((i for part in folders if (i := normalise_id(part)) in ids), None)
         rest = name
-    kept = [
-        part
-        for part in folders
-        if normalise_id(part) != owner
-        and part.casefold() not in _PLACES
-        and not _ENTITY.fullmatch(part)
-    ]
+    kept = [part for part in folders if normalise_id(part) != owner and not _ENTITY.fullmatch(part)]
+    if len(kept) < len(folders):
+        kept = [part for part in kept if part.casefold() not in _PLACES]
     ending = "_".join(part for part in rest.split("_") if part and not _ENTITY.fullmatch(part))
     return owner, "/".join([*kept, ending])
 
@@ -131,12 +127,13 @@ def _pattern(kind: str, files: Sequence[Path], others: Sequence[Path]) -> str | 
     suffixes = sorted({file.name[len(stem(file)) :] for file in files})
     suffix = suffixes[0] if len(suffixes) == 1 else ".*"
     tried = []
+    if folders:  # what the glob says does not name the subject
+        above = "/".join(folders)
+        tried += [f"{above}/*_{ending}{suffix}"] if ending else []
+        tried += [f"{above}/{'*/' * depth}*{suffix}" for depth in range(3)]
     if ending:
         tried += [f"{ending}{suffix}", f"*_{ending}{suffix}", f"*{ending}{suffix}"]
-    if folders:
-        tried += [f"{folders[-1]}/*{suffix}", f"{folders[-1]}/*/*{suffix}"]
-        tried += [f"{folders[-1]}/*/*/*{suffix}"]
-    if not ending:
+    else:
         tried.append(f"*{suffix}")
     for pattern in tried:
         if all(f.match(pattern) for f in files) and not any(f.match(pattern) for f in others):
@@ -147,7 +144,7 @@ def _pattern(kind: str, files: Sequence[Path], others: Sequence[Path]) -> str | 
 def _names(kinds: Sequence[str]) -> list[str]:
     """A name for each kind: the end of it that tells them apart, without what all have."""
     parts = [[part for part in re.split(r"[/_\-.]", kind) if part] for kind in kinds]
-    shared = set(parts[0]).intersection(*parts[1:])
+    shared = set(parts[0]).intersection(*parts[1:]) if parts[1:] else set()
     own = [dict.fromkeys(part for part in each if part not in shared) for each in parts]
     named = ["_".join(each) or "T1w" for each in own]
     return named if len(set(named)) == len(named) else [kind or "T1w" for kind in kinds]

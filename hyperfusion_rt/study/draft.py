@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 
 from hyperfusion_rt.config import PRESETS, Channel, Config, TableSpec, preset
-from hyperfusion_rt.data.cohort import Cohort, Problem, join
 from hyperfusion_rt.data.encoder import read_target
-from hyperfusion_rt.data.finding import SHOWN, counted
+from hyperfusion_rt.data.finding import counted
 from hyperfusion_rt.data.number_check import means_age, missing_codes, mixed_points
-from hyperfusion_rt.data.scan import Scan
-from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.table_columns import read_table_for, scans_by_column
-from hyperfusion_rt.data.table_file import Row, Table, is_missing, read_cell, read_number
-from hyperfusion_rt.errors import CohortError, TableError
-from hyperfusion_rt.study.channels import Images, find_images
+from hyperfusion_rt.data.table_file import (
+    Row,
+    Table,
+    is_missing,
+    read_cell,
+    read_number,
+)
+from hyperfusion_rt.errors import TableError
+from hyperfusion_rt.study.cases import Matched, match
+from hyperfusion_rt.study.channels import Images
 from hyperfusion_rt.study.columns import Unused, Used, candidates, echoes, is_sex, judge, twins
 from hyperfusion_rt.study.options import Boxes, DraftOptions
 from hyperfusion_rt.study.target import Target, choose, describe, sidecar
@@ -34,25 +37,6 @@ _FEWEST_PARTS = 3
 _GAPS = 0.05
 _MANY = 50
 _SMALL: dict[Boxes, str] = {"hippocampi": "ad-small", "whole-brain": "brain-age-small"}
-
-
-@dataclass(frozen=True)
-class Matched:
-    """How scans and rows were matched. `subjects` have a scan and a row."""
-
-    scans: int
-    rows: int
-    cases: int
-    subjects: int
-    id_column: str
-    session_column: str | None
-    notes: tuple[str, ...]
-    problems: tuple[Problem, ...]
-
-    @property
-    def with_row(self) -> str:
-        """`118 of 120 scans have a row`."""
-        return self.notes[-1]
 
 
 @dataclass(frozen=True)
@@ -136,10 +120,7 @@ def draft(scans: Path, table: Path, folder: Path, options: DraftOptions | None =
     about = sidecar(table)
     if options.preset_name is not None:
         preset(options.preset_name)
-    found, data, images = _read(scans, table, options.id_column)
-    cohort = join(found, data)
-    if not cohort.cases:
-        raise _nobody(found, data, cohort)
+    data, images, cohort, matched = match(scans, table, options.id_column)
     rows = [case.row for case in cohort.cases]
     name, why = choose(data, rows, options.target)
     if name in (data.id_column, data.session_column):
@@ -154,16 +135,6 @@ def draft(scans: Path, table: Path, folder: Path, options: DraftOptions | None =
     )  # fmt: skip
     used, unused = _columns(data, rows, target)
     boxes, boxes_why = _boxes(options, target)
-    matched = Matched(
-        scans=sum(scan.code != "scan-passed-over" for scan in found),
-        rows=len(data.rows),
-        cases=len(cohort.cases),
-        subjects=len({case.subject for case in cohort.cases}),
-        id_column=data.id_column,
-        session_column=data.session_column,
-        notes=cohort.notes,
-        problems=tuple(cohort.problems),
-    )
     chosen = options.preset_name or _SMALL[boxes]
     imputer, gaps = _imputer(used, len(rows))
     missing, codes = _missing(rows, [name, *(one.feature.name for one in used)])
@@ -213,64 +184,6 @@ def _seen_from(folder: Path, path: Path) -> str:
 
 def _written(channel: Channel) -> dict[str, Any]:
     return channel.model_dump(exclude_defaults=True)
-
-
-# ---- scans and rows
-
-
-def _read(scans: Path, path: Path, id_column: str | None) -> tuple[list[Scan], Table, Images]:
-    """The scans of the first channel, the table, and the kinds of image."""
-    found = find_scans(scans)
-    table = read_table_for(found, path, id_column=id_column or _unusual_column(path, found))
-    images = find_images(scans, {row.subject for row in table.rows})
-    if images.channels:
-        first = images.channels[0].files
-        found = [scan for scan in found if scan.path.match(first)]
-    return found, table, images
-
-
-def _unusual_column(path: Path, scans: Sequence[Scan]) -> str | None:
-    """The column of subjects where no column with a usual name holds the scans' ids.
-
-    Raises:
-        TableError: two columns hold equally many of them.
-    """
-    counts = scans_by_column(path, scans)
-    try:
-        usual = read_table_for(scans, path).id_column
-    except TableError as error:
-        if error.code != "table-no-subject-column" or not counts:
-            raise
-        usual = None
-    if usual in counts or not counts:
-        return None
-    best = max(counts, key=counts.__getitem__)
-    rivals = [name for name, count in counts.items() if count == counts[best]]
-    if len(rivals) > 1:
-        raise TableError(
-            f"{path}: columns {' and '.join(map(repr, rivals))} both hold the ids of "
-            f"{counts[best]} of {len(scans)} scans; name the right one with `id_column`",
-            code="table-ambiguous-column",
-        )
-    return best
-
-
-def _nobody(scans: Sequence[Scan], table: Table, cohort: Cohort) -> CohortError:
-    """That no scan has a row; three ids of each side show why."""
-    theirs = list(dict.fromkeys(row.subject for row in table.rows))
-    ours = list(dict.fromkeys(scan.subject for scan in scans))
-    first = next((p.reason for p in cohort.problems if p.source == "scan"), "")
-    return CohortError(
-        f"none of {len(scans)} scans can be used with a row of {table.path}: the scans' ids are "
-        f"{_some(ours)}, those of column {table.id_column!r} {_some(theirs)}"
-        + (f"; the first scan: {first}" if first else "")
-        + "; another column is named with `id_column`",
-        code="cohort-no-usable-case",
-    )
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(map(repr, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "") or "none"
 
 
 # ---- columns

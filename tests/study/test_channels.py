@@ -33,7 +33,7 @@ def found(tmp_path):
             ("T1w:*_T1w.nii.gz", "T2w:*_T2w.nii.gz"),
         ),
         (("FLAIR/*.nii.gz", "T1w/*.nii.gz"), ("T1w:T1w/*.nii.gz", "FLAIR:FLAIR/*.nii.gz")),
-        (("PET/*_PET.nii.gz", "T1/*_T1.nii.gz"), ("T1:*_T1.nii.gz", "PET:*_PET.nii.gz")),
+        (("PET/*_PET.nii.gz", "T1/*_T1.nii.gz"), ("T1:T1/*_T1.nii.gz", "PET:PET/*_PET.nii.gz")),
         (("*/t1.nii.gz", "*/fa.nii.gz"), ("t1:t1.nii.gz", "fa:fa.nii.gz")),
         (("*/T1/x.nii.gz", "*/FLAIR/x.nii.gz"), ("T1:T1/*.nii.gz", "FLAIR:FLAIR/*.nii.gz")),
         (

@@ -2,7 +2,9 @@
 
 import pytest
 
+from hyperfusion_rt.config import load_config
 from hyperfusion_rt.errors import CohortError, TableError
+from hyperfusion_rt.training.dataset import check_study
 
 FLAT = [f"S{i:02d}.nii.gz" for i in range(48)]
 
@@ -160,3 +162,44 @@ def test_channels_are_drafted(study):
         study.text
     )
     assert "fixed-range" in study.text
+
+
+@pytest.mark.parametrize(
+    ("names", "channels"),
+    [
+        (("{}_T1w.nii.gz", "{}_FLAIR.nii.gz"), ["T1w", "FLAIR"]),
+        (("sub-{0}/anat/sub-{0}_T1w.nii", "sub-{0}/anat/sub-{0}_FLAIR.nii"), ["T1w", "FLAIR"]),
+        (("FLAIR/{}.nii.gz", "T1w/{}.nii.gz"), ["T1w", "FLAIR"]),
+        (("PET/{}_PET.nii.gz", "T1/{}_T1.nii.gz"), ["T1", "PET"]),
+        (("{}/t1.nii.gz", "{}/fa.nii.gz"), ["t1", "fa"]),
+        (("{}/T1/x.nii.gz", "{}/FLAIR/x.nii.gz"), ["T1", "FLAIR"]),
+        (("{}_T1w.nii.gz", "{}_T1w_brain.nii.gz"), ["T1w_brain"]),
+        (("sub-{}_FLAIR.nii.gz",), ["FLAIR"]),
+        (("sub-{}_FLAIR.nii.gz", "sub-{}_pet.nii.gz"), ["FLAIR", "pet"]),
+        (("{}.nii.gz",), []),
+        (("{}/x.mgz",), []),
+    ],
+)
+@pytest.mark.parametrize("column", ["PTID", "Code"])
+def test_training_finds_what_was_drafted(study, names, channels, column):
+    study.rename("PTID", column)
+    made = study.draft(names=[name.format(f"S{i:02d}") for i in range(48) for name in names])
+    assert [one.name for one in made.images.channels] == channels
+    assert (made.matched.scans, made.matched.cases) == (48, 48)
+    assert made.config.tabular.id_column == column
+    check = check_study(load_config(study.root / "hfrt.yaml"), study.root)
+    assert (check.refused, check.cases, check.left_out) == ([], 48, ())
+
+
+def test_a_subject_without_an_image_of_a_channel_is_said(study):
+    names = [f"S{i:02d}_{kind}.nii.gz" for i in range(48) for kind in ("T1w", "FLAIR")]
+    made = study.draft(names=names[:-1])
+    assert made.matched.cases == 47
+    (problem,) = [p for p in made.matched.problems if p.source == "scan"]
+    assert (problem.subject, problem.code) == ("S47", "scan-channel-missing")
+
+
+def test_a_folder_of_masks_holds_no_scan(study):
+    with pytest.raises(CohortError) as error:
+        study.draft(names=[f"sub-S{i:02d}_mask.nii.gz" for i in range(48)])
+    assert error.value.code == "cohort-no-scan"
