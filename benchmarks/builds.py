@@ -71,7 +71,7 @@ def published(task: str, features: int, members: int) -> Network:
         torch.manual_seed(seed)
         networks.append(network_of(config, width).eval())
     rng = np.random.default_rng(0)
-    image = rng.standard_normal((EXPORT_CASES, boxes, *config.preprocessing.shape), np.float32)
+    image = rng.standard_normal((EXPORT_CASES, boxes, 1, *config.preprocessing.shape), np.float32)
     rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for _ in networks]
     encoders = [TabularEncoder.passthrough(width)] * members
     rule = RULE if task == "ad" else "mean"

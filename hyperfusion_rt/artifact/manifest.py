@@ -88,7 +88,7 @@ class Build(Frozen):
 class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
-    `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
+    `whole`: `image [B, N·C, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
     and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
     TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
     `log`, what the builder said.
@@ -147,6 +147,12 @@ class Manifest(Frozen):
         if isinstance(given, dict) and given.get("task") in OLDER_TASKS:
             return {**given, "task": OLDER_TASKS[given["task"]]}
         return given
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of a case, as engines take it: `[N·C, D, H, W]`, N boxes of C channels each."""
+        prep = self.preprocessing
+        return len(prep.boxes) * len(prep.channels), *prep.shape
 
     def digest(self) -> str:
         """The SHA-256 of everything but the checksum itself."""

@@ -34,7 +34,6 @@ CODE = (
     "config",
     "data.bids_dataset",
     "data.channels",
-    "data.channels",
     "data.cohort",
     "data.dicom",
     "data.encoder",

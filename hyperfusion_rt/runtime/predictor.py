@@ -240,13 +240,12 @@ class Predictor:
             return None
         if self._free is not None:
             return self._free
-        boxes, channels, *shape = self.manifest.preprocessing.images_shape
         width = sum(member.width for member in self.manifest.members)
         # Once, so that the engine's workspace, and what reading imports, are there.
         importlib.import_module("nibabel")
         importlib.import_module("isal.igzip")
         self._network.run(
-            np.zeros((self.options.batch, boxes * channels, *shape), np.float32),
+            np.zeros((self.options.batch, *self.manifest.image_shape), np.float32),
             np.zeros((self.options.batch, width), np.float32),
         )
         used = resident_memory() + _SMALL

@@ -32,14 +32,14 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def ensemble_of(task, networks, shape=None, boxes=2):
+def ensemble_of(task, networks, shape=None, boxes=2, channels=1):
     shape, width = shape or SHAPES[task], 5 if task == "ad" else 2
-    graphs = [fold(lower(n, {"image": (1, *shape), "tabular": (width,)})) for n in networks]
+    graphs = [fold(lower(n, {"image": (channels, *shape), "tabular": (width,)})) for n in networks]
     widths = [width] * len(graphs)
     rule = "confidence_weighted" if task == "ad" else "mean"
     made = join(graphs, widths, boxes, classes=task == "ad", rule=rule)
     rng = np.random.default_rng(1)
-    image = rng.standard_normal((4, boxes, *shape), np.float32)
+    image = rng.standard_normal((4, boxes, channels, *shape), np.float32)
     rows = [rng.standard_normal((4, width), np.float32) for _ in networks]
     return made, Expected.of(
         networks,
