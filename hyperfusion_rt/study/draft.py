@@ -75,8 +75,6 @@ class Draft:
         """What the draft says beside the preset, as `load_config` merges it."""
         target, matched = self.target, self.matched
         table: dict[str, Any] = {"id_column": matched.id_column}
-        if matched.session_column:
-            table["session_column"] = matched.session_column
         table["target"] = target.name
         if target.task == "classification":
             table["classes"] = target.classes

@@ -52,7 +52,9 @@ def _tabular(draft: Draft) -> list[str]:
         *commented(f"  id_column: {scalar(matched.id_column)}", matched.with_row),
     ]
     if matched.session_column:
-        lines += commented(f"  session_column: {scalar(matched.session_column)}", "of the visits")
+        # As a comment: tables of new scans may have no sessions, and without it both are read.
+        line = f"  # session_column: {scalar(matched.session_column)}"
+        lines += commented(line, "of the visits; found without this line, too")
     lines += commented(f"  target: {scalar(target.name)}", target.why)
     lines += remark(target.facts, 2)
     for warning in target.warnings:

@@ -25,7 +25,9 @@ def test_sessions(study):
     made = study.draft(names=[f"S{i:02d}/ses-{v}/T1.nii" for i in range(48) for v in ("bl", "m12")])
     assert made.matched.session_column == "VISCODE"
     assert (made.matched.cases, made.matched.subjects) == (96, 48)
-    assert made.config.tabular.session_column == "VISCODE"
+    assert "  # session_column: VISCODE " in study.text
+    check = check_study(load_config(study.root / "hfrt.yaml"), study.root)
+    assert (check.refused, check.cases) == ([], 96)
     assert "VISCODE" not in {one.name for one in made.unused}
 
 
