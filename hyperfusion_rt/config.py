@@ -134,19 +134,19 @@ class Preprocessing(Frozen):
         for channel in self.channels:
             if len(self.channels) > 1 and not channel.files:
                 raise ValueError(
-                    f"channel {channel.name!r}: with several channels each needs `files`, such as "
+                    f"channel {channel.name!r}: with several channels each needs 'files', such as "
                     f"'*_{channel.name}.nii.gz'"
                 )
             given = self.range_of(channel)
             fixed = self.normalisation_of(channel) == "fixed-range"
             if fixed and (given is None or not given[0] < given[1]):
                 raise ValueError(
-                    f"channel {channel.name!r}: normalisation fixed-range needs `range`, the lower "
+                    f"channel {channel.name!r}: normalisation fixed-range needs 'range', the lower "
                     "and the higher value, such as [0, 3]"
                 )
             if not fixed and given is not None:
                 raise ValueError(
-                    f"channel {channel.name!r}: `range` goes with normalisation fixed-range"
+                    f"channel {channel.name!r}: 'range' goes with normalisation fixed-range"
                 )
             if channel.normalisation == "zscore-nonzero":
                 raise ValueError(
@@ -579,7 +579,8 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; draft one with 'hfrt init', or make a cohort with 'hfrt simulate'",
+            f"{path}: no such file; draft one with 'hfrt init', or make a cohort with "
+            "'hfrt simulate'",
             code="config-not-found",
         ) from None
     except (OSError, UnicodeDecodeError) as error:

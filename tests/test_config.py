@@ -184,8 +184,8 @@ def test_what_older_versions_wrote_is_read(name):
         ({"training": {"test_part": 5}}, "count from 0 to 4"),
         ({"training": {"split_column": "a", "split_file": "b"}}, "give one of them"),
         ({"preprocessing": {"boxes": []}}, "preprocessing.boxes"),
-        ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs `files`"),
-        ({"preprocessing": {"normalisation": "fixed-range"}}, "needs `range`"),
+        ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs 'files'"),
+        ({"preprocessing": {"normalisation": "fixed-range"}}, "needs 'range'"),
         ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
         (
             {"preprocessing": {"channels": [{"name": "a", "files": "x"}] * 2}},
