@@ -221,9 +221,7 @@ def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
     # A case that a member cannot read has no inputs for it.
     read = np.logical_and.reduce([np.isfinite(split.tabular[order]).all(1) for split in splits])
     chosen = order[read][:EXPORT_CASES]
-    images = dataset.images(chosen)
-    flat = images.reshape(len(chosen), -1, *images.shape[3:])  # [K, N·C, D, H, W]
-    content = {"image": np.ascontiguousarray(flat)}
+    content = {"image": np.ascontiguousarray(dataset.images(chosen))}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
     with replacing(run.folder / "cases.safetensors", private=True) as temporary:
