@@ -112,6 +112,8 @@ def normalise_id(text: str) -> str:
 
 def visible(text: str) -> str:
     """`text` without characters of no width, and with plain spaces."""
+    if text.isascii():  # most cells: there is nothing to take out
+        return text
     return _SPACE.sub(" ", _INVISIBLE.sub("", text))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Cohort, Problem, join
 from hyperfusion_rt.data.finding import SHOWN
+from hyperfusion_rt.data.id_match import split
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import stem
 from hyperfusion_rt.data.scan_search import find_scans
@@ -17,6 +18,9 @@ from hyperfusion_rt.data.table_columns import read_table_for, scans_by_column
 from hyperfusion_rt.data.table_file import Table, normalise_id
 from hyperfusion_rt.errors import CohortError, TableError
 from hyperfusion_rt.study.channels import Images, find_images
+
+# If one of so many scans has its id in the usual column, no other column is tried.
+_LOOKED_AT = 50
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,8 @@ def match(scans: Path, path: Path, id_column: str | None) -> tuple[Table, Images
 def _read(scans: Path, path: Path, id_column: str | None) -> tuple[list[Scan], Table, Images]:
     """The cases' scans, the table, and the kinds of image."""
     found, are_t1 = _look(scans)
-    named = found
-    if not scans_by_column(path, found):
-        # The folders may be called as kinds of image are, and the files as subjects.
-        named = [replace(scan, subject=normalise_id(stem(scan.path))) for scan in found]
-    column = id_column or _unusual_column(path, named)
-    table = read_table_for(named, path, id_column=column)
+    column = id_column or _column(path, found)
+    table = read_table_for(found, path, id_column=column)
     images = find_images(scans, {row.subject for row in table.rows}, alone=not are_t1)
     if images.channels:
         found = find_cases([scans], images.channels)
@@ -93,21 +93,32 @@ def _look(scans: Path) -> tuple[list[Scan], bool]:
         return images, False
 
 
-def _unusual_column(path: Path, scans: Sequence[Scan]) -> str | None:
-    """The column of subjects where no column with a usual name holds the scans' ids.
+def _column(path: Path, scans: Sequence[Scan]) -> str | None:
+    """The column of subjects; None if it is the one that is found by its name.
 
     Raises:
-        TableError: two columns hold equally many of them.
+        TableError: no column has a usual name or holds ids of scans, or two hold equally many.
     """
-    counts = scans_by_column(path, scans)
+    usual, unnamed = None, None
     try:
-        usual = read_table_for(scans, path).id_column
+        table = read_table_for(scans, path)
     except TableError as error:
-        if error.code != "table-no-subject-column" or not counts:
+        if error.code != "table-no-subject-column":
             raise
-        usual = None
+        unnamed = error
+    else:
+        usual, ids = table.id_column, {row.subject for row in table.rows}
+        if any(split(scan, ids)[0] in ids for scan in scans[:_LOOKED_AT]):
+            return None
+    counts = scans_by_column(path, scans)
+    if not counts:
+        # The folders may be called as kinds of image are, and the files as subjects.
+        named = [replace(scan, subject=normalise_id(stem(scan.path))) for scan in scans]
+        counts = scans_by_column(path, named)
     if usual in counts or not counts:
-        return None
+        if unnamed is not None:
+            raise unnamed
+        return usual
     best = max(counts, key=counts.__getitem__)
     rivals = [name for name, count in counts.items() if count == counts[best]]
     if len(rivals) > 1:

@@ -33,6 +33,8 @@ from hyperfusion_rt.training.leakage import leak
 # Fewer subjects in a part: its figures say little.
 _PART = 8
 _FEWEST_PARTS = 3
+# More features than that are rarely meant.
+_WIDE = 30
 # From here on gaps are worth a regression on the other columns.
 _GAPS = 0.05
 _MANY = 50
@@ -131,7 +133,8 @@ def draft(scans: Path, table: Path, folder: Path, options: DraftOptions | None =
         rows, name, why=why, task=options.task, unit=options.unit,
         about=said if isinstance(said, dict) else {},
     )  # fmt: skip
-    used, unused = _columns(data, rows, target)
+    targets = _targets(rows, target)
+    used, unused = _columns(data, rows, target, targets)
     boxes, boxes_why = _boxes(options, target)
     chosen = options.preset_name or _SMALL[boxes]
     imputer, gaps = _imputer(used, len(rows))
@@ -139,7 +142,11 @@ def draft(scans: Path, table: Path, folder: Path, options: DraftOptions | None =
     warnings = [*target.warnings, *(text for one in used for text in one.remarks)]
     if not used:
         warnings.append("no column can be a feature: the network reads the image alone")
-    targets = _targets(rows, target)
+    if len(used) > _WIDE:
+        warnings.append(
+            f"{len(used)} columns are features: take out those that should not count, since a "
+            "network can learn so many by heart"
+        )
     usable = len(
         {
             case.subject
@@ -187,8 +194,13 @@ def _written(channel: Channel) -> dict[str, Any]:
 # ---- columns
 
 
-def _columns(table: Table, rows: Sequence[Row], target: Target) -> tuple[list[Used], list[Unused]]:
-    """The features, and the columns that are left out, in the table's order."""
+def _columns(
+    table: Table, rows: Sequence[Row], target: Target, targets: Sequence[float | None]
+) -> tuple[list[Used], list[Unused]]:
+    """The features, and the columns that are left out, in the table's order.
+
+    `targets`: of each row, as `_targets` reads them.
+    """
     judged = [judge(rows, name) for name in candidates(table) if name != target.name]
     unclear = mixed_points(table, [one.feature.name for one in judged if isinstance(one, Used)])
     used: list[Used] = []
@@ -199,7 +211,7 @@ def _columns(table: Table, rows: Sequence[Row], target: Target) -> tuple[list[Us
         name = one.feature.name
         finding = unclear.get(name)
         reason = finding.text if finding and finding.code else None
-        reason = echoes(name, target.name) or reason or _tells(one, rows, target)
+        reason = echoes(name, target.name) or reason or _tells(one, rows, target, targets)
         if reason:
             unused.append(Unused(name, reason, one.feature))
         else:
@@ -215,10 +227,12 @@ def _columns(table: Table, rows: Sequence[Row], target: Target) -> tuple[list[Us
     return [one for one in used if one.feature.name not in again], unused
 
 
-def _tells(one: Used, rows: Sequence[Row], target: Target) -> str | None:
+def _tells(
+    one: Used, rows: Sequence[Row], target: Target, targets: Sequence[float | None]
+) -> str | None:
     """That a feature tells the target, as a check before training sees it."""
     kept, values = [], []
-    for row, value in zip(rows, _targets(rows, target), strict=True):
+    for row, value in zip(rows, targets, strict=True):
         try:
             if one.feature.kind != "categorical":
                 read_number(row, one.feature.name, censored=one.feature.kind == "censored")

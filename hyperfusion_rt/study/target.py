@@ -108,19 +108,14 @@ def choose(table: Table, rows: Sequence[Row], given: str | None) -> tuple[str, s
             f"{suggest(given, table.columns)} (the columns are {', '.join(table.columns)})",
             code="table-missing-column",
         )
-    names = [name for name in candidates(table) if len(cells_of(rows, name).spelt) > 1]
+    names = candidates(table)
     kinds = (
-        (
-            [name for name in names if plain(name) in _EXACT],
-            "the one column called like a diagnosis",
-        ),
-        ([name for name in names if is_diagnosis(name)], "the one column called like a diagnosis"),
-        (
-            [name for name in names if means_age(name)],
-            "an age; no column is called like a diagnosis",
-        ),
+        ([n for n in names if plain(n) in _EXACT], "the one column called like a diagnosis"),
+        ([n for n in names if is_diagnosis(n)], "the one column called like a diagnosis"),
+        ([n for n in names if means_age(n)], "an age; no column is called like a diagnosis"),
     )
-    for found, why in kinds:
+    for alike, why in kinds:
+        found = [name for name in alike if len(cells_of(rows, name).spelt) > 1]
         if len(found) == 1:
             return found[0], why
         if found:

@@ -131,3 +131,11 @@ def test_without_a_feature_the_network_reads_the_image_alone(study):
     assert made.config.network.fusion == "image"
     assert made.config.tabular.features == made.config.tabular.stratify == ()
     assert any("reads the image alone" in text for text in made.warnings)
+
+
+def test_very_many_features_are_said(study):
+    for n in range(30):
+        study.set(f"V{n}", lambda i, n=n: (7 * i + n * n) % (11 + n))
+    made = study.draft()
+    assert len(made.used) == 34
+    assert any(text.startswith("34 columns are features") for text in made.warnings)
