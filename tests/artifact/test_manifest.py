@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hyperfusion_rt
-from hyperfusion_rt.artifact.manifest import Artifact, latest_artifact
+from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 from hyperfusion_rt.errors import ArtifactError, ConfigError, EngineError, HyperFusionError
 from hyperfusion_rt.export import build, export_run
 from hyperfusion_rt.export.compare import Expected, compare
@@ -112,7 +112,7 @@ def test_engines_are_chosen_and_refused_by_name(session_artifact):
 
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match="hfrt export"):
-        latest_artifact(tmp_path)
+        only_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="not an artifact"):
         Artifact.open(tmp_path)
     (tmp_path / "data.csv").write_text("")

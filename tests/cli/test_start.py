@@ -117,7 +117,7 @@ def test_an_error_that_nobody_knows_is_one_line(tmp_path, hfrt, monkeypatch, err
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("hyperfusion_rt.artifact.manifest.latest_artifact", fail)
+    monkeypatch.setattr("hyperfusion_rt.artifact.manifest.only_artifact", fail)
     status, out, err = hfrt(tmp_path, "inspect", "--json")
     assert status == 1
     assert is_one_line(err)
