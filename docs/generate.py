@@ -333,8 +333,8 @@ def output_files() -> str:
         + table(("level", "code", "more fields", "meaning"), LOG)
         + "## The report: `predictions.html`\n\n"
         "It has the table's name. One HTML file. It needs no network, no scripts and no fonts. It "
-        "shows counts, the engine and how it was compared with float64, the machine, where the time went, and up to 2,000 "
-        "rows, failed cases first.\n"
+        "shows counts, the engine and how it was compared with float64, the machine, where the "
+        "time went, and up to 2,000 rows, failed cases first.\n"
     )
 
 
