@@ -31,7 +31,7 @@ from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.errors import EngineError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.build import load_cases, prepare
-from hyperfusion_rt.export.compare import DRIFT, Expected, compare
+from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble
 from hyperfusion_rt.export.ir.typed import Typed
@@ -71,11 +71,11 @@ def published(task: str, features: int, members: int) -> Network:
         torch.manual_seed(seed)
         networks.append(network_of(config, width).eval())
     rng = np.random.default_rng(0)
-    image = rng.standard_normal((EXPORT_CASES, boxes, *config.preprocessing.shape), np.float32)
+    image = rng.standard_normal((EXPORT_CASES, boxes, 1, *config.preprocessing.shape), np.float32)
     rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for _ in networks]
     encoders = [TabularEncoder.passthrough(width)] * members
     rule = RULE if task == "ad" else "mean"
-    made = prepare(networks, encoders, (image, rows, False), config.task, rule)
+    made = prepare(networks, encoders, (image, rows, False), config, rule)
     return Network(f"{task}, f = {features}, {members} x {boxes}", "random", *made, encoders)
 
 
@@ -89,7 +89,7 @@ def trained(task: str, members: int, subjects: int, epochs: int, folder: Path) -
     rule = RULE if task == "ad" else "mean"
     networks = [load_member(run, member) for member in run.members]
     encoders = [member.encoder for member in run.members]
-    made = prepare(networks, encoders, load_cases(run), config.task, rule)
+    made = prepare(networks, encoders, load_cases(run), config, rule)
     boxes = len(config.preprocessing.boxes)
     name = f"{config.preset}, f = {config.network.features}, {members} x {boxes}"
     return Network(name, f"{epochs} epochs on {subjects} simulated subjects", *made, encoders)
@@ -100,7 +100,7 @@ def drifts(network: Network) -> Iterator[tuple[Typed, Row]]:
     ensemble, expected = network.ensemble, network.expected
     for precision in ("fp32", "fp16", "bf16"):
         typed = choose(ensemble, precision, expected)
-        found, limit = drift(ensemble, typed, expected), DRIFT[expected.task]
+        found, limit = drift(ensemble, typed, expected), expected.drift
         layer, alone = blame(ensemble, typed, expected) if precision != "fp32" else ("", 0.0)
         yield (
             typed,
@@ -166,8 +166,8 @@ def made_by(engine: str, network: Network, typed: Typed, folder: Path) -> Row:
 
 def repository(network: Network, typed: Typed, folder: Path) -> Row:
     """A model repository, which is validated when it is written."""
-    task = network.expected.task
-    classes = ("CN", "MCI", "AD") if task == "ad" else ()
+    classes = ("CN", "MCI", "AD") if network.expected.classes else ()
+    task = "ad" if classes else "brain-age"
     models = write_repository(
         folder / f"served-{typed.precision}",
         task,

@@ -94,7 +94,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     run = random_run(preset, features, scratch)
     encoder = run.members[0].encoder
     shape = run.config.preprocessing.shape
-    graph = folded(load_member(run, run.members[0]), shape, encoder)
+    graph = folded(load_member(run, run.members[0]), (1, *shape), encoder)
     made = plan(graph, folded=True)
     engine = NativeEngine(made, threads)
     rounded = NativeEngine(plan(graph, folded=True, precision="bf16"), threads)
@@ -118,7 +118,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     for op, step, ms, bf16 in zip(
         made.trunk.ops, engine.trunk.engine.steps, exact, half, strict=True
     ):
-        if step == StepKind.one_channel_ring:
+        if step == StepKind.planar_ring:
             carried, before = op.gflop, op.nodes
             continue
         work, carried = op.gflop + carried, 0.0

@@ -176,7 +176,7 @@ def main(
     for one, where in zip(artifact, cohort, strict=True):
         found, apart = differences(one, where, subjects)
         manifest = hyperfusion_rt.load(one, engine="native").manifest
-        unit = manifest.unit if manifest.classes else "years"
+        unit = manifest.unit
         title = f"{one.name}: {unit}, {manifest.preprocessing.normalisation}"
         columns.append({"title": title, "apart": apart, "rows": found})
     lines = [

@@ -287,12 +287,16 @@ def options_page() -> str:
 def columns() -> list[Column]:
     """All columns that a table can have: of classes, of years, of raw scans."""
     # Of a manifest only the classes are read.
-    classes, years = (SimpleNamespace(classes=names) for names in (("CN", "MCI", "AD"), ()))
+    classes, years, number = (
+        SimpleNamespace(classes=names, unit=unit, table=SimpleNamespace(target="TARGET"))
+        for names, unit in ((("CN", "MCI", "AD"), "probability"), ((), "years"), ((), "UNIT"))
+    )
     found = columns_of(classes)
     middle = [column.name for column in found].index("member_spread") + 1
     return [
         *found[: middle - 1],
         *value_columns(years),
+        *value_columns(number),
         *found[middle - 1 : middle],
         *map(quality_column, QUALITY),
         *found[middle:],

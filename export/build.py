@@ -28,13 +28,13 @@ from hyperfusion_rt.artifact.manifest import (
 )
 from hyperfusion_rt.artifact.plan import write_plan
 from hyperfusion_rt.artifact.scan_reference import ScanReference, write_reference
-from hyperfusion_rt.config import Precision, Rule, Task
+from hyperfusion_rt.config import Config, Precision, Rule
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
-from hyperfusion_rt.export.compare import DRIFT, Expected, compare
+from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble, join
 from hyperfusion_rt.export.ir.fold import fold
@@ -47,26 +47,32 @@ from hyperfusion_rt.export.targets.tensorrt_engine import OnPhase, export_tensor
 from hyperfusion_rt.export.targets.triton_server import check_target, write_repository
 from hyperfusion_rt.files import replacing_folder, sha256
 from hyperfusion_rt.machine import installed
+from hyperfusion_rt.models import image_shape
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
 from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
+# Of an imported network's target, whose cohort is not known: that of adults' ages in years.
+UNKNOWN_SPREAD = 10.0
 Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
 
 
-def gflop(network: nn.Module, shape: Sequence[int], width: int) -> float:
-    """10⁹ floating-point operations (multiply and add are two) of one forward pass of one box."""
+def gflop(network: nn.Module, image: Sequence[int], width: int) -> float:
+    """10⁹ floating-point operations (multiply and add are two) of one forward pass of one box.
+
+    `image` is its shape, `[C, D, H, W]`.
+    """
     counted = copy.deepcopy(network).eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with counter:
-        counted(torch.zeros(1, 1, *shape), torch.zeros(1, width))
+        counted(torch.zeros(1, *image), torch.zeros(1, width))
     return float(counter.get_total_flops()) / 1e9
 
 
 def load_cases(run: Run) -> Cases:
-    """Images `[K, N, D, H, W]` and each member's encoded rows `[K, T]`: real ones where kept.
+    """Images `[K, N, C, D, H, W]` and each member's encoded rows `[K, T]`: real ones where kept.
 
     An imported checkpoint has no cohort; its cases are drawn, images and numbers from a normal
     distribution, and the manifest says so.
@@ -77,13 +83,14 @@ def load_cases(run: Run) -> Cases:
     if path.exists():
         content = load_file(path)
         image = content["image"]
+        if image.ndim == 5:  # an older run: one channel, not an axis
+            image = image[:, :, None]
         if image.shape[1] < len(run.config.preprocessing.boxes):  # an older run kept one box
             shifts = range(len(run.config.preprocessing.boxes))
             image = np.concatenate([np.roll(image, -n, 0) for n in shifts], 1)
         return image, [content[f"tabular_{i}"] for i in range(len(run.members))], True
     rng = np.random.default_rng(0)
-    boxes = run.config.preprocessing.boxes
-    shape = (EXPORT_CASES, len(boxes), *run.config.preprocessing.shape)
+    shape = (EXPORT_CASES, len(run.config.preprocessing.boxes), *image_shape(run.config))
     rows = [_random_rows(member.encoder, rng) for member in run.members]
     return rng.standard_normal(shape, np.float32), rows, False
 
@@ -184,9 +191,12 @@ def _check_place(out: Path, options: ExportOptions) -> None:
         )
 
 
-def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) -> Graph:
-    """`network` as a folded graph; a table that is one category alone folds to its states."""
-    graph = lower(network, {"image": (1, *shape), "tabular": (encoder.width,)})
+def folded(network: nn.Module, image: Sequence[int], encoder: TabularEncoder) -> Graph:
+    """`network` as a folded graph; a table that is one category alone folds to its states.
+
+    `image` is a box's shape, `[C, D, H, W]`.
+    """
+    graph = lower(network, {"image": tuple(image), "tabular": (encoder.width,)})
     only = encoder.columns[0] if len(encoder.columns) == 1 else None
     categorical = isinstance(only, CategoricalColumn) and only.missing_rate == 0
     return fold(graph, np.eye(encoder.width) if categorical else None)
@@ -196,15 +206,29 @@ def prepare(
     networks: Sequence[nn.Module],
     encoders: Sequence[TabularEncoder],
     cases: Cases,
-    task: Task,
+    config: Config,
     rule: Rule,
+    spread: float | None = None,
 ) -> tuple[Ensemble, Expected]:
-    """The members `networks` as one folded network, and what it must say of `cases`."""
+    """The members `networks` as one folded network, and what it must say of `cases`.
+
+    `spread`: the standard deviation of a target that is a number, where it is known.
+    """
     image, rows, real = cases
+    classes = bool(config.tabular.classes)
     widths = [encoder.width for encoder in encoders]
     graphs = [folded(n, image.shape[2:], e) for n, e in zip(networks, encoders, strict=True)]
-    ensemble = join(graphs, widths, image.shape[1], classes=task == "ad", rule=rule)
-    expected = Expected.of(networks, image, rows, real=real, task=task, rule=rule)
+    ensemble = join(graphs, widths, image.shape[1], classes=classes, rule=rule)
+    expected = Expected.of(
+        networks,
+        image,
+        rows,
+        real=real,
+        classes=classes,
+        rule=rule,
+        spread=1.0 if classes else spread or UNKNOWN_SPREAD,
+        unit=config.tabular.unit,
+    )
     return ensemble, expected
 
 
@@ -274,7 +298,9 @@ def _build(
     rule = options.rule or config.training.combine
     networks = [load_member(run, member) for member in members]
     encoders = [member.encoder for member in members]
-    ensemble, expected = prepare(networks, encoders, load_cases(run), config.task, rule)
+    ensemble, expected = prepare(
+        networks, encoders, load_cases(run), config, rule, run.target_spread
+    )
     files = [
         file
         for engine in options.engines
@@ -282,7 +308,7 @@ def _build(
     ]
     if options.serve is not None:
         typed = choose(ensemble, options.precision, expected)
-        check_drift(ensemble, typed, expected, DRIFT[config.task])
+        check_drift(ensemble, typed, expected)
         classes = tuple(config.tabular.classes)
         write_repository(
             options.serve,
@@ -323,7 +349,8 @@ def _manifest(
         name=name,
         task=config.task,
         classes=tuple(config.tabular.classes),
-        unit="probability" if config.tabular.classes else "years",
+        unit="probability" if config.tabular.classes else config.tabular.unit,
+        target_spread=run.target_spread,
         preprocessing=config.preprocessing,
         table=config.tabular,
         members=tuple(encoders),
@@ -334,7 +361,7 @@ def _manifest(
             run=run.folder.name,
             network=config.network.model_dump(),
             parameters=sum(p.numel() for p in network.parameters()),
-            gflop=gflop(network, config.preprocessing.shape, encoders[0].width),
+            gflop=gflop(network, image_shape(config), encoders[0].width),
             versions=_versions(),
             cases=metrics.get("cases", {}),
             metrics=metrics.get("test", {}),

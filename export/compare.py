@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hyperfusion_rt.artifact.manifest import Comparison
-from hyperfusion_rt.config import Rule, Task
+from hyperfusion_rt.artifact.plan import join_boxes
+from hyperfusion_rt.config import Rule
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.rules import combine
 from hyperfusion_rt.runtime.engines.choose import Engine
@@ -20,7 +21,8 @@ from hyperfusion_rt.runtime.engines.choose import Engine
 BATCHES = (1, 2, 7)
 # Of the outputs' scale; float16 has three bits more than bfloat16.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}
-DRIFT = {"ad": 0.01, "brain-age": 0.1}  # of a result: probability, years
+# Of a result: of a probability, or of a number in units of the target's standard deviation.
+DRIFT = 0.01
 RULE_TOLERANCE = 1e-5  # of a result made of the same outputs
 
 
@@ -42,15 +44,19 @@ def reference_outputs(
 class Expected:
     """K cases with every member's raw output in float64.
 
-    `image [K, N, D, H, W]`, `rows`: each member's encoded rows `[K, T]`, `outputs [K, M, N, C]`.
+    `image [K, N·C, D, H, W]` as engines take it, `rows`: each member's encoded rows `[K, T]`,
+    `outputs [K, M, N, C]`. `drift`: how much a result may differ, a probability or a number in
+    `unit`.
     """
 
     image: NDArray[np.float32]
     rows: Sequence[NDArray[np.float32]]
     outputs: NDArray[np.float64]
     real: bool
-    task: Task
+    classes: bool
     rule: Rule
+    drift: float
+    unit: str
 
     @classmethod
     def of(
@@ -60,16 +66,23 @@ class Expected:
         rows: Sequence[NDArray[np.float32]],
         *,
         real: bool,
-        task: Task,
+        classes: bool,
         rule: Rule,
+        spread: float = 1.0,
+        unit: str = "",
     ) -> Expected:
-        """Run `networks` one box at a time."""
+        """Run `networks` one box at a time on `image [K, N, C, D, H, W]`.
+
+        `spread`: the target's standard deviation.
+        """
         boxes = range(image.shape[1])
         outputs = [
-            np.stack([reference_outputs(network, image[:, n, None], row) for n in boxes], 1)
+            np.stack([reference_outputs(network, image[:, n], row) for n in boxes], 1)
             for network, row in zip(networks, rows, strict=True)
         ]
-        return cls(image, rows, np.stack(outputs, 1), real, task, rule)
+        cases = join_boxes(image.reshape(-1, *image.shape[2:]), image.shape[1])
+        found = np.stack(outputs, 1)
+        return cls(cases, rows, found, real, classes, rule, DRIFT * spread, unit)
 
     def case(self, index: int) -> Expected:
         """One of the cases alone."""
@@ -79,8 +92,8 @@ class Expected:
 
     @property
     def results(self) -> NDArray[np.float64]:
-        """`[K, C]`: probabilities, or years."""
-        return np.stack([combine(o, self.task, self.rule) for o in self.outputs])
+        """`[K, C]`: probabilities, or numbers."""
+        return np.stack([combine(o, self.classes, self.rule) for o in self.outputs])
 
 
 def compare(
@@ -91,10 +104,10 @@ def compare(
     Each member's raw outputs, relative to its largest one, and the result that they make.
 
     Raises:
-        HyperFusionError: they exceed the precision's `TOLERANCE` or the task's `DRIFT`, or the
+        HyperFusionError: they exceed the precision's `TOLERANCE` or the result's, or the
             result is not what the rule makes of the outputs, or a number is not finite.
     """
-    tolerance, most = TOLERANCE[precision], DRIFT[expected.task]
+    tolerance, most = TOLERANCE[precision], expected.drift
     image, results = expected.image, expected.results
     tabular = np.concatenate(expected.rows, 1)
     scale = np.maximum(np.abs(expected.outputs).max((0, 2, 3)), 1e-12)[:, None, None]
@@ -105,11 +118,11 @@ def compare(
             index = np.arange(start, start + batch) % len(image)
             found = engine.run(image[index], tabular[index])
             raw = found["members"].reshape(batch, *expected.outputs.shape[1:]).astype(np.float64)
-            made = np.stack([combine(o, expected.task, expected.rule) for o in raw])
+            made = np.stack([combine(o, expected.classes, expected.rule) for o in raw])
             largest = _worse(largest, (raw - expected.outputs[index]) / scale)
             drift = _worse(drift, found["output"] - results[index])
             off_rule = _worse(off_rule, (found["output"] - made) / max(1.0, np.abs(made).max()))
-    unit = "in probability" if expected.task == "ad" else "years"
+    unit = "in probability" if expected.classes else expected.unit or "in the target's unit"
     for value, limit, what in (
         (largest, tolerance, "of the outputs' scale"),
         (drift, most, unit),

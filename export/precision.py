@@ -129,7 +129,7 @@ class Emulated:
 
 
 def drifts(ensemble: Ensemble, typed: Typed, expected: Expected) -> NDArray[np.float64]:
-    """Each case's largest change of a result (probability, years) by the narrow type, emulated."""
+    """Each case's largest change of a result (probability, number) by the narrow type, emulated."""
     found = Emulated(ensemble, typed.precision, typed.narrow).run(
         expected.image, np.concatenate(expected.rows, 1)
     )
@@ -160,13 +160,14 @@ def blame(ensemble: Ensemble, typed: Typed, expected: Expected) -> tuple[str, fl
     return worst, alone[worst]
 
 
-def check_drift(ensemble: Ensemble, typed: Typed, expected: Expected, limit: float) -> float:
+def check_drift(ensemble: Ensemble, typed: Typed, expected: Expected) -> float:
     """The emulated drift.
 
     Raises:
-        HyperFusionError: it is more than `limit`; names the layer that causes most of it.
+        HyperFusionError: it is more than `expected.drift`; names the layer that causes most of it.
     """
     found = drift(ensemble, typed, expected)
+    limit = expected.drift
     if not found <= limit:
         layer, part = blame(ensemble, typed, expected)
         raise HyperFusionError(

@@ -1,11 +1,14 @@
 """Typed configuration and the preset table.
 
-A run is described by one `Config`. `hfrt.yaml` holds a preset's name and what differs from it;
-`load_config` merges the two. Every field is validated, and an unknown one is an error.
+A run is described by one `Config`: which network (`network.architecture`, `network.fusion`), which
+task (`task`: classes or a number), and what is read of a study (`preprocessing`, `tabular`).
+`hfrt.yaml` holds a preset's name and what differs from it; `load_config` merges the two. Every
+field is validated, and an unknown one is an error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +24,20 @@ from pydantic import (
 
 from hyperfusion_rt.errors import ConfigError
 
-Task = Literal["ad", "brain-age"]
+Task = Literal["classification", "regression"]
+# The published studies: their networks, presets, and what is simulated.
+Published = Literal["ad", "brain-age"]
 Rule = Literal["mean", "confidence_weighted", "weighted_voting", "most_confident"]
 Precision = Literal["fp32", "fp16", "bf16"]
-ScanChecks = Literal["refuse", "warn"]
-Normalisation = Literal["zscore-foreground", "zscore-nonzero"]
+ScanChecks = Literal["refuse", "warn", "off"]
+Normalisation = Literal["zscore-foreground", "fixed-range", "zscore-nonzero"]
 Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
 Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
+Range = tuple[float, float]
+
+# How older versions called the task and the network, in one field.
+OLDER_TASKS: dict[str, Task] = {"ad": "classification", "brain-age": "regression"}
 
 
 class Frozen(BaseModel):
@@ -57,10 +66,37 @@ class Box(Frozen):
     )
 
 
-class Preprocessing(Frozen):
-    """From a scan to `float32 [1, D, H, W]` per box, the same in training and inference."""
+class Channel(Frozen):
+    """One image (modality) of a case: a channel of the network's input."""
 
-    boxes: tuple[Box, ...] = Field(description="the boxes that are cut out of each scan")
+    name: str = Field(min_length=1, description="what the channel is called in messages")
+    files: str = Field(
+        "",
+        description="which files are this channel: a glob that is matched from the right, such as "
+        "`*_FLAIR.nii.gz` or `FLAIR/*`; empty: every scan",
+    )
+    t1_weighted: bool = Field(
+        True,
+        description="whether it is a T1-weighted brain, which is compared with the T1 template",
+    )
+    normalisation: Normalisation | None = Field(
+        None, description="as in `preprocessing`, for this channel alone"
+    )
+    range: Range | None = Field(None, description="as in `preprocessing`, for this channel alone")
+
+
+class Preprocessing(Frozen):
+    """From a scan to `float32 [C, D, H, W]` per box, the same in training and inference."""
+
+    boxes: tuple[Box, ...] = Field(
+        min_length=1, description="the boxes that are cut out of each scan"
+    )
+    channels: tuple[Channel, ...] = Field(
+        (Channel(name="T1w"),),
+        min_length=1,
+        description="the images (modalities) of each case, all of them in MNI space; each on its "
+        "own grid",
+    )
     shape: Shape = Field(
         description="voxels of every box: left to right, back to front, bottom to top"
     )
@@ -74,9 +110,14 @@ class Preprocessing(Frozen):
     normalisation: Normalisation = Field(
         "zscore-foreground",
         description="the brain gets mean 0 and standard deviation 1 in each box: all but the "
-        "background, which is what the scan's border shows and what is connected with it "
-        "(`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by up to "
-        "half a voxel is not interpolated)",
+        "background, which is what the scan's border shows and what is connected with it; "
+        "`fixed-range`, for images whose values are quantities (PET SUVR, FA): `range` becomes 0 "
+        "to 1 (`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by "
+        "up to half a voxel is not interpolated)",
+    )
+    range: Range | None = Field(
+        None,
+        description="with `fixed-range`: the values that become 0 and 1; what lies beyond is cut",
     )
     min_coverage: float = Field(
         0.5,
@@ -85,6 +126,53 @@ class Preprocessing(Frozen):
         description="the least part of each box that must lie inside the scan, from 0 to 1",
     )
     _numbers = field_validator("*", mode="before")(_no_truth_value)
+
+    @model_validator(mode="after")
+    def _check(self) -> Preprocessing:
+        _distinct("boxes", [box.name for box in self.boxes])
+        _distinct("channels", [channel.name for channel in self.channels])
+        for channel in self.channels:
+            if len(self.channels) > 1 and not channel.files:
+                raise ValueError(
+                    f"channel {channel.name!r}: with several channels each needs `files`, such as "
+                    f"'*_{channel.name}.nii.gz'"
+                )
+            given = self.range_of(channel)
+            fixed = self.normalisation_of(channel) == "fixed-range"
+            if fixed and (given is None or not given[0] < given[1]):
+                raise ValueError(
+                    f"channel {channel.name!r}: normalisation fixed-range needs `range`, the lower "
+                    "and the higher value, such as [0, 3]"
+                )
+            if not fixed and given is not None:
+                raise ValueError(
+                    f"channel {channel.name!r}: `range` goes with normalisation fixed-range"
+                )
+            if channel.normalisation == "zscore-nonzero":
+                raise ValueError(
+                    "channels: zscore-nonzero is of older runs, for all channels alike"
+                )
+        return self
+
+    @property
+    def images_shape(self) -> tuple[int, int, int, int, int]:
+        """Of a case's images: [N boxes, C channels, D, H, W]."""
+        return len(self.boxes), len(self.channels), *self.shape
+
+    def normalisation_of(self, channel: Channel) -> Normalisation:
+        """The channel's own, or that of all."""
+        return channel.normalisation or self.normalisation
+
+    def range_of(self, channel: Channel) -> Range | None:
+        """The channel's own, or, where it has no normalisation of its own, that of all."""
+        if channel.range is not None or channel.normalisation is not None:
+            return channel.range
+        return self.range
+
+
+def _distinct(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what}: each needs a name of its own, not {', '.join(names)}")
 
 
 class Feature(Frozen):
@@ -112,6 +200,9 @@ class TableSpec(Frozen):
         description="each class with the values of the target column that mean it (none: its own "
         "name); empty: the target is a number",
     )
+    unit: str = Field(
+        "", description="the unit of a target that is a number, such as `years` or `ml`"
+    )
     stratify: tuple[str, ...] = Field(
         (), description="columns that, beside the target, shall be alike in all parts of the cohort"
     )
@@ -133,7 +224,11 @@ class NetworkConfig(Frozen):
 
     _numbers = field_validator("*", mode="before")(_no_truth_value)
 
-    task: Task = Field(description="the published network: `ad` or `brain-age`")
+    architecture: Published = Field(
+        description="which of the published networks: `ad`, a residual network whose features are "
+        "averaged over the box, for boxes of any size; or `brain-age`, a plain one with dense "
+        "layers over the whole box, which has at least 36 voxels along each axis"
+    )
     fusion: Fusion = Field(
         "hyper",
         description="how the table meets the image: `hyper` generates weights; `concat`, `film` "
@@ -156,6 +251,14 @@ class NetworkConfig(Frozen):
     dropout: float = Field(
         1.0, ge=0, le=1.5, description="factor of every published dropout rate; 0: no dropout"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, given: Any) -> Any:
+        """`task`, as older versions called the architecture."""
+        if isinstance(given, dict) and "task" in given and "architecture" not in given:
+            given = {("architecture" if k == "task" else k): v for k, v in given.items()}
+        return given
 
 
 class TrainingConfig(Frozen):
@@ -183,11 +286,29 @@ class TrainingConfig(Frozen):
         ge=0,
         description="epochs of the tabular network that the AD network's embedding starts from",
     )
+    standardise_target: bool = Field(
+        True,
+        description="a target that is a number is learned in units of its standard deviation from "
+        "its mean, so that any unit trains alike; answers are in the target's unit either way",
+    )
     parts: int = Field(
         5,
         ge=3,
-        description="parts of the cohort: the last is the test set, the others take turns as "
+        description="parts of the cohort: one is the test set, the others take turns as "
         "validation set",
+    )
+    test_part: int | None = Field(
+        None, ge=0, description="which part is the test set, from 0; default: the last"
+    )
+    split_column: str | None = Field(
+        None,
+        description="a column of the table that says where a case belongs: `train`, `validation` "
+        "or `test`, or the number of its part; instead of a random split",
+    )
+    split_file: str | None = Field(
+        None,
+        description="a table (seen from the cohort's folder) of subjects and where each belongs, "
+        "as in `split_column`; its column is called split, part or fold",
     )
     members: int = Field(
         1, ge=1, description="networks of the ensemble; each takes the next part as validation set"
@@ -212,7 +333,8 @@ class Config(Frozen):
 
     preset: str = Field(description="the preset that the other fields change")
     task: Task = Field(
-        description="what is predicted: CN, MCI or AD (`ad`), or the age in years (`brain-age`)"
+        description="what is predicted: the probabilities of `tabular.classes` "
+        "(`classification`), or a number in `tabular.unit` (`regression`)"
     )
     scans: str = Field("scans", description="the scans, seen from the cohort's folder")
     table: str = Field("data.csv", description="the table, seen from the cohort's folder")
@@ -222,14 +344,47 @@ class Config(Frozen):
     training: TrainingConfig = Field(description="how it is trained")
     scan_checks: ScanChecks = Field(
         "refuse",
-        description="a scan that is no T1-weighted brain in MNI space: `refuse` leaves it out; "
-        "`warn` takes it and says so, also at inference",
+        description="a scan that is no T1-weighted brain in MNI space, or unlike those of the "
+        "training: `refuse` leaves it out; `warn` takes it and says so, also at inference; `off` "
+        "does not look",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, given: Any) -> Any:
+        """`task: ad`, as older versions called both the network and the task."""
+        if isinstance(given, dict) and given.get("task") in OLDER_TASKS:
+            given = {**given, "task": OLDER_TASKS[given["task"]]}
+            table, training = given.get("tabular"), given.get("training")
+            if given["task"] == "regression" and isinstance(table, dict):
+                given["tabular"] = {"unit": "years", **table}
+            if isinstance(training, dict):
+                given["training"] = {"standardise_target": False, **training}
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.task == "brain-age" and self.training.combine != "mean":
-            raise ValueError(f"training.combine {self.training.combine} needs classes; use mean")
+        table, training = self.tabular, self.training
+        if self.task == "regression" and table.classes:
+            raise ValueError(
+                "task regression predicts a number, but tabular.classes are given; drop one"
+            )
+        if self.task == "classification" and len(table.classes) < 2:
+            raise ValueError(
+                f"task classification needs two classes or more in tabular.classes, not "
+                f"{len(table.classes)}"
+            )
+        if self.task == "classification" and table.unit:
+            raise ValueError("tabular.unit: classes have no unit; drop it")
+        if not table.classes and training.combine != "mean":
+            raise ValueError(f"training.combine {training.combine} needs classes; use mean")
+        if training.test_part is not None and training.test_part >= training.parts:
+            raise ValueError(
+                f"training.test_part is {training.test_part}, but {training.parts} parts count "
+                f"from 0 to {training.parts - 1}"
+            )
+        if training.split_column and training.split_file:
+            raise ValueError("training.split_column and training.split_file: give one of them")
         return self
 
 
@@ -262,15 +417,16 @@ _ADNI_TABLE: dict[str, Any] = {
 _SEX_TABLE: dict[str, Any] = {
     "features": [{"name": "PTGENDER", "kind": "categorical", "categories": ("Female", "Male")}],
     "target": "AGE",
+    "unit": "years",
     "stratify": ("PTGENDER",),
 }
 
 _AD: dict[str, Any] = {
     "preset": "ad",
-    "task": "ad",
+    "task": "classification",
     "preprocessing": {"boxes": _HIPPOCAMPI, "shape": (64, 96, 64), "spacing": 1.0},
     "tabular": _ADNI_TABLE,
-    "network": {"task": "ad"},
+    "network": {"architecture": "ad"},
     "training": {
         "lr": 1e-4,
         "weight_decay": 1e-5,
@@ -284,20 +440,21 @@ _AD: dict[str, Any] = {
 # voxels are 153 x 204 x 168 mm: the brain and a margin of 4 mm or more on each side.
 _BRAIN_AGE: dict[str, Any] = {
     "preset": "brain-age",
-    "task": "brain-age",
+    "task": "regression",
     "preprocessing": {
         "boxes": [{"name": "brain", "center": (0.0, -17.0, 5.0)}],
         "shape": (90, 120, 99),
         "spacing": 1.7,
     },
     "tabular": _SEX_TABLE,
-    "network": {"task": "brain-age"},
+    "network": {"architecture": "brain-age"},
     "training": {
         "lr": 1.5e-4,
         "weight_decay": 0.05,
         "batch_size": 16,
         "epochs": 60,
         "parts": 10,
+        "standardise_target": False,
     },
 }
 
@@ -310,6 +467,36 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
             value = _merge(old, value)
         merged[key] = value
     return merged
+
+
+def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """The preset `base` with `change` merged into it.
+
+    What belongs together is replaced together: the classes are the user's or the preset's, never
+    both; the preset's class weights go with its classes, its unit and scale with its target.
+    """
+    if change.get("task") in OLDER_TASKS:
+        change = {**change, "task": OLDER_TASKS[change["task"]]}
+    merged = _merge(base, change)
+    table, training = merged["tabular"], merged["training"]
+    if not (isinstance(table, dict) and isinstance(training, dict)):
+        return merged  # a section that is none: validation says so
+    table, training = dict(table), dict(training)
+    given, trained = change.get("tabular", {}), change.get("training", {})
+    if "classes" in given:
+        table["classes"] = given["classes"]
+        if "task" not in change:
+            merged["task"] = "classification" if given["classes"] else "regression"
+    elif merged["task"] == "regression":
+        table.pop("classes", None)
+    classes = base["tabular"].get("classes")
+    if table.get("classes") != classes and "class_weights" not in trained:
+        training.pop("class_weights", None)
+    if table["target"] != base["tabular"]["target"] or merged["task"] != base["task"]:
+        table["unit"] = given.get("unit", "")
+        if "standardise_target" not in trained:
+            training.pop("standardise_target", None)
+    return {**merged, "tabular": table, "training": training}
 
 
 # `ad` and `brain-age` are the published protocols. `-small` ones read the same boxes at a coarser
@@ -338,7 +525,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "preset": "brain-age-small",
             "preprocessing": {"shape": (48, 64, 53), "spacing": 3.2},
             "network": {"features": 8},
-            "training": {"lr": 5e-4, "batch_size": 16, "epochs": 20, "schedule": "cosine"},
+            "training": {
+                "lr": 5e-4,
+                "batch_size": 16,
+                "epochs": 20,
+                "schedule": "cosine",
+                "standardise_target": True,
+            },
         },
     ),
 }
@@ -358,7 +551,7 @@ def preset(name: str, change: dict[str, Any] | None = None) -> Config:
             code="config-unknown-preset",
         )
     try:
-        return Config.model_validate(_merge(PRESETS[name], change or {}))
+        return Config.model_validate(_changed(PRESETS[name], change or {}))
     except ValidationError as error:
         raise ConfigError(
             f"preset {name!r}: {explain(error, Config)}", code="config-invalid"

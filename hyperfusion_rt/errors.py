@@ -77,6 +77,7 @@ CODES: dict[str, str] = {
     "scan-without-row": "no row of the table belongs to the scan",
     "scan-row-left-out": "the scan's row was left out of the table",
     "scan-session-unknown": "the scan's session is unknown, and the table has several",
+    "scan-channel-missing": "a case lacks the image of a channel",
     "scan-ambiguous": "several scans are of one subject and session",
     "scan-passed-over": "another run or copy of the same scan is used",
     "row-without-scan": "no scan was found for the row",
@@ -93,6 +94,7 @@ CODES: dict[str, str] = {
     # models and training
     "device-unavailable": "this machine (or this build of PyTorch) has no such device",
     "model-volume-too-small": "the network needs more voxels along an axis",
+    "model-no-output": "a network has no last layer of a known name",
     "model-embedding-invalid": "the embedding does not fit the network, or is not finite",
     "checkpoint-not-found": "there is no such file of weights",
     "checkpoint-unreadable": "the file does not hold a state dict of tensors alone",

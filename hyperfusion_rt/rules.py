@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Rule, Task
+from hyperfusion_rt.config import Rule
 
 Float = NDArray[np.float64]
 
@@ -30,29 +30,30 @@ def confidences(probabilities: Float) -> Float:
     return result
 
 
-def per_member(outputs: NDArray[np.floating], task: Task) -> Float:
+def per_member(outputs: NDArray[np.floating], classes: bool) -> Float:
     """Raw `outputs [M, N, C]` of M members on N boxes → `[M, C]`, averaged over the boxes.
 
-    AD: probabilities; brain age: years.
+    With `classes`: logits become probabilities; otherwise outputs are numbers.
     """
-    values = np.asarray(outputs, np.float64) if task == "brain-age" else softmax(outputs)
+    values = softmax(outputs) if classes else np.asarray(outputs, np.float64)
     result: Float = values.mean(1)
     return result
 
 
-def spread(outputs: NDArray[np.floating], task: Task, index: int) -> float | None:
-    """Standard deviation over the members of output `index` (a class's probability, or the years).
+def spread(outputs: NDArray[np.floating], classes: bool, index: int) -> float | None:
+    """Standard deviation over the members of output `index` (a class's probability, or the number).
 
     `outputs [M, N, C]` as in `combine`. None for a single member.
     """
-    members = per_member(outputs, task)
+    members = per_member(outputs, classes)
     return None if len(members) == 1 else float(members[:, index].std())
 
 
-def combine(outputs: NDArray[np.floating], task: Task, how: Rule) -> Float:
+def combine(outputs: NDArray[np.floating], classes: bool, how: Rule) -> Float:
     """Combine raw `outputs [M, N, C]` of M members on N boxes into `[C]`.
 
-    AD: logits become probabilities, averaged over the boxes (the two hippocampi), then combined:
+    With `classes`: logits become probabilities, averaged over the boxes (the two
+    hippocampi), then combined:
 
     - `mean`: the plain average;
     - `confidence_weighted`: weights inverse to each member's entropy;
@@ -60,14 +61,14 @@ def combine(outputs: NDArray[np.floating], task: Task, how: Rule) -> Float:
       is each class's share of the votes;
     - `most_confident`: the member of the smallest entropy alone.
 
-    Brain age: years, averaged over both; `how` must be `mean`.
+    Without: numbers, averaged over both; `how` must be `mean`.
     """
-    members = per_member(outputs, task)
+    members = per_member(outputs, classes)
     if how == "mean":
         combined: Float = members.mean(0)
         return combined
-    if task != "ad":
-        raise ValueError(f"{how} needs classes, and {task} has none")
+    if not classes:
+        raise ValueError(f"{how} needs classes, not numbers")
     weights = confidences(members)
     if how == "most_confident":
         best: Float = members[int(weights.argmax())]

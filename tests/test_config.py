@@ -3,7 +3,7 @@
 import pytest
 
 from hyperfusion_rt import config
-from hyperfusion_rt.config import Frozen, load_config
+from hyperfusion_rt.config import PRESETS, Config, Frozen, load_config, preset
 from hyperfusion_rt.errors import ConfigError
 
 MODELS = [
@@ -16,6 +16,7 @@ MODELS = [
 def test_all_models_are_found():
     assert {kind.__name__ for kind in MODELS} == {
         "Box",
+        "Channel",
         "Config",
         "Feature",
         "NetworkConfig",
@@ -100,3 +101,64 @@ def test_what_yaml_reads_rightly_stays(tmp_path):
     found = load_config(path)
     assert (found.training.lr, found.training.epochs, found.training.amp) == (1e-4, 3, False)
     assert (found.tabular.id_column, found.tabular.target) == (None, "no")
+
+
+def test_classes_are_the_users_or_the_presets():
+    found = preset("ad", {"tabular": {"target": "group", "classes": {"ctl": ["0"], "pat": ["1"]}}})
+    assert found.tabular.classes == {"ctl": ("0",), "pat": ("1",)}
+    assert found.training.class_weights == ()  # the preset's were of three classes
+    weighted = {"classes": {"a": [], "b": []}}
+    found = preset("ad", {"tabular": weighted, "training": {"class_weights": [1, 2]}})
+    assert found.training.class_weights == (1, 2)
+    assert preset("ad", {"tabular": {"target": "diagnosis"}}).tabular.classes["AD"]
+    found = preset("brain-age", {"tabular": {"target": "g", "classes": {"a": [], "b": []}}})
+    assert (found.task, found.tabular.unit) == ("classification", "")
+
+
+def test_a_number_has_the_unit_that_is_given():
+    found = preset("ad", {"task": "regression", "tabular": {"target": "HV", "unit": "ml"}})
+    assert (found.tabular.classes, found.tabular.unit) == ({}, "ml")
+    assert (found.training.class_weights, found.training.standardise_target) == ((), True)
+    other = preset("brain-age", {"tabular": {"target": "ICV"}})
+    assert (other.tabular.unit, other.training.standardise_target) == ("", True)
+    published = preset("brain-age")
+    assert (published.tabular.unit, published.training.standardise_target) == ("years", False)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_older_versions_wrote_is_read(name):
+    now = preset(name)
+    old = now.model_dump(mode="json")
+    old["task"] = old["network"]["task"] = old["network"].pop("architecture")
+    del old["tabular"]["unit"], old["training"]["standardise_target"]
+    read = Config.model_validate(old)
+    scale = {"training": now.training.model_copy(update={"standardise_target": False})}
+    assert read == now.model_copy(update=scale)
+    assert preset(name, {"task": old["task"]}) == now  # in a file that names a preset
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "regression", "tabular": {"classes": {"a": [], "b": []}}}, "drop one"),
+        ({"tabular": {"classes": {"a": []}}}, "needs two classes or more"),
+        ({"tabular": {"unit": "ml"}}, "classes have no unit"),
+        ({"tabular": {"classes": {}}, "training": {"combine": "weighted_voting"}}, "needs classes"),
+        ({"training": {"test_part": 5}}, "count from 0 to 4"),
+        ({"training": {"split_column": "a", "split_file": "b"}}, "give one of them"),
+        ({"preprocessing": {"boxes": []}}, "preprocessing.boxes"),
+        ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs `files`"),
+        ({"preprocessing": {"normalisation": "fixed-range"}}, "needs `range`"),
+        ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
+        (
+            {"preprocessing": {"channels": [{"name": "a", "files": "x"}] * 2}},
+            "each needs a name of its own",
+        ),
+        ({"tabular": None}, "tabular: is empty"),
+        ({"training": [1]}, "training"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, message):
+    with pytest.raises(ConfigError) as caught:
+        preset("ad", change)
+    assert message in str(caught.value)

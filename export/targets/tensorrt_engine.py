@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hyperfusion_rt.artifact.manifest import Build, Comparison, Part
 from hyperfusion_rt.errors import EngineError, MissingExtraError
-from hyperfusion_rt.export.compare import DRIFT, Expected, compare
+from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.export.ir.ensemble import Ensemble
 from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.export.precision import Emulated, check_drift, choose
@@ -46,7 +46,7 @@ def export_tensorrt(
         HyperFusionError: the precision drifts, the engine cannot be built, or it differs.
     """
     typed = choose(ensemble, precision, expected)
-    rounding = check_drift(ensemble, typed, expected, DRIFT[expected.task])
+    rounding = check_drift(ensemble, typed, expected)
     source = folder / f"{engine}-source.onnx"
     write_onnx(ensemble, source, typed)
     built = build(engine, source, options, on_progress)

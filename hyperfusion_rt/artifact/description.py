@@ -39,7 +39,12 @@ def describe(folder: Path) -> Description:
     sections: dict[str, Rows] = {}
     sections["what it is"] = [
         ("task", m.task),
-        ("output", f"probabilities of {', '.join(m.classes)}" if m.classes else m.unit),
+        (
+            "output",
+            f"probabilities of {', '.join(m.classes)}"
+            if m.classes
+            else " in ".join(filter(None, (m.table.target, m.unit))),
+        ),
         ("network", ", ".join(f"{k} {v}" for k, v in source.network.items())),
         ("size", f"{source.parameters:,} parameters, {source.gflop:.3g} GFLOP per box"),
         ("members", f"{len(m.members)}, combined by {m.combine}"),
@@ -146,16 +151,17 @@ def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """A run's or cohort's main figures as cards: (figure, caption)."""
     if not metrics or metrics.get("cases") == 0:
         return []
+    unit = f" {metrics['unit']}" if metrics.get("unit") else ""
     if "mae" in metrics and metrics["mae_95"] is None:
-        return [(f"{metrics['mae']:.2f} y", "absolute error of the only case")]
+        return [(f"{metrics['mae']:.3g}{unit}", "absolute error of the only case")]
     if "mae" in metrics:
         low, high = metrics["mae_95"]
         cards = [
-            (f"{metrics['mae']:.2f} y", f"mean absolute error, 95 % {low:.2f} to {high:.2f}"),
-            (f"{metrics['chance']:.2f} y", "always guessing the median"),
+            (f"{metrics['mae']:.3g}{unit}", f"mean absolute error, 95 % {low:.3g} to {high:.3g}"),
+            (f"{metrics['chance']:.3g}{unit}", "always guessing the median"),
         ]
         if metrics["r"] is not None:
-            cards.append((f"{metrics['r']:.2f}", "correlation with age"))
+            cards.append((f"{metrics['r']:.2f}", "correlation with the truth"))
         return cards
     low, high = metrics["balanced_accuracy_95"]
     cards = [

@@ -17,17 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from hyperfusion_rt.artifact.scan_reference import ScanReference, read_reference
-from hyperfusion_rt.config import Frozen, Precision, Preprocessing, Rule, TableSpec, Task
+from hyperfusion_rt.config import (
+    OLDER_TASKS,
+    Frozen,
+    Precision,
+    Preprocessing,
+    Rule,
+    TableSpec,
+    Task,
+)
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 4
-# Version 3 had no `scan_reference`, and every scan's background was what is exactly 0.
+FORMAT_VERSION = 5
+# Version 3 had no `scan_reference`, and every scan's background was what is exactly 0. Those to
+# 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
@@ -37,9 +46,9 @@ class Comparison(Frozen):
     """What was compared at export, at every batch size.
 
     `largest_difference`: of the members' raw outputs, relative to their scale; at most `tolerance`.
-    `drift`: of the result (probability, or years); at most `drift_tolerance`. `by`: what ran: the
-    engine itself, or in its place (where there is no GPU) ONNX Runtime with the same graph, or the
-    graph with emulated rounding.
+    `drift`: of the result (probability, or a number in the target's unit); at most
+    `drift_tolerance`. `by`: what ran: the engine itself, or in its place (where there is no GPU)
+    ONNX Runtime with the same graph, or the graph with emulated rounding.
     """
 
     by: Literal["engine", "ONNX Runtime, same graph", "emulated"] = "engine"
@@ -79,7 +88,7 @@ class Build(Frozen):
 class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
-    `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
+    `whole`: `image [B, N·C, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
     and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
     TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
     `log`, what the builder said.
@@ -110,13 +119,18 @@ class Provenance(Frozen):
 
 
 class Manifest(Frozen):
-    """The content of `manifest.json`. `members` holds one fitted tabular encoder each."""
+    """The content of `manifest.json`. `members` holds one fitted tabular encoder each.
+
+    `unit`: of the answer: `probability`, or that of the target ("" where it has none).
+    `target_spread`: the standard deviation of a target that is a number, in the training part.
+    """
 
     format_version: int
     name: str
     task: Task
     classes: tuple[str, ...]
-    unit: Literal["probability", "years"]
+    unit: str
+    target_spread: float | None = None
     preprocessing: Preprocessing
     table: TableSpec
     members: tuple[TabularEncoder, ...]
@@ -125,6 +139,20 @@ class Manifest(Frozen):
     provenance: Provenance
     scan_reference: ScanReference | None = None
     checksum: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, given: Any) -> Any:
+        """The task as older versions called it."""
+        if isinstance(given, dict) and given.get("task") in OLDER_TASKS:
+            return {**given, "task": OLDER_TASKS[given["task"]]}
+        return given
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of a case, as engines take it: `[N·C, D, H, W]`, N boxes of C channels each."""
+        prep = self.preprocessing
+        return len(prep.boxes) * len(prep.channels), *prep.shape
 
     def digest(self) -> str:
         """The SHA-256 of everything but the checksum itself."""

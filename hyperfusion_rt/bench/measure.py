@@ -75,7 +75,7 @@ def random_run(preset_name: str, features: int | None, parent: Path, width: int 
     """A run with the preset's network and random weights, in `parent`; for timing only."""
     change = {"network": {"features": features}} if features else {}
     config = preset(preset_name, change)
-    width = width if config.task == "ad" else 2
+    width = width if config.network.architecture == "ad" else 2
     torch.manual_seed(0)
     network = network_of(config, width)
     encoder = TabularEncoder.passthrough(width)
@@ -159,7 +159,8 @@ def _empty(artifact: Artifact, subject: Subject, threads: int, rounds: int) -> B
     provenance = artifact.manifest.provenance
     network = provenance.network
     return Benchmark(
-        network=f"{network['task']}, {network['fusion']}, f = {network['features']}, "
+        network=f"{network.get('architecture') or network['task']}, {network['fusion']}, "
+        f"f = {network['features']}, "
         f"{'x'.join(map(str, subject.image.shape[2:]))}",
         gflop_per_box=provenance.gflop,
         threads=threads,

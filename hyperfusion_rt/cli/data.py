@@ -12,17 +12,17 @@ from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import Force, Json, Threads, command, spell
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.config import Task
+    from hyperfusion_rt.config import Published
 
 
 @command(
     "Data",
     "Example: hfrt simulate cohort --task ad --subjects 300 --seed 1 --spacing 2",
-    task="config:Task",
+    task="config:Published",
 )
 def simulate(
     out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
-    task: Annotated[Task, typer.Option(help="What is to be predicted.")] = "ad",
+    task: Annotated[Published, typer.Option(help="What is to be predicted.")] = "ad",
     subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same cohort.")] = 1,
     spacing: Annotated[int, typer.Option(min=1, max=2, help="Voxel size in mm.")] = 2,

@@ -6,10 +6,12 @@
 template space. One sampling step so does reorientation, cropping and resampling. Where the scan's
 grid is the box's, voxels are taken as they are; otherwise the value is interpolated trilinearly.
 
-Then the foreground is z-scored, and the background is 0. What is background is decided on the
-scan's own grid and resampled with it: see `kernels/cpu/support.hpp` and `crop_normalise.hpp`.
+Then the foreground is z-scored, and the background is 0; or, for images whose values are
+quantities, a range of values becomes 0 to 1 (`Preprocessing.normalisation`). What is background
+is decided on the scan's own grid and resampled with it: see `kernels/cpu/support.hpp` and
+`crop_normalise.hpp`.
 Artifacts made before that rule keep theirs: what is exactly 0 is background, and a shift of up to
-half a voxel is not interpolated (`Preprocessing.normalisation`).
+half a voxel is not interpolated.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import io
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
-from hyperfusion_rt.config import Box, Preprocessing
+from hyperfusion_rt.config import Box, Channel, Preprocessing
 from hyperfusion_rt.data.other_files import gone_annex
 from hyperfusion_rt.data.scan_header import Header, read_header, refuse_more
 from hyperfusion_rt.errors import ScanError
@@ -63,10 +66,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class Boxes:
-    """`images float32 [N, 1, D, H, W]`, one per box, and what a reader should know of them.
+    """`images float32 [N, C, D, H, W]`, C channels per box, and what a reader should know of them.
 
-    Per box: `coverage`, the part of it inside the scan; `fill`, the part that is foreground;
-    `contrast`, standard deviation over mean of the foreground's brightness over the background.
+    Per box and channel, a box's channels together: `coverage`, the part of it inside the scan;
+    `fill`, the part that is foreground; `contrast`, standard deviation over mean of the
+    foreground's brightness over the background.
     """
 
     images: NDArray[np.float32]
@@ -219,7 +223,7 @@ def _slices(header: Header, preprocessing: Preprocessing | None) -> tuple[int, i
     """The slices along the last axis, first and end, that sampling any box may read."""
     count = header.shape[2]
     # The background is found from the whole scan.
-    if preprocessing is None or preprocessing.normalisation == "zscore-foreground":
+    if preprocessing is None or preprocessing.normalisation != "zscore-nonzero":
         return 0, count
     low, high = count, 0
     for box in preprocessing.boxes:
@@ -273,12 +277,29 @@ def find_support(volume: Volume) -> _native.Support:
     return _native.find_support(volume.voxels)
 
 
-def extract(
-    volume: Volume, preprocessing: Preprocessing, support: _native.Support | None = None
-) -> Boxes:
-    """Crop, resample and normalise every box of `preprocessing` out of `volume`.
+def join_channels(found: Sequence[Boxes]) -> Boxes:
+    """The boxes of a case's channels, `[N, 1, D, H, W]` each, as one."""
+    if len(found) == 1:
+        return found[0]
 
-    `support`: what `find_support` gave for the volume, if it was found already.
+    def mixed(name: str) -> tuple[float, ...]:
+        return tuple(x for box in zip(*(getattr(b, name) for b in found), strict=True) for x in box)
+
+    images = np.concatenate([boxes.images for boxes in found], 1)
+    warnings = tuple(dict.fromkeys(text for boxes in found for text in boxes.warnings))
+    return Boxes(images, mixed("coverage"), mixed("fill"), mixed("contrast"), warnings)
+
+
+def extract(
+    volume: Volume,
+    preprocessing: Preprocessing,
+    support: _native.Support | None = None,
+    channel: Channel | None = None,
+) -> Boxes:
+    """Crop, resample and normalise every box of `preprocessing` out of `volume`: one channel.
+
+    `support`: what `find_support` gave for the volume, if it was found already. `channel`: which
+    of the preprocessing's the volume is; default: the first.
 
     Raises:
         ScanError: a box lies (mostly) outside the scan, or holds NaN, infinity or no contrast.
@@ -289,19 +310,21 @@ def extract(
     fill: list[float] = []
     contrast: list[float] = []
     warnings = list(volume.warnings)
-    if preprocessing.normalisation == "zscore-nonzero":
+    channel = channel or preprocessing.channels[0]
+    normalisation = preprocessing.normalisation_of(channel)
+    if normalisation == "zscore-nonzero":
         support = None
-    elif support is None:
+    elif support is None and normalisation == "zscore-foreground":
         support = find_support(volume)
     for image, box in zip(images, preprocessing.boxes, strict=True):
-        inside, nonfinite, part, mean, deviation = _native.crop_normalise(
-            volume.voxels,
-            volume.slope,
-            volume.inter,
-            support,
-            sampling_matrix(volume.affine, box, preprocessing),
-            image[0],
-        )
+        matrix = sampling_matrix(volume.affine, box, preprocessing)
+        stored = volume.voxels, volume.slope, volume.inter
+        if normalisation == "fixed-range":
+            low, high = preprocessing.range_of(channel) or (0.0, 1.0)
+            crop = _native.crop_range(*stored, matrix, low, high, image[0])
+        else:
+            crop = _native.crop_normalise(*stored, support, matrix, image[0])
+        inside, nonfinite, part, mean, deviation = crop
         where = f"{volume.path}: {box.name} box around {box.center} mm"
         covered = inside / float(np.prod(shape))
         if covered < preprocessing.min_coverage:
@@ -315,6 +338,12 @@ def extract(
             raise ScanError(
                 f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0",
                 code="scan-not-finite",
+            )
+        if normalisation == "fixed-range" and (part == 0 or deviation == 0):
+            raise ScanError(
+                f"{where}: every voxel lies at or beyond the same end of the range {low:g} to "
+                f"{high:g}, or has the same value; does `range` fit the image?",
+                code="scan-constant",
             )
         if part == 0 or mean == deviation == 0:
             raise ScanError(

@@ -31,8 +31,9 @@ class Seconds:
 class Prediction:
     """One case's result.
 
-    `values`: probabilities in the order of `manifest.classes`, or the age in years; empty unless
-    `status` is `ok`. `spread`: standard deviation over the members, None for one member. `reason`:
+    `values`: probabilities in the order of `manifest.classes`, or the number in `manifest.unit`;
+    empty unless `status` is `ok`. `spread`: standard deviation over the members, None for one
+    member. `reason`:
     why there is no prediction; `code`: the kind of fault (`errors.CODES`), empty where there is a
     prediction. `known`: it failed before, and neither scan nor row has changed since. `warnings`:
     what a reader of this prediction should know. `quality`: of a raw scan's

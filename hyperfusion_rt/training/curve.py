@@ -20,6 +20,7 @@ def learning_curve(run: Run) -> Path:
     # The object interface needs no backend and leaves matplotlib's global state alone.
     from matplotlib.figure import Figure
 
+    unit = f" ({run.config.tabular.unit})" if run.config.tabular.unit else ""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, member in enumerate(run.members):
@@ -37,7 +38,7 @@ def learning_curve(run: Run) -> Path:
         best = (max if accuracy else min)(range(len(values)), key=values.__getitem__)
         right.plot(epochs, values, color=color, label=f"{label}validation")
         right.plot(epochs[best], values[best], "o", color=color)
-        right.set_ylabel("balanced accuracy" if accuracy else "mean absolute error (years)")
+        right.set_ylabel("balanced accuracy" if accuracy else f"mean absolute error{unit}")
     left.set_ylabel("loss")
     for axes in (left, right):
         axes.set_xlabel("epoch")

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Config, TableSpec
+from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, join
 from hyperfusion_rt.data.column_check import Column
 from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.finding import SHOWN, Finding, more
 from hyperfusion_rt.data.number_check import impossible_age
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
-from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
-from hyperfusion_rt.data.volume_cache import VolumeCache, content_key
+from hyperfusion_rt.data.volume_cache import Images, VolumeCache, content_key
 from hyperfusion_rt.errors import CohortError, HyperFusionError, ScanError, TableError
 from hyperfusion_rt.training.check import (
     Check,
@@ -46,7 +46,7 @@ OnScan = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """N usable cases. `targets [N]`: class indices or years; `parts [N]`: 0 to parts - 1."""
+    """N usable cases. `targets [N]`: class indices or numbers; `parts [N]`: 0 to parts - 1."""
 
     cases: list[Case]
     targets: NDArray[np.float64]
@@ -65,8 +65,8 @@ class Dataset:
         return [case.row for case in self.cases]
 
     def images(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The boxes of some cases, `float32 [len(indices), N boxes, 1, D, H, W]`."""
-        return np.stack([self.cache.get(self.cases[int(i)].scan) for i in indices])
+        """The boxes of some cases, `float32 [len(indices), N boxes, C channels, D, H, W]`."""
+        return np.stack([self.cache.get(self.cases[int(i)].files) for i in indices])
 
 
 @dataclass
@@ -172,7 +172,7 @@ def _some_case(study: _Study, root: Path) -> None:
 
 def _read_study(config: Config, root: Path) -> _Study:
     spec = config.tabular
-    scans = find_scans(root / config.scans)
+    scans = find_cases([root / config.scans], config.preprocessing.channels)
     table = read_table_for(
         scans,
         root / config.table,
@@ -213,7 +213,7 @@ def _read_study(config: Config, root: Path) -> _Study:
 def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) -> None:
     """Decode every scan; cases whose scan cannot be used are left out, warnings are kept."""
     cases, targets = study.cases, study.targets
-    faults = _decode(cache, [case.scan for case in cases], on_scan)
+    faults = _decode(cache, [case.files for case in cases], on_scan)
     kept = []
     said: list[tuple[str, str]] = []
     for index, (case, fault) in enumerate(zip(cases, faults, strict=True)):
@@ -221,7 +221,7 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
             study.left.append(Left(case.subject, case.session, str(fault), fault.code))
             continue
         kept.append(index)
-        said += [(text, case.subject) for text in cache.figures(case.scan).warnings]
+        said += [(text, case.subject) for text in cache.figures(case.files).warnings]
     study.cases = [cases[i] for i in kept]
     study.targets = [targets[i] for i in kept]
     study.findings += _grouped(said)
@@ -241,11 +241,11 @@ def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:
 
 
 def _decode(
-    cache: VolumeCache, scans: Sequence[Path], on_scan: Callable[[int, int], None] | None
+    cache: VolumeCache, scans: Sequence[Images], on_scan: Callable[[int, int], None] | None
 ) -> list[ScanError | None]:
     """Fill the cache; what is wrong with each scan, or None."""
 
-    def decode(scan: Path) -> ScanError | None:
+    def decode(scan: Images) -> ScanError | None:
         try:
             cache.get(scan)
         except ScanError as error:
@@ -354,5 +354,6 @@ def inputs_of(dataset: Dataset, config: Config) -> list[dict[str, str]]:
     for case in dataset.cases:
         row = "\0".join(case.row.values[name] for name in names)
         key = hashlib.sha256(row.encode()).hexdigest()[:16]
-        found.append({"subject": case.subject, "scan": content_key(case.scan)[:16], "row": key})
+        scan = "".join(content_key(file)[:16] for file in case.files)
+        found.append({"subject": case.subject, "scan": scan, "row": key})
     return found

@@ -30,6 +30,7 @@ from hyperfusion_rt.models import (
     outputs_count,
 )
 from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.models.output import in_unit, start_at
 from hyperfusion_rt.rules import combine
 from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.dataset import Dataset
@@ -74,8 +75,24 @@ def split_of(dataset: Dataset, config: Config, member: int) -> Split:
     return Split(train, validation, test, tabular, encoder)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What a network answers of a number: (number - mean) / spread. Classes: as they are."""
+
+    mean: float = 0.0
+    spread: float = 1.0
+
+    @classmethod
+    def of(cls, config: Config, targets: NDArray[np.float64]) -> Scale:
+        """Of the training part's `targets [N]`."""
+        if config.tabular.classes or not config.training.standardise_target:
+            return cls()
+        spread = float(targets.std())
+        return cls(float(targets.mean()), spread if spread > 0 else 1.0)
+
+
 class Loss:
-    """Cross-entropy with class weights, or the mean squared error in years²."""
+    """Cross-entropy with class weights, or the mean squared error."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         weights = config.training.class_weights
@@ -116,10 +133,10 @@ def predict(
 
 
 def summarise(config: Config, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities or years `[N, C]` from members' raw `outputs [M, N, boxes, C]`."""
+    """Probabilities or numbers `[N, C]` from members' raw `outputs [M, N, boxes, C]`."""
     how = config.training.combine
     cases = range(outputs.shape[1])
-    return np.stack([combine(outputs[:, i], config.task, how) for i in cases])
+    return np.stack([combine(outputs[:, i], bool(config.tabular.classes), how) for i in cases])
 
 
 class Trainer:
@@ -132,6 +149,8 @@ class Trainer:
         self.seed = config.training.seed + 1000 * index
         self.split = split_of(dataset, config, index)
         self.loss = Loss(config, device)
+        self.scale = Scale.of(config, dataset.targets[self.split.train])
+        self.targets = (dataset.targets - self.scale.mean) / self.scale.spread
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, float] = (-math.inf, -math.inf)
         self.best_epoch = -1
@@ -144,11 +163,11 @@ class Trainer:
         config, width = self.config, self.split.encoder.width
         network = network_of(config, width)
         if config.network.fusion == "hyper":
-            if config.task == "ad":
+            if config.network.architecture == "ad":
                 load_embedding(network, self._pretrain(width))
             initialise_generators(network, torch.from_numpy(self.split.tabular[self.split.train]))
-        if config.task == "brain-age":
-            _start_at(network, float(self.dataset.targets[self.split.train].mean()))
+        if not config.tabular.classes:
+            start_at(network, float(self.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return network.to(self.device)
@@ -159,10 +178,10 @@ class Trainer:
         mlp = TabularNetwork(width, outputs_count(self.config), self.config.network.embedding)
         optimiser = torch.optim.Adam(mlp.parameters(), lr=1e-2, weight_decay=training.weight_decay)
         tabular = torch.from_numpy(self.split.tabular)
-        targets = torch.from_numpy(self.dataset.targets).float()
+        targets = torch.from_numpy(self.targets).float()
         loss = Loss(self.config, torch.device("cpu"))
         validation = torch.from_numpy(self.split.validation)
-        truth = self.dataset.targets[self.split.validation]
+        truth = self.targets[self.split.validation]
         image = tabular.new_empty(0)
         best, kept = -math.inf, mlp.state_dict()
         for epoch in range(training.embedding_epochs):
@@ -175,8 +194,12 @@ class Trainer:
                 optimiser.step()
             mlp.eval()
             with torch.inference_mode():
-                predicted = mlp(image, tabular[validation]).argmax(1).numpy()
-            score = balanced_accuracy(truth, predicted, outputs_count(self.config))
+                answers = mlp(image, tabular[validation])
+            if self.loss.classes:
+                count = outputs_count(self.config)
+                score = balanced_accuracy(truth, answers.argmax(1).numpy(), count)
+            else:
+                score = -float(np.square(answers[:, 0].numpy() - truth).mean())
             if score > best:
                 best = score
                 kept = {name: value.clone() for name, value in mlp.state_dict().items()}
@@ -254,7 +277,7 @@ class Trainer:
             side = rng.integers(images.shape[1], size=len(batch))
             image = torch.from_numpy(images[np.arange(len(batch)), side]).to(self.device)
             tabular = torch.from_numpy(self.split.tabular[batch]).to(self.device)
-            targets = torch.from_numpy(self.dataset.targets[batch]).float().to(self.device)
+            targets = torch.from_numpy(self.targets[batch]).float().to(self.device)
             optimiser.zero_grad(set_to_none=True)
             with amp:
                 outputs = forward(image, tabular)
@@ -276,16 +299,16 @@ class Trainer:
     def _validate(self, network: nn.Module) -> dict[str, float]:
         indices = self.split.validation
         outputs = predict(network, self.dataset, self.split, indices, 16)
-        truth = self.dataset.targets[indices]
+        truth = self.targets[indices]
         flat = torch.from_numpy(outputs).flatten(0, 1)
         repeated = torch.from_numpy(truth).repeat_interleave(outputs.shape[1])
         weight = None if self.loss.weight is None else self.loss.weight.cpu().double()
         values = summarise(self.config, outputs[None])
-        if not self.config.tabular.classes:
+        if not self.loss.classes:
             error = values[:, 0] - truth
             return {
                 "validation_loss": float((flat[:, 0] - repeated).square().mean()),
-                "validation_mae": float(np.abs(error).mean()),
+                "validation_mae": self.scale.spread * float(np.abs(error).mean()),
             }
         loss = nn.functional.cross_entropy(flat, repeated.long(), weight)
         return {
@@ -304,7 +327,10 @@ class Trainer:
         if score <= self.best:
             return
         self.best, self.best_epoch = score, row["epoch"]
-        state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+        made = network.state_dict()
+        if self.scale != Scale():
+            made = in_unit(network, self.scale.mean, self.scale.spread)
+        state = {name: value.contiguous().cpu() for name, value in made.items()}
         with replacing(self.member.weights) as temporary:
             save_file(state, temporary)
 
@@ -364,14 +390,3 @@ def _batches(
     order = rng.permutation(indices)
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     return [batch for batch in batches if len(batch) > 1 or len(order) == 1]
-
-
-def _start_at(network: nn.Module, value: float) -> None:
-    """Start the last layer at the training set's mean age instead of 0."""
-    last = getattr(network, "final_layer", None)
-    if last is None:
-        return
-    with torch.no_grad():
-        for name, parameter in last.named_parameters():
-            if name == "bias" or name.endswith(("layer.bias", "bias_gen.bias")):
-                parameter.fill_(value)

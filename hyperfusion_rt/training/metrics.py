@@ -77,16 +77,16 @@ def classification(truth: Array, probabilities: Array, classes: Sequence[str]) -
     }
 
 
-def regression(truth: Array, predicted: Array) -> dict[str, Any]:
-    """Figures of predicted years [N] against true years [N].
+def regression(truth: Array, predicted: Array, unit: str = "") -> dict[str, Any]:
+    """Figures of predicted numbers [N] against true ones [N], in their `unit`.
 
-    `bias_slope` is the slope of (predicted - true) against the true age: 0 is unbiased, a negative
-    value means that the young are aged and the old made younger (regression to the mean). One
+    `bias_slope` is the slope of (predicted - true) against the true number: 0 is unbiased, a
+    negative one means that low ones are predicted too high and high ones too low. One
     case gives no interval and no chance level, two no slope and no correlation `r`; none gives
     no figure but `cases`.
     """
     if not len(truth):
-        return {"cases": 0}
+        return {"cases": 0, "unit": unit}
     error = np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)
     several = len(truth) > 1
     # Two points always lie on a line.
@@ -96,6 +96,7 @@ def regression(truth: Array, predicted: Array) -> dict[str, Any]:
     )
     return {
         "cases": len(truth),
+        "unit": unit,
         "mae": float(np.abs(error).mean()),
         "mae_95": list(interval) if several else None,
         "chance": float(np.abs(truth - np.median(truth)).mean()) if several else None,

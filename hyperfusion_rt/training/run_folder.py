@@ -134,6 +134,15 @@ class Run:
             raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
         return content
 
+    @property
+    def target_spread(self) -> float | None:
+        """The standard deviation of a target that is a number, in the training part.
+
+        None of classes, and where it is not known: of imported networks and of older runs.
+        """
+        found = self.metrics.get("target", {}).get("spread")
+        return None if found is None else float(found)
+
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`, which marks the run as finished."""
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")

@@ -104,7 +104,7 @@ def train(
     learning_curve(run)
     # Without the test part: it stays as new to the network as any scan to come.
     seen = split_of(dataset, config, 0)
-    scans = [dataset.cases[i].scan for i in (*seen.train, *seen.validation)]
+    scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
     run.write_metrics(evaluate(run, dataset, where))
@@ -194,8 +194,11 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
     in_test = int(np.sum(dataset.parts == config.training.parts - 1))
     if in_test > len(test_set):
         cases["not_evaluated"] = in_test - len(test_set)
+    trained = dataset.targets[splits[0].train]
+    spread = None if config.tabular.classes else float(trained.std())
     return {
         "task": config.task,
+        "target": {"name": config.tabular.target, "unit": config.tabular.unit, "spread": spread},
         "cases": cases,
         "validation": validation,
         "test": _figures(config, dataset, test_set, np.stack(test)),
@@ -206,7 +209,7 @@ def _figures(config: Config, dataset: Dataset, indices: Any, outputs: Any) -> di
     values, truth = summarise(config, outputs), dataset.targets[indices]
     if config.tabular.classes:
         return classification(truth.astype(int), values, list(config.tabular.classes))
-    return regression(truth, values[:, 0])
+    return regression(truth, values[:, 0], config.tabular.unit)
 
 
 def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
@@ -218,7 +221,7 @@ def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
     # A case that a member cannot read has no inputs for it.
     read = np.logical_and.reduce([np.isfinite(split.tabular[order]).all(1) for split in splits])
     chosen = order[read][:EXPORT_CASES]
-    content = {"image": np.ascontiguousarray(dataset.images(chosen)[:, :, 0])}
+    content = {"image": np.ascontiguousarray(dataset.images(chosen))}
     for index, split in enumerate(splits):
         content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
     with replacing(run.folder / "cases.safetensors", private=True) as temporary:

@@ -78,7 +78,7 @@ def test_a_newer_format_is_refused(artifact):
         ("", "cannot be read"),
         ("[]", "no format_version"),
         ('{"format_version": 3}', "damaged at name"),
-        ('{"format_version": 2}', "format version 2, but this program reads 3 to 4; export again"),
+        ('{"format_version": 2}', "format version 2, but this program reads 3 to 5; export again"),
         ("\udcff", "cannot be read"),
         ("[" * 200_000, "cannot be read"),
     ],
@@ -149,7 +149,7 @@ class Wrong:
 def expected(session_run):
     image, rows, real = build.load_cases(session_run)
     networks = [load_member(session_run, member) for member in session_run.members]
-    return Expected.of(networks, image, rows, real=real, task="ad", rule="mean")
+    return Expected.of(networks, image, rows, real=real, classes=True, rule="mean")
 
 
 @pytest.mark.parametrize(

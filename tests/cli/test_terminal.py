@@ -126,7 +126,7 @@ def test_whatever_ends_a_run_there_is_one_json_object(
     cohort, hfrt, monkeypatch, error, status, where
 ):
     place = {
-        "reading": "hyperfusion_rt.runtime.predictor.find_scans",
+        "reading": "hyperfusion_rt.runtime.predictor.find_cases",
         "predicting": "hyperfusion_rt.runtime.cohort.journal.Journal.append",
         "writing": "hyperfusion_rt.runtime.cohort.record.write_predictions",
     }[where]

@@ -65,7 +65,7 @@ FIRST = "linear1.layer.hyper_net.weights_gen"
 
 
 def small_state(task="ad", fusion="hyper"):
-    config = NetworkConfig(task=task, fusion=fusion, features=2)
+    config = NetworkConfig(architecture=task, fusion=fusion, features=2)
     return build_network(config, shape=(37, 54, 44), tabular_width=5, outputs=3).state_dict()
 
 
@@ -74,7 +74,7 @@ def test_torch_files_wrappers_and_module_prefix(tmp_path, wrapper):
     state = {f"module.{k}": v for k, v in small_state().items()}
     torch.save({wrapper: state} if wrapper else state, tmp_path / "a.pt")
     config, width, outputs, flat = describe_state(read_state(tmp_path / "a.pt"))
-    assert (config.task, config.features, config.embedding) == ("ad", 2, 8)
+    assert (config.architecture, config.features, config.embedding) == ("ad", 2, 8)
     assert (width, outputs, flat) == (5, 3, None)
 
 
@@ -132,6 +132,6 @@ def test_a_state_that_is_not_whole_says_what_is_wrong(task, fusion, name, change
 
 def test_a_brain_age_state_is_described_for_any_volume():
     config, width, outputs, flat = describe_state(small_state("brain-age", "hyper"))
-    assert (config.task, config.fusion, config.features) == ("brain-age", "hyper", 2)
+    assert (config.architecture, config.fusion, config.features) == ("brain-age", "hyper", 2)
     # 37 x 54 x 44 voxels leave 1 x 3 x 2.
     assert (width, outputs, flat) == (5, 3, 8 * 6)

@@ -28,7 +28,7 @@ def network_for(task, fusion, features=2):
     shape, width, outputs = TASKS[task]
     torch.manual_seed(0)
     network = build_network(
-        NetworkConfig(task=task, fusion=fusion, features=features),
+        NetworkConfig(architecture=task, fusion=fusion, features=features),
         shape=shape,
         tabular_width=width,
         outputs=outputs,
@@ -70,7 +70,7 @@ def test_a_sample_does_not_depend_on_its_batch(task, fusion):
 def test_operations_of_the_published_networks(task, shape, width, gflop):
     with torch.device("meta"):
         network = build_network(
-            NetworkConfig(task=task), shape=shape, tabular_width=width, outputs=1
+            NetworkConfig(architecture=task), shape=shape, tabular_width=width, outputs=1
         )
         counter = FlopCounterMode(display=False)
         with counter:
@@ -126,7 +126,7 @@ def test_a_table_with_gaps_cannot_initialise():
 
 def test_dropout_and_momentum_follow_the_configuration():
     def rates(task, dropout):
-        config = NetworkConfig(task=task, features=2, dropout=dropout, bn_momentum=0.3)
+        config = NetworkConfig(architecture=task, features=2, dropout=dropout, bn_momentum=0.3)
         network = build_network(config, shape=TASKS[task][0], tabular_width=4, outputs=1)
         norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
         assert {m.momentum for m in norms} == {0.3}
@@ -141,7 +141,7 @@ def test_dropout_and_momentum_follow_the_configuration():
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_the_ad_network_takes_any_volume_of_two_voxels_or_more(fusion):
-    config = NetworkConfig(task="ad", fusion=fusion, features=2)
+    config = NetworkConfig(architecture="ad", fusion=fusion, features=2)
     for shape in [(2, 2, 2), (9, 7, 5)]:
         network = build_network(config, shape=shape, tabular_width=4, outputs=3).eval()
         assert network(torch.randn(2, 1, *shape), torch.randn(2, 4)).shape == (2, 3)
@@ -149,10 +149,12 @@ def test_the_ad_network_takes_any_volume_of_two_voxels_or_more(fusion):
 
 def test_too_small_a_volume_is_refused():
     with pytest.raises(ConfigError, match="at least 2 voxels"):
-        build_network(NetworkConfig(task="ad"), shape=(1, 90, 90), tabular_width=2, outputs=1)
+        build_network(
+            NetworkConfig(architecture="ad"), shape=(1, 90, 90), tabular_width=2, outputs=1
+        )
     with pytest.raises(ConfigError, match="at least 36 voxels"):
         build_network(
-            NetworkConfig(task="brain-age"), shape=(35, 90, 90), tabular_width=2, outputs=1
+            NetworkConfig(architecture="brain-age"), shape=(35, 90, 90), tabular_width=2, outputs=1
         )
 
 

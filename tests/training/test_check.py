@@ -383,7 +383,7 @@ def test_parts_of_one_case_and_classes_without_any(study):
     study.rows = study.rows[:3]
     check = study.check(AGES)
     assert [finding.code for finding in check.refused] == ["cohort-too-small"]
-    classes = {"classes": {"X": ["x"]}}
+    classes = {"classes": {"CN": [], "MCI": [], "AD": [], "X": ["x"]}}
     check = study.check(AD, tabular=classes, training={"class_weights": []})
     assert check.refused[0].code == "cohort-class-missing"
 

@@ -88,22 +88,22 @@ def test_regression_figures():
 
 def test_combining_members():
     outputs = np.log(np.array([[[0.8, 0.2], [0.6, 0.4]], [[0.45, 0.55], [0.45, 0.55]]]))
-    assert combine(outputs, "ad", "mean") == pytest.approx([0.575, 0.425])
-    assert spread(outputs, "ad", 0) == pytest.approx(0.125)
+    assert combine(outputs, True, "mean") == pytest.approx([0.575, 0.425])
+    assert spread(outputs, True, 0) == pytest.approx(0.125)
     p = np.array([[0.7, 0.3], [0.45, 0.55]])
     weights = 1 / -(p * np.log(p)).sum(1)
     assert confidences(p) == pytest.approx(weights)
     weights /= weights.sum()
-    assert combine(outputs, "ad", "confidence_weighted") == pytest.approx(weights @ p)
+    assert combine(outputs, True, "confidence_weighted") == pytest.approx(weights @ p)
     # The first member votes for the first class, the second for the second.
-    assert combine(outputs, "ad", "weighted_voting") == pytest.approx(weights)
-    assert combine(outputs, "ad", "most_confident") == pytest.approx(p[0])
+    assert combine(outputs, True, "weighted_voting") == pytest.approx(weights)
+    assert combine(outputs, True, "most_confident") == pytest.approx(p[0])
     years = np.array([[[60.0]], [[70.0]]])
-    assert combine(years, "brain-age", "mean") == pytest.approx([65])
-    assert spread(years, "brain-age", 0) == 5
-    assert spread(outputs[:1], "ad", 0) is None
+    assert combine(years, False, "mean") == pytest.approx([65])
+    assert spread(years, False, 0) == 5
+    assert spread(outputs[:1], True, 0) is None
     with pytest.raises(ValueError, match="needs classes"):
-        combine(years, "brain-age", "most_confident")
+        combine(years, False, "most_confident")
     assert softmax(np.array([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])
 
 
@@ -127,7 +127,7 @@ def test_figures_of_none_one_or_two_cases():
         "cases": 0,
         "absent": ["a", "b"],
     }
-    assert regression(none, none) == {"cases": 0}
+    assert regression(none, none, "ml") == {"cases": 0, "unit": "ml"}
     one = regression(np.array([70.0]), np.array([72.0]))
     assert (one["cases"], one["mae"], one["mae_95"], one["chance"]) == (1, 2.0, None, None)
     two = regression(np.array([70.0, 60.0]), np.array([72.0, 61.0]))

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from hyperfusion_rt.config import Task
+from hyperfusion_rt.config import Published
 from hyperfusion_rt.data.simulate import population
 from hyperfusion_rt.data.simulate.optimum import bayes_optimum
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.machine import usable_cores
 
-_TASKS: tuple[Task, ...] = get_args(Task)
+_TASKS: tuple[Published, ...] = get_args(Published)
 # How scanners and converters store volumes: most of them RAS or LAS, some sagittal.
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 
@@ -70,7 +70,7 @@ def _here(spacing: float) -> Iterator[None]:
 
 
 def _make(
-    index: int, *, scans: Path, task: Task, seed: int
+    index: int, *, scans: Path, task: Published, seed: int
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Draw and write subject `index`; returns its row and its truth."""
     from hyperfusion_rt.data.simulate.anatomy import make_brain
@@ -119,7 +119,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 def simulate_cohort(
     out: Path,
     *,
-    task: Task,
+    task: Published,
     subjects: int,
     seed: int,
     spacing: float = 2,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Task
+from hyperfusion_rt.config import Published
 from hyperfusion_rt.data.simulate import population as p
 from hyperfusion_rt.data.simulate.population import Float
 
@@ -154,7 +154,7 @@ def _brain_age(points: int) -> dict[str, Any]:
     }
 
 
-def bayes_optimum(task: Task, *, samples: int = 60000, points: int = 900) -> dict[str, Any]:
+def bayes_optimum(task: Published, *, samples: int = 60000, points: int = 900) -> dict[str, Any]:
     """The best possible figure from the image only, the table only, and both.
 
     AD: the balanced accuracy, with its standard error from `samples` observations per class. Brain

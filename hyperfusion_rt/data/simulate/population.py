@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Task
+from hyperfusion_rt.config import Published
 
 Float = NDArray[np.float64]
 
@@ -115,7 +115,7 @@ def _reading(marker: Marker, value: float) -> str:
     return f"{value:.{marker.digits}f}"
 
 
-def draw_subject(task: Task, rng: np.random.Generator) -> Subject:
+def draw_subject(task: Published, rng: np.random.Generator) -> Subject:
     """Draw one subject of the model."""
     male = int(rng.random() < 0.5)
     sex = SEXES[male]

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.files import PRIVATE, stamp
+from hyperfusion_rt.files import PRIVATE, stamp_of
 from hyperfusion_rt.runtime.cohort.failures import again, lasts
 from hyperfusion_rt.runtime.options import Shard
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
@@ -205,7 +205,7 @@ class Journal:
         line = self.record.cases.get(key)
         if line is None or not (
             line["case"]["scan"] == str(case.scan)
-            and line["case"]["stamp"] == stamp(case.scan)
+            and line["case"]["stamp"] == stamp_of(case.files)
             and line["row"] == row_hash(case, self._columns)
         ):
             return None

@@ -181,10 +181,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _readme(manifest: Manifest) -> str:
-    what = " / ".join(manifest.classes) if manifest.classes else "age in years"
+    what = " / ".join(manifest.classes) or " in ".join(
+        filter(None, (manifest.table.target, manifest.unit))
+    )
     return (
         f"# {manifest.name}: predictions\n\n"
-        f"Predictions ({manifest.task}: {what}) of the artifact {manifest.name}, made by "
+        f"Predictions ({what}) of the artifact {manifest.name}, made by "
         f"{NAME}. For research. Not a medical device; not for diagnosis.\n\n"
         "- `sub-*/sub-*_sessions.tsv`: one row per session; `session_id` is n/a where the scan has "
         "none. The `.json` beside each table describes its columns.\n"

@@ -16,7 +16,7 @@ from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.errors import CODES
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.runtime.outputs.table import label
+from hyperfusion_rt.runtime.outputs.table import label, value_columns
 from hyperfusion_rt.runtime.prediction import Prediction
 
 _SHOWN = 2000
@@ -68,10 +68,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions, each with the class or the years as text; `left_out`: how many are not here."""
+    """Predictions, each with the class or the number as text; `left_out`: how many are not here."""
 
     template: ClassVar[str] = "predictions.html"
     classes: tuple[str, ...]
+    number: str  # what the column of numbers is called, where there are no classes
     rows: tuple[tuple[Prediction, str], ...]
     left_out: int
 
@@ -120,7 +121,8 @@ class Page:
         shown = sorted(predictions, key=lambda item: _FIRST[item.status])[:_SHOWN]
         rows = tuple((item, label(manifest, item)) for item in shown)
         left_out = len(predictions) - len(rows)
-        self.sections[-1].parts.append(Predictions(manifest.classes, rows, left_out))
+        number = value_columns(manifest)[0].name
+        self.sections[-1].parts.append(Predictions(manifest.classes, number, rows, left_out))
 
     def append(self, page: Page) -> None:
         """Another page, as sections of this one; its title becomes a heading."""
@@ -183,7 +185,7 @@ def inference_page(
     notes: Sequence[str] = (),
 ) -> Page:
     """The report of one inference over a cohort. `notes`: of how the engine was chosen."""
-    page = Page(f"{manifest.name}: {manifest.task} predictions")
+    page = Page(f"{manifest.name}: predictions of {manifest.table.target}")
     page.text("For research. Not a medical device; not for diagnosis.", soft=True)
     ms = summary["ms_per_scan"]
     cards = [

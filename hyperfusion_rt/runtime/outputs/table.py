@@ -59,6 +59,11 @@ _QUALITY = {
 _COVERAGE = ("the part of a box that lies inside the scan, 0 to 1; one column per box", "")
 
 
+def si_unit(unit: str) -> str:
+    """A unit as SI writes it."""
+    return "year" if unit == "years" else unit
+
+
 def quality_column(name: str) -> Column:
     """The column of a figure of a raw scan's registration."""
     meaning, unit = _QUALITY.get(name, _COVERAGE)
@@ -66,9 +71,11 @@ def quality_column(name: str) -> Column:
 
 
 def value_columns(manifest: Manifest) -> list[Column]:
-    """`p_CN`, `p_MCI`, ... or `years`."""
+    """`p_CN`, `p_MCI`, ...; of a number, `years`, or `predicted_` and the target's name."""
     if not manifest.classes:
-        return [Column("years", "number", "Predicted age", "year")]
+        target, unit = manifest.table.target, manifest.unit
+        name = "years" if unit == "years" else f"predicted_{target}"
+        return [Column(name, "number", f"Predicted {target}", si_unit(unit))]
     return [
         Column(f"p_{name}", "number", f"Probability of the class {name}", "1")
         for name in manifest.classes
@@ -77,8 +84,8 @@ def value_columns(manifest: Manifest) -> list[Column]:
 
 def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> list[Column]:
     """The table's columns; figures of quality only where a scan has them."""
-    of = "probability of the predicted class" if manifest.classes else "age"
-    unit = "1" if manifest.classes else "year"
+    of = "probability of the predicted class" if manifest.classes else "number"
+    unit = "1" if manifest.classes else si_unit(manifest.unit)
     levels = {name: f"The class {name}" for name in manifest.classes}
     quality = dict.fromkeys(name for item in predictions for name in item.quality)
     return [
@@ -106,11 +113,11 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
 
 
 def label(manifest: Manifest, prediction: Prediction) -> str:
-    """The class of the highest probability, or the age as text; empty without a prediction."""
+    """The class of the highest probability, or the number as text; empty without a prediction."""
     if not prediction.values:
         return ""
     if not manifest.classes:
-        return f"{prediction.values[0]:.2f}"
+        return f"{prediction.values[0]:.4g}"
     return manifest.classes[prediction.values.index(max(prediction.values))]
 
 

@@ -126,7 +126,7 @@ def test_the_head_takes_the_raw_table(imputer, tmp_path):
     graphs = []
     for seed, width in enumerate(widths):
         torch.manual_seed(seed)
-        config = NetworkConfig(task="ad", features=4)
+        config = NetworkConfig(architecture="ad", features=4)
         network = build_network(config, shape=SHAPES["ad"], tabular_width=width, outputs=3)
         shapes = {"image": (1, *SHAPES["ad"]), "tabular": (width,)}
         graphs.append(fold(lower(shaken(network, seed), shapes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,16 +32,24 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def ensemble_of(task, networks, shape=None, boxes=2):
+def ensemble_of(task, networks, shape=None, boxes=2, channels=1):
     shape, width = shape or SHAPES[task], 5 if task == "ad" else 2
-    graphs = [fold(lower(n, {"image": (1, *shape), "tabular": (width,)})) for n in networks]
+    graphs = [fold(lower(n, {"image": (channels, *shape), "tabular": (width,)})) for n in networks]
     widths = [width] * len(graphs)
     rule = "confidence_weighted" if task == "ad" else "mean"
     made = join(graphs, widths, boxes, classes=task == "ad", rule=rule)
     rng = np.random.default_rng(1)
-    image = rng.standard_normal((4, boxes, *shape), np.float32)
+    image = rng.standard_normal((4, boxes, channels, *shape), np.float32)
     rows = [rng.standard_normal((4, width), np.float32) for _ in networks]
-    return made, Expected.of(networks, image, rows, real=False, task=task, rule=rule)
+    return made, Expected.of(
+        networks,
+        image,
+        rows,
+        real=False,
+        classes=task == "ad",
+        rule=rule,
+        spread=1.0 if task == "ad" else 10.0,
+    )
 
 
 @needs_rtx
@@ -139,13 +148,14 @@ def test_a_drift_is_refused_and_its_layer_named():
     layer, alone = blame(ensemble, typed, expected)
     assert alone > 0
     with pytest.raises(HyperFusionError, match=r"bf16 \(emulated\): the result drifts") as error:
-        check_drift(ensemble, typed, expected, found / 2)
+        check_drift(ensemble, typed, replace(expected, drift=found / 2))
     assert f"'{layer}' alone causes {alone:.2g}" in str(error.value)
     assert layer == "m0: conv3_a (conv)"
-    assert check_drift(ensemble, typed, expected, found) == found
-    assert check_drift(ensemble, Typed("fp32"), expected, found / 100) < found / 100
+    assert check_drift(ensemble, typed, replace(expected, drift=found)) == found
+    small = replace(expected, drift=found / 100)
+    assert check_drift(ensemble, Typed("fp32"), small) < found / 100
     with pytest.raises(HyperFusionError, match="'float32 itself' alone"):
-        check_drift(ensemble, Typed("fp32"), expected, 0.0)
+        check_drift(ensemble, Typed("fp32"), replace(expected, drift=0.0))
 
 
 @needs_rtx

@@ -88,10 +88,10 @@ def test_a_client_with_raw_values_gets_the_predictions(served, session_cohort):
         subject = scan.name.split(".")[0]
         found = expected[subject]
         assert found.status == "ok"
-        images.append(extract(read_volume(scan), manifest.preprocessing).images[:, 0])
+        images.append(extract(read_volume(scan), manifest.preprocessing).images)
         rows.append(table[subject])
         wanted.append(found.values)
-    request = {"image": np.stack(images)}
+    request = {"image": np.stack(images).reshape(len(images), *manifest.image_shape)}
     for column in manifest.members[0].columns:
         cells = [row[column.name] for row in rows]
         gaps += sum(not cell for cell in cells)

@@ -329,7 +329,9 @@ def predictions(values: tuple[float, ...]) -> list[Prediction]:
 def test_ids_and_text_that_bids_does_not_know(dataset, years):
     manifest = Artifact.open(dataset.parent / "base.hfrt").manifest
     if years:
-        manifest = manifest.model_copy(update={"classes": (), "unit": "years", "task": "brain-age"})
+        manifest = manifest.model_copy(
+            update={"classes": (), "unit": "years", "task": "regression"}
+        )
     out = dataset.parent / "out"
     values = (71.25,) if years else (0.5, 0.3, 0.2)
     write_derivative(out, manifest, predictions(values), dataset)

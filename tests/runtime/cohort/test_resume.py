@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from hyperfusion_rt.errors import MissingExtraError, ScanError
-from hyperfusion_rt.runtime import predictor as module
+from hyperfusion_rt.runtime import case_input as module
 from hyperfusion_rt.runtime.cohort.journal import read_journal
 
 COMMAND = ("infer", "scans", "--tabular", "data.csv", "--engine", "native")

@@ -33,7 +33,7 @@ RELU = Activation(kind="relu")
 
 
 def conv(x: str, output: str, shape: tuple[int, ...], number: str = "", **more) -> Conv:
-    given = {"act": RELU, "algorithm": "winograd" if "tile" in more else "one-channel"} | more
+    given = {"act": RELU, "algorithm": "winograd" if "tile" in more else "planar"} | more
     return Conv(
         inputs=(x,), output=output, shape=shape, kernel=(3, 3, 3), stride=ONES, padding=ONES,
         weight=f"w{number}", bias=f"b{number}", depthwise=False, **given,
@@ -62,7 +62,7 @@ def small_plan() -> Plan:
 
 
 def narrow_plan() -> Plan:
-    """Few channels in bfloat16: a one-channel layer that pools, two narrow ones, a shortcut."""
+    """Few channels in bfloat16: a planar layer that pools, two narrow ones, a shortcut."""
     rng = np.random.default_rng(1)
     tile = (4, 4, 4)
     second = SecondOutput(output="s", shape=(6, 2, 3, 3), scale="b3", shift="b3", act=RELU)
@@ -122,7 +122,7 @@ def test_round_trip(file):
     write_plan(narrow_plan(), file)
     assert read_plan(file).precision == "bf16"
     first, *others = NativeEngine(file).trunk.engine.steps[:3]
-    assert first == _native.StepKind.one_channel
+    assert first == _native.StepKind.planar
     assert others == [_native.StepKind.narrow_winograd] * 2
     write_plan(expected, file)
     for name, array in expected.tensors.items():

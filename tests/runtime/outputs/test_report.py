@@ -102,10 +102,11 @@ def manifest(classes=("CN", "MCI", "AD"), name="base"):
     )  # fmt: skip
     box = Box(name="brain", center=(0.0, 0.0, 0.0))
     return Manifest(
-        format_version=3, name=name, task="ad" if classes else "brain-age", classes=classes,
-        unit="probability" if classes else "years",
+        format_version=3, name=name, task="classification" if classes else "regression",
+        classes=classes, unit="probability" if classes else "years",
         preprocessing=Preprocessing(boxes=(box,), shape=(8, 8, 8), spacing=2.0),
-        table=TableSpec(features=(), target="DX"), members=(TabularEncoder(columns=()),),
+        table=TableSpec(features=(), target="DX" if classes else "AGE"),
+        members=(TabularEncoder(columns=()),),
         combine="mean", engines=(file,), provenance=source,
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def test_an_inference_page_says_everything(tmp_path):
     absent = Prediction("S2", None, "skipped", "data.csv, line 3: no scan")
     remarked = ok("S4", spread=0.01234, warnings=("AGE 104 is unusual",))
     text, page = inference([ok("S1"), absent, failed, remarked], tmp_path / "x.html", ("a note",))
-    assert page.texts["h1"] == page.texts["title"] == ["base: ad predictions"]
+    assert page.texts["h1"] == page.texts["title"] == ["base: predictions of DX"]
     assert page.texts["h2"] == ["Predictions", "Provenance"]
     assert page.texts["b"] == ["2", "1", "1", "1", "10 ms", "1.0 s"]
     assert page.texts["li"] == ["CN", "MCI", "AD"]
@@ -183,7 +184,7 @@ def test_texts_stay_texts(tmp_path, hostile):
     text, page = inference(
         cases, tmp_path / "x.html", (hostile,), classes=("CN", hostile, "AD"), name=hostile
     )
-    assert page.texts["h1"] == [f"{hostile}: ad predictions"]
+    assert page.texts["h1"] == [f"{hostile}: predictions of DX"]
     assert page.texts["li"] == ["CN", hostile, "AD"]
     assert page.column("subject") == [hostile] * 3
     assert [row[-1][2] for row in page.tables[0][1:]] == [hostile] * 3

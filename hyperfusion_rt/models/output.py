@@ -1,0 +1,46 @@
+"""The last layer of a network, generated or not: where a number gets its unit."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from hyperfusion_rt.errors import ConfigError
+
+_LAST = ("fc2", "final_layer")
+# What the layer adds at the end; of a generated one, whatever the row.
+_BIAS = re.compile(r"(.*\.)?(layer\.|bias_gen\.)bias|bias")
+
+
+def _last(network: nn.Module) -> tuple[str, nn.Module]:
+    for name in _LAST:
+        found = getattr(network, name, None)
+        if found is not None:
+            return name, found
+    raise ConfigError(
+        f"{type(network).__name__} has no last layer called {' or '.join(_LAST)}",
+        code="model-no-output",
+    )
+
+
+def start_at(network: nn.Module, value: float) -> None:
+    """Let the last layer add `value` at first, instead of about 0."""
+    _, last = _last(network)
+    with torch.no_grad():
+        for name, parameter in last.named_parameters():
+            if _BIAS.fullmatch(name):
+                parameter.fill_(value)
+
+
+def in_unit(network: nn.Module, mean: float, spread: float) -> dict[str, Tensor]:
+    """A copy of the state of `network`, changed to answer `mean + spread · output`."""
+    state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    prefix, last = _last(network)
+    for name, _ in last.named_parameters():
+        if "embedding_model" not in name:
+            state[f"{prefix}.{name}"] *= spread
+            if _BIAS.fullmatch(name):
+                state[f"{prefix}.{name}"] += mean
+    return state
