@@ -175,6 +175,11 @@ class Artifact:
     folder: Path
     manifest: Manifest
 
+    @property
+    def label(self) -> str:
+        """Its folder, and the first digits of its checksum: `demo.hfrt (3f9c2a1b)`."""
+        return f"{self.folder} ({self.manifest.checksum[:8]})"
+
     @classmethod
     def open(cls, folder: Path) -> Artifact:
         """Read and check the manifest of `folder`.
@@ -303,17 +308,24 @@ class Artifact:
         return self.folder / whole[0]
 
 
-def latest_artifact(folder: Path) -> Path:
-    """The newest `*.hfrt` folder in `folder`.
+def only_artifact(folder: Path) -> Path:
+    """The only `*.hfrt` folder in `folder`: what is taken where none is named.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or there are several.
     """
-    found = [path.parent for path in folder.glob(f"*.hfrt/{MANIFEST}")]
+    found = sorted(path.parent for path in folder.glob(f"*.hfrt/{MANIFEST}"))
     if not found:
         raise ArtifactError(
             f"{folder}: no artifact (*.hfrt) here; make one with 'hfrt export', or name one with "
             "`artifact`",
             code="artifact-missing",
         )
-    return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ArtifactError(
+            f"{folder}: {len(found)} artifacts are here ({names}): "
+            "name the one that is meant with `artifact`",
+            code="artifact-ambiguous",
+        )
+    return found[0]

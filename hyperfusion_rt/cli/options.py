@@ -50,10 +50,11 @@ PANELS = {
         "participant_label", "session_label", "scan_checks", "target", "task", "unit", "boxes",
     ),
     OUTPUT: (
-        "out", "report", "no_ids_in_report", "derivative", "force", "as_json", "rule", "precision",
+        "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
+        "rule", "precision",
     ),
     ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),
-    RESUME: ("resume", "fail_fast", "max_errors"),
+    RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),
     MACHINES: ("shard", "executor", "workers", "address"),
     TENSORRT: ("workspace", "capabilities"),
     SERVING: ("serve", "backend"),

@@ -16,6 +16,7 @@ half a voxel is not interpolated.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import math
@@ -38,6 +39,11 @@ from hyperfusion_rt.errors import ScanError
 # Deflate cannot shrink data by more than this factor: a header that claims more lies.
 _DEFLATE_LIMIT = 1032
 _CHUNK = 1 << 18
+# The system's errors that are of the file itself. Others may pass: a network that is down, say.
+_OF_THE_FILE = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG")
+}
 # A grid counts as the box's own when no voxel centre is farther from it, in voxels: files keep the
 # affine as float32. The older rule let axes differ by so much a voxel, and any shift.
 _SNAP, _OLDER_SNAP = 0.02, 2e-3
@@ -94,9 +100,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
                 f"{path}: a git-annex link whose content is not here; run: datalad get {path}",
                 code="scan-unreadable",
             ) from None
-        raise ScanError(
-            f"{path}: cannot be read: {error.strerror or error}", code="scan-unreadable"
-        ) from None
+        kind = "scan-unreadable" if error.errno in _OF_THE_FILE else "scan-read-failed"
+        raise ScanError(f"{path}: cannot be read: {error.strerror or error}", code=kind) from None
 
 
 def read_volume(

@@ -109,7 +109,7 @@ def test_bad_cases_are_rows_and_the_others_stand(cohort, hfrt):
     for subject in ("S5-0001", "S5-0008"):
         same = {k: v for k, v in after[subject].items() if k != "seconds"}
         assert same == {k: v for k, v in before[subject].items() if k != "seconds"}
-    page = (cohort / "report.html").read_text()
+    page = (cohort / "predictions.html").read_text()
     assert "truncated" in page
     assert "<script" not in page
 
