@@ -1,6 +1,5 @@
 """The images of a case: which files belong together, and what is cut out of them."""
 
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -178,7 +177,9 @@ def test_a_fixed_range_keeps_quantities(tmp_path):
 def test_outside_the_scan_is_zero_in_a_fixed_range(tmp_path):
     affine = np.eye(4)
     affine[:3, 3] = (0, -20, -20)  # nothing left of the middle
-    volume = read_volume(write(tmp_path / "x.nii", np.full((20, 40, 40), 5.0) + np.arange(40) % 3, affine))
+    volume = read_volume(
+        write(tmp_path / "x.nii", np.full((20, 40, 40), 5.0) + np.arange(40) % 3, affine)
+    )
     ct = Channel(name="ct", t1_weighted=False, normalisation="fixed-range", range=(-10, 10))
     image = extract(volume, settings(ct, min_coverage=0.1)).images[0, 0]
     assert (image[:5] == 0).all()
