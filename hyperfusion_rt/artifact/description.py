@@ -151,23 +151,29 @@ def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     if not metrics or metrics.get("cases") == 0:
         return []
     unit = f" {metrics['unit']}" if metrics.get("unit") else ""
-    if "mae" in metrics and metrics["mae_95"] is None:
-        return [(f"{metrics['mae']:.3g}{unit}", "absolute error of the only case")]
     if "mae" in metrics:
-        low, high = metrics["mae_95"]
-        cards = [
-            (f"{metrics['mae']:.3g}{unit}", f"mean absolute error, 95 % {low:.3g} to {high:.3g}"),
-            (f"{metrics['chance']:.3g}{unit}", "always guessing the median"),
-        ]
-        if metrics["r"] is not None:
-            cards.append((f"{metrics['r']:.2f}", "correlation with the truth"))
-        return cards
-    low, high = metrics["balanced_accuracy_95"]
-    cards = [
-        (f"{metrics['balanced_accuracy']:.3f}", f"balanced accuracy, 95 % {low:.3f} to {high:.3f}"),
-        (f"{metrics['chance']:.3f}", "chance"),
-        (f"{metrics['macro_f1']:.3f}", "macro F1"),
+        named = {
+            "mae": "mean absolute error",
+            "chance": "always guessing the median",
+            "r": "correlation with the truth",
+            "bias": "mean error",
+        }
+    else:
+        several = len(metrics.get("classes", ())) != 2
+        named = {
+            "balanced_accuracy": "balanced accuracy",
+            "chance": "chance",
+            "auc": "AUC, one against the rest" if several else "AUC",
+            "macro_f1": "macro F1",
+        }
+    return [
+        (f"{metrics[name]:.3g}{'' if name == 'r' else unit}", caption + interval(metrics, name))
+        for name, caption in named.items()
+        if metrics.get(name) is not None
     ]
-    if metrics["auc"] is not None:
-        cards.append((f"{metrics['auc']:.3f}", "AUC, one against the rest"))
-    return cards
+
+
+def interval(metrics: dict[str, Any], name: str) -> str:
+    """`, 95 % 0.61 to 0.8`; empty where there is none."""
+    found = metrics.get(f"{name}_95")
+    return f", 95 % {found[0]:.3g} to {found[1]:.3g}" if found else ""

@@ -16,6 +16,7 @@ from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.metrics import classification, regression
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
 from hyperfusion_rt.training.check import Check
@@ -28,7 +29,6 @@ from hyperfusion_rt.training.loop import (
     split_of,
     summarise,
 )
-from hyperfusion_rt.training.metrics import classification, regression
 from hyperfusion_rt.training.run_folder import Member, Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
 
