@@ -34,6 +34,7 @@ from hyperfusion_rt.runtime.options import (
 )
 from hyperfusion_rt.runtime.outputs.table import (
     STATUS_LEVELS,
+    TRUTH,
     Column,
     columns_of,
     quality_column,
@@ -287,7 +288,9 @@ def columns() -> list[Column]:
     """All columns that a table can have: of classes, of years, of raw scans."""
     # Of a manifest only the classes are read.
     classes, years, number = (
-        SimpleNamespace(classes=names, unit=unit, table=SimpleNamespace(target="TARGET"))
+        SimpleNamespace(
+            classes=names, unit=unit, table=SimpleNamespace(target="TARGET"), training_cases=()
+        )
         for names, unit in ((("CN", "MCI", "AD"), "probability"), ((), "years"), ((), "UNIT"))
     )
     found = columns_of(classes)
@@ -296,6 +299,7 @@ def columns() -> list[Column]:
         *found[: middle - 1],
         *value_columns(years),
         *value_columns(number),
+        TRUTH,
         *found[middle - 1 : middle],
         *map(quality_column, QUALITY),
         *found[middle:],

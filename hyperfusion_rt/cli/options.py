@@ -51,6 +51,7 @@ PANELS = {
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "force", "as_json", "rule", "precision",
+        "no_training_hashes", "seen_by", "include_seen",
     ),
     ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),
     RESUME: ("resume", "fail_fast", "max_errors"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Cohort
+from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.runtime.options import Unmatched
 
 Status = Literal["ok", "error", "skipped"]
@@ -37,7 +38,9 @@ class Prediction:
     why there is no prediction; `code`: the kind of fault (`errors.CODES`), empty where there is a
     prediction. `warnings`: what a reader of this prediction should know. `quality`: of a raw scan's
     registration, figures by name. `scan`: the file, where there is one, and `stamp` what tells it
-    from a changed one (`files.stamp`), taken before it was read.
+    from a changed one (`files.stamp`), taken before it was read. `truth`: the cell of the target's
+    column, None where the table has no such column. `seen`: whether the case stood in the training
+    or validation part, by its subject's id, its scan or both.
     """
 
     subject: str
@@ -52,6 +55,8 @@ class Prediction:
     stamp: str | None = None
     code: str = ""
     warnings: tuple[str, ...] = ()
+    truth: str | None = None
+    seen: Seen = ""
 
 
 def by_case(item: Prediction) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.cohort import Case, Cohort, join
+from hyperfusion_rt.data.fingerprint import Seen, fingerprint
 from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
 from hyperfusion_rt.data.scan_check import checked_boxes
 from hyperfusion_rt.data.scan_search import find_all, find_scans
@@ -58,6 +59,7 @@ class _Scan:
     digest: bytes | None
     warnings: tuple[str, ...]
     quality: dict[str, float]
+    content: tuple[str, ...] = ()  # the image's fingerprint, where the artifact can compare it
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ class Predictor:
             return _Inputs(case, found, row, warnings, Seconds(**clock.steps), memory, before)
         except Exception as error:
             budget.give(memory)
-            return _failed(case, error, before)
+            return self._failed(case, error, before)
 
     def _known(self, path: Path, before: str | None) -> _Scan | None:
         """The scan's features, if they were kept and its file has not changed since."""
@@ -328,7 +330,9 @@ class Predictor:
                 boxes = extract(volume, preprocessing)
             else:
                 boxes = checked_boxes(volume, preprocessing, self._reference, self._checks)
-        return _Scan(boxes.images, None, digest, boxes.warnings, {})
+        known = self.manifest.training_cases is not None
+        of_image = (fingerprint(volume, preprocessing),) if known else ()
+        return _Scan(boxes.images, None, digest, boxes.warnings, {}, of_image)
 
     def _finish(self, inputs: Sequence[_Inputs]) -> list[Prediction]:
         if not inputs:
@@ -339,7 +343,7 @@ class Predictor:
             seconds = (time.perf_counter() - start) / len(inputs)
         except Exception as error:
             if len(inputs) == 1:
-                return [_failed(inputs[0].case, error, inputs[0].stamp)]
+                return [self._failed(inputs[0].case, error, inputs[0].stamp)]
             # One odd case must not fail the others of its batch.
             return [prediction for item in inputs for prediction in self._finish([item])]
         done = []
@@ -348,7 +352,7 @@ class Predictor:
             try:
                 values, spread = self._combined(found, index)
             except HyperFusionError as error:
-                done.append(_failed(case, error, item.stamp))
+                done.append(self._failed(case, error, item.stamp))
                 continue
             done.append(
                 Prediction(
@@ -362,9 +366,33 @@ class Predictor:
                     scan=case.scan,
                     stamp=item.stamp,
                     warnings=(*item.scan.warnings, *item.warnings),
+                    truth=self._truth(case),
+                    seen=self._seen(case, item.scan.content),
                 )
             )
         return done
+
+    def _truth(self, case: Case) -> str | None:
+        return case.row.values.get(self.manifest.table.target)
+
+    def _seen(self, case: Case, content: Sequence[str] = ()) -> Seen:
+        known = self.manifest.training_cases
+        return "" if known is None else known.seen(case.subject, content)
+
+    def _failed(self, case: Case, error: Exception, before: str | None) -> Prediction:
+        """One odd case must not end the night's run."""
+        code, reason = reason_of(error, case.scan)
+        return Prediction(
+            case.subject,
+            case.session,
+            "error",
+            reason,
+            scan=case.scan,
+            stamp=before,
+            code=code,
+            truth=self._truth(case),
+            seen=self._seen(case),
+        )
 
     def _execute(self, inputs: Sequence[_Inputs]) -> dict[str, Floats]:
         rows = np.stack([item.tabular for item in inputs])
@@ -383,7 +411,7 @@ class Predictor:
         if scan.kept is not None:
             return scan.kept
         assert scan.images is not None
-        note = {"warnings": scan.warnings, "quality": scan.quality}
+        note = {"warnings": scan.warnings, "quality": scan.quality, "content": scan.content}
         kept = Kept(self._split.features(_as_batch([scan.images])), note)
         if scan.digest is not None:
             self._cache.put(scan.digest, kept)
@@ -399,15 +427,9 @@ def _as_batch(images: Sequence[Floats]) -> Floats:
 
 
 def _restored(kept: Kept, digest: bytes | None) -> _Scan:
-    return _Scan(None, kept, digest, tuple(kept.note["warnings"]), kept.note["quality"])
-
-
-def _failed(case: Case, error: Exception, before: str | None) -> Prediction:
-    """One odd case must not end the night's run."""
-    code, reason = reason_of(error, case.scan)
-    return Prediction(
-        case.subject, case.session, "error", reason, scan=case.scan, stamp=before, code=code
-    )
+    note = kept.note
+    warnings, content = tuple(note["warnings"]), tuple(note["content"])
+    return _Scan(None, kept, digest, warnings, note["quality"], content)
 
 
 def load(path: PathLike, options: PredictOptions | None = None, **fields: Any) -> Predictor:

@@ -6,6 +6,7 @@ runs/NAME/
   inputs.json            keys of each case's scan and row: a run is only resumed on the same
   check.json             every column, the parts, and what is odd about them
   left_out.json          cases that could not be used, each with its reason
+  training_cases.json    hashes of what was trained on, so that a case can be known again
   metrics.json           figures of validation and test set; written last
   learning_curve.png
   member-0/              one per member of the ensemble

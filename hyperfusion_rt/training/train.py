@@ -31,6 +31,7 @@ from hyperfusion_rt.training.loop import (
 )
 from hyperfusion_rt.training.run_folder import Member, Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
+from hyperfusion_rt.training.training_cases import keep_training_cases
 
 # As many real cases as the largest batch of the comparison made at export.
 EXPORT_CASES = 7
@@ -107,6 +108,7 @@ def train(
     scans = [dataset.cases[i].scan for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
+    keep_training_cases(run.folder, dataset, config)
     run.write_metrics(evaluate(run, dataset, where))
     return run
 
