@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.artifact.description import figures, interval
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.bench.chart import chart
 from hyperfusion_rt.bench.measure import measure
@@ -31,6 +30,7 @@ from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.metrics import classification
+from hyperfusion_rt.metrics.words import headline, interval
 from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.cohort.record import Result
 from hyperfusion_rt.runtime.options import CohortOptions
@@ -258,8 +258,8 @@ def _short(metrics: dict[str, Any]) -> str:
 
 
 def _with_interval(metrics: dict[str, Any]) -> str:
-    found = interval(metrics, "balanced_accuracy").removeprefix(", ")
-    return f"{metrics['balanced_accuracy']:.3f}" + (f" ({found})" if found else "")
+    found = interval(metrics["balanced_accuracy_95"])
+    return f"{metrics['balanced_accuracy']:.3f}" + (f" (95 % {found})" if found else "")
 
 
 def _optimum_rows(optimum: dict[str, Any]) -> list[tuple[str, float]]:
@@ -296,7 +296,7 @@ def _page(found: _Findings, out: Path) -> Page:
         "atrophy that also depends on age and sex, and biomarkers with gaps. Not a medical device.",
         soft=True,
     )
-    page.cards(figures(found.metrics))
+    page.cards(headline(found.metrics))
     _accuracy(page, found.metrics, found.optimum)
     page.heading("The least and the most atrophied of the new subjects")
     page.image(out / _PICTURES, "slices of two simulated subjects")

@@ -10,6 +10,7 @@ from typing import Any
 from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
 from hyperfusion_rt.artifact.operations import Activated, Affine, AnyOperation, Conv, HyperConv
 from hyperfusion_rt.artifact.plan import read_plan
+from hyperfusion_rt.metrics.words import headline
 
 Rows = list[tuple[str, object]]
 
@@ -50,7 +51,7 @@ def describe(folder: Path) -> Description:
         ("run", f"{source.run}, exported {source.created}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
         ("cases", ", ".join(f"{v} {k}" for k, v in source.cases.items()) or "unknown"),
-        *[(caption, value) for value, caption in figures(source.metrics)],
+        *[(caption, value) for value, caption in headline(source.metrics)],
     ]
     sections["preprocessing"] = [
         ("orientation", prep.orientation),
@@ -144,36 +145,3 @@ def _fused(op: AnyOperation, precision: str) -> tuple[str, list[str]]:
         *act,
         *(name for name, there in after.items() if there),
     ]
-
-
-def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """A run's or cohort's main figures as cards: (figure, caption)."""
-    if not metrics or metrics.get("cases") == 0:
-        return []
-    unit = f" {metrics['unit']}" if metrics.get("unit") else ""
-    if "mae" in metrics:
-        named = {
-            "mae": "mean absolute error",
-            "chance": "always guessing the median",
-            "r": "correlation with the truth",
-            "bias": "mean error",
-        }
-    else:
-        several = len(metrics.get("classes", ())) != 2
-        named = {
-            "balanced_accuracy": "balanced accuracy",
-            "chance": "chance",
-            "auc": "AUC, one against the rest" if several else "AUC",
-            "macro_f1": "macro F1",
-        }
-    return [
-        (f"{metrics[name]:.3g}{'' if name == 'r' else unit}", caption + interval(metrics, name))
-        for name, caption in named.items()
-        if metrics.get(name) is not None
-    ]
-
-
-def interval(metrics: dict[str, Any], name: str) -> str:
-    """`, 95 % 0.61 to 0.8`; empty where there is none."""
-    found = metrics.get(f"{name}_95")
-    return f", 95 % {found[0]:.3g} to {found[1]:.3g}" if found else ""

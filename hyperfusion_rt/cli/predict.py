@@ -150,6 +150,8 @@ def _show(
         if result.ending == "stopped":
             print("stopped; continue with --resume", file=sys.stderr)
         _show_warnings(result)
+        for line in result.remarks:
+            print(line)
         print(f"{summary['error']} failed, {summary['skipped']} skipped")
         print(f"written: {out}" + (f", {page}" if page else ""))
     if result.ending == "interrupted":

@@ -60,7 +60,7 @@ _OF_BOXES = tuple(name for name in Figures.model_fields if name != "content")
 def _code() -> str:
     """A hash of what makes boxes of scans: another program makes other boxes."""
     modules = (volumes, scan_header, scan_check, fingerprints, _native)
-    files = [module.__file__ for module in modules]
+    files = [str(module.__file__) for module in modules]
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 

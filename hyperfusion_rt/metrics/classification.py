@@ -54,7 +54,7 @@ def classification(
     predicted = probabilities.argmax(1)
     pairs = _pairs(truth, predicted, count)
     totals = np.bincount(truth, minlength=count)
-    present = np.flatnonzero(totals)
+    present: list[int] = np.flatnonzero(totals).tolist()
     statistics: dict[str, Statistic] = {
         "balanced_accuracy": lambda counts: _mean_recall(_confusion(counts, pairs, count)),
         "auc": _auc(truth, probabilities, present),
@@ -117,13 +117,15 @@ def _pairs(truth: Array, predicted: Array, classes: int) -> Floats:
 
 def _confusion(counts: Floats, pairs: Floats, classes: int) -> Floats:
     """`[S, C, C]`, true classes in rows."""
-    return (counts @ pairs).reshape(-1, classes, classes)
+    found: Floats = (counts @ pairs).reshape(-1, classes, classes)
+    return found
 
 
 def _divide(a: Array, b: Array) -> Floats:
     """a / b, NaN where b is 0."""
     b = np.asarray(b, np.float64)
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+    found: Floats = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+    return found
 
 
 def _mean_over(values: Floats, there: NDArray[np.bool_]) -> Floats:
@@ -172,11 +174,11 @@ def _calibration_error(truth: Array, probabilities: Floats) -> Statistic:
     return lambda counts: np.abs(counts @ gaps).sum(1) / counts.sum(1)
 
 
-def _auc(truth: Array, probabilities: Floats, present: Array) -> Statistic:
+def _auc(truth: Array, probabilities: Floats, present: Sequence[int]) -> Statistic:
     """The mean area under the ROC curve of each class against the rest."""
     if len(present) < 2:
         return lambda counts: np.full(len(counts), np.nan)
-    chosen = [1] if probabilities.shape[1] == 2 else [int(c) for c in present]
+    chosen = [1] if probabilities.shape[1] == 2 else list(present)
     areas = [_area(truth == c, probabilities[:, c]) for c in chosen]
 
     def mean(counts: Floats) -> Floats:

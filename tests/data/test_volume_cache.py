@@ -123,7 +123,7 @@ def test_what_a_scan_is_like_is_kept_with_it(tmp_path, monkeypatch):
     said = replace(boxes, warnings=("all box: 80% inside the scan",))
     monkeypatch.setattr(VolumeCache, "_boxes", lambda cache, volume: said)
     VolumeCache(tmp_path / "cache", SMALL).get(scan)
-    monkeypatch.setattr(VolumeCache, "_load", None)
+    monkeypatch.setattr(VolumeCache, "_boxes", None)
     cache = VolumeCache(tmp_path / "cache", SMALL)
     figures = cache.figures(scan)
     assert figures.warnings == said.warnings

@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.metrics import (
     age_bands,
     balanced_accuracy,
@@ -17,6 +16,7 @@ from hyperfusion_rt.metrics import (
 )
 from hyperfusion_rt.metrics.bootstrap import index_of, resample, strata_of
 from hyperfusion_rt.metrics.classification import BINS, reliability, roc
+from hyperfusion_rt.metrics.words import figures_in_words, headline, number
 
 
 def drawn(cases, classes, seed=0):
@@ -81,7 +81,7 @@ def test_figures_of_none_one_or_two_cases():
     assert (two["r"], two["bias_slope"]) == (None, None)
     assert two["chance"] == 5
     for found in (one, two, {"cases": 0}):
-        assert all("nan" not in text for card in figures(found) for text in card)
+        assert all("nan" not in text for card in headline(found) for text in card)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -229,7 +229,7 @@ def test_odd_classes_have_no_figure_and_a_reason(truth, p, none, why):
     for name in names:
         assert (found[name] is None or found[f"{name}_95"] is None) == (name in found["reasons"])
         assert found[name] is None or np.isfinite(found[name])
-    assert "nan" not in str(figures(found))
+    assert "nan" not in str(headline(found))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_odd_numbers_have_no_figure_and_a_reason(truth, predicted, why):
         assert found["reasons"][name] == text
         assert found.get(f"{name}_95") is None
     assert found["mae"] is not None
-    assert "nan" not in str(figures(found))
+    assert "nan" not in str(headline(found))
 
 
 def test_one_subject_with_many_sessions_has_no_interval():
@@ -270,3 +270,29 @@ def test_groups_and_bands():
     assert found["8 to 9"] == {"cases": 9, "too_few": True}
     assert found[""] == {"cases": 3, "too_few": True}
     assert by_group([], lambda index: {}) == {}
+
+
+def test_figures_in_words():
+    truth, p = drawn(200, 3)
+    found = {item.name: item for item in figures_in_words(classification(truth, p, list("abc")))}
+    assert list(found)[:2] == ["balanced accuracy", "AUC, one against the rest"]
+    assert (found["balanced accuracy"].chance, found["AUC, one against the rest"].chance) == (
+        "0.333",
+        "0.5",
+    )
+    assert found["recall of a"].cases == (truth == 0).sum()
+    assert " to " in found["recall of a"].interval
+    one = figures_in_words(regression(np.array([70.0]), np.array([72.0]), "ml"))
+    assert [item.value for item in one] == ["2 ml", "none", "2 ml", "none"]
+    assert {item.note for item in one} == {"no interval: one subject only", "needs three cases"}
+    # A run of an older version has fewer figures.
+    old = {"cases": 5, "mae": 1234.5, "mae_95": None, "chance": 2e5, "unit": "mm3", "r": None}
+    assert headline(old) == [
+        ("1,234 mm3", "mean absolute error"),
+        ("200,000 mm3", "always guessing the median"),
+    ]
+    assert [number(x) for x in (0.12345, 12.345, 123456.7, 0.0, -3.14159)] == [
+        "0.123", "12.3", "123,457", "0", "-3.14",
+    ]  # fmt: skip
+    for none in ({"cases": 0}, {}, {"cases": 3, "too_few": True}):
+        assert figures_in_words(none) == headline(none) == []

@@ -69,7 +69,8 @@ def infer(
         journal_path(outputs.table),
         predictor.identity(),
         artifact,
-        [column.name for column in predictor.manifest.members[0].columns],
+        # The truth, too: a prediction that is taken over must stand beside today's.
+        [*(c.name for c in predictor.manifest.members[0].columns), predictor.manifest.table.target],
         shard=options.shard,
         resume=options.resume,
         force=options.force,
