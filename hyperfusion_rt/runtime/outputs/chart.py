@@ -103,7 +103,7 @@ class Chart:
         places = [self._place(*point) for point in points]
         step = max(1, math.ceil(len(places) / _MOST))
         if step > 1:
-            self.note = f"every {step}th of {len(places):,} cases is drawn"
+            self.note = f"one of {step} is drawn, of {len(places):,} cases"
         sizes = sizes or [3.0] * len(places)
         chosen = list(zip(places, sizes, strict=True))[::step]
         self.dots += [Dot(round(x, 1), round(y, 1), size, colour) for (x, y), size in chosen]
