@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import JOURNAL, RUN
+from meanings import EVALUATION, JOURNAL, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -29,6 +29,7 @@ from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.runtime.options import (
     BidsOptions,
     CohortOptions,
+    EvaluateOptions,
     MergeOptions,
     PredictOptions,
 )
@@ -334,7 +335,8 @@ def output_files() -> str:
         + "## The report: `report.html`\n\n"
         "One HTML file. It needs no network, no scripts and no fonts. It shows counts, the engine "
         "and how it was compared with float64, the machine, where the time went, and up to 2,000 "
-        "rows, failed cases first.\n"
+        "rows, failed cases first; where the table has the target's column, the main figures.\n\n"
+        "## The folder of `hfrt evaluate`\n\n" + table(("file", "meaning"), EVALUATION)
     )
 
 
@@ -369,6 +371,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     CohortOptions,
     BidsOptions,
     MergeOptions,
+    EvaluateOptions,
     ExportOptions,
     BenchOptions,
 )
