@@ -113,9 +113,9 @@ def _show_groups(by: str, group: dict[str, Any]) -> None:
 
     rows: list[list[Any]] = []
     for name, metrics in group["figures"].items():
-        few = [name or "not known", metrics["cases"], "too few", ""]
-        shown = figures_in_words(metrics)[:1]
-        rows += [[*few[:2], f"{i.name} {i.value}", i.interval or i.note] for i in shown] or [few]
-    terminal.table(
-        f"by {by} (column {group['column']})", [by, "cases", "figure", "95 % interval"], rows
-    )
+        of = [name or "not known", metrics["cases"]]
+        main = figures_in_words(metrics)[:1]
+        shown = [[f"{i.name} {i.value}", i.chance, i.interval or i.note] for i in main]
+        rows.append([*of, *(shown[0] if shown else ["too few", "", ""])])
+    header = [by, "cases", "figure", "chance", "95 % interval"]
+    terminal.table(f"by {by} (column {group['column']})", header, rows)

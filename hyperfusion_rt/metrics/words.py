@@ -20,6 +20,7 @@ _OF_NUMBERS = {
 }
 # Where a figure's chance level stands, and what chance is.
 _CHANCE = {"balanced_accuracy": "chance", "auc": "auc_chance", "mae": "chance"}
+_MAIN = ("balanced accuracy", "AUC", "macro F1", "mean absolute error", "correlation")
 _WITHOUT_UNIT = ("r", "bias_slope")
 
 
@@ -37,8 +38,9 @@ class Figure:
 
 def number(value: float) -> str:
     """Three significant digits, without an exponent where that can be read."""
-    text = f"{value:.3g}"
-    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e9 else text
+    if value == 0 or 1e-4 <= abs(value) < 999.5:
+        return f"{value:#.3g}".rstrip(".")
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def is_empty(metrics: dict[str, Any]) -> bool:
@@ -92,16 +94,27 @@ def interval(found: list[float] | None) -> str:
 
 def headline(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """A run's or cohort's main figures: (figure, caption)."""
-    shown = ("balanced accuracy", "AUC", "macro F1", "mean absolute error", "correlation")
     found = []
     for item in figures_in_words(metrics):
-        if not item.name.startswith(shown) or item.value == "none":
+        if not item.name.startswith(_MAIN) or item.value == "none":
             continue
         found.append((item.value, item.name + with_percent(item.interval)))
         if item.chance and not item.name.startswith("AUC"):
             guess = "always guessing the median" if "mae" in metrics else "chance"
             found.append((item.chance, guess))
     return found
+
+
+def in_a_line(metrics: dict[str, Any]) -> str:
+    """The main figures: `balanced accuracy 0.700 (95 % 0.610 to 0.780, chance 0.333); ...`."""
+    shown = [item for item in figures_in_words(metrics) if item.name.startswith(_MAIN)]
+    parts = []
+    for item in shown:
+        beside = with_percent(item.interval).removeprefix(", ")
+        chance = f"chance {item.chance}" if item.chance else ""
+        brackets = ", ".join(filter(None, (beside, chance)))
+        parts.append(f"{item.name} {item.value}" + (f" ({brackets})" if brackets else ""))
+    return "; ".join(parts)
 
 
 def with_percent(interval: str) -> str:

@@ -16,7 +16,7 @@ from hyperfusion_rt.data.number_check import are_years, impossible_age, means_ag
 from hyperfusion_rt.data.table_file import Row, is_missing, read_number, where
 from hyperfusion_rt.errors import CODES, TableError
 from hyperfusion_rt.metrics import age_bands, by_group, classification, regression
-from hyperfusion_rt.metrics.words import headline
+from hyperfusion_rt.metrics.words import in_a_line
 from hyperfusion_rt.runtime.prediction import Prediction
 
 _SEX = {"sex", "gender", "ptgender"}
@@ -52,6 +52,11 @@ def measure(
     return regression(truth, values.reshape(-1), manifest.unit, subjects)
 
 
+def cases_of(count: int) -> str:
+    """`1 case` or `3 cases`."""
+    return f"{count} case{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How the predictions of a cohort go with the truth, where the table has it.
@@ -70,17 +75,17 @@ class Agreement:
     def text(self) -> str:
         """Of which cases the figures are."""
         counted = self.known - self.seen
-        found = f"on {counted} of {self.predicted} cases, those with a truth"
-        found += " that did not stand in the training" if self.seen else ""
+        found = ["with a truth"]
         if self.unclear:
-            found += f"; {self.unclear} have one that cannot be read"
-        return found
+            found.append(f"{self.unclear} more have one that cannot be read")
+        if self.seen:
+            found.append("not in the training")
+        return f"on {counted} of {cases_of(self.predicted)} ({', '.join(found)})"
 
     @property
     def sentence(self) -> str:
         """The main figures in a line: `on 40 of 60 cases, ...: balanced accuracy 0.7, ...`."""
-        figures = "; ".join(f"{name} {value}" for value, name in headline(self.figures))
-        return f"{self.text}: {figures or 'none is left to count'}"
+        return f"{self.text}: {in_a_line(self.figures) or 'none is left to count'}"
 
 
 def agreement(manifest: Manifest, predictions: Sequence[Prediction]) -> Agreement | None:
@@ -112,7 +117,7 @@ def seen_text(predictions: Sequence[Prediction]) -> str:
     seen = sum(bool(item.seen) for item in good)
     if not seen:
         return ""
-    return f"{seen} of {len(good)} case{'s' if len(good) > 1 else ''} {SEEN_NOTE}"
+    return f"{seen} of {cases_of(len(good))} {SEEN_NOTE}"
 
 
 @dataclass(frozen=True)

@@ -278,12 +278,12 @@ def test_figures_in_words():
     assert list(found)[:2] == ["balanced accuracy", "AUC, one against the rest"]
     assert (found["balanced accuracy"].chance, found["AUC, one against the rest"].chance) == (
         "0.333",
-        "0.5",
+        "0.500",
     )
     assert found["recall of a"].cases == (truth == 0).sum()
     assert " to " in found["recall of a"].interval
     one = figures_in_words(regression(np.array([70.0]), np.array([72.0]), "ml"))
-    assert [item.value for item in one] == ["2 ml", "none", "2 ml", "none"]
+    assert [item.value for item in one] == ["2.00 ml", "none", "2.00 ml", "none"]
     assert {item.note for item in one} == {"no interval: one subject only", "needs three cases"}
     # A run of an older version has fewer figures.
     old = {"cases": 5, "mae": 1234.5, "mae_95": None, "chance": 2e5, "unit": "mm3", "r": None}
@@ -291,8 +291,8 @@ def test_figures_in_words():
         ("1,234 mm3", "mean absolute error"),
         ("200,000 mm3", "always guessing the median"),
     ]
-    assert [number(x) for x in (0.12345, 12.345, 123456.7, 0.0, -3.14159)] == [
-        "0.123", "12.3", "123,457", "0", "-3.14",
-    ]  # fmt: skip
+    values = (0.12345, 0.5, 12.345, 999.9, 123456.7, 0.0, -3.14159, 2e-7, 3e12)
+    shown = ["0.123", "0.500", "12.3", "1,000", "123,457", "0.00", "-3.14", "2e-07", "3e+12"]
+    assert [number(x) for x in values] == shown
     for none in ({"cases": 0}, {}, {"cases": 3, "too_few": True}):
         assert figures_in_words(none) == headline(none) == []

@@ -25,6 +25,7 @@ from hyperfusion_rt.runtime.evaluation import (
     EvaluatedCase,
     Evaluation,
     ages_of,
+    cases_of,
     columns_of_groups,
     figures_by_group,
     measure,
@@ -257,7 +258,7 @@ def _notes(
         ]
     notes = []
     if seen:
-        notes.append(f"{len(seen)} cases {SEEN_NOTE}; they are not counted")
+        notes.append(f"{cases_of(len(seen))} {SEEN_NOTE}; not counted")
     if options.source == "raw":
         notes.append("raw scans: cases of the training are known by their subject's id alone")
     return notes

@@ -10,7 +10,7 @@ from typing import ClassVar
 # Of the drawing, in its own units: the page scales it.
 WIDTH, HEIGHT = 440.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 428.0, 10.0, 322.0
-_TICKS = 5
+_TICKS = 6
 _MOST = 4000  # points that are drawn
 
 Points = Iterable[tuple[float, float]]
@@ -33,7 +33,7 @@ class Axis:
         return cls(label, low - margin, high + margin)
 
     def ticks(self) -> list[float]:
-        """About five round numbers on the axis."""
+        """About six round numbers on the axis."""
         span = self.high - self.low
         base = 10.0 ** math.floor(math.log10(span / _TICKS))
         step = next(base * k for k in (1, 2, 5, 10) if base * k * _TICKS >= span * 0.999)

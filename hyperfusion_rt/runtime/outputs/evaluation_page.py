@@ -17,19 +17,20 @@ from hyperfusion_rt.metrics.words import (
     number,
     with_percent,
 )
-from hyperfusion_rt.runtime.evaluation import SEEN_NOTE, Evaluation
+from hyperfusion_rt.runtime.evaluation import SEEN_NOTE, Evaluation, cases_of
 from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts, Confusion
 from hyperfusion_rt.runtime.outputs.report import Page, origin
 
 # What is shown of each group, and how it is called.
 _OF_GROUPS = {
     "balanced_accuracy": "balanced accuracy",
-    "auc": "AUC",
     "mae": "mean absolute error",
+    "chance": "chance",
+    "auc": "AUC",
     "bias": "mean error",
     "r": "correlation",
 }
-_UNIT = ("mae", "bias")
+_UNIT = ("mae", "bias", "chance")
 
 
 def evaluation_page(found: Evaluation, machine: dict[str, str]) -> Page:
@@ -46,20 +47,25 @@ def evaluation_page(found: Evaluation, machine: dict[str, str]) -> Page:
     _not_counted(page, found)
     if found.seen_figures is not None:
         page.heading("Cases of the training: not a test")
-        page.text(f"These {found.seen_figures['cases']} cases {SEEN_NOTE}.")
+        page.text(f"{cases_of(found.seen_figures['cases'])} {SEEN_NOTE}.")
         page.cards(headline(found.seen_figures))
     if manifest.provenance.metrics:
         page.heading("What the model reached on its own test set")
         page.cards(headline(manifest.provenance.metrics))
+    if found.notes:
+        page.heading("Notes")
+        for note in found.notes:
+            page.text(f"{note}.")
     page.heading("Provenance")
-    page.table(["", ""], [*origin(manifest, found.engine, found.notes), *machine.items()])
+    page.table(["", ""], [*origin(manifest, found.engine, ()), *machine.items()])
     return page
 
 
 def of_what(found: Evaluation) -> str:
     """Of which cases the figures are."""
     counted = found.figures["cases"]
-    text = f"{counted} of {len(found.cases)} cases are counted"
+    cases = "case is" if counted == len(found.cases) == 1 else "cases are"
+    text = f"{counted} of {len(found.cases)} {cases} counted"
     if counted:
         people = found.figures["subjects"]
         text += f", of {people} subject{'s' if people != 1 else ''}"
@@ -170,7 +176,7 @@ def _groups(page: Page, found: Evaluation) -> None:
     unit = f" ({found.manifest.unit})" if found.manifest.unit else ""
     for by, group in found.groups.items():
         page.heading(f"By {by}" + (" (years)" if by == "age" else ""))
-        titles = [_OF_GROUPS[n] + (unit if n in _UNIT else "") for n in shown]
+        titles = [_OF_GROUPS[n] + (unit if n in _UNIT and "mae" in shown else "") for n in shown]
         rows = []
         for name, figures in group["figures"].items():
             few = figures.get("too_few")
@@ -182,10 +188,11 @@ def _groups(page: Page, found: Evaluation) -> None:
 
 
 def _cell(figures: dict[str, Any], name: str) -> str:
-    value = figures.get(name)
+    value, why = figures.get(name), figures.get("reasons", {}).get(name)
     if value is None:
-        return str(figures.get("reasons", {}).get(name, "none"))
-    return number(value) + with_percent(interval(figures.get(f"{name}_95")))
+        return str(why or "none")
+    note = " (no interval)" if why else ""
+    return number(value) + with_percent(interval(figures.get(f"{name}_95"))) + note
 
 
 def _not_counted(page: Page, found: Evaluation) -> None:

@@ -115,7 +115,7 @@ def test_the_figures_are_those_of_the_predictions(people, hfrt):
     assert women["cases"] == sum(case["sex"] == "Female" for case in cases)
     assert content["not_counted"] == {}
     assert "24 of 24 cases are counted, of 24 subjects" in out
-    assert f"{figures['balanced_accuracy']:.3g}" in out
+    assert f"{figures['balanced_accuracy']:.3f}" in out
     assert "rows: the truth; columns: the prediction" in out
     assert max(map(len, out.splitlines())) <= 100
 
@@ -381,7 +381,7 @@ def test_infer_says_what_the_table_knows(people, hfrt):
     rows = {row["subject"]: row["truth"] for row in table(people / "predictions.csv")}
     assert [rows[f"N-000{n}"] for n in (1, 2, 3)] == ["", "SMC", "LMCI"]
     (line,) = [line for line in out.splitlines() if line.startswith("on 22 of 24 cases")]
-    assert "; 1 have one that cannot be read: balanced accuracy, 95 % " in line
+    assert "(with a truth, 1 more have one that cannot be read): balanced accuracy 0." in line
     page = (people / "report.html").read_text()
     assert "Against the truth, on 22 of 24 cases" in page
     content = json.loads(hfrt(people, *command, "--json", "--out", "b.csv")[1])
