@@ -44,7 +44,8 @@ from hyperfusion_rt.models import network_of
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.runtime.engines.trt_build import BuildOptions, build
-from hyperfusion_rt.training.train import EXPORT_CASES, load_member, train
+from hyperfusion_rt.training.results import EXPORT_CASES, load_member
+from hyperfusion_rt.training.train import train
 
 HERE = Path(__file__).parent
 RULE = "confidence_weighted"
@@ -71,7 +72,7 @@ def published(task: str, features: int, members: int) -> Network:
         torch.manual_seed(seed)
         networks.append(network_of(config, width).eval())
     rng = np.random.default_rng(0)
-    image = rng.standard_normal((EXPORT_CASES, boxes, *config.preprocessing.shape), np.float32)
+    image = rng.standard_normal((EXPORT_CASES, boxes, 1, *config.preprocessing.shape), np.float32)
     rows = [rng.standard_normal((EXPORT_CASES, width), np.float32) for _ in networks]
     encoders = [TabularEncoder.passthrough(width)] * members
     rule = RULE if task == "ad" else "mean"

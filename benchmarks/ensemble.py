@@ -51,7 +51,7 @@ def contenders(
 ) -> dict[str, Call]:
     """One call and eight calls of each engine."""
     encoder = TabularEncoder.passthrough(WIDTH)
-    graphs = [folded(network, shape, encoder) for network in networks]
+    graphs = [folded(network, (1, *shape), encoder) for network in networks]
     ensemble = join(graphs, [WIDTH] * len(graphs), BOXES, classes=True, rule=RULE)
     write_onnx(ensemble, scratch / "whole.onnx")
     singles: dict[str, list[Any]] = {"native": [], "onnx": []}
@@ -116,7 +116,8 @@ def measure(rounds: int, threads: int, features: int, scratch: Path) -> list[Row
     for kind, shape in (("subject", config.preprocessing.shape), ("fixed", SMALLEST)):
         image = rng.standard_normal((1, BOXES, *shape), np.float32)
         table = [rng.standard_normal((1, WIDTH), np.float32) for _ in networks]
-        expected = Expected.of(networks, image, table, real=False, classes=True, rule=RULE)
+        cases = image[:, :, None]
+        expected = Expected.of(networks, cases, table, real=False, classes=True, rule=RULE)
         calls = contenders(networks, shape, threads, scratch)
         if kind == "subject":
             scale = float(np.abs(expected.outputs).max())

@@ -44,7 +44,7 @@ from hyperfusion_rt.kernels.hyper_conv3d import _conv3d as composition
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import HyperConv3d
 from hyperfusion_rt.runtime.engines.native import NativeEngine
-from hyperfusion_rt.training.train import load_member
+from hyperfusion_rt.training.results import load_member
 
 HERE = Path(__file__).parent
 NETWORKS = (("ad", 16), ("ad", 4), ("brain-age", 16))
@@ -94,7 +94,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     run = random_run(preset, features, scratch)
     encoder = run.members[0].encoder
     shape = run.config.preprocessing.shape
-    graph = folded(load_member(run, run.members[0]), shape, encoder)
+    graph = folded(load_member(run, run.members[0]), (1, *shape), encoder)
     made = plan(graph, folded=True)
     engine = NativeEngine(made, threads)
     rounded = NativeEngine(plan(graph, folded=True, precision="bf16"), threads)
@@ -118,7 +118,7 @@ def layers(preset: str, features: int, threads: int, rounds: int, scratch: Path)
     for op, step, ms, bf16 in zip(
         made.trunk.ops, engine.trunk.engine.steps, exact, half, strict=True
     ):
-        if step == StepKind.one_channel_ring:
+        if step == StepKind.planar_ring:
             carried, before = op.gflop, op.nodes
             continue
         work, carried = op.gflop + carried, 0.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import EVALUATION, JOURNAL, RUN
+from meanings import EVALUATION, JOURNAL, LOG, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -34,6 +34,7 @@ from hyperfusion_rt.runtime.options import (
     PredictOptions,
 )
 from hyperfusion_rt.runtime.outputs.table import (
+    COUNTS,
     STATUS_LEVELS,
     TRUTH,
     Column,
@@ -41,6 +42,7 @@ from hyperfusion_rt.runtime.outputs.table import (
     quality_column,
     value_columns,
 )
+from hyperfusion_rt.study.options import DraftOptions
 
 # The figures of a raw scan; the last three are one per box.
 QUALITY = (
@@ -328,14 +330,22 @@ def output_files() -> str:
         + table(("status", "meaning"), ((f"`{k}`", v) for k, v in STATUS_LEVELS.items()))
         + "## The record: `predictions.csv.run.json`\n\n"
         + table(("field", "meaning"), RUN)
+        + "`counts`, also in what `--json` prints (`summary`) and at the end of the journal and of "
+        "the log. `ok`, `error`, `not_tried` and `skipped` are the table's rows by status.\n\n"
+        + table(("count", "meaning"), ((f"`{k}`", v) for k, v in COUNTS.items()))
         + "## The journal: `predictions.csv.journal`\n\n"
         "One JSON object a line, written as each case is done. `--resume` and `hfrt merge` read "
         "it. Do not edit it.\n\n"
         + table(("line begins with", "fields", "meaning"), JOURNAL)
-        + "## The report: `report.html`\n\n"
-        "One HTML file. It needs no network, no scripts and no fonts. It shows counts, the engine "
-        "and how it was compared with float64, the machine, where the time went, and up to 2,000 "
-        "rows, failed cases first; where the table has the target's column, the main figures.\n\n"
+        + "## The log: `--log-file FILE`\n\n"
+        "What `hfrt infer` appends to a file that you name: one JSON object a line. Every line has "
+        "`time` (UTC, ISO 8601), `level` and `code`; `message` stands last.\n\n"
+        + table(("level", "code", "more fields", "meaning"), LOG)
+        + "## The report: `predictions.html`\n\n"
+        "It has the table's name. One HTML file. It needs no network, no scripts and no fonts. It "
+        "shows counts, the engine and how it was compared with float64, the machine, where the "
+        "time went, and up to 2,000 rows, failed cases first; where the table has the target's "
+        "column, the main figures.\n\n"
         "## The folder of `hfrt evaluate`\n\n" + table(("file", "meaning"), EVALUATION)
     )
 
@@ -367,6 +377,7 @@ def exit_statuses() -> str:
 
 
 OPTIONS: tuple[type[BaseModel], ...] = (
+    DraftOptions,
     PredictOptions,
     CohortOptions,
     BidsOptions,

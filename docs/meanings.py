@@ -8,7 +8,7 @@ RUN = [
     ("`started`, `finished`", "UTC, ISO 8601."),
     ("`seconds`", "From start to end."),
     ("`ending`", "`finished`; `stopped` by `--max-errors` or `--fail-fast`; `interrupted`."),
-    ("`artifact`", "Its folder and its name."),
+    ("`artifact`", "Its folder, its name and its checksum."),
     (
         "`identity`",
         "What the numbers depend on besides scan and row: artifact, engine and its SHA-256, "
@@ -17,8 +17,8 @@ RUN = [
     ("`options`", "All options of the run, as [here](options.md#cohortoptions)."),
     ("`inputs`", "Scans, table, the table's SHA-256, number of cases; or the merged shards."),
     ("`output`", "The table's path and SHA-256."),
-    ("`counts`", "How many cases are `ok`, `error` and `skipped`."),
-    ("`taken_over`", "How many results an earlier run had made."),
+    ("`counts`", "How many rows of which kind the table has: see below."),
+    ("`taken_over`", "How many of the predictions (`ok`) an earlier run had made."),
     ("`usage`", "Seconds of work per stage, how busy each was, which one bounds the speed."),
     ("`notes`", "Warnings: an engine that stands in for another, a run that ended without a word."),
     ("`joined`", "Which columns name subjects and sessions, and how many scans have a row."),
@@ -64,7 +64,38 @@ JOURNAL = [
     ),
     (
         '`"end"`',
-        "`status`, `cases`, `problems`, `table`",
+        "`status`, `cases`, `known` (cases that failed before and have not changed), `problems` "
+        "(what could not be joined), `table`, `counts`",
         "The end of a run. A run that was killed has none.",
+    ),
+]
+
+# (level, code, more fields, meaning) of the lines of a log.
+LOG = [
+    (
+        "`info`",
+        "`run-started`",
+        "`artifact`, `checksum`, `engine`, `shard`; `counts`: `cases`, `taken_over`, `known`",
+        "What is predicted, with which artifact, and how much of it is done already.",
+    ),
+    ("`warning`", "`run-warning`", "", "What a reader of the whole table should know."),
+    (
+        "`error`",
+        "the case's ([all codes](errors.md))",
+        "`subject`, `session`, `scan`",
+        "A case that failed, as it happens; none for a failure that is known and unchanged.",
+    ),
+    (
+        "`warning`",
+        "`case-warning`",
+        "`subject`, `session`, `scan`",
+        "What a reader of a prediction that was made now should know.",
+    ),
+    ("`info`", "`run-ended`", "`ending`, `counts`", "Everything is written."),
+    (
+        "`critical`",
+        "the error's",
+        "`exit_status`",
+        "The command ended with exit status 1, 2 or 130, without a result.",
     ),
 ]

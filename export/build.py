@@ -47,11 +47,12 @@ from hyperfusion_rt.export.targets.tensorrt_engine import OnPhase, export_tensor
 from hyperfusion_rt.export.targets.triton_server import check_target, write_repository
 from hyperfusion_rt.files import replacing_folder, sha256
 from hyperfusion_rt.machine import installed
+from hyperfusion_rt.models import image_shape
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
+from hyperfusion_rt.training.results import EXPORT_CASES, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
-from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 from hyperfusion_rt.training.training_cases import kept_training_cases
 
 # Of an imported network's target, whose cohort is not known: that of adults' ages in years.
@@ -59,17 +60,20 @@ UNKNOWN_SPREAD = 10.0
 Cases = tuple[NDArray[np.float32], list[NDArray[np.float32]], bool]
 
 
-def gflop(network: nn.Module, shape: Sequence[int], width: int) -> float:
-    """10⁹ floating-point operations (multiply and add are two) of one forward pass of one box."""
+def gflop(network: nn.Module, image: Sequence[int], width: int) -> float:
+    """10⁹ floating-point operations (multiply and add are two) of one forward pass of one box.
+
+    `image` is its shape, `[C, D, H, W]`.
+    """
     counted = copy.deepcopy(network).eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with counter:
-        counted(torch.zeros(1, 1, *shape), torch.zeros(1, width))
+        counted(torch.zeros(1, *image), torch.zeros(1, width))
     return float(counter.get_total_flops()) / 1e9
 
 
 def load_cases(run: Run) -> Cases:
-    """Images `[K, N, D, H, W]` and each member's encoded rows `[K, T]`: real ones where kept.
+    """Images `[K, N, C, D, H, W]` and each member's encoded rows `[K, T]`: real ones where kept.
 
     An imported checkpoint has no cohort; its cases are drawn, images and numbers from a normal
     distribution, and the manifest says so.
@@ -80,13 +84,14 @@ def load_cases(run: Run) -> Cases:
     if path.exists():
         content = load_file(path)
         image = content["image"]
+        if image.ndim == 5:  # an older run: one channel, not an axis
+            image = image[:, :, None]
         if image.shape[1] < len(run.config.preprocessing.boxes):  # an older run kept one box
             shifts = range(len(run.config.preprocessing.boxes))
             image = np.concatenate([np.roll(image, -n, 0) for n in shifts], 1)
         return image, [content[f"tabular_{i}"] for i in range(len(run.members))], True
     rng = np.random.default_rng(0)
-    boxes = run.config.preprocessing.boxes
-    shape = (EXPORT_CASES, len(boxes), *run.config.preprocessing.shape)
+    shape = (EXPORT_CASES, len(run.config.preprocessing.boxes), *image_shape(run.config))
     rows = [_random_rows(member.encoder, rng) for member in run.members]
     return rng.standard_normal(shape, np.float32), rows, False
 
@@ -187,9 +192,12 @@ def _check_place(out: Path, options: ExportOptions) -> None:
         )
 
 
-def folded(network: nn.Module, shape: Sequence[int], encoder: TabularEncoder) -> Graph:
-    """`network` as a folded graph; a table that is one category alone folds to its states."""
-    graph = lower(network, {"image": (1, *shape), "tabular": (encoder.width,)})
+def folded(network: nn.Module, image: Sequence[int], encoder: TabularEncoder) -> Graph:
+    """`network` as a folded graph; a table that is one category alone folds to its states.
+
+    `image` is a box's shape, `[C, D, H, W]`.
+    """
+    graph = lower(network, {"image": tuple(image), "tabular": (encoder.width,)})
     only = encoder.columns[0] if len(encoder.columns) == 1 else None
     categorical = isinstance(only, CategoricalColumn) and only.missing_rate == 0
     return fold(graph, np.eye(encoder.width) if categorical else None)
@@ -356,7 +364,7 @@ def _manifest(
             run=run.folder.name,
             network=config.network.model_dump(),
             parameters=sum(p.numel() for p in network.parameters()),
-            gflop=gflop(network, config.preprocessing.shape, encoders[0].width),
+            gflop=gflop(network, image_shape(config), encoders[0].width),
             versions=_versions(),
             cases=metrics.get("cases", {}),
             metrics=metrics.get("test", {}),

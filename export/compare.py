@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hyperfusion_rt.artifact.manifest import Comparison
+from hyperfusion_rt.artifact.plan import join_boxes
 from hyperfusion_rt.config import Rule
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.rules import combine
@@ -43,8 +44,9 @@ def reference_outputs(
 class Expected:
     """K cases with every member's raw output in float64.
 
-    `image [K, N, D, H, W]`, `rows`: each member's encoded rows `[K, T]`, `outputs [K, M, N, C]`.
-    `drift`: how much a result may differ, a probability or a number in `unit`.
+    `image [K, N·C, D, H, W]` as engines take it, `rows`: each member's encoded rows `[K, T]`,
+    `outputs [K, M, N, C]`. `drift`: how much a result may differ, a probability or a number in
+    `unit`.
     """
 
     image: NDArray[np.float32]
@@ -69,13 +71,18 @@ class Expected:
         spread: float = 1.0,
         unit: str = "",
     ) -> Expected:
-        """Run `networks` one box at a time; `spread`: the target's standard deviation."""
+        """Run `networks` one box at a time on `image [K, N, C, D, H, W]`.
+
+        `spread`: the target's standard deviation.
+        """
         boxes = range(image.shape[1])
         outputs = [
-            np.stack([reference_outputs(network, image[:, n, None], row) for n in boxes], 1)
+            np.stack([reference_outputs(network, image[:, n], row) for n in boxes], 1)
             for network, row in zip(networks, rows, strict=True)
         ]
-        return cls(image, rows, np.stack(outputs, 1), real, classes, rule, DRIFT * spread, unit)
+        cases = join_boxes(image.reshape(-1, *image.shape[2:]), image.shape[1])
+        found = np.stack(outputs, 1)
+        return cls(cases, rows, found, real, classes, rule, DRIFT * spread, unit)
 
     def case(self, index: int) -> Expected:
         """One of the cases alone."""

@@ -113,10 +113,10 @@ def demo(
     optimum = json.loads((new_root / "optimum.json").read_text(encoding="utf-8"))
     speed = _time(run, artifact, new_root, out / _CHART, step)
     found = _Findings(run, trained, result, metrics, optimum, speed)
-    _page(found, out).write(out / "report.html")
+    _page(found, out).write(out / "predictions.html")
     return {
         "rows": _rows(found, time.perf_counter() - started),
-        "report": str(out / "report.html"),
+        "report": str(out / "predictions.html"),
         "metrics": metrics,
         "optimum": optimum,
     }

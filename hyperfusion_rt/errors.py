@@ -14,6 +14,7 @@ from typing import Any
 CODES: dict[str, str] = {
     # scans
     "scan-unreadable": "the scan's file is missing, a folder, or may not be read",
+    "scan-read-failed": "the disk or the network failed while the scan's file was read",
     "scan-truncated": "the scan's file ends too early: a copy or a download that was cut off",
     "scan-damaged": "the scan's header or its compressed data is damaged",
     "scan-format-unknown": "the file is neither NIfTI nor MGH",
@@ -76,6 +77,10 @@ CODES: dict[str, str] = {
     "scan-without-row": "no row of the table belongs to the scan",
     "scan-row-left-out": "the scan's row was left out of the table",
     "scan-session-unknown": "the scan's session is unknown, and the table has several",
+    "scan-channel-missing": "a case lacks the image of a channel",
+    "split-missing": "the given split says nothing of a case",
+    "split-invalid": "the given split makes no training, validation and test part",
+    "split-subject-twice": "the given split has a subject in two parts",
     "scan-ambiguous": "several scans are of one subject and session",
     "scan-passed-over": "another run or copy of the same scan is used",
     "row-without-scan": "no scan was found for the row",
@@ -109,6 +114,7 @@ CODES: dict[str, str] = {
     "study-refused": "several things are wrong with a study; the message lists them",
     "training-diverged": "the training loss is no longer finite",
     # artifacts
+    "artifact-ambiguous": "several artifacts are here, and none is named",
     "artifact-changed": "the manifest was edited after it was written",
     "artifact-damaged": "the manifest or a file of the artifact is damaged or cannot be read",
     "artifact-incomplete": "a file that the manifest names is missing",
@@ -169,7 +175,9 @@ CODES: dict[str, str] = {
     "folder-gone": "the working folder was deleted, or may not be entered",
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",
+    "run-interrupted": "Ctrl-C or SIGTERM came before there was a result",
     "unexpected": "an error that the program does not know; please report it",
+    "usage-wrong": "an unknown command or option, a missing argument, or a value of another type",
 }
 
 _PARAMETER = re.compile(r"`([a-z_]+)`")
@@ -243,8 +251,20 @@ class MissingExtraError(HyperFusionError):
 def reason_of(error: Exception, where: object) -> tuple[str, str]:
     """(code, one line) for a case that failed, whatever raised.
 
-    An error of ours says it all itself.
+    An error of ours says it all itself. A package that is missing is no case's fault: every other
+    case would fail, too.
+
+    Raises:
+        HyperFusionError: a package cannot be imported.
     """
+    if isinstance(error, MissingExtraError):
+        raise error
+    if isinstance(error, ImportError):
+        raise HyperFusionError(
+            f"the package {error.name or 'that is needed'} cannot be imported: {error}; "
+            "install hyperfusion_rt again, with pip",
+            code="missing-extra",
+        ) from error
     if isinstance(error, MemoryError):
         return "out-of-memory", f"{where}: there was not enough memory for it"
     if isinstance(error, HyperFusionError):

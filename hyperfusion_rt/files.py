@@ -183,6 +183,12 @@ def stamp(path: Path) -> str | None:
         return None
 
 
+def stamp_of(paths: Sequence[Path]) -> str | None:
+    """The `stamp` of several files as one; None if one is not there."""
+    found = [stamp(path) for path in paths]
+    return None if None in found else "+".join(map(str, found))
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -14,8 +14,9 @@ from hyperfusion_rt.runtime.options import (
     MergeOptions,
     PredictOptions,
 )
+from hyperfusion_rt.study.options import DraftOptions
 
-MODELS = [PredictOptions, CohortOptions, MergeOptions, BidsOptions]
+MODELS = [PredictOptions, CohortOptions, MergeOptions, BidsOptions, DraftOptions]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -75,6 +76,6 @@ def test_the_record_of_a_run_holds_the_options_that_it_had(cohort, hfrt):
     record = json.loads((cohort / "predictions.csv.run.json").read_text())
     options = CohortOptions.model_validate(record["options"])
     assert options == CohortOptions(
-        engine="native", threads=1, duplicates="first", batch=2, report="report.html"
+        engine="native", threads=1, duplicates="first", batch=2, report="predictions.html"
     )
     assert record["identity"]["source"] == options.source

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hyperfusion_rt.artifact.operations import Pooling, Subsampling
 from hyperfusion_rt.export.ir.graph import Convolution, Graph, Node
+from hyperfusion_rt.kernels.cpu.tiles import BLOCK, few_enough
 
 CONVS = ("conv", "hyper_conv")
 WITH_ACTIVATION = (
@@ -75,10 +76,18 @@ def dense(node: Node) -> bool:
     return node.given(Convolution).groups == 1
 
 
-def one_channel(node: Node, graph: Graph) -> bool:
-    """Whether a convolution reads one channel, that of an input of `graph`."""
+def planar(node: Node, graph: Graph, *, pools: bool = False) -> bool:
+    """Whether a convolution reads an input of `graph`, of few channels, as it is given.
+
+    `pools`: and takes the maxima of 2x2x2 blocks of its result.
+    """
     x = node.inputs[0]
-    return x in graph.inputs and graph.shapes[x][0] == 1 and dense(node)
+    if node.op != "conv" or x not in graph.inputs or len(graph.shapes[x]) != 4 or not dense(node):
+        return False
+    cout, cin = node.arrays["weight"].shape[:2]
+    stride = node.given(Convolution).stride[2]
+    strides = stride == 1 or (stride == 2 and cout >= BLOCK and not pools)
+    return strides and few_enough(cin, cout)
 
 
 def halves(node: Node, shape: tuple[int, ...]) -> bool:

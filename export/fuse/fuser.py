@@ -24,7 +24,7 @@ from hyperfusion_rt.export.fuse.draft import (
     WITH_ACTIVATION,
     Draft,
     halves,
-    one_channel,
+    planar,
     pointwise,
     winograd,
 )
@@ -133,7 +133,7 @@ class _Fuser:
             and draft.residual is None
             and (draft.act is None or draft.act.given(Activation).kind == "relu")
             and halves(user, self.graph.shapes[draft.output])
-            and (winograd(node) or one_channel(node, self.graph))
+            and (winograd(node) or planar(node, self.graph, pools=True))
         ):
             draft.pool = True
             self._absorb(draft, user)
@@ -192,7 +192,7 @@ class _Fuser:
 
     def _tile(self, draft: Draft) -> tuple[tuple[int, int, int] | None, bool]:
         node = draft.node
-        if node.op not in CONVS or not winograd(node):
+        if node.op not in CONVS or not winograd(node) or planar(node, self.graph, pools=draft.pool):
             return None, False
         shape = self.graph.shapes[node.output]
         channels = self.graph.shapes[node.inputs[0]][0]

@@ -42,7 +42,7 @@ from hyperfusion_rt.artifact.operations import (
     Subsampling,
 )
 from hyperfusion_rt.export.fuse.cost import gflop, megabytes
-from hyperfusion_rt.export.fuse.draft import CONVS, Draft, one_channel
+from hyperfusion_rt.export.fuse.draft import CONVS, Draft, planar
 from hyperfusion_rt.export.ir.graph import Array, Convolution, Graph, Node, Shape
 
 
@@ -205,12 +205,11 @@ class Operations:
 
     def _algorithm(
         self, draft: Draft, depthwise: bool
-    ) -> Literal["gather", "winograd", "one-channel", "depthwise"]:
+    ) -> Literal["gather", "winograd", "planar", "depthwise"]:
         if draft.tile is not None:
             return "winograd"
-        alone = draft.node.op == "conv" and draft.prologue is None
-        if alone and one_channel(draft.node, self.graph):
-            return "one-channel"
+        if draft.prologue is None and planar(draft.node, self.graph, pools=draft.pool):
+            return "planar"
         return "depthwise" if depthwise else "gather"
 
     def _shortcut(self, draft: Draft) -> Shortcut | None:

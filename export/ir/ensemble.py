@@ -3,11 +3,11 @@
     trunk(box of the image) → every member's features          on each of the N boxes
     head(features of all boxes, tabular) → output, members     once per case
 
-The N boxes of a case are its image's channels, `image [B, N·C, D, H, W]`. The trunk sees them as a
-batch of B·N; its features of a case lie one box after the other, so that turning `[B·N, F]` into
-the head's `[B, N·F]` moves nothing. `tabular [B, ΣT]` holds the members' encoded rows in turn.
-`members [B, M·N·C]` is every member's raw output on every box, `output [B, C]` what the ensemble's
-rule makes of them.
+The N boxes of a case lie one after the other, `image [B, N·C, D, H, W]`: of each box its C
+channels. The trunk sees a batch of B·N boxes `[C, D, H, W]`; its features of a case lie one box
+after the other, so that turning `[B·N, F]` into the head's `[B, N·F]` moves nothing. `tabular [B,
+ΣT]` holds the members' encoded rows in turn. `members [B, M·N·C]` is every member's raw output on
+every box, `output [B, C]` what the ensemble's rule makes of them.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     NAME_trunk/    image → features          ONNX Runtime, or TensorRT on the GPU it was built on
     NAME_head/     features, raw table → output    ONNX Runtime; the table's encoder is inside
 
-A client sends `image [B, N, D, H, W]` (the boxes, cropped and normalised as the artifact's manifest
-says: `hyperfusion_rt.data.volumes.extract`) and one value per column of the table; see
-`onnx_file.table`. The configurations are messages of the published protobuf schema, as the package
-tritonclient ships it:
+A client sends `image [B, N·C, D, H, W]` (the boxes, of each its C channels, cropped and normalised
+as the artifact's manifest says: `hyperfusion_rt.data.volumes.extract`) and one value per column of
+the table; see `onnx_file.table`. The configurations are messages of the published protobuf schema,
+as the package tritonclient ships it:
 https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
 """
 
@@ -73,7 +73,7 @@ def write_repository(
     """Write the models of `name` into the repository `folder`; returns their folders.
 
     Other models there are left alone; what a model replaces is gone only when all are in place.
-    `image [K, N, D, H, W]`: the cases with which a plan that was built here is compared.
+    `image [K, N·C, D, H, W]`: the cases with which a plan that was built here is compared.
 
     Raises:
         ConfigError: they exist and `force` is not given, or the name is not one.

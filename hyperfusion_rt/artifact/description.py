@@ -17,8 +17,9 @@ Rows = list[tuple[str, object]]
 
 @dataclass(frozen=True)
 class Description:
-    """The manifest as it is, and as sections of (name, value)."""
+    """The manifest as it is, and as sections of (name, value); `label`: which artifact it is."""
 
+    label: str
     raw: dict[str, Any]
     sections: dict[str, Rows]
 
@@ -37,7 +38,7 @@ def describe(folder: Path) -> Description:
     prep = m.preprocessing
     shape = " x ".join(str(n) for n in prep.shape)
     sections: dict[str, Rows] = {}
-    sections[f"{folder}"] = [
+    sections["what it is"] = [
         ("task", m.task),
         (
             "output",
@@ -46,7 +47,7 @@ def describe(folder: Path) -> Description:
             else " in ".join(filter(None, (m.table.target, m.unit))),
         ),
         ("network", ", ".join(f"{k} {v}" for k, v in source.network.items())),
-        ("size", f"{source.parameters:,} parameters, {source.gflop:.2f} GFLOP per box"),
+        ("size", f"{source.parameters:,} parameters, {source.gflop:.3g} GFLOP per box"),
         ("members", f"{len(m.members)}, combined by {m.combine}"),
         ("run", f"{source.run}, exported {source.created}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
@@ -74,7 +75,7 @@ def describe(folder: Path) -> Description:
         (f"{e.engine} {e.precision} {e.part}", f"{e.file}, {describe_file(e, m.unit)}")
         for e in m.engines
     ]
-    return Description(m.model_dump(mode="json"), sections)
+    return Description(artifact.label, m.model_dump(mode="json"), sections)
 
 
 def describe_file(entry: EngineFile, unit: str) -> str:
@@ -109,7 +110,7 @@ def describe_file(entry: EngineFile, unit: str) -> str:
 PLAN_HEADER = ["part", "operation", "layer", "output", "how", "fused", "GFLOP", "MB"]
 
 
-def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
+def plan_rows(folder: Path, member: int = 0) -> list[list[str | float]]:
     """The fused operations of one member in the native plan, one row each, under `PLAN_HEADER`.
 
     GFLOP of the direct algorithm; MB of inputs and outputs as stored, and of weights in float32.
@@ -118,14 +119,14 @@ def plan_rows(folder: Path, member: int = 0) -> list[list[str]]:
         HyperFusionError: the artifact has no native engine, or it is damaged.
     """
     plan = read_plan(Artifact.open(folder).file("native"))
-    rows = []
+    rows: list[list[str | float]] = []
     for part, program in (("trunk", plan.trunk), ("head", plan.head)):
         for op in program.ops:
             if re.match(r"m\d+\.", op.output) and not op.output.startswith(f"m{member}."):
                 continue
             how, fused = _fused(op, plan.precision)
-            shape = " x ".join(str(n) for n in op.shape)
-            cost = f"{op.gflop:.3f}", f"{op.megabytes:.2f}"
+            shape = "x".join(str(n) for n in op.shape)
+            cost = op.gflop, op.megabytes
             rows.append([part, op.op, op.layer, shape, how, ", ".join(fused), *cost])
     return rows
 

@@ -89,7 +89,7 @@ class Build(Frozen):
 class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
-    `whole`: `image [B, N, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
+    `whole`: `image [B, N·C, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
     and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
     TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
     `log`, what the builder said.
@@ -149,8 +149,16 @@ class Manifest(Frozen):
     def _as_before(cls, given: Any) -> Any:
         """The task as older versions called it."""
         if isinstance(given, dict) and given.get("task") in OLDER_TASKS:
-            return {**given, "task": OLDER_TASKS[given["task"]]}
+            given = {**given, "task": OLDER_TASKS[given["task"]]}
+            if given["task"] == "regression" and isinstance(given.get("table"), dict):
+                given["table"] = {**given["table"], "unit": given.get("unit", "")}
         return given
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of a case, as engines take it: `[N·C, D, H, W]`, N boxes of C channels each."""
+        prep = self.preprocessing
+        return len(prep.boxes) * len(prep.channels), *prep.shape
 
     def digest(self) -> str:
         """The SHA-256 of everything but the checksum itself."""
@@ -170,6 +178,11 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+
+    @property
+    def label(self) -> str:
+        """Its folder, and the first digits of its checksum: `demo.hfrt (3f9c2a1b)`."""
+        return f"{self.folder} ({self.manifest.checksum[:8]})"
 
     @classmethod
     def open(cls, folder: Path) -> Artifact:
@@ -299,17 +312,24 @@ class Artifact:
         return self.folder / whole[0]
 
 
-def latest_artifact(folder: Path) -> Path:
-    """The newest `*.hfrt` folder in `folder`.
+def only_artifact(folder: Path) -> Path:
+    """The only `*.hfrt` folder in `folder`: what is taken where none is named.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or there are several.
     """
-    found = [path.parent for path in folder.glob(f"*.hfrt/{MANIFEST}")]
+    found = sorted(path.parent for path in folder.glob(f"*.hfrt/{MANIFEST}"))
     if not found:
         raise ArtifactError(
             f"{folder}: no artifact (*.hfrt) here; make one with 'hfrt export', or name one with "
             "`artifact`",
             code="artifact-missing",
         )
-    return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ArtifactError(
+            f"{folder}: {len(found)} artifacts are here ({names}): "
+            "name the one that is meant with `artifact`",
+            code="artifact-ambiguous",
+        )
+    return found[0]

@@ -186,6 +186,7 @@ class _Convolution(Window, Activated):
     Attributes:
         weight: `[taps, Cin, Cout]`; `[taps, C]` if depthwise.
         bias: `[Cout]`, with the shortcut's.
+        algorithm: planar is called one-channel in older files.
         tile: Winograd's, in voxels of the output.
         pairs: its products are of bfloat16 pairs.
         pool: maxima of 2x2x2 voxels are what is kept.
@@ -195,7 +196,7 @@ class _Convolution(Window, Activated):
     weight: str
     bias: str
     depthwise: bool
-    algorithm: Literal["gather", "winograd", "one-channel", "depthwise"]
+    algorithm: Literal["gather", "winograd", "planar", "one-channel", "depthwise"]
     tile: Sizes | None = None
     pairs: bool = False
     prologue: AffineMap | None = None

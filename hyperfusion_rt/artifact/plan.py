@@ -53,7 +53,7 @@ class Plan:
     Attributes:
         tensors: `float32`; those of a file are read when they are asked for.
         precision: fp32, or bf16: volumes are stored in bfloat16, and convolutions that are not
-            one-channel, depthwise or Winograd (but see `pairs`) multiply bfloat16 numbers; sums,
+            planar, depthwise or Winograd (but see `pairs`) multiply bfloat16 numbers; sums,
             vectors and everything else are float32.
         boxes: N of a case; see `hyperfusion_rt.export.ir.ensemble`. The trunk runs on each of them.
 

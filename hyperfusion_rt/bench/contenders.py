@@ -24,11 +24,11 @@ from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES
+from hyperfusion_rt.training.results import load_member
 from hyperfusion_rt.training.run_folder import Run
-from hyperfusion_rt.training.train import load_member
 
 Array = NDArray[np.float32]
-Inputs = tuple[Array, Array]  # image [B, 1, D, H, W], tabular [B, T]
+Inputs = tuple[Array, Array]  # image [B, C, D, H, W], tabular [B, T]
 Call = Callable[[Array, Array], NDArray[np.floating]]
 
 
@@ -44,7 +44,7 @@ class Contender:
 class Subject:
     """What every contender computes: one member's network on one box of K cases.
 
-    `image [K, 1, D, H, W]`, `rows [K, T]`, `exact [K, C]`: its outputs in float64. `scratch` has
+    `image [K, C, D, H, W]`, `rows [K, T]`, `exact [K, C]`: its outputs in float64. `scratch` has
     the network as it was trained, and folded, as ONNX files.
     """
 
@@ -60,9 +60,9 @@ class Subject:
         """Member 0 of `run` on its first box."""
         network = load_member(run, run.members[0])
         image, (rows, *_), _ = load_cases(run)
-        image = image[:, :1]
+        image = image[:, 0]
         shapes = {"image": image.shape[1:], "tabular": rows.shape[1:]}
-        graph = folded(network, image.shape[2:], run.members[0].encoder)
+        graph = folded(network, image.shape[1:], run.members[0].encoder)
         found = cls(network, graph, image, rows, reference_outputs(network, image, rows), scratch)
         write_onnx(lower(network, shapes), found.files[1])
         write_onnx(graph, found.files[0])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from hyperfusion_rt.artifact.manifest import Artifact, latest_artifact
+from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 from hyperfusion_rt.bench.chart import chart
 from hyperfusion_rt.bench.contenders import Call, Contender, Inputs, Subject, contenders
 from hyperfusion_rt.bench.options import BenchOptions
@@ -61,9 +61,10 @@ def bench(options: BenchOptions, on_step: OnStep | None = None) -> Benchmark:
             run = random_run(name, options.features, Path(scratch))
             artifact = export_run(run, Path(scratch) / f"{name}.hfrt")
         else:
-            artifact = Artifact.open(options.artifact or latest_artifact(Path()))
+            artifact = Artifact.open(options.artifact or only_artifact(Path()))
             run = _run_of(artifact, options.run)
         found = measure(run, artifact, options, _cases(artifact, options), on_step)
+        found.artifact = "" if options.preset_name is not None else artifact.label
     out = options.out
     write_text(out.with_name(f"{out.name}.json"), json.dumps(found.as_dict(), indent=2) + "\n")
     chart(found, out.with_name(f"{out.name}.png"))
@@ -158,7 +159,8 @@ def _empty(artifact: Artifact, subject: Subject, threads: int, rounds: int) -> B
     provenance = artifact.manifest.provenance
     network = provenance.network
     return Benchmark(
-        network=f"{network.get('architecture') or network['task']}, {network['fusion']}, f = {network['features']}, "
+        network=f"{network.get('architecture') or network['task']}, {network['fusion']}, "
+        f"f = {network['features']}, "
         f"{'x'.join(map(str, subject.image.shape[2:]))}",
         gflop_per_box=provenance.gflop,
         threads=threads,

@@ -12,7 +12,7 @@ from hyperfusion_rt.options import Options, Threads
 class BenchOptions(Options):
     """What is timed, and how; see `hyperfusion_rt.bench.measure.bench`."""
 
-    artifact: Path | None = Field(None, description="Default: the latest here.")
+    artifact: Path | None = Field(None, description="Default: the only *.hfrt here.")
     run: Path | None = Field(None, description="Its run; default: by name in runs/.")
     preset_name: str | None = Field(
         None, description="Time this preset with random weights instead."

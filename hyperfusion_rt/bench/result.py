@@ -28,7 +28,8 @@ class Timing:
 class Benchmark:
     """All timings of one network, beside the limits of the machine in the same run.
 
-    `left_out`: contender → why. `end_to_end`: ms of one scan from its file, in parts.
+    `artifact`: its label, empty for a preset. `left_out`: contender → why. `end_to_end`: ms of one
+    scan from its file, in parts.
     """
 
     network: str
@@ -38,6 +39,7 @@ class Benchmark:
     limit_gflops: float
     limit_gbs: float
     machine: dict[str, str]
+    artifact: str = ""
     timings: list[Timing] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     end_to_end: dict[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 # Imported for the commands that they register.
-from hyperfusion_rt.cli import data, evaluate, predict, tools, train  # noqa: F401
+from hyperfusion_rt.cli import data, evaluate, predict, study, tools, train  # noqa: F401
 from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain
 from hyperfusion_rt.cli.start import INTERRUPTED, NO_READER, unexpected
 
@@ -16,7 +16,8 @@ EXIT_STATUSES = {
     0: "All well.",
     1: "An error. One line on stderr says what is wrong, where, and what to do.",
     2: "Wrong usage: an unknown option, a missing argument.",
-    3: "Some cases failed. The table says which and why; all other predictions stand.",
+    3: "Some cases failed, or were not tried. The table says which and why; all other predictions "
+    "stand. With `hfrt infer --resume`, failures that are known and have not changed do not count.",
     INTERRUPTED: "Interrupted (Ctrl-C or SIGTERM). Nothing half-made is left. "
     "`hfrt infer` has written what was done; `--resume` goes on.",
     NO_READER: "Nobody reads standard output any more (`hfrt ... | head`). The files are written.",

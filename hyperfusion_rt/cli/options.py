@@ -47,14 +47,14 @@ PANELS = {
     INPUT: (
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
         "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
-        "participant_label", "session_label", "scan_checks",
+        "participant_label", "session_label", "scan_checks", "target", "task", "unit", "boxes",
     ),
     OUTPUT: (
-        "out", "report", "no_ids_in_report", "derivative", "force", "as_json", "rule", "precision",
-        "no_training_hashes", "seen_by", "include_seen",
+        "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
+        "rule", "precision", "no_training_hashes", "seen_by", "include_seen",
     ),
     ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),
-    RESUME: ("resume", "fail_fast", "max_errors"),
+    RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),
     MACHINES: ("shard", "executor", "workers", "address"),
     TENSORRT: ("workspace", "capabilities"),
     SERVING: ("serve", "backend"),

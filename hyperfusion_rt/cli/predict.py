@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hyperfusion_rt.runtime.cohort.record import Result
     from hyperfusion_rt.runtime.options import BidsOptions, CohortOptions, MergeOptions
 
+_LISTED = 10  # failures on the terminal; all are in the table
+
 
 @command(
     "Predict",
@@ -38,16 +40,17 @@ def infer(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict scans with their rows of the table; writes predictions.csv and report.html.
+    """Predict scans with their rows of the table; writes predictions.csv and predictions.html.
 
     Every result is written down as it comes (predictions.csv.journal): a run that was killed goes
     on with --resume.
     """
     from hyperfusion_rt.runtime.cohort.infer import infer as start
+    from hyperfusion_rt.runtime.cohort.record import report_of
     from hyperfusion_rt.runtime.cohort.shards import shard_path
 
-    # A shard's report would stand where the next shard's does: hfrt merge writes one.
-    page = options.report or (None if options.shard else options.out.with_name("report.html"))
+    # A shard has no report of its own: hfrt merge writes one.
+    page = options.report or (None if options.shard else report_of(options.out))
     most = 0 if fail_fast else options.max_errors
     options = options.model_copy(update={"report": page, "max_errors": most})
     with terminal.progress() as progress:
@@ -72,9 +75,10 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Join what the shards of a run predicted (hfrt infer --shard I/N), all of them or none."""
+    from hyperfusion_rt.runtime.cohort.record import report_of
     from hyperfusion_rt.runtime.cohort.shards import merge as start
 
-    page = options.report or options.out.with_name("report.html")
+    page = options.report or report_of(options.out)
     options = options.model_copy(update={"report": page})
     _show(start(shards, options), options.out, page, as_json)
 
@@ -123,47 +127,57 @@ def _show(
     if as_json:
         terminal.print_json(content or result.as_dict())
     else:
-        summary = result.summary
-        new = summary["ok"] - result.taken_over
-        if new > 0 and summary["wall_seconds"]:
-            parts = ", ".join(
-                f"{name} {value:.0f}" for name, value in summary["ms_per_scan"].items()
-            )
-            rate = summary["wall_seconds"] / new
-            print(
-                f"{new} predicted by the {result.engine} engine: {1e3 * rate:.0f} ms per scan "
-                f"({parts}, in ms)"
-            )
-            use = result.usage.utilisation()
-            if bound := result.usage.bound():
-                print(f"bounded by the {bound} stage, busy {use[bound]:.0%} of the time")
-        if result.taken_over:
-            print(f"{result.taken_over} were done before")
-        for note in result.joined:
-            print(note)
-        for note in result.notes:
-            print(f"warning: {spell(note)}", file=sys.stderr)
-        for item in result.failed[:10]:
-            print(f"{item.subject}: {spell(item.reason)}", file=sys.stderr)
-        if len(result.failed) > 10:
-            print(f"... and {len(result.failed) - 10} more: see {out}", file=sys.stderr)
-        if result.ending == "stopped":
-            print("stopped; continue with --resume", file=sys.stderr)
-        _show_warnings(result)
-        for line in result.remarks:
-            print(line)
-        print(f"{summary['error']} failed, {summary['skipped']} skipped")
-        print(f"written: {out}" + (f", {page}" if page else ""))
+        _say(result, out, page)
     if result.ending == "interrupted":
         print("continue with --resume", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
-    if result.summary["error"]:
+    if result.new or result.counts["not_tried"]:
         raise typer.Exit(3)
 
 
+def _say(result: Result, out: Path, page: Path | None) -> None:
+    """What was done on standard output, what is wrong on standard error."""
+    from hyperfusion_rt.runtime.outputs.table import in_words
+
+    counts, number = result.counts, terminal.number
+    if result.artifact is not None:
+        terminal.show_artifact(result.artifact.label, result.by_default)
+    made = counts["ok"] - result.taken_over
+    if made and result.summary["wall_seconds"]:
+        steps = result.summary["ms_per_scan"].items()
+        parts = ", ".join(f"{name} {number(value)}" for name, value in steps)
+        rate = number(1e3 * result.summary["wall_seconds"] / made)
+        print(f"{made} predicted by the {result.engine} engine: {rate} ms per scan")
+        print(f"median ms of the steps: {parts}")
+        if bound := result.usage.bound():
+            use = result.usage.utilisation()[bound]
+            print(f"bounded by the {bound} stage, busy {use:.0%} of the time")
+    if result.taken_over:
+        print(f"{result.taken_over} were done before")
+    if known := counts["known"]:
+        have = "has" if known == 1 else "have"
+        print(f"{known} failed before and {have} not changed (--retry-failed tries them again)")
+    for note in result.joined:
+        print(note)
+    for note in result.notes:
+        print(f"warning: {spell(note)}", file=sys.stderr)
+    for item in result.new[:_LISTED]:
+        print(f"{item.subject}: {spell(item.reason)}", file=sys.stderr)
+    if len(result.new) > _LISTED:
+        print(f"... and {len(result.new) - _LISTED} more: see {out}", file=sys.stderr)
+    if result.ending == "stopped":
+        print("stopped; continue with --resume", file=sys.stderr)
+    _show_warnings(result)
+    for line in result.remarks:
+        print(line)
+    print(f"in the table: {in_words(counts)}")
+    print(f"written: {out}" + (f", {page}" if page else ""))
+
+
 def _show_warnings(result: Result) -> None:
-    """How many predictions carry warnings, and the texts of the first."""
-    found = [item for item in result.predictions if item.status == "ok" and item.warnings]
+    """How many of the predictions that this run made carry warnings, and the texts of the first."""
+    fresh = [p for p in result.predictions if (p.subject, p.session) not in result.older]
+    found = [item for item in fresh if item.status == "ok" and item.warnings]
     if not found:
         return
     carry = "prediction carries" if len(found) == 1 else "predictions carry"

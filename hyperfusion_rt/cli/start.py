@@ -7,8 +7,10 @@ has an answer from the first moment on.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
+import itertools
 import os
 import signal
 import sys
@@ -90,23 +92,32 @@ def main() -> None:
             signal.signal(number, signal.default_int_handler)
     # Not where they are replaced already: in a test, or in a program that calls this function.
     own = all(s is None or type(s) is io.TextIOWrapper for s in (sys.stdout, sys.stderr))
+    cut = False
     try:
         if own:
             _speak_utf8()
             _open_streams()
         status = _run()
+    except HyperFusionError as error:
+        status = _failed(error)
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status, cut = INTERRUPTED, True
     if own:
         # Nothing is left that could be interrupted.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if status == INTERRUPTED:
         print("interrupted", file=sys.stderr)
+    if cut:  # else the command has said itself how far it came
+        status = _ended(status, HyperFusionError("interrupted", code="run-interrupted"))
     sys.exit(status)
 
 
 def _run() -> int:
     """The exit status of the command."""
+    from hyperfusion_rt.cli import terminal
+
+    terminal.printed = False
     try:
         _need_a_folder()
         from hyperfusion_rt.cli.app import run
@@ -114,7 +125,15 @@ def _run() -> int:
         run(sys.argv[1:])
         sys.stdout.flush()
     except SystemExit as stop:
-        return _flushed(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        # What Typer ends with: it has said already what is wrong with the usage.
+        of = stop.__context__
+        if isinstance(of and of.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        if (wrong := getattr(of, "format_message", None)) is None:
+            return _flushed(status)
+        text = " ".join(wrong().split())
+        return _ended(status, HyperFusionError(text, code="usage-wrong"))
     except KeyboardInterrupt:
         raise
     except HyperFusionError as error:
@@ -143,12 +162,43 @@ def unexpected(error: BaseException) -> HyperFusionError:
 def _failed(error: HyperFusionError) -> int:
     """Say what is wrong."""
     from hyperfusion_rt.cli.options import spell
-    from hyperfusion_rt.cli.terminal import print_json
 
     print(f"error: {spell(error)}", file=sys.stderr)
-    if "--json" in sys.argv:
-        print_json({"error": {"code": error.code, "message": spell(error)}})
-    return _flushed(1)
+    return _ended(1, error)
+
+
+def _ended(status: int, error: HyperFusionError) -> int:
+    """The exit status of a command that ended without its result; also in JSON and in the log."""
+    from hyperfusion_rt.cli import terminal
+
+    arguments = sys.argv[1:]
+    if terminal.printed:
+        return _flushed(status)  # with its result
+    path = _log_file(arguments)
+    if "--json" not in arguments and path is None:
+        return _flushed(status)
+    from hyperfusion_rt.cli.options import spell
+
+    message = spell(error)
+    if path is not None and error.parameter != "log_file":
+        from hyperfusion_rt.runtime.cohort.log import RunLog
+
+        with contextlib.suppress(HyperFusionError), RunLog(path) as log:
+            log.write("critical", error.code, message, exit_status=status)
+    if "--json" in arguments:
+        terminal.print_json({"error": {"code": error.code, "message": message}})
+    return _flushed(status)
+
+
+def _log_file(arguments: list[str]) -> Path | None:
+    """Where `hfrt infer` was told to write its log, though it may not have come to read that."""
+    if arguments[:1] != ["infer"]:
+        return None
+    for text, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = text.partition("=")
+        if name == "--log-file":
+            return Path(value if equals else following)
+    return None
 
 
 def _flushed(status: int) -> int:
@@ -189,7 +239,7 @@ def _open_streams() -> None:
     """Streams that name what goes wrong, and show what they cannot encode as `\\udcfc`.
 
     Raises:
-        SystemExit: standard output is closed.
+        HyperFusionError: standard output is closed.
     """
     # The number of a closed stream would be given to the next file.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -199,8 +249,10 @@ def _open_streams() -> None:
     sys.stdout = _stream(Results, sys.stdout, 1)
     sys.stderr = _stream(Messages, sys.stderr, 2)
     if closed:
-        print("error: standard output is closed; send it to a file or /dev/null", file=sys.stderr)
-        raise SystemExit(1)
+        raise HyperFusionError(
+            "standard output is closed; send it to a file or /dev/null",
+            code="output-cannot-be-written",
+        )
 
 
 def _stream(kind: type[io.TextIOWrapper], old: TextIO | None, number: int) -> io.TextIOWrapper:

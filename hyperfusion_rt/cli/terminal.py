@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from hyperfusion_rt.training.run_folder import Run
 
+printed = False  # whether the command has printed its JSON object
+_WIDTH = 100  # characters of a table in a file or a pipe
+_SHORT = 14  # characters of a column that is never folded
+
 
 def console() -> Console:
     """Standard error: standard output is for results."""
@@ -44,28 +48,60 @@ def progress() -> Progress:
     )
 
 
+def number(value: float) -> str:
+    """A number for a reader: three significant digits, without an exponent where that is short."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:.0f}" if abs(value) >= 100 or not value else f"{value:#.3g}".rstrip(".")
+
+
+def show_artifact(label: str, by_default: bool) -> None:
+    """Print which artifact is used (`Artifact.label`), and whether nobody named it."""
+    print(f"artifact {label}" + (", the only one here" if by_default else ""))
+
+
 def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
-    """Print a table; numbers stand to the right, and only the last column is ever folded."""
+    """Print a table; numbers stand to the right, and long columns are folded.
+
+    In a file or a pipe it has at most 100 characters a line (or COLUMNS), and no frame.
+    """
+    import os
+
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title), title_justify="left", header_style="bold")
+    on_terminal = Console().is_terminal
+    made = Table(
+        title=Text(title),
+        title_justify="left",
+        header_style="bold",
+        show_header=any(header),
+        box=box.HEAVY_HEAD if on_terminal else box.SIMPLE,
+    )
+    cells = [[number(v) if isinstance(v, float) else str(v) for v in row] for row in rows]
     for i, name in enumerate(header):
-        number = bool(rows) and isinstance(rows[0][i], (int, float))
-        last = i == len(header) - 1
-        made.add_column(
-            name, justify="right" if number else "left", overflow="fold", no_wrap=not last
-        )
-    for row in rows:
+        right = bool(rows) and isinstance(rows[0][i], (int, float))
+        short = max(len(text) for text in (name, *(row[i] for row in cells))) <= _SHORT
+        made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=short)
+    for row in cells:
         # Text: what stands in square brackets, such as an extra's name, is no markup.
-        made.add_row(*[Text(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row])
-    # A terminal folds what does not fit; a file or a pipe gets the lines whole.
-    Console(width=None if Console().is_terminal else 240).print(made)
+        made.add_row(*map(Text, row))
+    out = Console(width=None if on_terminal or "COLUMNS" in os.environ else _WIDTH)
+    if on_terminal:
+        out.print(made)
+        return
+    with out.capture() as captured:
+        out.print(made)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def print_json(content: Any) -> None:
     """Print one JSON object."""
+    global printed
+    printed = True
     print(json.dumps(content, indent=2, default=str))
 
 

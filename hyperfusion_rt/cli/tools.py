@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @command("Tools", "Example: hfrt inspect cohort.hfrt")
 def inspect(
     path: Annotated[
-        Path | None, typer.Argument(help="An artifact or a run; default: the latest artifact.")
+        Path | None, typer.Argument(help="An artifact or a run; default: the only *.hfrt here.")
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="The native engine's operations, with GFLOP and MB.")
@@ -25,13 +25,13 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print what an artifact (or a run) says of itself, and check its files."""
-    from hyperfusion_rt.artifact.manifest import latest_artifact
+    from hyperfusion_rt.artifact.manifest import only_artifact
 
-    path = path or latest_artifact(Path())
-    if (path / "config.json").exists():
+    chosen = path or only_artifact(Path())
+    if (chosen / "config.json").exists():
         from hyperfusion_rt.training.run_folder import Run
 
-        run = Run.open(path)
+        run = Run.open(chosen)
         if as_json:
             terminal.print_json(
                 {"config": run.config.model_dump(mode="json"), "metrics": run.metrics}
@@ -43,16 +43,17 @@ def inspect(
     from hyperfusion_rt.artifact.description import PLAN_HEADER, describe, plan_rows
 
     if plan:
-        operations = plan_rows(path)
+        operations = plan_rows(chosen)
         if as_json:
             terminal.print_json([dict(zip(PLAN_HEADER, row, strict=True)) for row in operations])
         else:
-            terminal.table(f"{path}: plan of member 0", PLAN_HEADER, [*operations])
+            terminal.table(f"{chosen}: plan of member 0", PLAN_HEADER, [*operations])
         return
-    content = describe(path)
+    content = describe(chosen)
     if as_json:
         terminal.print_json(content.raw)
         return
+    terminal.show_artifact(content.label, path is None)
     for title, rows in content.sections.items():
         terminal.table(title, ["", ""], [list(row) for row in rows])
 
@@ -95,24 +96,29 @@ def bench(options: BenchOptions, as_json: Json = False) -> None:
             t.contender,
             t.precision,
             t.batch,
-            round(t.median_ms, 2),
-            round(t.spread_ms, 2),
-            round(t.ms_per_box, 2),
-            round(t.gflops, 1),
-            f"{t.difference:.1e}{'' if t.correct else ' WRONG'}",
+            t.median_ms,
+            t.spread_ms,
+            t.ms_per_box,
+            t.gflops,
+            f"{t.difference:.2e}{'' if t.correct else ' WRONG'}",
         ]
         for t in found.timings
     ]
     header = ["contender", "type", "batch", "ms", "IQR", "ms/box", "GFLOP/s", "off float64"]
-    title = f"{found.network}: {found.gflop_per_box:.2f} GFLOP per box, {found.threads} threads"
+    number = terminal.number
+    if found.artifact:
+        terminal.show_artifact(found.artifact, options.artifact is None)
+    title = f"{found.network}: {number(found.gflop_per_box)} GFLOP per box, {found.threads} threads"
     terminal.table(title, header, rows)
     machine = ", ".join(f"{k} {v}" for k, v in found.machine.items())
-    print(f"limits here: {found.limit_gflops:.0f} GFLOP/s fp32, {found.limit_gbs:.0f} GB/s copy")
+    limits = f"{number(found.limit_gflops)} GFLOP/s fp32, {number(found.limit_gbs)} GB/s copy"
+    print(f"limits here: {limits}")
     print(f"machine: {machine}")
     for name, reason in found.left_out.items():
         print(f"left out: {name}: {reason}")
     if found.end_to_end:
-        parts = ", ".join(f"{k} {v:.1f} ms" for k, v in found.end_to_end.items() if k != "scans")
+        steps = found.end_to_end.items()
+        parts = ", ".join(f"{name} {number(ms)} ms" for name, ms in steps if name != "scans")
         print(f"one scan from its file (median of {found.end_to_end['scans']:.0f}): {parts}")
     print(f"written: {options.out}.json, {options.out}.png")
 

@@ -23,7 +23,8 @@ Change = Annotated[
 ]
 
 
-def _overrides(pairs: list[str]) -> dict[str, Any]:
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """What `--set` changes, as nested as the configuration."""
     from hyperfusion_rt.yaml_text import read_yaml
 
     change: dict[str, Any] = {}
@@ -65,7 +66,7 @@ def check(
     from hyperfusion_rt.training.check import lines
     from hyperfusion_rt.training.dataset import check_study
 
-    settings = load_config(config, _overrides(change or []))
+    settings = load_config(config, overrides(change or []))
     root = config.parent.resolve()
     with terminal.progress() as progress:
         bar = progress.add_task("decoding", total=None, visible=scans)
@@ -131,7 +132,7 @@ def train(
             )
         settings = old.config
     else:
-        settings = load_config(config, _overrides(change or []))
+        settings = load_config(config, overrides(change or []))
     console = terminal.console()
     with terminal.progress() as progress:
         scans = progress.add_task("decoding", total=None)

@@ -17,13 +17,19 @@ from hyperfusion_rt.data.table_file import LeftOut, Row, Table, normalise_id
 from hyperfusion_rt.data.table_index import Match, TableIndex
 
 # Defects that leave no doubt whose scan it is: its row is not looked for elsewhere.
-_KNOWN_OWNER = ("scan-unreadable", "scan-format-unknown", "scan-space-not-mni")
+_KNOWN_OWNER = (
+    "scan-unreadable",
+    "scan-format-unknown",
+    "scan-space-not-mni",
+    "scan-channel-missing",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """A scan and its row. `session` is the scan's, or else the row's.
 
+    `more`: the files of its further channels, beside `scan`, which is the first's.
     `warnings`: what a reader of its prediction should know of how the two were matched.
     """
 
@@ -32,6 +38,12 @@ class Case:
     scan: Path
     row: Row
     warnings: tuple[str, ...] = ()
+    more: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Of all channels, in their order."""
+        return (self.scan, *self.more)
 
 
 # `passed-over`: nothing is wrong, another file was used instead. `defect`: everything else.
@@ -117,7 +129,7 @@ def join(scans: Sequence[Scan], table: Table, read: Sequence[str] = ()) -> Cohor
         elif isinstance(match, Match):
             doubts = [disagreement(match.row, *pair) for pair in pairs]
             warnings = (*scan.warnings, *match.warnings, *filter(None, doubts))
-            case = Case(subject, match.session, scan.path, match.row, warnings)
+            case = Case(subject, match.session, scan.path, match.row, warnings, scan.more)
             found.setdefault((subject, case.session), []).append(case)
         elif match is not None:
             kind: ProblemKind = "defect" if match.doubt else "scan-without-row"

@@ -10,6 +10,7 @@ from pathlib import Path
 class Scan:
     """One scan; `subject` and `session` are normalised ids.
 
+    `more`: the files of a case's further channels, beside `path`, which is the first's.
     `others` are further runs, which are not used. `defect` says why this is no scan that can be
     used, and `code` is its code (one of `CODES`); None and empty otherwise. `warnings`: what a
     reader of its prediction should know.
@@ -22,3 +23,4 @@ class Scan:
     defect: str | None = None
     code: str = ""
     warnings: tuple[str, ...] = ()
+    more: tuple[Path, ...] = ()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Frozen, Preprocessing, ScanChecks
-from hyperfusion_rt.data.volumes import Boxes, Volume, extract, find_support
+from hyperfusion_rt.data.volumes import Boxes, Volume, extract, find_support, join_channels
 from hyperfusion_rt.errors import ScanError
 
 Floats = NDArray[np.float32]
@@ -91,7 +91,8 @@ class BoxUsual(Frozen):
 class Reference:
     """What scans are compared with.
 
-    `means float32 [N, ...]`: training's mean boxes, every `stride`-th voxel; None and no `boxes`
+    `means float32 [N·C, ...]`: training's mean boxes, of each its C channels, every `stride`-th
+    voxel; None and no `boxes`
     where training's scans are not known (an imported network). `checks`: how training was told to
     take a scan that looks wrong.
     """
@@ -188,8 +189,8 @@ def judge_contrast(path: Path, contrast: float | None, checks: ScanChecks = "ref
 
 
 def box_correlation(image: Floats, mean: Floats, stride: int) -> float:
-    """Pearson's r of a box `[1, D, H, W]` and training's mean box."""
-    return pearson(image[0, ::stride, ::stride, ::stride], mean)
+    """Pearson's r of a channel of a box `[D, H, W]` and training's mean box."""
+    return pearson(image[::stride, ::stride, ::stride], mean)
 
 
 def fisher(r: float) -> float:
@@ -197,14 +198,26 @@ def fisher(r: float) -> float:
     return math.atanh(min(max(r, -0.999), 0.999))
 
 
+def box_names(preprocessing: Preprocessing) -> list[str]:
+    """What each channel of each box is called, a box's channels together."""
+    several = len(preprocessing.channels) > 1
+    return [
+        f"{box.name} box" + (f" ({channel.name})" if several else "")
+        for box in preprocessing.boxes
+        for channel in preprocessing.channels
+    ]
+
+
 def judge_boxes(
-    path: Path,
+    paths: Sequence[Path],
     boxes: Boxes,
     names: Sequence[str],
     reference: Reference,
     checks: ScanChecks = "refuse",
 ) -> list[str]:
-    """What is odd about the boxes of a scan, against those that training saw.
+    """What is odd about the boxes of a case, against those that training saw.
+
+    `paths`: of its channels; `names`: as `box_names`.
 
     Raises:
         ScanError: a box has nothing of training's mean box.
@@ -212,12 +225,14 @@ def judge_boxes(
     warnings: list[str] = []
     if reference.means is None:
         return warnings
+    images = boxes.images.reshape(-1, *boxes.images.shape[2:])
     for index, usual in enumerate(reference.boxes):
         name, mean = names[index], reference.means[index]
-        r = box_correlation(boxes.images[index], mean, reference.stride)
+        r = box_correlation(images[index], mean, reference.stride)
         if r < BOX_REFUSE and checks == "refuse":
+            path = paths[index % len(paths)]
             raise ScanError(
-                f"{path}: its {name} box does not look like those of the training: correlation "
+                f"{path}: its {name} does not look like those of the training: correlation "
                 f"with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; {_ADVICE}. {_ANYWAY}",
                 code="scan-unlike-training",
             )
@@ -233,21 +248,35 @@ def judge_boxes(
                 f"{usual.contrast.median:.2f}"
             )
         if odd:
-            warnings.append(f"{name} box is unlike those of the training: {'; '.join(odd)}")
+            warnings.append(f"{name} is unlike those of the training: {'; '.join(odd)}")
     return warnings
 
 
 def checked_boxes(
-    volume: Volume, preprocessing: Preprocessing, reference: Reference, checks: ScanChecks
+    volumes: Sequence[Volume],
+    preprocessing: Preprocessing,
+    reference: Reference | None,
+    checks: ScanChecks,
 ) -> Boxes:
-    """The boxes of a scan, if it looks right; with what is odd among their warnings.
+    """The boxes of a case's channels, if they look right; with what is odd among their warnings.
+
+    Without `reference`, or with `checks` "off", nothing is looked at. A channel that is not
+    T1-weighted is not compared with the template, but with training's boxes.
 
     Raises:
         ScanError: as `judge`, `extract` and `judge_boxes`.
     """
-    support = find_support(volume)
-    odd = judge(volume.path, measure(volume, support, reference.landmarks), checks)
-    boxes = extract(volume, preprocessing, support)
-    names = [box.name for box in preprocessing.boxes]
-    odd += judge_boxes(volume.path, boxes, names, reference, checks)
+    looked = None if checks == "off" else reference
+    odd: list[str] = []
+    found = []
+    for volume, channel in zip(volumes, preprocessing.channels, strict=True):
+        support = None
+        if looked is not None and channel.t1_weighted:
+            support = find_support(volume)
+            odd += judge(volume.path, measure(volume, support, looked.landmarks), checks)
+        found.append(extract(volume, preprocessing, support, channel))
+    boxes = join_channels(found)
+    if looked is not None:
+        paths = [volume.path for volume in volumes]
+        odd += judge_boxes(paths, boxes, box_names(preprocessing), looked, checks)
     return replace(boxes, warnings=(*boxes.warnings, *odd))

@@ -46,15 +46,32 @@ _NAME = re.compile(
 _SESSION = re.compile(r"_ses-([^_]+)", re.IGNORECASE)
 _RUN = re.compile(r"_run-([^_]+)", re.IGNORECASE)
 _BIDS = re.compile(r"sub-([^/]+)/(?:ses-([^/]+)/)?anat/[^/]+", re.IGNORECASE)
+_BIDS_ANY = re.compile(
+    r"sub-([^/]+)/(?:ses-([^/]+)/)?(?:anat|dwi|fmap|func|perf|pet)/[^/]+", re.IGNORECASE
+)
 
 
-def find_scans(path: str | Path, source: Source = "registered") -> list[Scan]:
+# Whether a file is of a channel, and what of its path names the subject.
+Matches = Callable[[Path], bool]
+Named = Callable[[Sequence[str]], Sequence[str]]
+
+
+def find_scans(
+    path: str | Path,
+    source: Source = "registered",
+    *,
+    matches: Matches | None = None,
+    named: Named | None = None,
+) -> list[Scan]:
     """The scans under `path`, sorted by path.
 
     A file; a flat folder (the file's name is the subject); a folder per subject; or BIDS
     (`sub-*/[ses-*/]anat/*_T1w`), where everything else is ignored. Names of the BIDS kind
     (`sub-01_ses-02_T1w`) are understood anywhere. Links are followed, hidden files ignored; in a
     BIDS dataset also what its `.bidsignore` lists, `derivatives/`, `sourcedata/` and the like.
+
+    With `matches`, the files that it takes, whatever kind of image they are, none included; `named`
+    makes of a path's parts (below `path`) those that name the subject.
 
     What is no file (a broken link, a pipe), of a format that is not read, or not of the space that
     is wanted (`source`), is a scan with a defect. No file is opened.
@@ -82,8 +99,12 @@ def find_scans(path: str | Path, source: Source = "registered") -> list[Scan]:
 
     files = [f for _, inside, _ in entries for f in inside if is_scan(f) or foreign(f)]
     files += _empty_folders([folder for folder, _, _ in entries if folder != root], files)
-    in_bids = [(file, _bids(root, file)) for file in files]
-    if any(scan for _, scan in in_bids):
+    if matches is not None:
+        files = [file for file in files if matches(file)]
+    in_bids = [(file, _bids(root, file, _BIDS if matches is None else _BIDS_ANY)) for file in files]
+    if matches is not None:
+        scans = [scan or _by_name_or_folder(root, file, named) for file, scan in in_bids]
+    elif any(scan for _, scan in in_bids):
         scans = [s for f, s in in_bids if s and stem(_named_by(f)).lower().endswith("_t1w")]
     else:
         scans = [_by_name_or_folder(root, file) for file in files if not _is_other_kind(file)]
@@ -94,7 +115,7 @@ def find_scans(path: str | Path, source: Source = "registered") -> list[Scan]:
         for folder, _, defect in entries
         if defect is not None
     ]
-    if not scans and not unreadable:
+    if not scans and not unreadable and matches is None:
         raise CohortError(_nothing_found(root, files), code="cohort-no-scan")
     settled = settle_spaces(_with_what_they_are(scans), source)
     return sorted([*_first_runs(settled), *unreadable], key=lambda scan: scan.path)
@@ -200,15 +221,15 @@ def _with_what_they_are(scans: Sequence[Scan]) -> list[Scan]:
     return found
 
 
-def _bids(root: Path, file: Path) -> Scan | None:
-    """The scan at `sub-*/[ses-*/]anat/`, also if `root` lies within a subject's folder."""
+def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None:
+    """The scan at `place` (`sub-*/[ses-*/]anat/`), also if `root` lies in a subject's folder."""
     named_by = _named_by(file)
     below = named_by.relative_to(root).as_posix()
     above = root.absolute().parts
     start = max(
         (n for n, part in enumerate(above) if part.lower().startswith("sub-")), default=len(above)
     )
-    match = _BIDS.fullmatch(below) or _BIDS.fullmatch("/".join((*above[start:], below)))
+    match = place.fullmatch(below) or place.fullmatch("/".join((*above[start:], below)))
     if match is None:
         return None
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
@@ -221,9 +242,11 @@ def _bids(root: Path, file: Path) -> Scan | None:
     return replace(scan, defect=defect, code="scan-name-conflict")
 
 
-def _by_name_or_folder(root: Path, file: Path) -> Scan:
+def _by_name_or_folder(root: Path, file: Path, named: Named | None = None) -> Scan:
     named_by = _named_by(file)
     name = _NAME.fullmatch(stem(named_by))
+    if named is not None:
+        named_by = root.joinpath(*named(named_by.relative_to(root).parts))
     folders = named_by.relative_to(root).parts[:-1]
     if name:
         subject, session = _ids(name)

@@ -17,7 +17,7 @@ from hyperfusion_rt.data import fingerprint as fingerprints
 from hyperfusion_rt.data import scan_check, scan_header, volumes
 from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Landmarks, Reference, checked_boxes
-from hyperfusion_rt.data.volumes import Boxes, Volume, extract, read_volume
+from hyperfusion_rt.data.volumes import Boxes, Volume, read_volume
 from hyperfusion_rt.files import replacing, sha256, stamp, write_text
 
 _VERSION = "3"
@@ -64,13 +64,18 @@ def _code() -> str:
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
-class VolumeCache:
-    """Maps a scan to its boxes `float32 [N, 1, D, H, W]`, read-only and memory-mapped.
+# A case's scan, or the files of its channels.
+Images = Path | tuple[Path, ...]
 
-    The key holds the scan's path, stamp (`files.stamp`) and `content_key`, the whole preprocessing
-    and the code: a changed scan, setting or program decodes anew. A file of the cache that is cut,
-    empty or not of this shape is made again. Several processes may use one folder. With
-    `landmarks`, every scan is checked against the template (`data.scan_check`) before it is kept.
+
+class VolumeCache:
+    """Maps a case's images to its boxes `float32 [N, C, D, H, W]`, read-only and memory-mapped.
+
+    The key holds the files' paths, stamps (`files.stamp`) and `content_key`s, the whole
+    preprocessing and the code: a changed scan, setting or program decodes anew. A file of
+    the cache that is cut, empty or not of this shape is made again. Several processes may use one
+    folder. With `landmarks`, every scan is checked against the template (`data.scan_check`) before
+    it is kept.
     """
 
     def __init__(
@@ -83,23 +88,25 @@ class VolumeCache:
         self.folder = Path(folder)
         self.preprocessing = preprocessing
         self.landmarks, self.checks = landmarks, checks
-        self._paths: dict[Path, tuple[str | None, Path]] = {}
+        self._paths: dict[Images, tuple[list[str | None], Path]] = {}
 
-    def path(self, scan: Path) -> Path:
+    def path(self, scan: Images) -> Path:
         """The cache file of `scan`."""
-        now = stamp(scan)
+        files = files_of(scan)
+        now = [stamp(file) for file in files]
         known = self._paths.get(scan)
         if known is not None and known[0] == now:
             return known[1]
         checked = self.checks if self.landmarks is not None else ""
         setting = self.preprocessing.model_dump_json() + checked
-        parts = (_VERSION, str(scan.resolve()), str(now), content_key(scan), setting, _code())
+        each = [(str(f.resolve()), str(n), content_key(f)) for f, n in zip(files, now, strict=True)]
+        parts = (_VERSION, *(part for one in each for part in one), setting, _code())
         name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         path = self.folder / f"{name}.npy"
         self._paths[scan] = now, path
         return path
 
-    def get(self, scan: Path) -> NDArray[np.float32]:
+    def get(self, scan: Images) -> NDArray[np.float32]:
         """The boxes of `scan`, decoded when they are not in the cache.
 
         Raises:
@@ -115,7 +122,7 @@ class VolumeCache:
             return boxes.images if found is None else found
         return found
 
-    def figures(self, scan: Path) -> Figures:
+    def figures(self, scan: Images) -> Figures:
         """What `scan`'s boxes are like, decoded when that is not in the cache.
 
         Raises:
@@ -127,30 +134,34 @@ class VolumeCache:
         except (OSError, ValueError, TypeError):
             return self._make(scan, path)[1]
 
-    def _make(self, scan: Path, path: Path) -> tuple[Boxes, Figures]:
-        volume = read_volume(scan, preprocessing=self.preprocessing)
-        boxes = self._boxes(volume)
+    def _make(self, scan: Images, path: Path) -> tuple[Boxes, Figures]:
+        images = [read_volume(f, preprocessing=self.preprocessing) for f in files_of(scan)]
+        boxes = self._boxes(images)
         of_boxes = {name: getattr(boxes, name) for name in _OF_BOXES}
-        figures = Figures(**of_boxes, content=(fingerprint(volume, self.preprocessing),))
+        content = tuple(fingerprint(image, self.preprocessing) for image in images)
+        figures = Figures(**of_boxes, content=content)
         write_text(_beside(path), figures.model_dump_json(), private=True)
         with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
             np.save(file, boxes.images)
         return boxes, figures
 
-    def _boxes(self, volume: Volume) -> Boxes:
-        if self.landmarks is None:
-            return extract(volume, self.preprocessing)
-        reference = Reference(self.landmarks)
-        return checked_boxes(volume, self.preprocessing, reference, self.checks)
+    def _boxes(self, images: list[Volume]) -> Boxes:
+        reference = None if self.landmarks is None else Reference(self.landmarks)
+        return checked_boxes(images, self.preprocessing, reference, self.checks)
 
     def _read(self, path: Path) -> NDArray[np.float32] | None:
         """What the cache has, or None: nothing, or what is no such file."""
-        shape = (len(self.preprocessing.boxes), 1, *self.preprocessing.shape)
+        shape = self.preprocessing.images_shape
         try:
             array: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")
         except Exception:  # whatever is wrong with it: it is made again
             return None
         return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def files_of(scan: Images) -> tuple[Path, ...]:
+    """The files of a case, the first channel's first."""
+    return (scan,) if isinstance(scan, Path) else scan
 
 
 def _beside(path: Path) -> Path:

@@ -6,19 +6,23 @@
 template space. One sampling step so does reorientation, cropping and resampling. Where the scan's
 grid is the box's, voxels are taken as they are; otherwise the value is interpolated trilinearly.
 
-Then the foreground is z-scored, and the background is 0. What is background is decided on the
-scan's own grid and resampled with it: see `kernels/cpu/support.hpp` and `crop_normalise.hpp`.
+Then the foreground is z-scored, and the background is 0; or, for images whose values are
+quantities, a range of values becomes 0 to 1 (`Preprocessing.normalisation`). What is background
+is decided on the scan's own grid and resampled with it: see `kernels/cpu/support.hpp` and
+`crop_normalise.hpp`.
 Artifacts made before that rule keep theirs: what is exactly 0 is background, and a shift of up to
-half a voxel is not interpolated (`Preprocessing.normalisation`).
+half a voxel is not interpolated.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
-from hyperfusion_rt.config import Box, Preprocessing
+from hyperfusion_rt.config import Box, Channel, Preprocessing
 from hyperfusion_rt.data.other_files import gone_annex
 from hyperfusion_rt.data.scan_header import Header, read_header, refuse_more
 from hyperfusion_rt.errors import ScanError
@@ -35,6 +39,11 @@ from hyperfusion_rt.errors import ScanError
 # Deflate cannot shrink data by more than this factor: a header that claims more lies.
 _DEFLATE_LIMIT = 1032
 _CHUNK = 1 << 18
+# The system's errors that are of the file itself. Others may pass: a network that is down, say.
+_OF_THE_FILE = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG")
+}
 # A grid counts as the box's own when no voxel centre is farther from it, in voxels: files keep the
 # affine as float32. The older rule let axes differ by so much a voxel, and any shift.
 _SNAP, _OLDER_SNAP = 0.02, 2e-3
@@ -57,10 +66,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class Boxes:
-    """`images float32 [N, 1, D, H, W]`, one per box, and what a reader should know of them.
+    """`images float32 [N, C, D, H, W]`, C channels per box, and what a reader should know of them.
 
-    Per box: `coverage`, the part of it inside the scan; `fill`, the part that is foreground;
-    `contrast`, standard deviation over mean of the foreground's brightness over the background.
+    Per box and channel, a box's channels together: `coverage`, the part of it inside the scan;
+    `fill`, the part that is foreground; `contrast`, standard deviation over mean of the
+    foreground's brightness over the background.
     """
 
     images: NDArray[np.float32]
@@ -90,9 +100,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
                 f"{path}: a git-annex link whose content is not here; run: datalad get {path}",
                 code="scan-unreadable",
             ) from None
-        raise ScanError(
-            f"{path}: cannot be read: {error.strerror or error}", code="scan-unreadable"
-        ) from None
+        kind = "scan-unreadable" if error.errno in _OF_THE_FILE else "scan-read-failed"
+        raise ScanError(f"{path}: cannot be read: {error.strerror or error}", code=kind) from None
 
 
 def read_volume(
@@ -215,7 +224,7 @@ def kept_slices(
 ) -> tuple[int, int]:
     """The slices along the last axis of `count`, first and end, that sampling any box may read."""
     # The background is found from the whole scan.
-    if preprocessing is None or preprocessing.normalisation == "zscore-foreground":
+    if preprocessing is None or preprocessing.normalisation != "zscore-nonzero":
         return 0, count
     low, high = count, 0
     for box in preprocessing.boxes:
@@ -269,12 +278,29 @@ def find_support(volume: Volume) -> _native.Support:
     return _native.find_support(volume.voxels)
 
 
-def extract(
-    volume: Volume, preprocessing: Preprocessing, support: _native.Support | None = None
-) -> Boxes:
-    """Crop, resample and normalise every box of `preprocessing` out of `volume`.
+def join_channels(found: Sequence[Boxes]) -> Boxes:
+    """The boxes of a case's channels, `[N, 1, D, H, W]` each, as one."""
+    if len(found) == 1:
+        return found[0]
 
-    `support`: what `find_support` gave for the volume, if it was found already.
+    def mixed(name: str) -> tuple[float, ...]:
+        return tuple(x for box in zip(*(getattr(b, name) for b in found), strict=True) for x in box)
+
+    images = np.concatenate([boxes.images for boxes in found], 1)
+    warnings = tuple(dict.fromkeys(text for boxes in found for text in boxes.warnings))
+    return Boxes(images, mixed("coverage"), mixed("fill"), mixed("contrast"), warnings)
+
+
+def extract(
+    volume: Volume,
+    preprocessing: Preprocessing,
+    support: _native.Support | None = None,
+    channel: Channel | None = None,
+) -> Boxes:
+    """Crop, resample and normalise every box of `preprocessing` out of `volume`: one channel.
+
+    `support`: what `find_support` gave for the volume, if it was found already. `channel`: which
+    of the preprocessing's the volume is; default: the first.
 
     Raises:
         ScanError: a box lies (mostly) outside the scan, or holds NaN, infinity or no contrast.
@@ -285,19 +311,21 @@ def extract(
     fill: list[float] = []
     contrast: list[float] = []
     warnings = list(volume.warnings)
-    if preprocessing.normalisation == "zscore-nonzero":
+    channel = channel or preprocessing.channels[0]
+    normalisation = preprocessing.normalisation_of(channel)
+    if normalisation == "zscore-nonzero":
         support = None
-    elif support is None:
+    elif support is None and normalisation == "zscore-foreground":
         support = find_support(volume)
     for image, box in zip(images, preprocessing.boxes, strict=True):
-        inside, nonfinite, part, mean, deviation = _native.crop_normalise(
-            volume.voxels,
-            volume.slope,
-            volume.inter,
-            support,
-            sampling_matrix(volume.affine, box, preprocessing),
-            image[0],
-        )
+        matrix = sampling_matrix(volume.affine, box, preprocessing)
+        stored = volume.voxels, volume.slope, volume.inter
+        if normalisation == "fixed-range":
+            low, high = preprocessing.range_of(channel) or (0.0, 1.0)
+            crop = _native.crop_range(*stored, matrix, low, high, image[0])
+        else:
+            crop = _native.crop_normalise(*stored, support, matrix, image[0])
+        inside, nonfinite, part, mean, deviation = crop
         where = f"{volume.path}: {box.name} box around {box.center} mm"
         covered = inside / float(np.prod(shape))
         if covered < preprocessing.min_coverage:
@@ -311,6 +339,12 @@ def extract(
             raise ScanError(
                 f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0",
                 code="scan-not-finite",
+            )
+        if normalisation == "fixed-range" and (part == 0 or deviation == 0):
+            raise ScanError(
+                f"{where}: every voxel lies at or beyond the same end of the range {low:g} to "
+                f"{high:g}, or has the same value; does the range fit the image?",
+                code="scan-constant",
             )
         if part == 0 or mean == deviation == 0:
             raise ScanError(

@@ -2,12 +2,18 @@
 
 from hyperfusion_rt.models.initialisation import initialise_generators, load_embedding
 from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
-from hyperfusion_rt.models.registry import build_network, network_of, outputs_count
+from hyperfusion_rt.models.registry import (
+    build_network,
+    image_shape,
+    network_of,
+    outputs_count,
+)
 
 __all__ = [
     "HyperConv3d",
     "HyperLinear",
     "build_network",
+    "image_shape",
     "initialise_generators",
     "load_embedding",
     "network_of",

@@ -83,19 +83,21 @@ class LastBlock(nn.Module):
 
 
 class ADNetwork(nn.Module):
-    """`forward(image [B, 1, D, H, W], tabular [B, T]) -> logits [B, outputs]`.
+    """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`: logits, or numbers.
 
-    The volume may have any size. `fusion`: where the table comes in: `hyper` generates the last
-    shortcut, `film` and `daft` scale and shift the last block's input, `concat` joins the row to
-    the pooled features, `image` ignores the table.
+    `channels`: C, the images of a case; a volume may have any size. `fusion`: where the table comes
+    in: `hyper` generates the last shortcut, `film` and `daft` scale and shift the last block's
+    input, `concat` joins the row to the pooled features, `image` ignores the table.
     """
 
-    def __init__(self, config: NetworkConfig, *, tabular_width: int, outputs: int) -> None:
+    def __init__(
+        self, config: NetworkConfig, *, tabular_width: int, outputs: int, channels: int = 1
+    ) -> None:
         super().__init__()
         f, momentum, rate = config.features, config.bn_momentum, config.dropout
         self.fusion: Fusion = config.fusion
         self.conv_bn_relu = nn.Sequential(
-            nn.Conv3d(1, f, 3, padding=1), nn.BatchNorm3d(f, momentum=momentum), nn.ReLU()
+            nn.Conv3d(channels, f, 3, padding=1), nn.BatchNorm3d(f, momentum=momentum), nn.ReLU()
         )
         self.max_pool3d_1 = nn.MaxPool3d(2)
         self.block1 = Block(f, 2 * f, 1, 0.1 * rate, momentum)
@@ -121,7 +123,7 @@ class ADNetwork(nn.Module):
         self.fc2 = Conditioned(nn.Linear(4 * f, outputs))
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
-        """`image [B, 1, D, H, W]`, `tabular [B, T]` → logits `[B, outputs]`."""
+        """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
         x = self.max_pool3d_1(self.conv_bn_relu(image))
         x = self.block3(self.block2(self.block1(x)))
         if self.fusion in ("film", "daft"):

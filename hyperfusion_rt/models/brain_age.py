@@ -34,11 +34,11 @@ def flat_features(features: int, shape: Shape) -> int:
 
 
 class BrainAgeNetwork(nn.Module):
-    """`forward(image [B, 1, D, H, W], tabular [B, T]) -> [B, outputs]`.
+    """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`.
 
-    `fusion`: `hyper` generates the four linear layers, `film` and `daft` scale and shift the last
-    stage's input, `concat` joins the row to the input of the second linear layer, `image` ignores
-    the table.
+    `channels`: C, the images of a case. `fusion`: `hyper` generates the four linear layers, `film`
+    and `daft` scale and shift the last stage's input, `concat` joins the row to the input of the
+    second linear layer, `image` ignores the table.
     """
 
     def __init__(
@@ -48,11 +48,12 @@ class BrainAgeNetwork(nn.Module):
         shape: Shape,
         tabular_width: int,
         outputs: int,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         f, momentum, fusion = config.features, config.bn_momentum, config.fusion
         self.fusion = fusion
-        stages = ((1, f), (f, 2 * f), (2 * f, 4 * f))
+        stages = ((channels, f), (f, 2 * f), (2 * f, 4 * f))
         self.conv1_a, self.conv2_a, self.conv3_a = (nn.Conv3d(i, o, 3) for i, o in stages)
         self.conv1_b, self.conv2_b, self.conv3_b = (nn.Conv3d(o, o, 3) for _, o in stages)
         self.batchnorm1, self.batchnorm2, self.batchnorm3 = (
@@ -76,7 +77,7 @@ class BrainAgeNetwork(nn.Module):
         self.linear3, self.final_layer = dense(32, 64), dense(64, outputs)
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
-        """`image [B, 1, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
+        """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
         x = self.conv1_b(self.conv1_a(image).relu()).relu()
         x = self.batchnorm1(self.pool(x))
         x = self.conv2_b(self.conv2_a(x).relu()).relu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,26 +58,37 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def describe_state(
-    state: dict[str, Tensor],
-) -> tuple[NetworkConfig, int, int, int | None]:
-    """What network these weights belong to: (config, table inputs T, outputs, flat features).
+class Described(NamedTuple):
+    """What network some weights belong to.
 
-    The last is the input of the brain-age network's first linear layer, None for the AD network.
-    Every name and shape is compared with the network's own.
+    `width`: T, the table's inputs. `channels`: C, the images of a case. `flat`: the inputs of the
+    brain-age network's first linear layer; None for the AD network.
+    """
+
+    network: NetworkConfig
+    width: int
+    outputs: int
+    channels: int
+    flat: int | None
+
+
+def describe_state(state: dict[str, Tensor]) -> Described:
+    """What network these weights belong to, every name and shape compared with the network's own.
 
     Raises:
         ConfigError: neither of the published HyperFusion networks, or not a whole one.
     """
     if "conv_bn_relu.0.weight" in state:
         f = _size(state, "conv_bn_relu.0.weight", 5)
+        channels = _size(state, "conv_bn_relu.0.weight", 5, axis=1)
         k, width = _size(state, _AD_EMBEDDING, 2), _size(state, _AD_EMBEDDING, 2, axis=1)
         outputs = _size(state, "fc2.layer.bias", 1)
         config = NetworkConfig(architecture="ad", features=f, embedding=k)
-        _compare(state, config, (2, 2, 2), width, outputs)
-        return config, width, outputs, None
+        _compare(state, config, (2, 2, 2), width, outputs, channels)
+        return Described(config, width, outputs, channels, None)
     if "conv1_a.weight" in state:
         f = _size(state, "conv1_a.weight", 5)
+        channels = _size(state, "conv1_a.weight", 5, axis=1)
         width = _size(state, f"{_AGE_FIRST}embedding_model.weight", 2, axis=1)
         outputs = _size(state, "final_layer.layer.hyper_net.bias_gen.bias", 1)
         made = _size(state, f"{_AGE_FIRST}bias_gen.bias", 1)
@@ -85,8 +96,9 @@ def describe_state(
         config = NetworkConfig(architecture="brain-age", features=f)
         # Any volume with this many features will do: 36 voxels leave one along an axis, 8 n + 28
         # leave n. A number that no volume gives shows as a wrong shape.
-        _compare(state, config, (36, 36, 8 * max(flat // (4 * f), 1) + 28), width, outputs)
-        return config, width, outputs, flat
+        shape = (36, 36, 8 * max(flat // (4 * f), 1) + 28)
+        _compare(state, config, shape, width, outputs, channels)
+        return Described(config, width, outputs, channels, flat)
     raise ConfigError(
         "these weights belong to neither of the published HyperFusion networks: expected "
         f"'conv_bn_relu.0.weight' (AD) or 'conv1_a.weight' (brain age), found {_some(list(state))}",
@@ -116,11 +128,18 @@ def _size(state: dict[str, Tensor], name: str, dims: int, *, axis: int = 0) -> i
 
 
 def _compare(
-    state: dict[str, Tensor], config: NetworkConfig, shape: Shape, width: int, outputs: int
+    state: dict[str, Tensor],
+    config: NetworkConfig,
+    shape: Shape,
+    width: int,
+    outputs: int,
+    channels: int,
 ) -> None:
     """Refuse a state whose names or shapes are not those of the network that it suggests."""
     with torch.device("meta"):
-        network = build_network(config, shape=shape, tabular_width=width, outputs=outputs)
+        network = build_network(
+            config, shape=shape, tabular_width=width, outputs=outputs, channels=channels
+        )
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     wrong = [

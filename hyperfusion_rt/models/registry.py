@@ -11,11 +11,11 @@ from hyperfusion_rt.models.brain_age import BrainAgeNetwork
 
 
 def build_network(
-    config: NetworkConfig, *, shape: Shape, tabular_width: int, outputs: int
+    config: NetworkConfig, *, shape: Shape, tabular_width: int, outputs: int, channels: int = 1
 ) -> nn.Module:
     """The network that `config` names, with PyTorch's initial weights.
 
-    `forward(image [B, 1, *shape], tabular [B, T]) -> [B, outputs]`.
+    `forward(image [B, channels, *shape], tabular [B, T]) -> [B, outputs]`.
 
     Raises:
         ConfigError: the volume is too small for the network.
@@ -24,8 +24,10 @@ def build_network(
         return TabularNetwork(tabular_width, outputs, config.embedding)
     if config.architecture == "ad":
         check_shape(shape)
-        return ADNetwork(config, tabular_width=tabular_width, outputs=outputs)
-    return BrainAgeNetwork(config, shape=shape, tabular_width=tabular_width, outputs=outputs)
+        return ADNetwork(config, tabular_width=tabular_width, outputs=outputs, channels=channels)
+    return BrainAgeNetwork(
+        config, shape=shape, tabular_width=tabular_width, outputs=outputs, channels=channels
+    )
 
 
 def network_of(config: Config, tabular_width: int) -> nn.Module:
@@ -39,9 +41,15 @@ def network_of(config: Config, tabular_width: int) -> nn.Module:
         shape=config.preprocessing.shape,
         tabular_width=tabular_width,
         outputs=outputs_count(config),
+        channels=len(config.preprocessing.channels),
     )
 
 
 def outputs_count(config: Config) -> int:
     """The number of outputs: classes, or one number."""
     return len(config.tabular.classes) or 1
+
+
+def image_shape(config: Config) -> tuple[int, ...]:
+    """Of one box: `[C, D, H, W]`, C images of a case."""
+    return len(config.preprocessing.channels), *config.preprocessing.shape

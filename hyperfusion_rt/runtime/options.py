@@ -25,8 +25,12 @@ def _file(path: Path) -> Path:
     return path
 
 
+def _file_or_none(path: Path | None) -> Path | None:
+    return path and _file(path)
+
+
 ArtifactFolder = Annotated[
-    Path | None, Field(description="The artifact; default: the latest *.hfrt here.")
+    Path | None, Field(description="The artifact; default: the only *.hfrt here.")
 ]
 OutTable = Annotated[
     Path,
@@ -34,7 +38,7 @@ OutTable = Annotated[
     Field(description="The table to write: .csv, .tsv, .parquet or .jsonl."),
 ]
 ReportPage = Annotated[
-    Path | None, Field(description="The report; default: report.html beside the table.")
+    Path | None, Field(description="The report; default: named after the table, predictions.html.")
 ]
 NoIds = Annotated[
     bool,
@@ -104,6 +108,9 @@ class CohortOptions(PredictOptions):
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
     no_ids_in_report: NoIds = False
+    log_file: Annotated[Path | None, AfterValidator(_file_or_none)] = Field(
+        None, description="Append what happens to this file, a JSON object a line."
+    )
     derivative: Path | None = Field(
         None, description="Also write a BIDS derivatives dataset into this folder."
     )
@@ -116,6 +123,9 @@ class CohortOptions(PredictOptions):
         None, description="Only this part of the subjects, such as 2/8; then hfrt merge."
     )
     resume: bool = Field(False, description="Keep what is done already and has not changed since.")
+    retry_failed: bool = Field(
+        False, description="With resume: also try what failed before and has not changed."
+    )
     force: bool = Field(False, description="Begin anew though the run before did not finish.")
     max_errors: int | None = Field(
         None, ge=0, description="Stop when more cases than this have failed."
@@ -134,6 +144,10 @@ class CohortOptions(PredictOptions):
             raise ConfigError(
                 "`resume` keeps what is done, `force` throws it away: choose one",
                 code="option-conflict",
+            )
+        if self.retry_failed and not self.resume:
+            raise ConfigError(
+                "`retry_failed` tries again what `resume` keeps: give both", code="option-conflict"
             )
         if self.derivative is not None and (self.shard or self.subjects):
             raise ConfigError(

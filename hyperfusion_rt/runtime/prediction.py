@@ -10,7 +10,7 @@ from hyperfusion_rt.data.cohort import Cohort
 from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.runtime.options import Unmatched
 
-Status = Literal["ok", "error", "skipped"]
+Status = Literal["ok", "error", "not-tried", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Prediction:
     empty unless `status` is `ok`. `spread`: standard deviation over the members, None for one
     member. `reason`:
     why there is no prediction; `code`: the kind of fault (`errors.CODES`), empty where there is a
-    prediction. `warnings`: what a reader of this prediction should know. `quality`: of a raw scan's
+    prediction. `known`: it failed before, and neither scan nor row has changed since. `warnings`:
+    what a reader of this prediction should know. `quality`: of a raw scan's
     registration, figures by name. `scan`: the file, where there is one, and `stamp` what tells it
     from a changed one (`files.stamp`), taken before it was read. `truth`: the cell of the target's
     column, None where the table has no such column. `seen`: whether the case stood in the training
@@ -54,6 +55,7 @@ class Prediction:
     scan: Path | None = None
     stamp: str | None = None
     code: str = ""
+    known: bool = False
     warnings: tuple[str, ...] = ()
     truth: str | None = None
     seen: Seen = ""

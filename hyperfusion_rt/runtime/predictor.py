@@ -16,23 +16,18 @@ from numpy.typing import NDArray
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
+from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, Cohort, join
-from hyperfusion_rt.data.fingerprint import Seen, fingerprint
+from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
-from hyperfusion_rt.data.scan_check import checked_boxes
-from hyperfusion_rt.data.scan_search import find_all, find_scans
+from hyperfusion_rt.data.scan_search import find_all
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates
-from hyperfusion_rt.data.volumes import (
-    extract,
-    memory_needed,
-    read_file,
-    read_volume,
-)
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
-from hyperfusion_rt.files import stamp
+from hyperfusion_rt.files import stamp_of
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
 from hyperfusion_rt.rules import spread
+from hyperfusion_rt.runtime.case_input import CaseInput, CaseReader, as_batch
 from hyperfusion_rt.runtime.engines.choose import open_engine, open_parts
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
@@ -46,26 +41,12 @@ Floats = NDArray[np.float32]
 
 # What tables, lists and pages take beside scans and the engine.
 _SMALL = 16 * 2**20
-# What registering one raw scan of 1 mm holds; finer ones four times their voxels more.
-RAW_MEMORY = 600 * 2**20
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """A scan on its way to the engine: its boxes, or the features that were kept of it."""
-
-    images: Floats | None  # [N boxes, 1, D, H, W]
-    kept: Kept | None
-    digest: bytes | None
-    warnings: tuple[str, ...]
-    quality: dict[str, float]
-    content: tuple[str, ...] = ()  # the image's fingerprint, where the artifact can compare it
 
 
 @dataclass(frozen=True)
 class _Inputs:
     case: Case
-    scan: _Scan
+    scan: CaseInput
     tabular: Floats  # [ΣT]: one encoded row per member
     warnings: tuple[str, ...]
     seconds: Seconds
@@ -93,6 +74,14 @@ class Predictor:
             self._cache = FeatureCache(
                 self.options.feature_cache, {**self.identity(), "scan_checks": self._checks}
             )
+        self._reader = CaseReader(
+            self.manifest.preprocessing,
+            self.options.source,
+            self._reference,
+            self._checks,
+            self._cache,
+            fingerprints=self.manifest.training_cases is not None,
+        )
         self._free: int | None = None
         if self.options.max_memory is not None:
             give_back_memory()
@@ -149,13 +138,22 @@ class Predictor:
             HyperFusionError: no scan, or the table as a whole cannot be used.
         """
         spec = self.manifest.table
+        channels = self.manifest.preprocessing.channels
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if self.options.source == "raw":
-            from hyperfusion_rt.data.raw.search import find_raw_scans as find
+            from hyperfusion_rt.data.raw.search import find_raw_scans
+
+            if len(channels) > 1 or not channels[0].t1_weighted:
+                names = ", ".join(channel.name for channel in channels)
+                raise ConfigError(
+                    f"`source` raw registers one T1-weighted image, and this artifact reads "
+                    f"{names}: register its images to MNI space, and predict those",
+                    code="option-conflict",
+                )
+            # A scan that is named twice, by itself and with its folder, is one scan.
+            scans = find_all(map(Path, given), find_raw_scans)
         else:
-            find = find_scans
-        # A scan that is named twice, by itself and with its folder, is one scan.
-        scans = find_all(map(Path, given), find)
+            scans = find_cases([Path(path) for path in given], channels)
         path = Path(table)
         in_bids = path.name == "participants.tsv"
         # BIDS says how its columns are called, whatever the training's table had; what differs
@@ -208,7 +206,7 @@ class Predictor:
     def run(
         self, images: Floats, tabular: Sequence[Floats]
     ) -> tuple[NDArray[np.float64], float | None]:
-        """Run every member on the boxes `images [N, 1, D, H, W]` of one case and combine.
+        """Run every member on the boxes `images [N, C, D, H, W]` of one case and combine.
 
         `tabular`: one encoded row `[T]` per member. Returns probabilities or a number `[C]`, and
         the members' spread.
@@ -217,7 +215,7 @@ class Predictor:
             EngineError: an output is not finite.
         """
         row = np.concatenate(tabular, dtype=np.float32)[None]
-        found = self._network.run(_as_batch([images]), row)
+        found = self._network.run(as_batch([images]), row)
         return self._combined(found, 0)
 
     def _combined(
@@ -244,13 +242,12 @@ class Predictor:
             return None
         if self._free is not None:
             return self._free
-        boxes, shape = len(self.manifest.preprocessing.boxes), self.manifest.preprocessing.shape
         width = sum(member.width for member in self.manifest.members)
         # Once, so that the engine's workspace, and what reading imports, are there.
         importlib.import_module("nibabel")
         importlib.import_module("isal.igzip")
         self._network.run(
-            np.zeros((self.options.batch, boxes, *shape), np.float32),
+            np.zeros((self.options.batch, *self.manifest.image_shape), np.float32),
             np.zeros((self.options.batch, width), np.float32),
         )
         used = resident_memory() + _SMALL
@@ -265,22 +262,23 @@ class Predictor:
 
     def _prepare(self, case: Case, budget: Budget, usage: Usage) -> _Inputs | Prediction:
         memory = 0
-        before = stamp(case.scan)
+        before = stamp_of(case.files)
         try:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = (*case.warnings, *encoders[0].warnings(case.row))
             if self.options.source == "registered":
-                warnings = (*sidecar_warnings(case.scan), *warnings)
+                odd = [text for file in case.files for text in sidecar_warnings(file)]
+                warnings = (*odd, *warnings)
             clock = Clock()
-            found = self._known(case.scan, before)
+            found = self._reader.known(case.files)
             if found is None:
                 if budget.limit is not None:
-                    need = self._memory_needed(case.scan)
+                    need = self._reader.memory_needed(case.files)
                     waited = budget.take(need, str(case.scan))
                     memory = need
                     usage.work("prepare", -waited)
-                found = self._load(case.scan, before, clock)
+                found = self._reader.load(case.files, clock)
             for name, seconds in clock.steps.items():
                 usage.step(name, seconds)
             row = np.concatenate(tabular, dtype=np.float32)
@@ -288,51 +286,6 @@ class Predictor:
         except Exception as error:
             budget.give(memory)
             return self._failed(case, error, before)
-
-    def _known(self, path: Path, before: str | None) -> _Scan | None:
-        """The scan's features, if they were kept and its file has not changed since."""
-        if self._cache is None:
-            return None
-        digest = self._cache.digest_of(path, before)
-        kept = digest and self._cache.get(digest)
-        return _restored(kept, digest) if kept else None
-
-    def _memory_needed(self, path: Path) -> int:
-        if self.options.source == "raw":
-            fine = 0 if path.is_dir() else 4 * memory_needed(path, self.manifest.preprocessing)
-            return RAW_MEMORY + fine
-        return memory_needed(path, self.manifest.preprocessing)
-
-    def _load(self, path: Path, before: str | None, clock: Clock) -> _Scan:
-        """Read, unpack and crop a scan; or the features that were kept of a file like it."""
-        preprocessing = self.manifest.preprocessing
-        digest = None
-        content = None
-        if self.options.source == "registered" or (self._cache is not None and not path.is_dir()):
-            with clock.step("read"):
-                content = read_file(path)
-                if self._cache is not None:
-                    digest = self._cache.remember(path, content, before)
-                    kept = self._cache.get(digest)
-                    if kept is not None:
-                        return _restored(kept, digest)
-        if self.options.source == "raw":
-            from hyperfusion_rt.data.raw.register import register
-
-            with clock.step("preprocess"):
-                raw = register(path, preprocessing)
-                images = extract(raw.volume, preprocessing).images
-            return _Scan(images, None, digest, raw.warnings, raw.quality.figures())
-        with clock.step("decode"):
-            volume = read_volume(path, content, preprocessing)
-        with clock.step("preprocess"):
-            if self._reference is None:
-                boxes = extract(volume, preprocessing)
-            else:
-                boxes = checked_boxes(volume, preprocessing, self._reference, self._checks)
-        known = self.manifest.training_cases is not None
-        of_image = (fingerprint(volume, preprocessing),) if known else ()
-        return _Scan(boxes.images, None, digest, boxes.warnings, {}, of_image)
 
     def _finish(self, inputs: Sequence[_Inputs]) -> list[Prediction]:
         if not inputs:
@@ -398,13 +351,13 @@ class Predictor:
         rows = np.stack([item.tabular for item in inputs])
         if self._split is None:
             images = [item.scan.images for item in inputs if item.scan.images is not None]
-            return self._network.run(_as_batch(images), rows)
+            return self._network.run(as_batch(images), rows)
         kept = [self._features(item.scan) for item in inputs]
         names = kept[0].features
         joined = {name: np.concatenate([k.features[name] for k in kept]) for name in names}
         return self._split.finish(joined, rows)
 
-    def _features(self, scan: _Scan) -> Kept:
+    def _features(self, scan: CaseInput) -> Kept:
         """What the head reads of a scan: kept before, or made and kept now."""
         assert self._split is not None
         assert self._cache is not None
@@ -412,24 +365,10 @@ class Predictor:
             return scan.kept
         assert scan.images is not None
         note = {"warnings": scan.warnings, "quality": scan.quality, "content": scan.content}
-        kept = Kept(self._split.features(_as_batch([scan.images])), note)
+        kept = Kept(self._split.features(as_batch([scan.images])), note)
         if scan.digest is not None:
             self._cache.put(scan.digest, kept)
         return kept
-
-
-def _as_batch(images: Sequence[Floats]) -> Floats:
-    """`[N, 1, D, H, W]` of every case → `[B, N, D, H, W]`."""
-    if len(images) == 1:
-        boxes, _, *shape = images[0].shape
-        return images[0].reshape(1, boxes, *shape)
-    return np.stack([image[:, 0] for image in images])
-
-
-def _restored(kept: Kept, digest: bytes | None) -> _Scan:
-    note = kept.note
-    warnings, content = tuple(note["warnings"]), tuple(note["content"])
-    return _Scan(None, kept, digest, warnings, note["quality"], content)
 
 
 def load(path: PathLike, options: PredictOptions | None = None, **fields: Any) -> Predictor:

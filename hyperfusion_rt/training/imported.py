@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperfusion_rt.config import Config, Feature, NetworkConfig, preset
+from hyperfusion_rt.config import Channel, Config, Feature, NetworkConfig, preset
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.errors import ConfigError
@@ -56,14 +56,15 @@ def import_checkpoint(
 
     Without `table`, the run's encoder expects columns x0, x1, ... that are encoded already, as the
     checkpoint's authors did it. With `table`, the preset's encoder is fitted on that table: right
-    only if the checkpoint was trained with the same columns, in the same order.
+    only if the checkpoint was trained with the same columns, in the same order. The images of a
+    network that takes several are expected as files `*_channel0.nii.gz`, `*_channel1.nii.gz`, ...
 
     Raises:
         ConfigError: not such a checkpoint, or the table gives another number of inputs.
         TableError: the table cannot be used.
     """
     state = read_state(path)
-    network, width, outputs, _ = describe_state(state)
+    network, width, outputs, channels, _ = describe_state(state)
     if table is not None:
         spec = preset(network.architecture).tabular
         encoder = TabularEncoder.fit(read_table(table).rows, spec)
@@ -74,22 +75,28 @@ def import_checkpoint(
                 "encoded columns yourself",
                 code="checkpoint-mismatch",
             )
-        config = _config(network, outputs, None)
+        config = _config(network, outputs, channels, None)
     else:
         encoder = TabularEncoder.passthrough(width)
-        config = _config(network, outputs, encoder)
+        config = _config(network, outputs, channels, encoder)
     return run_from_state(
         state, config, encoder, parent, name=name or f"imported-{path.stem}", source=path.name
     )
 
 
-def _config(network: NetworkConfig, outputs: int, encoder: TabularEncoder | None) -> Config:
+def _config(
+    network: NetworkConfig, outputs: int, channels: int, encoder: TabularEncoder | None
+) -> Config:
     change: dict[str, Any] = {"network": network.model_dump(), "training": {"members": 1}}
     if encoder is not None:
         features = [Feature(name=name, kind="numeric").model_dump() for name in encoder.names]
         change["tabular"] = {"features": features, "stratify": ()}
+    if channels > 1:  # a checkpoint does not say what it saw in which channel
+        names = [f"channel{i}" for i in range(channels)]
+        images = [Channel(name=n, files=f"*_{n}.nii.gz", t1_weighted=False) for n in names]
+        change["preprocessing"] = {"channels": [image.model_dump() for image in images]}
     classes = preset(network.architecture).tabular.classes
     if outputs != (len(classes) or 1):
-        names = {f"class{i}": (f"class{i}",) for i in range(outputs)} if outputs > 1 else {}
-        change["tabular"] = {**change.get("tabular", {}), "classes": names}
+        made = {f"class{i}": (f"class{i}",) for i in range(outputs)} if outputs > 1 else {}
+        change["tabular"] = {**change.get("tabular", {}), "classes": made}
     return preset(network.architecture, change)

@@ -17,7 +17,7 @@ from hyperfusion_rt.data.scan_check import (
     box_correlation,
     fisher,
 )
-from hyperfusion_rt.data.volume_cache import VolumeCache
+from hyperfusion_rt.data.volume_cache import Images, VolumeCache
 from hyperfusion_rt.files import write_text
 
 NAME = "scans.json"
@@ -25,18 +25,20 @@ NAME = "scans.json"
 _KEPT = 16
 
 
-def reference_of(cache: VolumeCache, scans: Iterable[Path], landmarks: Landmarks) -> Reference:
-    """The mean boxes of `scans`, and what is usual of each."""
+def reference_of(cache: VolumeCache, scans: Iterable[Images], landmarks: Landmarks) -> Reference:
+    """The mean boxes of the cases' `scans`, and what is usual of each."""
     scans = list(scans)
     stride = max(1, round(min(cache.preprocessing.shape) / _KEPT))
     total: NDArray[np.float64] | float = 0.0
     for scan in scans:
-        total = total + cache.get(scan)[:, 0, ::stride, ::stride, ::stride].astype(np.float64)
+        kept = cache.get(scan)[:, :, ::stride, ::stride, ::stride]
+        total = total + kept.reshape(-1, *kept.shape[2:]).astype(np.float64)
     means = np.asarray(total / len(scans), np.float32)
     boxes = []
     figures = [cache.figures(scan) for scan in scans]
     for index, mean in enumerate(means):
-        r = [box_correlation(cache.get(scan)[index], mean, stride) for scan in scans]
+        place = divmod(index, len(cache.preprocessing.channels))
+        r = [box_correlation(cache.get(scan)[place], mean, stride) for scan in scans]
         boxes.append(
             BoxUsual(
                 fill=Usual.of("fill", [f.fill[index] for f in figures]),

@@ -20,7 +20,7 @@ def keep_training_cases(folder: Path, dataset: Dataset, config: Config) -> None:
     splits = [split_of(dataset, config, member) for member in range(config.training.members)]
     parts = [part for split in splits for part in (split.train, split.validation)]
     cases = [dataset.cases[i] for i in np.unique(np.concatenate(parts))]
-    content = [text for case in cases for text in dataset.cache.figures(case.scan).content]
+    content = [text for case in cases for text in dataset.cache.figures(case.files).content]
     found = TrainingCases.of([case.subject for case in cases], content)
     write_text(folder / NAME, found.model_dump_json(indent=1) + "\n", private=True)
 

@@ -91,6 +91,22 @@ std::tuple<int64_t, int64_t, double, double, double> crop_normalise(const Voxels
   return {s.inside, s.nonfinite, s.support, s.mean, s.deviation};
 }
 
+std::tuple<int64_t, int64_t, double, double, double> crop_range(const Voxels& voxels, double slope,
+                                                                double inter, const Matrix& matrix,
+                                                                double low, double high,
+                                                                const Output& out) {
+  const hfrt::Volume volume = volume_of(voxels, slope, inter);
+  if (!(low < high)) throw nb::value_error("the range's first value must be below its second");
+  int64_t out_shape[3];
+  for (size_t a = 0; a < 3; ++a) out_shape[a] = static_cast<int64_t>(out.shape(a));
+  hfrt::CropStatistics s;
+  {
+    nb::gil_scoped_release release;
+    s = hfrt::crop_range(volume, matrix.data(), out_shape, low, high, out.data());
+  }
+  return {s.inside, s.nonfinite, s.support, s.mean, s.deviation};
+}
+
 using Reach = nb::ndarray<const double, nb::shape<3>, nb::c_contig, nb::device::cpu>;
 using Points = nb::ndarray<const float, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 using Means = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -397,6 +413,10 @@ void define_scans(nb::module_& m) {
       .def(
           "mask", &write_mask, "out"_a.noconvert(),
           "Write whether each voxel is support into `out` uint8 [X, Y, Z], of the volume's shape.");
+  m.def("crop_range", &crop_range, "voxels"_a.noconvert(), "slope"_a, "inter"_a, "matrix"_a,
+        "low"_a, "high"_a, "out"_a.noconvert(),
+        "Crop and resample `voxels` [X, Y, Z] into `out` [D, H, W]; `low` to `high` become 0 to 1. "
+        "As crop_normalise, (inside, nonfinite, support, mean, deviation).");
   m.def("find_support", &find_support, "voxels"_a.noconvert(),
         "Where `voxels` [X, Y, Z] hold background, and where support.");
   m.def(

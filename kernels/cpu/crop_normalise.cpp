@@ -249,6 +249,36 @@ CropStatistics crop_normalise_nonzero(const Volume& volume, const double matrix[
   return s;
 }
 
+CropStatistics crop_range(const Volume& volume, const double matrix[12], const int64_t out_shape[3],
+                          double low, double high, float* out) {
+  CropStatistics s;
+  const int64_t count = out_shape[0] * out_shape[1] * out_shape[2];
+  std::vector<float> parts(count);
+  s.inside = with_type(volume, [&](const auto* voxels) {
+    float* value = out;
+    float* part = parts.data();
+    return sample_box(volume, voxels, nullptr, matrix, out_shape, [&](const Sample& x) {
+      *value++ = x.value;
+      *part++ = x.part;
+    });
+  });
+  for (int64_t i = 0; i < count; ++i) s.nonfinite += !std::isfinite(out[i]);
+  if (s.nonfinite) return s;
+  double sum = 0, squares = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double x = parts[i] == 0 ? 0 : (out[i] - low) / (high - low);
+    const double cut = std::min(std::max(x, 0.0), 1.0);
+    out[i] = static_cast<float>(cut);
+    s.support += cut > 0;
+    sum += cut;
+    squares += cut * cut;
+  }
+  if (s.support == 0) return s;
+  s.mean = sum / s.support;
+  s.deviation = std::sqrt(std::max(0.0, squares / s.support - s.mean * s.mean));
+  return s;
+}
+
 void sample_means(const Volume& volume, const Support& support, const double matrix[12],
                   const double reach[3], const float* points, int64_t count, float* out) {
   with_type(volume, [&](const auto* voxels) {

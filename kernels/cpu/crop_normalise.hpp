@@ -40,6 +40,12 @@ CropStatistics crop_normalise(const Volume& volume, const Support& support, cons
 CropStatistics crop_normalise_nonzero(const Volume& volume, const double matrix[12],
                                       const int64_t out_shape[3], float* out);
 
+// For images whose values are quantities: out = (v - low) / (high - low), at most 1 and at least 0;
+// 0 outside the volume. `support` counts the voxels above 0, of which mean and deviation are taken.
+// Where anything is not finite, out is v.
+CropStatistics crop_range(const Volume& volume, const double matrix[12], const int64_t out_shape[3],
+                          double low, double high, float* out);
+
 // What lies around points: out[p] = the mean over the 8 voxels nearest to the points' corners,
 //
 //   matrix · point + (±reach, ±reach, ±reach),

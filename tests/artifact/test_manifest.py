@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import hyperfusion_rt
-from hyperfusion_rt.artifact.manifest import Artifact, latest_artifact
+from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 from hyperfusion_rt.errors import ArtifactError, ConfigError, EngineError, HyperFusionError
 from hyperfusion_rt.export import build, export_run
 from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.runtime.engines.choose import open_engine
-from hyperfusion_rt.training.train import load_member
+from hyperfusion_rt.training.results import load_member
 
 
 @pytest.fixture
@@ -110,9 +110,21 @@ def test_engines_are_chosen_and_refused_by_name(session_artifact):
         open_engine(artifact, "turbo")
 
 
+def test_the_only_artifact_is_taken_and_several_are_refused(session_artifact, tmp_path):
+    shutil.copytree(session_artifact, tmp_path / "b.hfrt")
+    (tmp_path / "c.hfrt").mkdir()  # holds no artifact
+    assert only_artifact(tmp_path) == tmp_path / "b.hfrt"
+    checksum = Artifact.open(session_artifact).manifest.checksum
+    assert Artifact.open(tmp_path / "b.hfrt").label == f"{tmp_path / 'b.hfrt'} ({checksum[:8]})"
+    shutil.copytree(session_artifact, tmp_path / "a.hfrt")
+    with pytest.raises(ArtifactError, match=r"2 artifacts are here \(a\.hfrt, b\.hfrt\)") as error:
+        only_artifact(tmp_path)
+    assert (error.value.code, error.value.parameter) == ("artifact-ambiguous", "artifact")
+
+
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match="hfrt export"):
-        latest_artifact(tmp_path)
+        only_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="not an artifact"):
         Artifact.open(tmp_path)
     (tmp_path / "data.csv").write_text("")

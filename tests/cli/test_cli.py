@@ -8,8 +8,8 @@ import sys
 import pytest
 
 COMMANDS = [
-    "simulate", "check", "train", "import-checkpoint", "export", "infer", "bench", "inspect",
-    "demo",
+    "simulate", "init", "config", "check", "train", "import-checkpoint", "export", "infer", "bench",
+    "inspect", "demo",
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_the_plan_of_an_artifact(cohort, hfrt):
     assert status == 0
     rows = json.loads(out)
     assert {row["part"] for row in rows} == {"trunk", "head"}
-    assert rows[0]["how"].startswith("one-channel")
+    assert rows[0]["how"].startswith("planar")
     assert "max pool" in rows[0]["fused"]
     assert sum(float(row["GFLOP"]) for row in rows) > 0
     status, out, _ = hfrt(cohort, "inspect", "--plan")

@@ -27,12 +27,24 @@ def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def published(task: str, fusion: str) -> nn.Module:
-    """A small network of ours; T = 5, or 2 for brain age."""
+def published(
+    task: str,
+    fusion: str,
+    channels: int = 1,
+    outputs: int | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> nn.Module:
+    """A small network of ours; T = 5, or 2 for brain age; 3 outputs, or 1."""
     torch.manual_seed(1)
     config = NetworkConfig(architecture=task, features=4, fusion=fusion)
-    width, outputs = (5, 3) if task == "ad" else (2, 1)
-    network = build_network(config, shape=SHAPES[task], tabular_width=width, outputs=outputs)
+    width, usual = (5, 3) if task == "ad" else (2, 1)
+    network = build_network(
+        config,
+        shape=shape or SHAPES[task],
+        tabular_width=width,
+        outputs=outputs or usual,
+        channels=channels,
+    )
     return shaken(network)
 
 

@@ -19,7 +19,7 @@ from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import predict, split_of, summarise
-from hyperfusion_rt.training.train import load_member
+from hyperfusion_rt.training.results import load_member
 
 
 def rows_of(path):
@@ -109,7 +109,7 @@ def test_bad_cases_are_rows_and_the_others_stand(cohort, hfrt):
     for subject in ("S5-0001", "S5-0008"):
         same = {k: v for k, v in after[subject].items() if k != "seconds"}
         assert same == {k: v for k, v in before[subject].items() if k != "seconds"}
-    page = (cohort / "report.html").read_text()
+    page = (cohort / "predictions.html").read_text()
     assert "truncated" in page
     assert "<script" not in page
 

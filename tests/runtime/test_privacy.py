@@ -43,7 +43,7 @@ def test_outputs_are_their_owners_alone(cohort, tmp_path):
     assert done.returncode == 0, done.stderr
     written = files_below(cohort) - before
     assert {"predictions.csv", "predictions.csv.journal", "predictions.csv.run.json"} <= written
-    assert {"report.html", "features/features.sqlite"} <= written
+    assert {"predictions.html", "features/features.sqlite"} <= written
     for name in written:
         assert stat.S_IMODE((cohort / name).stat().st_mode) == 0o600, name
 
@@ -55,7 +55,7 @@ def test_the_report_may_name_nobody(cohort, hfrt):
     arguments = ("--tabular", "data.csv", "--engine", "native", "--no-ids-in-report")
     status, _, _ = hfrt(cohort, "infer", "scans", *arguments)
     assert status == 3
-    report = (cohort / "report.html").read_text(encoding="utf-8")
+    report = (cohort / "predictions.html").read_text(encoding="utf-8")
     table = (cohort / "predictions.csv").read_text(encoding="utf-8")
     subjects = [line.split(",")[0] for line in table.splitlines()[1:]]
     assert len(subjects) > 8

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperfusion_rt.artifact.manifest import Artifact, latest_artifact
+from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 from hyperfusion_rt.data.bids_dataset import participants, subject_folders
 from hyperfusion_rt.data.cohort import Cohort, restrict
 from hyperfusion_rt.data.scan import Scan
@@ -134,8 +134,8 @@ def bids_app(
                 code="option-conflict",
             )
         return _group(bids_dir, out, known, options.artifact)
-    artifact = options.artifact or latest_artifact(Path())
-    predictor = Predictor(Artifact.open(artifact), options)
+    artifact = Artifact.open(options.artifact or only_artifact(Path()))
+    predictor = Predictor(artifact, options)
     open_derivative(out, predictor.manifest, bids_dir)
     check_labels({subject: {} for subject in known})
     subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
@@ -159,6 +159,8 @@ def bids_app(
         summary,
         stream.usage,
         joined=cohort.notes,
+        artifact=artifact,
+        by_default=options.artifact is None,
     )
     return BidsResult(result, out, _missing(out, known))
 
@@ -285,7 +287,8 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
         tuple(notes),
         predictions,
         summarise(predictions, 0.0),
-        taken_over=len(predictions),
+        taken_over=sum(item.status == "ok" for item in predictions),
+        artifact=opened,
     )
     missing = _missing(out, known)
     page = inference_page(

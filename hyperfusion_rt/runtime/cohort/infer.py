@@ -8,13 +8,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperfusion_rt.artifact.manifest import Artifact, Manifest, latest_artifact
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest, only_artifact
 from hyperfusion_rt.data.bids_dataset import dataset_of
 from hyperfusion_rt.data.cohort import Case, Cohort, restrict
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import sha256
+from hyperfusion_rt.runtime.cohort.failures import mark_known
 from hyperfusion_rt.runtime.cohort.journal import Ending, Journal, journal_path
-from hyperfusion_rt.runtime.cohort.record import NOT_TRIED, Outputs, Result
+from hyperfusion_rt.runtime.cohort.log import RunLog
+from hyperfusion_rt.runtime.cohort.record import Outputs, Result
 from hyperfusion_rt.runtime.cohort.shards import shard_of, shard_path
 from hyperfusion_rt.runtime.options import CohortOptions, Shard
 from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
@@ -38,8 +40,7 @@ def infer(
     Writes the table (`options.out`), the report, and beside the table its journal (`.journal`), as
     cases are done, and a record of the run (`.run.json`); into `options.derivative` the same as a
     BIDS derivatives dataset of the one that `scans` names. With a `shard`, only its subjects, and
-    the table gets its name. An interrupt (Ctrl-C) writes what is done; the rest are errors with
-    that reason.
+    the table gets its name. An interrupt (Ctrl-C) writes what is done; the rest are `not-tried`.
 
     Args:
         on_case: called with (done, all) after each case.
@@ -49,66 +50,121 @@ def infer(
     """
     options = options or CohortOptions()
     started = time.time()
-    artifact = options.artifact or latest_artifact(Path())
+    artifact = Artifact.open(options.artifact or only_artifact(Path()))
     outputs = Outputs(
-        shard_path(options.out, options.shard), options.report, not options.no_ids_in_report
+        shard_path(options.out, options.shard),
+        options.report,
+        not options.no_ids_in_report,
+        options.log_file,
     )
-    outputs.check([tabular, *scans], artifact)
+    outputs.check([tabular, *scans], artifact.folder)
     derivative = Derivative.of(options.derivative, scans)
-    predictor = Predictor(Artifact.open(artifact), options)
-    # What is no file (a pipe) can be read once only.
-    table_sha256 = sha256(tabular) if tabular.is_file() else ""
-    cohort = predictor.gather(
-        scans, tabular, id_column=options.id_column, on_duplicate=options.duplicates
-    )
-    cohort = _part(cohort, options.subjects, options.shard)
-    _refuse_unmatched(cohort, options)
-    if derivative is not None:
-        derivative.open(predictor.manifest)
-    with Journal(
-        journal_path(outputs.table),
-        predictor.identity(),
-        artifact,
-        # The truth, too: a prediction that is taken over must stand beside today's.
-        [*(c.name for c in predictor.manifest.members[0].columns), predictor.manifest.table.target],
-        shard=options.shard,
-        resume=options.resume,
-        force=options.force,
-    ) as journal:
-        known = [journal.known(case) for case in cohort.cases]
-        before = [item for item in known if item is not None]
-        todo = [case for case, item in zip(cohort.cases, known, strict=True) if item is None]
-        start = time.perf_counter()
-        stream = _stream(predictor, todo, options)
-        done, ending = _run(stream, todo, journal, options.max_errors, len(before), on_case)
-        wall = time.perf_counter() - start
-        problems = cohort_problems(cohort, options.unmatched_scans, options.unmatched_rows)
-        everything = sorted([*before, *done, *problems], key=by_case)
-        result = Result(
-            predictor.manifest,
-            predictor.engine,
-            (*predictor.notes, *([journal.note] if journal.note else [])),
-            everything,
-            summarise(everything, wall),
-            stream.usage if isinstance(stream, Stream) else Usage(),
-            len(before),
-            ending,
-            cohort.notes,
+    with RunLog(options.log_file) as log:
+        predictor = Predictor(artifact, options)
+        # What is no file (a pipe) can be read once only.
+        table_sha256 = sha256(tabular) if tabular.is_file() else ""
+        cohort = predictor.gather(
+            scans, tabular, id_column=options.id_column, on_duplicate=options.duplicates
         )
-        record = {
-            "options": options.model_dump(mode="json"),
-            "inputs": {
-                "scans": [str(path.resolve()) for path in scans],
-                "table": str(tabular.resolve()),
-                "table_sha256": table_sha256,
-                "cases": len(cohort.cases),
-            },
-        }
-        outputs.write(result, predictor.artifact, predictor.identity(), record, started)
+        cohort = _part(cohort, options.subjects, options.shard)
+        _refuse_unmatched(cohort, options)
         if derivative is not None:
-            derivative.write(result)
-        journal.end(ending, cohort.cases, problems, table_sha256)
-    return result
+            derivative.open(predictor.manifest)
+        manifest = predictor.manifest
+        with Journal(
+            journal_path(outputs.table),
+            predictor.identity(),
+            artifact.folder,
+            # The truth, too: a prediction that is taken over must stand beside today's.
+            [*(c.name for c in manifest.members[0].columns), manifest.table.target],
+            shard=options.shard,
+            resume=options.resume,
+            force=options.force,
+        ) as journal:
+            problems = cohort_problems(cohort, options.unmatched_scans, options.unmatched_rows)
+            problems = mark_known(problems, [] if options.retry_failed else journal.record.told)
+            result = _predict(predictor, cohort, problems, journal, log, options, on_case)
+            record = {
+                "options": options.model_dump(mode="json"),
+                "inputs": {
+                    "scans": [str(path.resolve()) for path in scans],
+                    "table": str(tabular.resolve()),
+                    "table_sha256": table_sha256,
+                    "cases": len(cohort.cases),
+                },
+            }
+            outputs.write(result, artifact, predictor.identity(), record, started)
+            if derivative is not None:
+                derivative.write(result)
+            journal.end(
+                result.ending,
+                cohort.cases,
+                problems,
+                table_sha256,
+                known=[item for item in result.failed if item.known and item.scan],
+                counts=result.counts,
+            )
+        log.ended(result.ending, result.counts)
+    return result if not log.note else replace(result, notes=(*result.notes, log.note))
+
+
+def _predict(
+    predictor: Predictor,
+    cohort: Cohort,
+    problems: Sequence[Prediction],
+    journal: Journal,
+    log: RunLog,
+    options: CohortOptions,
+    on_case: OnCase | None,
+) -> Result:
+    """Predict what the journal does not know, and write it down as it comes.
+
+    Args:
+        problems: what could not be joined.
+    """
+    known = [journal.known(case, failures=not options.retry_failed) for case in cohort.cases]
+    before = [item for item in known if item is not None]
+    todo = [case for case, item in zip(cohort.cases, known, strict=True) if item is None]
+    older = frozenset((item.subject, item.session) for item in before if item.status == "ok")
+    notes = (*predictor.notes, *([journal.note] if journal.note else []))
+    log.started(
+        predictor.artifact,
+        predictor.engine,
+        {
+            "cases": len(cohort.cases),
+            "taken_over": len(older),
+            "known": sum(item.known for item in [*before, *problems]),
+        },
+        options.shard,
+    )
+    for note in notes:
+        log.write("warning", "run-warning", note)
+    for item in problems:
+        if not item.known:
+            log.case(item)
+    start = time.perf_counter()
+    stream = _stream(predictor, todo, options)
+    done, ending = _run(stream, todo, journal, log, options.max_errors, len(before), on_case)
+    wall = time.perf_counter() - start
+    for note in predictor.notes:
+        if note not in notes:  # of a worker
+            log.write("warning", "run-warning", note)
+            notes = (*notes, note)
+    everything = sorted([*before, *done, *problems], key=by_case)
+    return Result(
+        predictor.manifest,
+        predictor.engine,
+        notes,
+        everything,
+        summarise(everything, wall),
+        stream.usage if isinstance(stream, Stream) else Usage(),
+        len(older),
+        ending,
+        cohort.notes,
+        predictor.artifact,
+        options.artifact is None,
+        older,
+    )
 
 
 @dataclass(frozen=True)
@@ -190,6 +246,7 @@ def _run(
     stream: Stream[Prediction] | Generator[Prediction, None, None],
     todo: Sequence[Case],
     journal: Journal,
+    log: RunLog,
     max_errors: int | None,
     before: int,
     on_case: OnCase | None,
@@ -199,7 +256,7 @@ def _run(
     done: list[Prediction] = []
     errors = 0
     ending: Ending = "finished"
-    reason = f"{NOT_TRIED}: interrupted before this case"
+    reason = "not tried: interrupted before this case"
     try:
         with closing(stream):
             for item in stream:
@@ -207,6 +264,7 @@ def _run(
                 if case is None:
                     continue
                 journal.append(case, item)
+                log.case(item)
                 done.append(item)
                 del left[item.subject, item.session]
                 if on_case is not None:
@@ -214,12 +272,14 @@ def _run(
                 errors += item.status == "error"
                 if max_errors is not None and errors > max_errors and left:
                     ending = "stopped"
-                    reason = f"{NOT_TRIED}: the run was stopped after {errors} failed cases"
+                    reason = f"not tried: the run was stopped after {errors} failed cases"
                     break
     except KeyboardInterrupt:
         ending = "interrupted"
     done += [
-        Prediction(case.subject, case.session, "error", reason, scan=case.scan, code="not-tried")
+        Prediction(
+            case.subject, case.session, "not-tried", reason, scan=case.scan, code="not-tried"
+        )
         for case in left.values()
     ]
     return done, ending

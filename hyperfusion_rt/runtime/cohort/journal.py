@@ -8,7 +8,8 @@
 A line is one write, after each case; at least once a second they are forced to the disk. What a
 kill leaves of a last line is dropped when the run is resumed. A prediction is taken over when the
 identity (artifact, engine, code, instruction sets), the scan (path and stamp, taken before it was
-read) and the row are the same; a failed case is tried again. While a run writes it holds a lock,
+read) and the row are the same. So is a failure, if it lasts (`failures.lasts`) and the run that met
+it came to its end: what a killed run met, nobody was told. While a run writes it holds a lock,
 which ends with it.
 """
 
@@ -22,14 +23,15 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.files import PRIVATE, stamp
+from hyperfusion_rt.files import PRIVATE, stamp_of
+from hyperfusion_rt.runtime.cohort.failures import again, lasts
 from hyperfusion_rt.runtime.options import Shard
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
 
@@ -52,13 +54,19 @@ def row_hash(case: Case, columns: Sequence[str]) -> str:
 
 @dataclass
 class JournalContent:
-    """The content of a journal."""
+    """The content of a journal.
+
+    `untold`: the cases that were written after the last end; `told`: what could not be joined in
+    the last run that came to an end.
+    """
 
     identity: dict[str, str]
     artifact: str
     shard: Shard | None
     cases: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
     end: dict[str, Any] | None = None  # of the last run, None if it was killed
+    untold: set[tuple[str, str | None]] = field(default_factory=set)
+    told: list[Prediction] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -68,11 +76,13 @@ class JournalContent:
     @property
     def predictions(self) -> list[Prediction]:
         """Of the cases of the last run, or of all if it did not come to its end; no problems."""
-        cases = self.cases
+        cases, known = self.cases, set()
         if self.end is not None:
             listed = {(subject, session) for subject, session in self.end["cases"]}
             cases = {key: line for key, line in cases.items() if key in listed}
-        return [from_json(line["case"]) for line in cases.values()]
+            known = {(subject, session) for subject, session in self.end.get("known", [])}
+        found = {key: from_json(line["case"]) for key, line in cases.items()}
+        return [replace(item, known=key in known) for key, item in found.items()]
 
     @property
     def problems(self) -> list[Prediction]:
@@ -126,10 +136,13 @@ def _read(path: Path) -> tuple[JournalContent | None, int]:
                 key = (line["case"]["subject"], line["case"]["session"])
                 from_json(line["case"])
                 record.cases[key] = {"case": line["case"], "row": line["row"]}
+                record.untold.add(key)
             elif "start" in line:
                 record.end = None
             elif "end" in line:
                 record.end = line["end"]
+                record.untold.clear()
+                record.told = record.problems
     return record, size
 
 
@@ -183,17 +196,24 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def known(self, case: Case) -> Prediction | None:
-        """The prediction of the same scan with the same row, if the journal has it."""
-        line = self.record.cases.get((case.subject, case.session))
-        if line is None or line["case"]["status"] != "ok":
-            return None
-        same = (
+    def known(self, case: Case, *, failures: bool = True) -> Prediction | None:
+        """The prediction of the same scan with the same row, if the journal has it.
+
+        `failures`: or why there is none, if that lasts; such a prediction is `known`.
+        """
+        key = case.subject, case.session
+        line = self.record.cases.get(key)
+        if line is None or not (
             line["case"]["scan"] == str(case.scan)
-            and line["case"]["stamp"] == stamp(case.scan)
+            and line["case"]["stamp"] == stamp_of(case.files)
             and line["row"] == row_hash(case, self._columns)
-        )
-        return from_json(line["case"]) if same else None
+        ):
+            return None
+        found = from_json(line["case"])
+        if found.status == "ok":
+            return found
+        told = failures and key not in self.record.untold
+        return again(found, case.row.line) if told and lasts(found.code) else None
 
     def append(self, case: Case, prediction: Prediction) -> None:
         """Write one case down.
@@ -206,14 +226,27 @@ class Journal:
         self.record.cases[(case.subject, case.session)] = line
 
     def end(
-        self, status: Ending, cases: Sequence[Case], problems: Sequence[Prediction], table: str
+        self,
+        status: Ending,
+        cases: Sequence[Case],
+        problems: Sequence[Prediction],
+        table: str,
+        known: Sequence[Prediction] = (),
+        counts: Mapping[str, int] | None = None,
     ) -> None:
-        """Write down that the run is over: its cases, what could not be joined, its table."""
+        """Write down that the run is over: its cases, what could not be joined, its table.
+
+        Args:
+            known: the cases that failed before and have not changed.
+            counts: how many of which kind the table has; see `outputs.table.COUNTS`.
+        """
         end = {
             "status": status,
             "cases": [(case.subject, case.session) for case in cases],
+            "known": [(item.subject, item.session) for item in known],
             "problems": [as_json(problem) for problem in problems],
             "table": table,
+            "counts": counts or {},
         }
         self._write({"end": end}, sync=True)
 
@@ -221,23 +254,25 @@ class Journal:
         self, identity: dict[str, str], shard: Shard | None, resume: bool, force: bool
     ) -> None:
         found, size = (None, 0) if force else _read(self.path)
-        if found is not None and found.cases and not (found.finished and not resume):
-            if not resume:
-                raise ConfigError(
-                    f"{self.path}: the run before did not finish ({len(found.cases)} cases are "
-                    "done): continue it with `resume`, or begin anew with `force`",
-                    code="journal-unfinished",
-                )
+        if found is not None and found.cases and not (found.finished or resume):
+            raise ConfigError(
+                f"{self.path}: the run before did not finish ({len(found.cases)} cases are "
+                "done): continue it with `resume`, or begin anew with `force`",
+                code="journal-unfinished",
+            )
+        differ: list[str] = []
+        if found is not None and resume:
             differ = [name for name in identity if found.identity.get(name) != identity[name]]
             differ += ["shard"] if found.shard != shard else []
-            if differ:
+            if differ and found.cases:
                 raise ConfigError(
                     f"{self.path}: the run before had another {', '.join(differ)}: its numbers "
                     "cannot stand beside new ones; begin anew with `force`, or choose another "
                     "`out`",
                     code="journal-of-another-run",
                 )
-            if found.end is None:
+        if found is not None and resume and not differ and (found.cases or found.told):
+            if found.end is None and found.cases:
                 self.note = (
                     f"the run before ended without a word (killed, out of memory, or the machine "
                     f"stopped) after {len(found.cases)} cases; they are kept"

@@ -93,7 +93,7 @@ def stream(
         }
     )
     # A worker's folder is not this one.
-    placed = [{"case": replace(case, scan=case.scan.absolute())} for case in cases]
+    placed = [{"case": _placed(case)} for case in cases]
     scans = {(case.subject, case.session): case.scan for case in cases}
     data = ray.data.from_items(placed, override_num_blocks=blocks)
     made = data.map_batches(
@@ -119,3 +119,9 @@ def stream(
             "continue with `resume`",
             code="ray-failed",
         ) from None
+
+
+def _placed(case: Case) -> Case:
+    """The case with paths that hold in any folder."""
+    more = tuple(path.absolute() for path in case.more)
+    return replace(case, scan=case.scan.absolute(), more=more)

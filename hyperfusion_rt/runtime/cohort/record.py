@@ -25,19 +25,24 @@ from hyperfusion_rt.runtime.cohort.journal import (
 from hyperfusion_rt.runtime.evaluation import Agreement, agreement, seen_text
 from hyperfusion_rt.runtime.identity import versions
 from hyperfusion_rt.runtime.outputs.report import inference_page, without_ids
-from hyperfusion_rt.runtime.outputs.table import check_format, record, write_predictions
+from hyperfusion_rt.runtime.outputs.table import COUNTS, check_format, record, write_predictions
 from hyperfusion_rt.runtime.pipeline import Usage
 from hyperfusion_rt.runtime.prediction import Prediction
 
-NOT_TRIED = "not tried"
+
+def report_of(table: Path) -> Path:
+    """Where the report of a table stands unless told: beside it, `predictions.html`."""
+    return table.with_suffix(".html")
 
 
 @dataclass(frozen=True)
 class Result:
     """The predictions of a cohort and their summary.
 
-    `taken_over`: how many are of an earlier run. `ending`: `finished`; `stopped` by `max_errors`;
-    `interrupted`. `joined`: which columns were taken for what, how many scans have a row.
+    `taken_over`: how many predictions are of an earlier run. `ending`: `finished`; `stopped` by
+    `max_errors`; `interrupted`. `joined`: which columns were taken for what, how many scans have a
+    row. `artifact`: that was used; `by_default`: the only one that was there, and not named.
+    `older`: subjects and sessions that an earlier run had predicted.
     """
 
     manifest: Manifest
@@ -49,12 +54,24 @@ class Result:
     taken_over: int = 0
     ending: Ending = "finished"
     joined: tuple[str, ...] = ()
+    artifact: Artifact | None = None
+    by_default: bool = False
+    older: frozenset[tuple[str, str | None]] = frozenset()
 
     @property
     def failed(self) -> list[Prediction]:
-        """The cases that have no prediction though they have a scan; those not tried come last."""
-        found = [item for item in self.predictions if item.status == "error"]
-        return sorted(found, key=lambda item: item.reason.startswith(NOT_TRIED))
+        """The cases that failed."""
+        return [item for item in self.predictions if item.status == "error"]
+
+    @property
+    def new(self) -> list[Prediction]:
+        """Those of them that alarm: that failed now, not only before."""
+        return [item for item in self.failed if not item.known]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows of which kind; see `outputs.table.COUNTS`."""
+        return {name: self.summary[name] for name in COUNTS}
 
     @cached_property
     def agreement(self) -> Agreement | None:
@@ -70,10 +87,11 @@ class Result:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON. A row has what the table has, and whether its failure is known."""
         truth = {} if self.agreement is None else {"truth": asdict(self.agreement)}
-        rows = [record(self.manifest, item) for item in self.predictions]
+        rows = [{**record(self.manifest, p), "known": p.known} for p in self.predictions]
         return {
+            "artifact": None if self.artifact is None else _artifact(self.artifact),
             "engine": self.engine,
             "notes": list(self.notes),
             "joined": list(self.joined),
@@ -88,7 +106,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of one run: the table, beside it the journal and the record; the report.
+    """The files of one run: the table, beside it the journal and the record; report and log.
 
     `ids`: whether the report names subjects.
     """
@@ -96,6 +114,7 @@ class Outputs:
     table: Path
     report: Path | None
     ids: bool = True
+    log: Path | None = None
 
     @property
     def record(self) -> Path:
@@ -109,7 +128,9 @@ class Outputs:
             ConfigError: a folder, an input, a scan, part of the artifact or another output.
         """
         taken = {path.resolve() for path in inputs}
-        for name, path in (("out", self.table), ("report", self.report)):
+        beside = {path.resolve() for path in (self.table, journal_path(self.table), self.record)}
+        named = {"out": self.table, "report": self.report, "log_file": self.log}
+        for name, path in named.items():
             if path is None:
                 continue
             place = path.resolve()
@@ -123,12 +144,12 @@ class Outputs:
                     f"`{name}` {path}: would write over what is read; choose another name",
                     code="output-wrong-name",
                 )
-        beside = (self.table, journal_path(self.table), self.record)
-        if self.report and self.report.resolve() in {path.resolve() for path in beside}:
-            raise ConfigError(
-                f"`report` {self.report}: is `out`, or of it; choose another name",
-                code="output-wrong-name",
-            )
+            if name != "out" and place in beside:
+                raise ConfigError(
+                    f"`{name}` {path}: is `out`, or of it, or the report; choose another name",
+                    code="output-wrong-name",
+                )
+            beside.add(place)
         check_format(self.table)
 
     def write(
@@ -165,11 +186,11 @@ class Outputs:
             "finished": _utc(now),
             "seconds": now - started,
             "ending": result.ending,
-            "artifact": {"folder": str(artifact.folder.resolve()), "name": artifact.manifest.name},
+            "artifact": _artifact(artifact),
             "identity": identity,
             **about,
             "output": {"path": str(self.table.resolve()), "sha256": sha256(self.table)},
-            "counts": {name: result.summary[name] for name in ("ok", "error", "skipped")},
+            "counts": result.counts,
             "taken_over": result.taken_over,
             "usage": result.usage.as_dict(),
             "notes": list(result.notes),
@@ -179,6 +200,15 @@ class Outputs:
             "packages": versions(),
         }
         write_text(self.record, json.dumps(content, indent=2) + "\n", private=True)
+
+
+def _artifact(artifact: Artifact) -> dict[str, str]:
+    manifest = artifact.manifest
+    return {
+        "folder": str(artifact.folder.resolve()),
+        "name": manifest.name,
+        "checksum": manifest.checksum,
+    }
 
 
 def _folder() -> str | None:

@@ -74,7 +74,8 @@ def merge(shards: Iterable[Path], options: MergeOptions | None = None) -> Result
         (),
         everything,
         summarise(everything, 0.0),
-        taken_over=len(predictions),
+        taken_over=sum(item.status == "ok" for item in predictions.values()),
+        artifact=opened,
     )
     inputs = {"shards": [str(path.resolve()) for path, _ in records.values()]}
     outputs.write(result, opened, first.identity, {"inputs": inputs}, started)

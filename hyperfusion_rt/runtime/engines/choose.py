@@ -34,9 +34,9 @@ class Engine(Protocol):
     ) -> dict[str, NDArray[np.float32]]:
         """Run one batch of cases, float32.
 
-        `image [B, N, D, H, W]` of N boxes, `tabular [B, ΣT]` (the members' encoded rows in turn) →
-        `output [B, C]`: probabilities, or a number; `members [B, M·N·C]`: the M members' raw
-        outputs.
+        `image [B, N·C, D, H, W]` of N boxes with C channels each (box 0's, then box 1's), `tabular
+        [B, ΣT]` (the members' encoded rows in turn) → `output [B, C]`: probabilities, or a number;
+        `members [B, M·N·C]`: the M members' raw outputs.
         """
         ...
 
@@ -45,7 +45,7 @@ class TrunkAndHead(Protocol):
     """An engine in two steps: what the head reads of an image can be kept, and used again."""
 
     def features(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """`image [B, N, D, H, W]` → the trunk's features by name, `[B, ...]` each."""
+        """`image [B, N·C, D, H, W]` → the trunk's features by name, `[B, ...]` each."""
         ...
 
     def finish(
@@ -199,8 +199,7 @@ def _stale(made: Build, name: str, version: str, gpu: Gpu) -> str:
 def _example(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The inputs of one case, zeros."""
     manifest = artifact.manifest
-    boxes, shape = len(manifest.preprocessing.boxes), manifest.preprocessing.shape
-    image = np.zeros((1, boxes, *shape), np.float32)
+    image = np.zeros((1, *manifest.image_shape), np.float32)
     return image, np.zeros((1, sum(member.width for member in manifest.members)), np.float32)
 
 

@@ -138,7 +138,7 @@ class OnnxEngine:
         self._turn = threading.Lock()
 
     def run(self, image: Floats, tabular: Floats) -> dict[str, Floats]:
-        """Run one batch: `image [B, N, D, H, W]`, `tabular [B, T]`; every output by its name."""
+        """Run one batch: `image [B, N·C, D, H, W]`, `tabular [B, T]`; every output by its name."""
         return self.feed({"image": image, "tabular": tabular})
 
     def feed(self, values: dict[str, Floats]) -> dict[str, Floats]:
@@ -180,7 +180,7 @@ class OnnxParts:
         self._trunk, self._head = OnnxEngine(trunk, threads), OnnxEngine(head, 1)
 
     def features(self, image: Floats) -> dict[str, Floats]:
-        """What the head reads of `image [B, N, D, H, W]`, by name."""
+        """What the head reads of `image [B, N·C, D, H, W]`, by name."""
         return self._trunk.feed({"image": image})
 
     def finish(self, features: dict[str, Floats], tabular: Floats) -> dict[str, Floats]:

@@ -178,7 +178,7 @@ class TrtEngine:
         return _Buffer(shape, view, host, device)
 
     def run(self, image: Floats, tabular: Floats) -> dict[str, Floats]:
-        """Run one batch: `image [B, N, D, H, W]`, `tabular [B, T]`; every output by its name.
+        """Run one batch: `image [B, N·C, D, H, W]`, `tabular [B, T]`; every output by its name.
 
         Raises:
             EngineError: an input has another shape, or CUDA fails.

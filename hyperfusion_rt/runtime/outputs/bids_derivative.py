@@ -35,7 +35,7 @@ REPORT = "group_report.html"
 RECORDS = "logs"
 
 _MISSING = "n/a"
-_BEST_FIRST = ("ok", "error", "skipped")
+_BEST_FIRST = ("ok", "error", "not-tried", "skipped")
 # What a derivative owes to its source, as `dataset_description.json` names it.
 _INHERITED = ("Authors", "License", "Acknowledgements", "HowToAcknowledge", "EthicsApprovals")
 _RELEASE = re.compile(r"^\s*v?(\d[\w.+-]*)\s+(?:-\s*)?\d{4}-\d{2}-\d{2}", re.MULTILINE)
@@ -211,7 +211,12 @@ def write_sessions(
 
 
 def _write_participants(out: Path, sessions: Sessions) -> None:
-    counted = {"predicted": "ok", "failed": "error", "skipped": "skipped"}
+    counted = {
+        "predicted": "ok",
+        "failed": "error",
+        "not_tried": "not-tried",
+        "skipped": "skipped",
+    }
     rows = []
     for subject, found in sessions.items():
         if subject:
@@ -225,6 +230,7 @@ def _write_participants(out: Path, sessions: Sessions) -> None:
         "source_id": {"Description": "The participant's id in the source dataset"},
         "predicted": {"Description": "Number of sessions with a prediction"},
         "failed": {"Description": "Number of sessions whose prediction failed"},
+        "not_tried": {"Description": "Number of sessions that the run did not come to"},
         "skipped": {"Description": "Number of sessions without a scan"},
     }
     _write_table(out / "participants.tsv", rows, about, columns)

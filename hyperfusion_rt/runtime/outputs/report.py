@@ -21,7 +21,7 @@ from hyperfusion_rt.runtime.outputs.table import label, value_columns
 from hyperfusion_rt.runtime.prediction import Prediction
 
 _SHOWN = 2000
-_FIRST = {"error": 0, "ok": 1, "skipped": 2}
+_FIRST = {"error": 0, "not-tried": 1, "ok": 2, "skipped": 3}
 
 
 class Part(Protocol):
@@ -211,8 +211,11 @@ def inference_page(
             ("ok", "predicted"),
             ("with_warnings", "of them with warnings"),
             ("error", "failed"),
+            ("known", "of them before, and unchanged"),
+            ("not_tried", "not tried"),
             ("skipped", "skipped"),
         )
+        if summary[name] or name not in ("known", "not_tried")
     ]
     if summary["ok"] and summary["wall_seconds"]:
         cards.append((f"{sum(ms.values()):.0f} ms", "per scan (median), one after the other"))

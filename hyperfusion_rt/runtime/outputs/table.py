@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.config import answer_columns
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.files import replacing, shown, write_text
 from hyperfusion_rt.runtime.prediction import Prediction
@@ -31,9 +32,19 @@ class Column:
     levels: Mapping[str, str] = field(default_factory=dict)
 
 
+# What is counted of a table: its rows by status, and of the errors which are news.
+COUNTS = {
+    "ok": "predicted",
+    "error": "failed: `new` and `known`",
+    "new": "failed now, for the first time or because they were tried again",
+    "known": "failed before, have not changed, and were not tried again",
+    "not_tried": "the run ended before them",
+    "skipped": "nothing to predict",
+}
 STATUS_LEVELS = {
     "ok": "Predicted",
     "error": "Failed; the reason says why",
+    "not-tried": "The run ended before this case",
     "skipped": "Nothing to predict, such as a row without a scan",
 }
 
@@ -78,14 +89,14 @@ def quality_column(name: str) -> Column:
 
 
 def value_columns(manifest: Manifest) -> list[Column]:
-    """`p_CN`, `p_MCI`, ...; of a number, `years`, or `predicted_` and the target's name."""
+    """The columns of an answer: probabilities, or a number."""
+    names = answer_columns(manifest.classes, manifest.table.target, manifest.unit)
     if not manifest.classes:
-        target, unit = manifest.table.target, manifest.unit
-        name = "years" if unit == "years" else f"predicted_{target}"
-        return [Column(name, "number", f"Predicted {target}", si_unit(unit))]
+        meaning = f"Predicted {manifest.table.target}"
+        return [Column(names[0], "number", meaning, si_unit(manifest.unit))]
     return [
-        Column(f"p_{name}", "number", f"Probability of the class {name}", "1")
-        for name in manifest.classes
+        Column(name, "number", f"Probability of the class {label}", "1")
+        for name, label in zip(names, manifest.classes, strict=True)
     ]
 
 
@@ -208,17 +219,22 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: Sequence[Col
 
 
 def summarise(predictions: Sequence[Prediction], wall: float) -> dict[str, Any]:
-    """Counts, and where the time went: medians in ms per scan, and the whole in seconds."""
+    """`COUNTS`, and where the time went: medians in ms per scan, and the whole in seconds."""
     good = [p.seconds for p in predictions if p.status == "ok"]
 
     def median(values: list[float]) -> float | None:
         return 1e3 * statistics.median(values) if values else None
 
+    failed = [p for p in predictions if p.status == "error"]
+    known = sum(p.known for p in failed)
     return {
         "ok": len(good),
-        "error": sum(p.status == "error" for p in predictions),
+        "error": len(failed),
+        "new": len(failed) - known,
+        "known": known,
+        "not_tried": sum(p.status == "not-tried" for p in predictions),
         "skipped": sum(p.status == "skipped" for p in predictions),
-        "with_warnings": sum(bool(p.warnings) for p in predictions),
+        "with_warnings": sum(bool(p.warnings) for p in predictions if p.status == "ok"),
         "wall_seconds": wall,
         "ms_per_scan": {
             "read": median([s.read for s in good]),
@@ -227,3 +243,11 @@ def summarise(predictions: Sequence[Prediction], wall: float) -> dict[str, Any]:
             "infer": median([s.infer for s in good]),
         },
     }
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """`COUNTS` for a reader: `16 predicted, 4 failed (1 new), 0 skipped`."""
+    new = f" ({counts['new']} new)" if counts["known"] else ""
+    left = f", {counts['not_tried']} not tried" if counts["not_tried"] else ""
+    failed = f"{counts['error']} failed{new}{left}"
+    return f"{counts['ok']} predicted, {failed}, {counts['skipped']} skipped"

@@ -93,14 +93,14 @@ void Engine::choose_kernel(Conv& c, const ConvSpec& spec) const {
     a.pairs = spec.pairs;
   }
   const bool strides = stride == 1 || (stride == 2 && cout >= kBlock && !spec.pool);
-  const bool one_channel = cin == 1 && has(inputs_, c.in) && spec.condition < 0 &&
-                           spec.prologue_scale.data == nullptr && strides;
+  const bool planar = cin < kBlock && has(inputs_, c.in) && spec.condition < 0 &&
+                      spec.prologue_scale.data == nullptr && strides;
   c.kind = spec.depthwise ? StepKind::depthwise
            : c.points     ? StepKind::winograd
-           : one_channel  ? StepKind::one_channel
+           : planar       ? StepKind::planar
                           : StepKind::gather;
-  if (spec.pool && c.kind != StepKind::winograd && c.kind != StepKind::one_channel)
-    refuse("only a Winograd or a one-channel convolution pools its result");
+  if (spec.pool && c.kind != StepKind::winograd && c.kind != StepKind::planar)
+    refuse("only a Winograd or a planar convolution pools its result");
   if (spec.depthwise && (cin != cout || spec.condition >= 0))
     refuse("a depthwise convolution keeps the number of channels and is not generated");
 }
@@ -153,12 +153,13 @@ void Engine::keep_weights(Conv& c, const ConvSpec& spec) {
     if (spec.condition < 0) pack_weights(c, spec.weight.data);
     return;
   }
-  // [tap][C filled up], or [block][tap][16]
+  // [tap][C filled up], or [block][tap, input channel][16]
   const bool depthwise = c.kind == StepKind::depthwise;
-  float* to = reserve(taps * lanes);
-  for (int64_t t = 0; t < taps; ++t)
+  const int64_t rows = depthwise ? taps : product({taps, cin});
+  float* to = reserve(product({rows, lanes}));
+  for (int64_t t = 0; t < rows; ++t)
     for (int64_t i = 0; i < cout; ++i)
-      to[depthwise ? t * lanes + i : (i / kBlock * taps + t) * kBlock + i % kBlock] =
+      to[depthwise ? t * lanes + i : (i / kBlock * rows + t) * kBlock + i % kBlock] =
           spec.weight.data[t * cout + i];
   a.weight = to;
 }
@@ -254,8 +255,8 @@ void Engine::partition(Conv& c) {
     partition_winograd(c);
   } else if (c.kind == StepKind::gather) {
     partition_gather(c);
-  } else if (c.kind == StepKind::one_channel) {
-    partition_one_channel(c);
+  } else if (c.kind == StepKind::planar) {
+    partition_planar(c);
   } else {
     c.tasks = blocks_of(a.conv_extent.c) * a.conv_extent.d * a.conv_extent.h;
   }
@@ -305,19 +306,21 @@ void Engine::split_blocks(Conv& c) {
   c.tasks = blocks * a.splits;
 }
 
-void Engine::partition_one_channel(Conv& c) {
+void Engine::partition_planar(Conv& c) {
   ConvArgs& a = c.args;
   const Window& k = a.window;
   Extent& e = a.in_extent;
   scratch(3 * kBlock * kBlock);
   // The borders of the padded input stay zero from here on.
-  e = {1, e.d + 2 * k.padding[0], e.h + 2 * k.padding[1], e.w + 2 * k.padding[2]};
-  c.padded = reserve(product({e.d, e.h, e.w}) + kSpare);
+  e = {e.c, e.d + 2 * k.padding[0], e.h + 2 * k.padding[1], e.w + 2 * k.padding[2]};
+  c.padded = reserve(product({e.c, e.d, e.h, e.w}) + kSpare);
   a.in = c.padded;
   for (int64_t d = 0; d < k.kernel[0]; ++d)
     for (int64_t h = 0; h < k.kernel[1]; ++h)
       for (int64_t w = 0; w < k.kernel[2]; ++w)
-        c.shift.push_back((d * k.dilation[0] * e.h + h * k.dilation[1]) * e.w + w * k.dilation[2]);
+        for (int64_t channel = 0; channel < e.c; ++channel)
+          c.shift.push_back(((channel * e.d + d * k.dilation[0]) * e.h + h * k.dilation[1]) * e.w +
+                            w * k.dilation[2]);
   a.shift = c.shift.data();
   a.ring = a.out_extent.d;
   c.tasks = a.out_extent.d * a.out_extent.h;

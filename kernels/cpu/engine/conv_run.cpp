@@ -22,10 +22,10 @@ void Engine::run_conv(Conv& c) {
   a.out = at(c.out);
   a.epilogue.residual = c.residual >= 0 ? at(c.residual) : nullptr;
   a.epilogue.second = c.second >= 0 ? at(c.second) : nullptr;
-  if (c.kind == StepKind::one_channel) {
+  if (c.kind == StepKind::planar) {
     pad_input(c);
     parallel(c.tasks, 1,
-             [&](int64_t b, int64_t n, int t) { kernels_.one_channel(a, b, n, scratch_of(t)); });
+             [&](int64_t b, int64_t n, int t) { kernels_.planar(a, b, n, scratch_of(t)); });
     return;
   }
   a.in = at(c.in);
@@ -48,10 +48,13 @@ void Engine::pad_input(const Conv& c) {
   const float* from = value(c.in).given;
   const Extent &e = extent(c.in), &o = c.args.in_extent;
   const int64_t* p = c.args.window.padding;
-  parallel(e.d, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin * e.h; row < end * e.h; ++row)
-      copy_floats(c.padded + ((row / e.h + p[0]) * o.h + row % e.h + p[1]) * o.w + p[2],
+  // A task is a plane of one channel.
+  parallel(e.c * e.d, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin * e.h; row < end * e.h; ++row) {
+      const int64_t channel = row / e.h / e.d, z = row / e.h % e.d, y = row % e.h;
+      copy_floats(c.padded + ((channel * o.d + z + p[0]) * o.h + y + p[1]) * o.w + p[2],
                   from + row * e.w, e.w);
+    }
   });
 }
 
@@ -71,7 +74,7 @@ void Engine::run_ring(Conv& c) {
     const int64_t next = std::min(z + step, layers);
     const int64_t need = std::clamp<int64_t>(next * a.tile[0] + 2 - a.window.padding[0], made, e.d);
     parallel((need - made) * e.h, 4, [&](int64_t b, int64_t n, int t) {
-      kernels_.one_channel(p.args, made * e.h + b, made * e.h + n, scratch_of(t));
+      kernels_.planar(p.args, made * e.h + b, made * e.h + n, scratch_of(t));
     });
     made = need;
     a.first = z * layer;

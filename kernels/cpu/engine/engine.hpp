@@ -173,7 +173,7 @@ class Engine {
   void partition(Conv& conv);
   void partition_winograd(Conv& conv);
   void partition_gather(Conv& conv);
-  void partition_one_channel(Conv& conv);
+  void partition_planar(Conv& conv);
   void split_blocks(Conv& conv);
   // the factors in 32 bits of its packed weights
   int64_t pair_of(const Conv& conv) const;

@@ -108,7 +108,7 @@ struct Engine::Conv {
   Array generator, bias_generator;
   int64_t conditions = 0;
   float *raw = nullptr, *packed = nullptr, *bias = nullptr;
-  float* padded = nullptr;  // one-channel: the input with its zeros around
+  float* padded = nullptr;  // planar: the input with zeros around each channel
   std::vector<int64_t> shift;
   // Computed inside this step, into a ring of planes; see run_ring.
   std::shared_ptr<Conv> producer;

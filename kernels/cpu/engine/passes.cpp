@@ -16,7 +16,7 @@ struct Engine::Narrow {
   std::vector<bool> steps;
 };
 
-// Volumes of few channels between a one-channel convolution and Winograd convolutions, or between
+// Volumes of few channels between a planar convolution and Winograd convolutions, or between
 // two of these, are kept as `Phases` where all that read them can: lanes are then tiles. Otherwise
 // most of the 16 lanes of a channel block would be empty.
 void Engine::choose_narrow() {
@@ -41,7 +41,7 @@ Engine::Narrow Engine::narrow_candidates() const {
     const Conv* c = steps_[s].conv.get();
     if (!c) continue;
     const Epilogue& e = c->args.epilogue;
-    const bool first = c->kind == StepKind::one_channel && c->residual < 0 && !e.slopes() &&
+    const bool first = c->kind == StepKind::planar && c->residual < 0 && !e.slopes() &&
                        c->args.conv_extent.c <= kNarrowIn;
     narrow.steps[s] = c->args.narrow_weight != nullptr;
     if ((first || narrow.steps[s]) && !e.sparse)
@@ -66,7 +66,7 @@ bool Engine::drop_candidates(Narrow& narrow) const {
       changed = true;
     }
     if (!narrow.steps[s]) drop(step.reads);
-    const bool makes = c && (narrow.steps[s] || c->kind == StepKind::one_channel);
+    const bool makes = c && (narrow.steps[s] || c->kind == StepKind::planar);
     if (!makes || !std::all_of(step.writes.begin(), step.writes.end(), phased)) drop(step.writes);
   }
   return changed;
@@ -90,7 +90,7 @@ void Engine::use_phases(Step& step, const std::set<int>& phased, bool narrow) {
 
 // --- rings -------------------------------------------------------------------------------------
 
-// A one-channel convolution whose large result only the next Winograd convolution reads: planes of
+// A planar convolution whose large result only the next Winograd convolution reads: planes of
 // the result stand in a ring.
 void Engine::fuse_rings() {
   constexpr int64_t kRing = int64_t{1} << 22;  // floats: they stay in the shared cache
@@ -107,7 +107,7 @@ void Engine::fuse_rings() {
     first.conv->args.ring = a.ring = planes;
     a.splits = 1;
     second.conv->producer = first.conv;
-    first.kind = StepKind::one_channel_ring;
+    first.kind = StepKind::planar_ring;
     first.work = nullptr;
     first.writes.clear();
     second.reads.push_back(first.conv->in);
@@ -119,7 +119,7 @@ void Engine::fuse_rings() {
 bool Engine::can_share_ring(size_t i) const {
   constexpr int64_t kLarge = int64_t{1} << 22;  // floats: more than the cache holds
   const Conv *first = steps_[i].conv.get(), *second = steps_[i + 1].conv.get();
-  if (!first || !second || first->kind != StepKind::one_channel || first->args.epilogue.pool ||
+  if (!first || !second || first->kind != StepKind::planar || first->args.epilogue.pool ||
       first->second >= 0 || first->residual >= 0)
     return false;
   const int made = first->out;
@@ -134,10 +134,10 @@ bool Engine::can_share_ring(size_t i) const {
 
 // --- memory ------------------------------------------------------------------------------------
 
-// An input that only one-channel convolutions read is used where the caller has it.
+// An input that only planar convolutions read is used where the caller has it.
 void Engine::find_plain_inputs() {
   const auto reads_plain = [](const Conv& c, int input) {
-    const bool here = c.kind == StepKind::one_channel && c.in == input;
+    const bool here = c.kind == StepKind::planar && c.in == input;
     const bool before = c.producer && c.producer->in == input && c.in != input;
     return (here || before) && c.residual != input && c.condition != input && c.shortcut != input;
   };

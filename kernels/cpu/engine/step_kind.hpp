@@ -9,8 +9,8 @@ namespace hfrt {
   X(winograd, "winograd")                               \
   X(narrow_winograd, "narrow winograd")                 \
   X(gather, "gather")                                   \
-  X(one_channel, "one-channel")                         \
-  X(one_channel_ring, "one-channel (in the next step)") \
+  X(planar, "planar")                                   \
+  X(planar_ring, "planar (in the next step)")           \
   X(depthwise, "depthwise")                             \
   X(average_pool, "average pool")                       \
   X(max_pool, "max pool")                               \

@@ -16,7 +16,7 @@
 namespace hfrt {
 
 constexpr int kBlock = 16;
-// Floats that the one-channel kernel may read after the end of its input.
+// Floats that the planar kernel may read after the end of its input.
 constexpr int kSpare = 128;
 
 // Inlined everywhere: no definition that was compiled for one set can be linked for another.
@@ -128,9 +128,9 @@ __attribute__((always_inline)) inline int64_t narrow_scratch(int64_t cin, int64_
 }
 
 struct ConvArgs {
-  const void* in = nullptr;  // one channel: plain float32, padded
+  const void* in = nullptr;  // planar: [C][D][H][W] float32, padded
   Extent in_extent;
-  // The planes that the buffer between a one-channel convolution (its output) and a Winograd
+  // The planes that the buffer between a planar convolution (its output) and a Winograd
   // convolution (its input) holds: plane z stands at z % ring.
   int64_t ring = 0;
   void* out = nullptr;
@@ -138,7 +138,7 @@ struct ConvArgs {
   Extent out_extent;   // after pooling
   Window window;
   const float* weight = nullptr;   // as `pack` left it
-  const int64_t* shift = nullptr;  // one channel: floats from an output's first input to each tap's
+  const int64_t* shift = nullptr;  // planar: floats from an output's first input to each tap's
   Prologue prologue;
   Epilogue epilogue;
   Shortcut shortcut;  // Winograd only
@@ -146,7 +146,7 @@ struct ConvArgs {
   // which numbers of the 16 planes are voxels (1, or 0).
   Phases phases;
   const float *narrow_weight = nullptr, *narrow_shortcut = nullptr, *valid = nullptr;
-  bool phased = false;  // narrow or one channel: the outputs are `phases`
+  bool phased = false;  // narrow or planar: the outputs are `phases`
   // The partition into tasks, `tasks = splits * blocks`.
   int64_t tile[3] = {0, 0, 0};   // Winograd: outputs per tile along each axis
   bool pairs = false;            // Winograd, 2x2x2: the product takes `Kernels::pair` factors
@@ -185,7 +185,7 @@ struct Kernels {
   void (*winograd)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*narrow)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*gather)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
-  void (*one_channel)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*planar)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*depthwise)(const ConvArgs&, int64_t begin, int64_t end);
 
   // [C][voxels] float32 to a volume, and back; a task is 16 voxels of one block, voxels fastest.

@@ -3,7 +3,7 @@
 #include "elementwise.hpp"
 #include "gather.hpp"
 #include "narrow.hpp"
-#include "one_channel.hpp"
+#include "planar.hpp"
 #include "winograd.hpp"
 
 #define HFRT_JOIN(isa, type) kernels_##isa##_##type
@@ -26,7 +26,7 @@ const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
                              ::winograd,
                              ::narrow,
                              ::gather,
-                             ::one_channel,
+                             ::planar,
                              ::depthwise,
                              ::block,
                              ::unblock,

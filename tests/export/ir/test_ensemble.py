@@ -27,17 +27,18 @@ from ..networks import FUSIONS, SHAPES, MidTrunk, published, shaken
 ort = pytest.importorskip("onnxruntime", reason="ONNX files NOT run")
 
 
-def case_of(task, networks, boxes, batch, shape):
-    """Images `[B, N, D, H, W]`, rows `[B, M, T]`, and raw float64 outputs `[B, M, N, C]`."""
+def case_of(task, networks, boxes, batch, shape, channels):
+    """Images `[B, N·C, D, H, W]`, rows `[B, M, T]`, and raw float64 outputs `[B, M, N, C]`."""
     rng = np.random.default_rng(7)
     width = 5 if task == "ad" else 2
-    images = rng.standard_normal((batch, boxes, *shape), np.float32)
+    images = rng.standard_normal((batch, boxes * channels, *shape), np.float32)
     rows = rng.standard_normal((batch, len(networks), width), np.float32)
     raw = []
     with torch.no_grad():
         for m, network in enumerate(networks):
             for n in range(boxes):
-                image = torch.from_numpy(images[:, n : n + 1]).double()
+                box = slice(n * channels, (n + 1) * channels)
+                image = torch.from_numpy(images[:, box]).double()
                 raw.append(network.double()(image, torch.from_numpy(rows[:, m]).double()).numpy())
     outputs = np.stack(raw, 1).reshape(batch, len(networks), boxes, -1)
     return images, rows, outputs
@@ -49,10 +50,12 @@ def engines(ensemble, path):
     return NativeEngine(made, 2), OnnxEngine(path, 2), TorchEngine(made, 2, "cpu")
 
 
-def check(task, networks, boxes, shape, path, rule="mean"):
-    images, rows, outputs = case_of(task, networks, boxes, 3, shape)
+def check(task, networks, boxes, shape, path, rule="mean", channels=1, answer=None):
+    """`answer`: the task whose kind of answer the networks give, if not that of `task`."""
+    images, rows, outputs = case_of(task, networks, boxes, 3, shape, channels)
+    task = answer or task
     width = rows.shape[-1]
-    graphs = [fold(lower(n, {"image": (1, *shape), "tabular": (width,)})) for n in networks]
+    graphs = [fold(lower(n, {"image": (channels, *shape), "tabular": (width,)})) for n in networks]
     ensemble = join(graphs, [width] * len(graphs), boxes, classes=task == "ad", rule=rule)
     expected = np.stack([combine(o, task == "ad", rule) for o in outputs])
     for engine in engines(ensemble, path):
@@ -65,10 +68,10 @@ def check(task, networks, boxes, shape, path, rule="mean"):
             )
 
 
-def members(task, fusion, count):
+def members(task, fusion, count, **options):
     made = []
     for seed in range(count):
-        network = published(task, fusion)
+        network = published(task, fusion, **options)
         torch.manual_seed(seed)
         with torch.no_grad():
             for p in network.parameters():
@@ -81,6 +84,20 @@ def members(task, fusion, count):
 @pytest.mark.parametrize(("task", "boxes"), [("ad", 2), ("ad", 1), ("brain-age", 1)])
 def test_every_network(task, boxes, fusion, tmp_path):
     check(task, members(task, fusion, 3), boxes, SHAPES[task], tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("task", SHAPES)
+def test_several_images_on_two_boxes(task, fusion, channels, tmp_path):
+    """With two of them, each network gives the other's kind of answer."""
+    shape = (13, 10, 15) if task == "ad" else (37, 36, 45)
+    answer, outputs = None, None
+    if channels == 2:
+        answer, outputs = ("brain-age", 1) if task == "ad" else ("ad", 3)
+    networks = members(task, fusion, 2, channels=channels, outputs=outputs, shape=shape)
+    rule = "confidence_weighted" if (answer or task) == "ad" else "mean"
+    check(task, networks, 2, shape, tmp_path / "x.onnx", rule, channels, answer)
 
 
 @pytest.mark.parametrize("rule", get_args(Rule))

@@ -32,14 +32,14 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def ensemble_of(task, networks, shape=None, boxes=2):
+def ensemble_of(task, networks, shape=None, boxes=2, channels=1):
     shape, width = shape or SHAPES[task], 5 if task == "ad" else 2
-    graphs = [fold(lower(n, {"image": (1, *shape), "tabular": (width,)})) for n in networks]
+    graphs = [fold(lower(n, {"image": (channels, *shape), "tabular": (width,)})) for n in networks]
     widths = [width] * len(graphs)
     rule = "confidence_weighted" if task == "ad" else "mean"
     made = join(graphs, widths, boxes, classes=task == "ad", rule=rule)
     rng = np.random.default_rng(1)
-    image = rng.standard_normal((4, boxes, *shape), np.float32)
+    image = rng.standard_normal((4, boxes, channels, *shape), np.float32)
     rows = [rng.standard_normal((4, width), np.float32) for _ in networks]
     return made, Expected.of(
         networks,
@@ -90,6 +90,18 @@ def test_an_ensemble_with_every_rule(rule):
     shapes = {"image": (1, *SHAPES["ad"]), "tabular": (5,)}
     graphs = [fold(lower(n, shapes)) for n in networks]
     builds(join(graphs, [5] * 3, 2, classes=True, rule=rule), "fp16")
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", SHAPES)
+def test_an_ensemble_on_several_images(task, precision, tmp_path):
+    """Two boxes of three images: built, and the same graph run in its place."""
+    networks = [published(task, "hyper", channels=3) for _ in range(2)]
+    ensemble, expected = ensemble_of(task, networks, channels=3)
+    assert ensemble.inputs["image"] == (6, *SHAPES[task])
+    found = export_tensorrt("trt-rtx", ensemble, expected, tmp_path, precision, OPTIONS)
+    assert found.comparison.largest_difference <= found.comparison.tolerance
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -56,7 +56,7 @@ def channels(array):
 @st.composite
 def convolutions(draw):
     """A convolution that the engine can do, with everything that may be fused into it."""
-    kind = draw(st.sampled_from(["gather", "winograd", "one-channel", "depthwise", "generated"]))
+    kind = draw(st.sampled_from(["gather", "winograd", "planar", "depthwise", "generated"]))
     isa, precision = draw(st.sampled_from(KINDS))
     c = {"kind": kind, "isa": isa, "precision": precision, "threads": draw(st.integers(1, 3))}
     c["shape"] = tuple(draw(st.lists(st.integers(1, 9), min_size=3, max_size=3)))
@@ -72,8 +72,8 @@ def convolutions(draw):
         if draw(st.integers(0, 3)) == 0:
             c["tile"], c["stride"] = (2, 2, 2), (2, 2, 2)
     c["pairs"] = c["tile"] == (2, 2, 2) and precision == "bf16"
-    if kind == "one-channel":
-        c["cin"] = 1
+    if kind == "planar":
+        c["cin"] = draw(st.sampled_from([1, 1, 2, 3, 5, 15]))
         c["shape"] = (*c["shape"][:2], draw(st.integers(1, 70)))
         c["kernel"] = draw(st.tuples(*[st.integers(1, 5)] * 3))
         c["stride"] = (*c["stride"][:2], draw(st.integers(1, 2)))
@@ -87,8 +87,8 @@ def convolutions(draw):
         (n + 2 * p - r) // s + 1
         for n, p, r, s in zip(c["shape"], c["padding"], reach, c["stride"], strict=True)
     ]
-    c["pool"] = kind in ("winograd", "one-channel") and min(out) >= 2 and draw(st.booleans())
-    c["pool"] = c["pool"] and not (kind == "one-channel" and c["stride"][2] == 2)
+    c["pool"] = kind in ("winograd", "planar") and min(out) >= 2 and draw(st.booleans())
+    c["pool"] = c["pool"] and not (kind == "planar" and c["stride"][2] == 2)
     c["relu"] = draw(st.booleans())
     c["residual"] = not c["pool"] and draw(st.booleans())
     c["second"] = draw(st.booleans())
@@ -234,15 +234,15 @@ def test_sizes_around_the_vector_and_the_tile(isa, precision, cin, size, tile):
 
 
 @pytest.mark.parametrize(("isa", "precision"), KINDS)
-@pytest.mark.parametrize("padding", [0, 1])
-def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding):
+@pytest.mark.parametrize(("padding", "images"), [(0, 1), (1, 1), (1, 2)])
+def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding, images):
     """Large enough that the first layer's result never stands in memory as a whole."""
     rng = np.random.default_rng(0)
     shape = (64 if precision == "fp32" else 128, 72, 66)
-    w1, w2 = normal(rng, 16, 1, 3, 3, 3) / 5, normal(rng, 20, 16, 3, 3, 3) / 20
+    w1, w2 = normal(rng, 16, images, 3, 3, 3) / 5, normal(rng, 20, 16, 3, 3, 3) / 20
     b1, b2 = normal(rng, 16), normal(rng, 20)
     engine = _native.Engine(2, isa, precision)
-    value = engine.input(1, *shape)
+    value = engine.input(images, *shape)
     relu = ("relu", 0.0, None)
     for w, b, tile in ((w1, b1, None), (w2, b2, (4, 4, 4))):
         cout, cin = w.shape[:2]
@@ -254,8 +254,8 @@ def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding):
         )  # fmt: skip
     engine.output(value)
     engine.finish()
-    assert engine.steps == [_native.StepKind.one_channel_ring, _native.StepKind.winograd]
-    x = normal(rng, 1, 1, *shape)
+    assert engine.steps == [_native.StepKind.planar_ring, _native.StepKind.winograd]
+    x = normal(rng, 1, images, *shape)
     y = F.conv3d(wide(x), wide(w1), wide(b1), padding=padding).relu()
     y = F.max_pool3d(F.conv3d(y, wide(w2), wide(b2), padding=padding).relu(), 2)
     found = call(engine, [x], tuple(y.shape[1:]))
@@ -265,11 +265,12 @@ def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding):
 
 @st.composite
 def narrow_chains(draw):
-    """A one-channel convolution, then two of few channels, as they may stay in `Phases`."""
+    """A planar convolution, then two of few channels, as they may stay in `Phases`."""
     isa, precision = draw(st.sampled_from(KINDS))
     c = {"isa": isa, "precision": precision, "threads": draw(st.integers(1, 3))}
     c["pool"] = draw(st.booleans())
     c["shape"] = [draw(st.integers(2 if c["pool"] else 1, m)) for m in (12, 25, 45)]
+    c["images"] = draw(st.integers(1, 3))
     c["channels"] = draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.integers(1, 16))
     c["second"], c["last second"], c["shortcut"], c["sparse"], c["watched"] = (
         draw(st.booleans()) for _ in range(5)
@@ -287,7 +288,7 @@ def test_few_channels(c):
     one, two, three = c["channels"]
     tile, ones = (4, 4, 4), (1, 1, 1)
     act, function = (c["act"], ALPHA.get(c["act"], 0.0), None), ACTIVATIONS[c["act"]]
-    x = normal(rng, 2, 1, *c["shape"])
+    x = normal(rng, 2, c["images"], *c["shape"])
 
     def layer(value, y, cin, cout, act, function, **options):
         weight = normal(rng, cout, cin, 3, 3, 3) / np.float32(27 * cin) ** 0.5
@@ -304,8 +305,8 @@ def test_few_channels(c):
     scale, shift = normal(rng, one), normal(rng, one)
     second = (scale, shift, ("relu", 0.0, None)) if c["second"] else None
     first, y = layer(
-        engine.input(1, *c["shape"]), wide(x), 1, one, ("relu", 0.0, None), F.relu,
-        pool=c["pool"], second=second,
+        engine.input(c["images"], *c["shape"]), wide(x), c["images"], one, ("relu", 0.0, None),
+        F.relu, pool=c["pool"], second=second,
     )  # fmt: skip
     value, z = first, y
     if c["second"]:
@@ -331,7 +332,7 @@ def test_few_channels(c):
     engine.finish()
     if not c["watched"] and max(c["shape"]) > 1:  # an image of one voxel would be a vector
         kinds = _native.StepKind
-        assert engine.steps == [kinds.one_channel, *[kinds.narrow_winograd] * 2]
+        assert engine.steps == [kinds.planar, *[kinds.narrow_winograd] * 2]
     for _ in range(2):
         found = [np.full(tuple(w.shape), np.nan, np.float32) for w in wanted]
         engine.run([x], found)
@@ -656,7 +657,7 @@ def conv(engine, x, weight, bias, kernel=(3, 3, 3), cout=4, **options):
         (lambda e, x, w, b: conv(e, x, w, b, tile=(2, 4, 2), pairs=True), "only 2x2x2 tiles"),
         (lambda e, x, w, b: conv(e, x, w, b, tile=(2, 2, 2), stride=(2, 1, 1)), "tiles are 2 or 4"),
         (lambda e, x, w, b: conv(e, x, w, b, tile=(4, 2, 2), stride=(2, 2, 2)), "tiles are 2 or 4"),
-        (lambda e, x, w, b: conv(e, x, w, b, pool=True), "pools its result"),
+        (lambda e, x, w, b: conv(e, x, w, b, stride=(1, 1, 2), pool=True), "pools its"),
         (lambda e, x, w, b: conv(e, x, w, b, residual=x), "does not fit"),
         (lambda e, x, w, b: conv(e, x, w, b, condition=x), "condition is a vector"),
         (lambda e, x, w, b: conv(e, x, w, b, depthwise=True), "keeps the number of channels"),
@@ -706,7 +707,7 @@ def test_every_kind_of_step_has_a_name_of_its_own():
     names = [str(kind) for kind in _native.StepKind]
     assert len(set(names)) == len(names)
     assert str(_native.StepKind.narrow_winograd) == "narrow winograd"
-    assert str(_native.StepKind.one_channel_ring) == "one-channel (in the next step)"
+    assert str(_native.StepKind.planar_ring) == "planar (in the next step)"
 
 
 @pytest.mark.parametrize("isa", [*_native.available_isas(), "mmx"])

@@ -107,7 +107,7 @@ def test_onnx_takes_over_with_a_warning(rtx_artifact, cohort, hfrt, no_gpu):
     assert status == 0, err
     assert "warning: the trt-rtx engine cannot be used (no NVIDIA GPU" in err
     assert "the onnx engine takes over" in err
-    page = (cohort / "report.html").read_text()
+    page = (cohort / "predictions.html").read_text()
     assert "the onnx engine takes over" in page
     assert "onnx, fp32; differs from torch float64 by" in page
 

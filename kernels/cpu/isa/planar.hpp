@@ -1,6 +1,7 @@
-// Convolution of one input channel, [D][H][W] plain, optionally with 2x2x2 max-pooling. From 16
-// channels on, vectors hold channels and each input is broadcast; with fewer, vectors run along W,
-// so that no lane is spent on channels that are not there.
+// Convolution of few input channels, [C][D][H][W] plain, optionally with 2x2x2 max-pooling. A tap
+// is one voxel of one channel. From 16 output channels on, vectors hold these and each input is
+// broadcast; with fewer, vectors run along W, so that no lane is spent on channels that are not
+// there.
 #pragma once
 
 #include "activation.hpp"
@@ -15,6 +16,12 @@ constexpr int kPoolChannels = 4, kNarrowChannels = 8;
 #else
 constexpr int kPoolChannels = 1, kNarrowChannels = 4;
 #endif
+
+// Taps: the window's voxels times the input channels, which are the faster index.
+HFRT_INLINE int64_t taps_of(const hfrt::ConvArgs& a) {
+  const int64_t* k = a.window.kernel;
+  return k[0] * k[1] * k[2] * a.in_extent.c;
+}
 
 // acc[c][j] = sum over taps of weight[tap][c] * x: channels 0..C of the vectors that start at
 // `at[j]` in their lines. shift[tap]: floats from there.
@@ -102,8 +109,7 @@ HFRT_INLINE void along_w_phased(const hfrt::ConvArgs& a, const float* const* at,
                                 int64_t y, int64_t w, int64_t n) {
   const hfrt::Phases& g = a.phases;
   const hfrt::Epilogue& e = a.epilogue;
-  const hfrt::Window& k = a.window;
-  const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2], channels = a.out_extent.c;
+  const int64_t taps = taps_of(a), channels = a.out_extent.c;
   const int64_t first = y % 4 * 4 * g.plane + y / 4 * g.row + w / 4;
   const auto finish_phased = [&](int64_t c, V x) {
     if (c >= channels) return;
@@ -226,11 +232,11 @@ HFRT_INLINE void broadcast_group(const float* const* at, const int64_t* shift, i
 // A task is one row (d, h) of the output after pooling; weight [block][tap][16]. `in` is padded
 // already, and readable for kSpare floats after its end: what is read there is not used.
 // scratch: 3 * 256 floats.
-void one_channel(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
+void planar(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
   const hfrt::Extent &e = a.in_extent, &o = a.conv_extent, &out = a.out_extent;
   const hfrt::Window& k = a.window;
   const int64_t many = a.epilogue.pool ? 2 : 1, s = k.stride[2];
-  const int64_t taps = k.kernel[0] * k.kernel[1] * k.kernel[2];
+  const int64_t taps = taps_of(a);
   float *tile = scratch, *turned = scratch + 2 * kLanes * kLanes;
   const int64_t* shift = a.shift;
   const auto* in = static_cast<const float*>(a.in);

@@ -1,0 +1,128 @@
+"""From a case's files to what the engine reads: its boxes, or the features that were kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.clock import Clock
+from hyperfusion_rt.config import Preprocessing, ScanChecks
+from hyperfusion_rt.data.fingerprint import fingerprint
+from hyperfusion_rt.data.scan_check import Reference, checked_boxes
+from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
+from hyperfusion_rt.files import stamp
+from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
+from hyperfusion_rt.runtime.options import Source
+
+Floats = NDArray[np.float32]
+
+# What registering one raw scan of 1 mm holds; finer ones four times their voxels more.
+RAW_MEMORY = 600 * 2**20
+
+
+@dataclass(frozen=True)
+class CaseInput:
+    """A case on its way to the engine: its boxes, or the features that were kept of it."""
+
+    images: Floats | None  # [N boxes, C channels, D, H, W]
+    kept: Kept | None
+    digest: bytes | None
+    warnings: tuple[str, ...]
+    quality: dict[str, float]
+    content: tuple[str, ...] = ()  # the images' fingerprints, where they are asked for
+
+    @classmethod
+    def restored(cls, kept: Kept, digest: bytes | None) -> CaseInput:
+        """Of features that were kept."""
+        warnings, content = (tuple(kept.note[name]) for name in ("warnings", "content"))
+        return cls(None, kept, digest, warnings, kept.note["quality"], content)
+
+
+@dataclass(frozen=True)
+class CaseReader:
+    """Reads cases of one artifact, several at a time.
+
+    `fingerprints`: whether they are asked for. Raw scans have none.
+    """
+
+    preprocessing: Preprocessing
+    source: Source
+    reference: Reference | None
+    checks: ScanChecks
+    cache: FeatureCache | None
+    fingerprints: bool
+
+    def memory_needed(self, files: Sequence[Path]) -> int:
+        """Bytes that reading a case holds at most, from its files' headers alone."""
+        total = sum(memory_needed(path, self.preprocessing) for path in files if path.is_file())
+        return RAW_MEMORY + 4 * total if self.source == "raw" else total
+
+    def known(self, files: Sequence[Path]) -> CaseInput | None:
+        """The case's features, if they were kept and its files have not changed since."""
+        if self.cache is None:
+            return None
+        found = [self.cache.digest_of(path, stamp(path)) for path in files]
+        digests = [digest for digest in found if digest is not None]
+        if len(digests) < len(files):
+            return None
+        digest = _joined(digests)
+        kept = self.cache.get(digest)
+        return CaseInput.restored(kept, digest) if kept else None
+
+    def load(self, files: Sequence[Path], clock: Clock) -> CaseInput:
+        """Read, unpack and crop a case; or the features that were kept of files like these.
+
+        Raises:
+            ScanError: what is wrong with a file.
+        """
+        contents: list[bytes | None] = [None] * len(files)
+        digest = None
+        if self.source == "registered" or (self.cache is not None and not files[0].is_dir()):
+            with clock.step("read"):
+                before = [stamp(path) for path in files]
+                read = [read_file(path) for path in files]
+                contents = [*read]
+                if self.cache is not None:
+                    digest = _joined(
+                        [self.cache.remember(*one) for one in zip(files, read, before, strict=True)]
+                    )
+                    kept = self.cache.get(digest)
+                    if kept is not None:
+                        return CaseInput.restored(kept, digest)
+        if self.source == "raw":
+            from hyperfusion_rt.data.raw.register import register
+
+            with clock.step("preprocess"):
+                raw = register(files[0], self.preprocessing)
+                images = extract(raw.volume, self.preprocessing).images
+            return CaseInput(images, None, digest, raw.warnings, raw.quality.figures())
+        with clock.step("decode"):
+            volumes = [
+                read_volume(path, content, self.preprocessing)
+                for path, content in zip(files, contents, strict=True)
+            ]
+        with clock.step("preprocess"):
+            boxes = checked_boxes(volumes, self.preprocessing, self.reference, self.checks)
+        content = (
+            tuple(fingerprint(volume, self.preprocessing) for volume in volumes)
+            if self.fingerprints
+            else ()
+        )
+        return CaseInput(boxes.images, None, digest, boxes.warnings, {}, content)
+
+
+def as_batch(images: Sequence[Floats]) -> Floats:
+    """`[N, C, D, H, W]` of every case → `[B, N·C, D, H, W]`."""
+    if len(images) == 1:
+        return images[0].reshape(1, -1, *images[0].shape[2:])
+    return np.stack([image.reshape(-1, *image.shape[2:]) for image in images])
+
+
+def _joined(digests: Sequence[bytes]) -> bytes:
+    """One digest of a case's files; a single file's own."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
