@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hyperfusion_rt.number_text import number
+
 _OF_CLASSES = {
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
@@ -34,13 +36,6 @@ class Figure:
     chance: str
     cases: int
     note: str = ""
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where that can be read."""
-    if value == 0 or 1e-4 <= abs(value) < 999.5:
-        return f"{value:#.3g}".rstrip(".")
-    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def is_empty(metrics: dict[str, Any]) -> bool:
