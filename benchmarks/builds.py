@@ -44,7 +44,8 @@ from hyperfusion_rt.models import network_of
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.runtime.engines.trt_build import BuildOptions, build
-from hyperfusion_rt.training.train import EXPORT_CASES, load_member, train
+from hyperfusion_rt.training.results import EXPORT_CASES, load_member
+from hyperfusion_rt.training.train import train
 
 HERE = Path(__file__).parent
 RULE = "confidence_weighted"

@@ -108,8 +108,8 @@ def plain(folder: Path, kind: str, out: Path, threads: int) -> None:
     if kind == "torch":
         import torch
 
+        from hyperfusion_rt.training.results import load_member
         from hyperfusion_rt.training.run_folder import Run
-        from hyperfusion_rt.training.train import load_member
 
         torch.set_num_threads(threads)
         run = Run.latest(folder / "runs")

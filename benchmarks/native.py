@@ -44,7 +44,7 @@ from hyperfusion_rt.kernels.hyper_conv3d import _conv3d as composition
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import HyperConv3d
 from hyperfusion_rt.runtime.engines.native import NativeEngine
-from hyperfusion_rt.training.train import load_member
+from hyperfusion_rt.training.results import load_member
 
 HERE = Path(__file__).parent
 NETWORKS = (("ad", 16), ("ad", 4), ("brain-age", 16))

@@ -40,6 +40,7 @@ from hyperfusion_rt.runtime.outputs.table import (
     quality_column,
     value_columns,
 )
+from hyperfusion_rt.study.options import DraftOptions
 
 # The figures of a raw scan; the last three are one per box.
 QUALITY = (
@@ -369,6 +370,7 @@ def exit_statuses() -> str:
 
 
 OPTIONS: tuple[type[BaseModel], ...] = (
+    DraftOptions,
     PredictOptions,
     CohortOptions,
     BidsOptions,

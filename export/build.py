@@ -50,9 +50,9 @@ from hyperfusion_rt.machine import installed
 from hyperfusion_rt.models import image_shape
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
+from hyperfusion_rt.training.results import EXPORT_CASES, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
-from hyperfusion_rt.training.train import EXPORT_CASES, load_member
 
 # Of an imported network's target, whose cohort is not known: that of adults' ages in years.
 UNKNOWN_SPREAD = 10.0

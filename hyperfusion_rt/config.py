@@ -134,19 +134,19 @@ class Preprocessing(Frozen):
         for channel in self.channels:
             if len(self.channels) > 1 and not channel.files:
                 raise ValueError(
-                    f"channel {channel.name!r}: with several channels each needs `files`, such as "
+                    f"channel {channel.name!r}: with several channels each needs 'files', such as "
                     f"'*_{channel.name}.nii.gz'"
                 )
             given = self.range_of(channel)
             fixed = self.normalisation_of(channel) == "fixed-range"
             if fixed and (given is None or not given[0] < given[1]):
                 raise ValueError(
-                    f"channel {channel.name!r}: normalisation fixed-range needs `range`, the lower "
+                    f"channel {channel.name!r}: normalisation fixed-range needs 'range', the lower "
                     "and the higher value, such as [0, 3]"
                 )
             if not fixed and given is not None:
                 raise ValueError(
-                    f"channel {channel.name!r}: `range` goes with normalisation fixed-range"
+                    f"channel {channel.name!r}: 'range' goes with normalisation fixed-range"
                 )
             if channel.normalisation == "zscore-nonzero":
                 raise ValueError(
@@ -218,6 +218,25 @@ class TableSpec(Frozen):
         None, description="the column of sessions; without one, the first that has a usual name"
     )
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the columns of an answer are called."""
+        return answer_columns(tuple(self.classes), self.target, self.unit)
+
+
+def answer_columns(classes: Sequence[str], target: str, unit: str) -> tuple[str, ...]:
+    """`p_` and each class; of a number `years`, or `predicted_` and its column in the table."""
+    if classes:
+        return tuple(f"p_{name}" for name in classes)
+    return ("years" if unit == "years" else f"predicted_{target}",)
+
+
+def _named_now(network: Any) -> Any:
+    """The section `network` with `architecture` for `task`, as older versions called it."""
+    if isinstance(network, dict) and "task" in network and "architecture" not in network:
+        return {("architecture" if k == "task" else k): v for k, v in network.items()}
+    return network
+
 
 class NetworkConfig(Frozen):
     """Which network, and how large."""
@@ -256,9 +275,7 @@ class NetworkConfig(Frozen):
     @classmethod
     def _as_before(cls, given: Any) -> Any:
         """`task`, as older versions called the architecture."""
-        if isinstance(given, dict) and "task" in given and "architecture" not in given:
-            given = {("architecture" if k == "task" else k): v for k, v in given.items()}
-        return given
+        return _named_now(given)
 
 
 class TrainingConfig(Frozen):
@@ -378,7 +395,8 @@ class Config(Frozen):
             raise ValueError("tabular.unit: classes have no unit; drop it")
         if not table.classes and training.combine != "mean":
             raise ValueError(f"training.combine {training.combine} needs classes; use mean")
-        if training.test_part is not None and training.test_part >= training.parts:
+        given = training.split_column or training.split_file
+        if not given and training.test_part is not None and training.test_part >= training.parts:
             raise ValueError(
                 f"training.test_part is {training.test_part}, but {training.parts} parts count "
                 f"from 0 to {training.parts - 1}"
@@ -477,6 +495,8 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """
     if change.get("task") in OLDER_TASKS:
         change = {**change, "task": OLDER_TASKS[change["task"]]}
+    if "network" in change:
+        change = {**change, "network": _named_now(change["network"])}
     merged = _merge(base, change)
     table, training = merged["tabular"], merged["training"]
     if not (isinstance(table, dict) and isinstance(training, dict)):
@@ -572,7 +592,8 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; write one, or make a cohort with 'hfrt simulate'",
+            f"{path}: no such file; draft one with 'hfrt init', or make a cohort with "
+            "'hfrt simulate'",
             code="config-not-found",
         ) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -69,8 +69,28 @@ def test_a_fault_of_a_configuration_file_has_its_code(tmp_path, text, code):
         ("tabular: {classes: {yes: [a], 'no': [b]}}", "unquoted yes, on, true as true"),
         (
             "tabular: {features: [{name: S, kind: categorical, categories: [0, on]}]}",
-            "categories.0: must be a text; write it in quotes, as '0'",
+            "features.0.categories: must be a text; write it in quotes, as '0'; "
+            "tabular.features.0.categories: must be a text, but YAML reads an unquoted yes, on",
         ),
+        ("tabular: {classes: {a: no, b: ['yes']}}", "classes.a: must be a list of texts, but YAML"),
+        ("tabular: {classes: [CN, AD]}", "classes: must be a mapping, with lines 'name: value'"),
+        ("tabular: {classes: {0: ['0'], b: [b]}}", "classes: must be a text; write it in quotes"),
+        ("tabular: {stratify: SEX}", "tabular.stratify: must be a list; write [SEX]"),
+        ("tabular: {features: [AGE]}", "features.0: must be a mapping of fields (name, kind, "),
+        ("tabular: [AGE]", "tabular: must be a mapping of fields (features, target, "),
+        ("tabular: {taget: DX}", "tabular.taget: there is no such field; did you mean 'target'?"),
+        ("preprocessing: {boxs: []}", "preprocessing.boxs: there is no such field; did you mean"),
+        (
+            "preprocessing: {boxes: [{nam: a, center: [0, 0, 0]}]}",
+            "preprocessing.boxes.0.nam: there is no such field; did you mean 'name'?",
+        ),
+        (
+            "preprocessing: {channels: [{name: T1w, file: '*'}]}",
+            "preprocessing.channels.0.file: there is no such field; did you mean 'files'?",
+        ),
+        ("network: {fussion: film}", "network.fussion: there is no such field; did you mean"),
+        ("network: {fusion: flim}", "'film' or 'daft'; did you mean 'film'?"),
+        ("task: regresion", "did you mean 'regression'?"),
         ("training: {epochs: yes}", "training.epochs: must be a number; YAML reads this as true"),
         ("network: {features: on}", "network.features: must be a number"),
         ("training: {seed: 010}", "line 2: YAML reads 010 as another number"),
@@ -87,6 +107,23 @@ def test_what_yaml_would_change_in_silence_is_said(tmp_path, text, message):
     assert message in str(caught.value)
     assert caught.value.code == "config-invalid"
     assert "\n" not in str(caught.value)
+
+
+def test_one_cause_is_said_once(tmp_path):
+    path = tmp_path / "hfrt.yaml"
+    path.write_text("preset: ad\ntabular: {classes: {no: [no], yes: [yes]}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    _, _, text = str(caught.value).partition("preset 'ad': ")
+    assert text == (
+        "tabular.classes: must be a text, but YAML reads an unquoted no, off, false as false; "
+        "write it in quotes, as 'no'; tabular.classes: must be a text, but YAML reads an unquoted "
+        "yes, on, true as true; write it in quotes, as 'yes'"
+    )
+    path.write_text("preset: ad\npreprocessing: {channels: [{name: A, file: '*'}]}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "at least" not in str(caught.value)
 
 
 def test_what_yaml_reads_rightly_stays(tmp_path):
@@ -147,8 +184,8 @@ def test_what_older_versions_wrote_is_read(name):
         ({"training": {"test_part": 5}}, "count from 0 to 4"),
         ({"training": {"split_column": "a", "split_file": "b"}}, "give one of them"),
         ({"preprocessing": {"boxes": []}}, "preprocessing.boxes"),
-        ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs `files`"),
-        ({"preprocessing": {"normalisation": "fixed-range"}}, "needs `range`"),
+        ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs 'files'"),
+        ({"preprocessing": {"normalisation": "fixed-range"}}, "needs 'range'"),
         ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
         (
             {"preprocessing": {"channels": [{"name": "a", "files": "x"}] * 2}},
@@ -162,3 +199,9 @@ def test_what_does_not_go_together_is_refused(change, message):
     with pytest.raises(ConfigError) as caught:
         preset("ad", change)
     assert message in str(caught.value)
+
+
+def test_the_older_name_of_the_architecture_is_read_over_a_preset(tmp_path):
+    path = tmp_path / "hfrt.yaml"
+    path.write_text("preset: ad-small\nnetwork: {task: brain-age}\n")
+    assert load_config(path).network.architecture == "brain-age"

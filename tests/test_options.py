@@ -14,8 +14,9 @@ from hyperfusion_rt.runtime.options import (
     MergeOptions,
     PredictOptions,
 )
+from hyperfusion_rt.study.options import DraftOptions
 
-MODELS = [PredictOptions, CohortOptions, MergeOptions, BidsOptions]
+MODELS = [PredictOptions, CohortOptions, MergeOptions, BidsOptions, DraftOptions]
 
 
 @pytest.mark.parametrize("model", MODELS)

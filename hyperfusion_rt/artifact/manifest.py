@@ -145,7 +145,9 @@ class Manifest(Frozen):
     def _as_before(cls, given: Any) -> Any:
         """The task as older versions called it."""
         if isinstance(given, dict) and given.get("task") in OLDER_TASKS:
-            return {**given, "task": OLDER_TASKS[given["task"]]}
+            given = {**given, "task": OLDER_TASKS[given["task"]]}
+            if given["task"] == "regression" and isinstance(given.get("table"), dict):
+                given["table"] = {**given["table"], "unit": given.get("unit", "")}
         return given
 
     @property

@@ -24,8 +24,8 @@ from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES
+from hyperfusion_rt.training.results import load_member
 from hyperfusion_rt.training.run_folder import Run
-from hyperfusion_rt.training.train import load_member
 
 Array = NDArray[np.float32]
 Inputs = tuple[Array, Array]  # image [B, C, D, H, W], tabular [B, T]

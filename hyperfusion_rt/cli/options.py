@@ -47,7 +47,7 @@ PANELS = {
     INPUT: (
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
         "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
-        "participant_label", "session_label", "scan_checks",
+        "participant_label", "session_label", "scan_checks", "target", "task", "unit", "boxes",
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",

@@ -73,8 +73,8 @@ def never_seen(name: str, values: Mapping[str, int], listed: Sequence[str]) -> l
     return [Finding(text)]
 
 
-def words_for_missing(name: str, values: Mapping[str, int]) -> list[Finding]:
-    """Categories that stand for "not known"."""
+def missing_words(values: Mapping[str, int]) -> dict[str, int]:
+    """The categories that seem to stand for "not known", each with its count."""
     # Among numbers, 9 may well be one of them; among words it is not.
     code = re.compile(r"-\d+|99+|88+|77+") if all(map(_is_number, values)) else CODE
     found = {
@@ -82,7 +82,13 @@ def words_for_missing(name: str, values: Mapping[str, int]) -> list[Finding]:
         for value, count in values.items()
         if code.fullmatch(value) or value.casefold() in _UNKNOWN_WORDS
     }
-    if not found or len(found) == len(values):
+    return {} if len(found) == len(values) else found
+
+
+def words_for_missing(name: str, values: Mapping[str, int]) -> list[Finding]:
+    """Categories that stand for "not known"."""
+    found = missing_words(values)
+    if not found:
         return []
     listed = ", ".join(f"{value!r} in {in_rows(count)}" for value, count in found.items())
     text = (

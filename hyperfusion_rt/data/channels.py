@@ -49,13 +49,12 @@ def find_cases(paths: Sequence[Path], channels: Sequence[Channel]) -> list[Scan]
     cases = _together(images, channels)
     if not files:
         return cases
-    folders = [path for path in paths if path not in files]
-    return [
-        scan
-        for scan in cases
-        if any(file in files or any(f in file.parents for f in folders)
-               for file in (scan.path, *scan.more))
-    ]  # fmt: skip
+    asked = {path.absolute() for path in paths}
+
+    def is_asked(file: Path) -> bool:
+        return not asked.isdisjoint((file.absolute(), *file.absolute().parents))
+
+    return [scan for scan in cases if any(map(is_asked, (scan.path, *scan.more)))]
 
 
 def _together(images: Sequence[Sequence[Scan]], channels: Sequence[Channel]) -> list[Scan]:
@@ -116,7 +115,7 @@ def _matches(channel: Channel, file: Path) -> bool:
 def _root(file: Path, channels: Sequence[Channel]) -> Path:
     """Where the other channels of the case of `file` are looked for."""
     depth = max(len(PurePath(channel.files).parts) for channel in channels)
-    above = file.absolute().parents
+    above = file.parents if len(file.parents) >= depth else file.absolute().parents
     return above[min(depth, len(above)) - 1]
 
 

@@ -37,10 +37,14 @@ _NO_YEARS = frozenset(
 )  # fmt: skip
 
 
+def words_of(name: str) -> set[str]:
+    """The words of a column's name, in lower case: `AgeAtScan_1` has `age`, `at`, `scan`."""
+    return {part.casefold() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
 def means_age(name: str) -> bool:
     """Whether a column is called an age in years: `AGE`, `age_at_scan`, `AgeYears`, `PTAGE`."""
-    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    words = {part.casefold() for part in parts}
+    words = words_of(name)
     return bool(words & {"age", "ages", "ptage"}) and not words & _NO_YEARS
 
 
@@ -79,13 +83,16 @@ def ages(name: str, role: str, values: NDArray[np.float64]) -> list[Finding]:
     return [Finding(text)]
 
 
-def codes_for_missing(name: str, values: NDArray[np.float64]) -> list[Finding]:
-    """Numbers that stand for "not known": far from all others, or far more frequent."""
+def missing_codes(values: NDArray[np.float64]) -> dict[float, int]:
+    """The numbers of `values [N]` that seem to stand for "not known", each with its count.
+
+    They are codes that lie far from all other numbers, or are far more frequent.
+    """
     counts = Counter(values.tolist())
     codes = {value for value in counts if CODE.fullmatch(f"{value:.15g}")}
     rest = [value for value in counts if value not in codes]
     if len(rest) < 2:
-        return []
+        return {}
     low, high = min(rest), max(rest)
     negative = [value for value in codes if value < 0]
     # A column that holds other negative numbers, or many of them, is measured that way.
@@ -94,12 +101,18 @@ def codes_for_missing(name: str, values: NDArray[np.float64]) -> list[Finding]:
     far |= {value for value in codes if value > high + margin or value < min(low, 0) - margin}
     usual = max(counts[value] for value in rest)
     spikes = {value for value in codes - far if value >= 99 and counts[value] >= max(3, 3 * usual)}
-    found = {value: counts[value] for value in sorted(far | spikes)}
+    return {value: counts[value] for value in sorted(far | spikes)}
+
+
+def codes_for_missing(name: str, values: NDArray[np.float64]) -> list[Finding]:
+    """Numbers that stand for "not known"."""
+    found = missing_codes(values)
     if not found:
         return []
+    rest = [value for value in values.tolist() if value not in found]
     text = (
         f"{name!r} has {counted(found)}: does it stand for 'not known'? All other values are "
-        f"{low:g} to {high:g}. It is learned as a number; {EMPTY_ADVICE}"
+        f"{min(rest):g} to {max(rest):g}. It is learned as a number; {EMPTY_ADVICE}"
     )
     return [Finding(text)]
 

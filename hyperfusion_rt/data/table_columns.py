@@ -66,6 +66,17 @@ def read_table_for(
     return replace(table, notes=tuple(f"{text.path.name}: {note}" for note in notes if note))
 
 
+def scans_by_column(path: str | Path, scans: Sequence[Scan]) -> dict[str, int]:
+    """How many scans have their id in each column of a table; columns with none are left out.
+
+    Raises:
+        TableError: as `read_table`.
+    """
+    text = read_text(path)
+    found = {name: len(_rows_of(scans, _lines_by_id(text, name))) for name in text.columns}
+    return {name: count for name, count in found.items() if count}
+
+
 def lookalikes(columns: Iterable[str], read: Iterable[str]) -> list[tuple[str, str]]:
     """(a column that is read, another one that is spelt nearly as it is), for all such columns."""
     columns = list(columns)

@@ -112,6 +112,8 @@ def normalise_id(text: str) -> str:
 
 def visible(text: str) -> str:
     """`text` without characters of no width, and with plain spaces."""
+    if text.isascii():  # most cells: there is nothing to take out
+        return text
     return _SPACE.sub(" ", _INVISIBLE.sub("", text))
 
 
@@ -285,7 +287,8 @@ class TableText:
         else:
             text = (
                 f"no column of subjects; the columns are {', '.join(self.columns)}. "
-                "Rename one to 'subject', or name it in the configuration (tabular: id_column)"
+                "Rename one to 'subject', or name it with `id_column` (in the configuration: "
+                "tabular.id_column)"
             )
         return TableError(start + text, code="table-no-subject-column")
 

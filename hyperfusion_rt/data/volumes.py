@@ -342,7 +342,7 @@ def extract(
         if normalisation == "fixed-range" and (part == 0 or deviation == 0):
             raise ScanError(
                 f"{where}: every voxel lies at or beyond the same end of the range {low:g} to "
-                f"{high:g}, or has the same value; does `range` fit the image?",
+                f"{high:g}, or has the same value; does the range fit the image?",
                 code="scan-constant",
             )
         if part == 0 or mean == deviation == 0:

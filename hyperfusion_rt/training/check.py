@@ -25,10 +25,12 @@ from hyperfusion_rt.data.number_check import means_age, mixed_points
 from hyperfusion_rt.data.table_file import Row, Table, is_missing, read_cell, read_number, suggest
 from hyperfusion_rt.errors import CODES, CohortError, ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.training.leakage import leak, plain
-from hyperfusion_rt.training.splits import split_names
+from hyperfusion_rt.training.splits import Parts
 
 # Fewer training cases of a class are hardly learned from.
 FEW = 5
+# Fewer test cases (of a class) leave figures that say little.
+FEW_TESTED = 10
 _SHOWN = 3
 _COLUMN = re.compile(r"column '([^']*)'")
 
@@ -95,11 +97,14 @@ class Check:
 # ---- columns
 
 
-def missing_columns(spec: TableSpec, table: Table) -> list[Finding]:
+def missing_columns(config: Config, table: Table) -> list[Finding]:
     """The columns that the configuration names and the table lacks."""
+    spec = config.tabular
     wanted = [(f"feature {feature.name!r}", feature.name) for feature in spec.features]
     wanted += [(f"target {spec.target!r}", spec.target)]
     wanted += [(f"tabular.stratify {name!r}", name) for name in spec.stratify]
+    if (column := config.training.split_column) is not None:
+        wanted.append((f"training.split_column {column!r}", column))
     return [
         Finding(
             f"{what}: the table has no such column{suggest(name, table.columns)} "
@@ -216,14 +221,14 @@ def check_parts(
     config: Config,
     rows: Sequence[Row],
     targets: NDArray[np.float64],
-    parts: NDArray[np.int64],
+    parts: Parts,
     subjects: Sequence[str],
 ) -> tuple[list[Part], list[Finding]]:
     """Each member's training, validation and test part, and what is odd about them."""
     found: list[Part] = []
     findings: list[Finding] = []
     for member in range(config.training.members):
-        names = np.array(split_names(parts, config.training.parts, member))
+        names = parts.names(member)
         for name in ("train", "validation", "test"):
             chosen = np.flatnonzero(names == name)
             part = _part(config, member, name, targets[chosen])
@@ -276,6 +281,10 @@ def _check_part(config: Config, part: Part) -> list[Finding]:
     if part.cases < 2:
         text = f"{what} has {part.cases} case: its figures say nothing; add cases or lower "
         return [Finding(text + f"training.parts (now {config.training.parts})")]
+    small = [f"{name} {n}" for name, n in part.counts.items() if n < FEW_TESTED]
+    if part.part == "test" and (small or part.cases < FEW_TESTED):
+        text = f"{what} is small ({', '.join(small) or part.cases}): its figures are uncertain; "
+        return [Finding(text + "cross-validation tests on every case")]
     return []
 
 

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
 from hyperfusion_rt.data.volume_cache import Images, VolumeCache, content_key
-from hyperfusion_rt.errors import CohortError, HyperFusionError, ScanError, TableError
+from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError, ScanError, TableError
 from hyperfusion_rt.training.check import (
     Check,
     Left,
@@ -33,12 +33,12 @@ from hyperfusion_rt.training.check import (
     check_columns,
     check_leaks,
     check_parts,
-    holds_numbers,
     missing_columns,
     wrong_features,
     wrong_weights,
 )
-from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
+from hyperfusion_rt.training.parts import Given, given_parts, parts_of
+from hyperfusion_rt.training.splits import Parts
 
 _FIGURES = re.compile(r"\b\d+(\.\d+)?%?")
 OnScan = Callable[[int, int], None]
@@ -46,11 +46,11 @@ OnScan = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """N usable cases. `targets [N]`: class indices or numbers; `parts [N]`: 0 to parts - 1."""
+    """N usable cases. `targets [N]`: class indices or numbers."""
 
     cases: list[Case]
     targets: NDArray[np.float64]
-    parts: NDArray[np.int64]
+    parts: Parts
     cache: VolumeCache
     check: Check
 
@@ -79,9 +79,21 @@ class _Study:
     columns: list[Column]
     findings: list[Finding]
     notes: tuple[str, ...] = ()
+    given: Given | None = None
 
-    def check(self, config: Config, *, parts: NDArray[np.int64] | None = None) -> Check:
-        """All that is known of the cases that are left; with `parts [N]`, what each holds."""
+    def known(self) -> tuple[list[Case], NDArray[np.float64], Given | None]:
+        """What the parts are made of."""
+        return self.cases, np.array(self.targets), self.given
+
+    def keep(self, chosen: Sequence[int]) -> None:
+        """Only the cases at these indices."""
+        self.cases = [self.cases[i] for i in chosen]
+        self.targets = [self.targets[i] for i in chosen]
+        if self.given is not None:
+            self.given = replace(self.given, texts=tuple(self.given.texts[i] for i in chosen))
+
+    def check(self, config: Config, *, parts: Parts | None = None) -> Check:
+        """All that is known of the cases that are left; with `parts`, what each holds."""
         findings = [*self.findings, *(f for column in self.columns for f in column.findings)]
         found: list[Part] = []
         if parts is not None:
@@ -114,11 +126,11 @@ def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset
     study = _read_study(config, root)
     _refuse(study.check(config), root)
     _some_case(study, root)
-    _parts(config, study)  # for what it refuses: decoding may take long
+    parts_of(config, *study.known())  # for what it refuses: decoding may take long
     cache = _cache(config, root)
     _look_at_scans(study, cache, on_scan)
     _some_case(study, root)
-    parts = _parts(config, study)
+    parts = parts_of(config, *study.known())
     check = study.check(config, parts=parts)
     _refuse(check, root)
     return Dataset(study.cases, np.array(study.targets), parts, cache, check)
@@ -143,11 +155,31 @@ def check_study(
         _look_at_scans(study, _cache(config, root), on_scan)
     try:
         _some_case(study, root)
-        parts = _parts(config, study)
+        parts = parts_of(config, *study.known())
     except HyperFusionError as error:
         study.findings.append(Finding(str(error), error.code))
         return study.check(config)
     return study.check(config, parts=parts)
+
+
+def check_parts_rotate(config: Config, root: Path) -> tuple[int, ...]:
+    """The numbers of the parts, each of which can be the test set.
+
+    Raises:
+        HyperFusionError: as `gather`, of what the table shows; or the parts have names.
+    """
+    study = _read_study(config, root)
+    _refuse(study.check(config), root)
+    _some_case(study, root)
+    parts = parts_of(config, *study.known())
+    numbers = tuple(sorted({int(part) for part in parts.of}))
+    if parts.named:
+        raise ConfigError(
+            f"{root}: cross-validation takes every part as test set in turn, and the study names "
+            "its test part: number the parts, or leave out the split",
+            code="split-invalid",
+        )
+    return numbers
 
 
 def _cache(config: Config, root: Path) -> VolumeCache:
@@ -182,7 +214,7 @@ def _read_study(config: Config, root: Path) -> _Study:
     cohort = join(scans, table, [*(feature.name for feature in spec.features), spec.target])
     left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
     findings = [
-        *missing_columns(spec, table), *wrong_features(spec, table), *wrong_weights(config)
+        *missing_columns(config, table), *wrong_features(spec, table), *wrong_weights(config)
     ]  # fmt: skip
     study = _Study([], [], left, [], findings, cohort.notes)
     if any(finding.code == "table-missing-column" for finding in findings):
@@ -204,15 +236,32 @@ def _read_study(config: Config, root: Path) -> _Study:
         else:
             study.cases.append(case)
             study.targets.append(float(target))
+    _read_parts(config, root, study)
     rows = [case.row for case in study.cases]
     findings += _grouped([(text, case.subject) for case in study.cases for text in case.warnings])
     findings += check_leaks(spec, rows, np.array(study.targets))
     return study
 
 
+def _read_parts(config: Config, root: Path, study: _Study) -> None:
+    """What the study says of its parts; a case of which it says nothing is left out."""
+    given = study.given = given_parts(config, root, study.cases)
+    if given is None:
+        return
+    study.findings += given.findings
+    kept = []
+    for index, (case, text) in enumerate(zip(study.cases, given.texts, strict=True)):
+        if text:
+            kept.append(index)
+        else:
+            reason = f"{given.where} says nothing of it"
+            study.left.append(Left(case.subject, case.session, reason, "split-missing"))
+    study.keep(kept)
+
+
 def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) -> None:
     """Decode every scan; cases whose scan cannot be used are left out, warnings are kept."""
-    cases, targets = study.cases, study.targets
+    cases = study.cases
     faults = _decode(cache, [case.files for case in cases], on_scan)
     kept = []
     said: list[tuple[str, str]] = []
@@ -222,8 +271,7 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
             continue
         kept.append(index)
         said += [(text, case.subject) for text in cache.figures(case.files).warnings]
-    study.cases = [cases[i] for i in kept]
-    study.targets = [targets[i] for i in kept]
+    study.keep(kept)
     study.findings += _grouped(said)
 
 
@@ -261,42 +309,6 @@ def _decode(
     return found
 
 
-def _parts(config: Config, study: _Study) -> NDArray[np.int64]:
-    """The part of every case [N].
-
-    Raises:
-        CohortError: a class has no case, or there are fewer subjects than parts.
-    """
-    targets = np.array(study.targets)
-    if config.tabular.classes:
-        names = list(config.tabular.classes)
-        absent = [name for i, name in enumerate(names) if not np.any(targets == i)]
-        if absent:
-            raise CohortError(
-                f"no case of class {', '.join(absent)}: nothing to learn it from",
-                code="cohort-class-missing",
-            )
-        labels: list[object] = [int(t) for t in targets]
-    else:
-        labels = [int(b) for b in age_bins(targets)]
-    kinds = {feature.name: feature.kind for feature in config.tabular.features}
-    columns: list[list[object]] = [labels]
-    for name in config.tabular.stratify:
-        values = [case.row.values.get(name, "") for case in study.cases]
-        # A column that no feature describes is what its cells are.
-        kind = kinds.get(name) or ("numeric" if holds_numbers(values) else "categorical")
-        if kind == "categorical":
-            columns.append([value.strip().lower() for value in values])
-        else:
-            columns.append([int(b) for b in age_bins(np.array([_number(v) for v in values]))])
-    return stratified_parts(
-        [case.subject for case in study.cases],
-        list(zip(*columns, strict=True)),
-        config.training.parts,
-        config.training.seed,
-    )
-
-
 def _check_features(row: Row, spec: TableSpec) -> None:
     """Raise a TableError if a cell cannot be read."""
     for feature in spec.features:
@@ -319,17 +331,10 @@ def _check_ages(row: Row, columns: Iterable[str]) -> None:
             )
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
 def splits_csv(dataset: Dataset, config: Config, root: Path) -> str:
     """The text of `splits.csv`: every case with its part and its split in each member."""
     training = config.training
-    names = [split_names(dataset.parts, training.parts, m) for m in range(training.members)]
+    names = [dataset.parts.names(m) for m in range(training.members)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -338,7 +343,7 @@ def splits_csv(dataset: Dataset, config: Config, root: Path) -> str:
     for i, case in enumerate(dataset.cases):
         scan = case.scan.relative_to(root) if case.scan.is_relative_to(root) else case.scan
         writer.writerow(
-            [case.subject, case.session or "", scan, dataset.parts[i], *[n[i] for n in names]]
+            [case.subject, case.session or "", scan, dataset.parts.of[i], *[n[i] for n in names]]
         )
     return stream.getvalue()
 

@@ -36,7 +36,6 @@ from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.metrics import balanced_accuracy
 from hyperfusion_rt.training.run_folder import Member
-from hyperfusion_rt.training.splits import split_names
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -58,7 +57,7 @@ class Split:
 
 def split_of(dataset: Dataset, config: Config, member: int) -> Split:
     """The split of `member`; its encoder is fitted on its training rows only."""
-    names = np.array(split_names(dataset.parts, config.training.parts, member))
+    names = dataset.parts.names(member)
     train, validation, test = (
         np.flatnonzero(names == name) for name in ("train", "validation", "test")
     )

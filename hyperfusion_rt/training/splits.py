@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import CohortError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a cohort: `of [N]`, the number of each case's part; `test`, which is the test
+    set; `validation`, which take turns as validation set: member m takes the m-th."""
+
+    of: NDArray[np.int64]
+    test: int
+    validation: tuple[int, ...]
+    named: bool = False  # the study itself says which is the test set
+
+    def names(self, member: int) -> NDArray[np.str_]:
+        """`train`, `validation` or `test` for every case [N]."""
+        turn = self.validation[member % len(self.validation)]
+        return np.where(
+            self.of == self.test, "test", np.where(self.of == turn, "validation", "train")
+        )
 
 
 def age_bins(values: NDArray[np.float64], bins: int = 20) -> NDArray[np.int64]:
@@ -53,14 +72,3 @@ def stratified_parts(
         for position in rng.permutation(len(members)):
             part[members[position]] = len(part) % parts
     return np.array([part[subject] for subject in subjects], np.int64)
-
-
-def split_names(part: NDArray[np.int64], parts: int, member: int) -> list[str]:
-    """`train`, `validation` or `test` for every case [N]: the last part is the test set.
-
-    Parts 0 to `parts` - 2 rotate as validation: member m takes part m.
-    """
-    validation = member % (parts - 1)
-    return [
-        "test" if p == parts - 1 else "validation" if p == validation else "train" for p in part
-    ]

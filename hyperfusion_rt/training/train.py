@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.files import replacing, write_text
-from hyperfusion_rt.models import network_of
-from hyperfusion_rt.models.checkpoint import read_state
+from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
-from hyperfusion_rt.training.loop import (
-    Split,
-    Trainer,
-    predict,
-    split_of,
-    summarise,
-)
-from hyperfusion_rt.training.metrics import classification, regression
-from hyperfusion_rt.training.run_folder import Member, Run
+from hyperfusion_rt.training.loop import Trainer, split_of
+from hyperfusion_rt.training.results import evaluate
+from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
-
-# As many real cases as the largest batch of the comparison made at export.
-EXPORT_CASES = 7
 
 
 @dataclass(frozen=True)
@@ -74,13 +61,15 @@ def train(
     root: Path,
     *,
     name: str | None = None,
+    parent: Path | None = None,
     resume: Run | None = None,
     device: str | None = None,
     callbacks: Callbacks | None = None,
 ) -> Run:
-    """Train every member of `config` on the cohort under `root` and write `root/runs/NAME`.
+    """Train every member of `config` on the cohort under `root` and write `parent/NAME`.
 
-    With `resume`, continue that run where it stopped; `config` must be the run's own.
+    `parent`: default `root/runs`. With `resume`, continue that run where it stopped; `config` must
+    be the run's own.
 
     Raises:
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
@@ -91,7 +80,7 @@ def train(
     dataset = gather(config, root, calls.on_scan)
     if calls.on_check is not None:
         calls.on_check(dataset.check)
-    run = resume or Run.create(root / "runs", config, name)
+    run = resume or Run.create(parent or root / "runs", config, name)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
         trainer = Trainer(config, dataset, run.member(index), index, where)
@@ -159,70 +148,3 @@ def _refuse_resume(path: Path, what: str) -> None:
         "train anew without `resume`",
         code="run-cohort-changed",
     )
-
-
-def load_member(run: Run, member: Member) -> torch.nn.Module:
-    """The trained network of `member`, in eval mode, on the CPU."""
-    config = run.config
-    network = network_of(config, member.encoder.width)
-    network.load_state_dict(read_state(member.weights))
-    return network.eval()
-
-
-def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """Figures of every member on its validation set, and of the ensemble on the test set.
-
-    A case with a category that a member has not learned is not counted: `not_evaluated`.
-    """
-    config = run.config
-    splits = [split_of(dataset, config, index) for index in range(len(run.members))]
-    test_set = reduce(np.intersect1d, [split.test for split in splits])
-    validation: list[dict[str, Any]] = []
-    test: list[Any] = []
-    for member, split in zip(run.members, splits, strict=True):
-        network = load_member(run, member).to(device)
-        outputs = predict(network, dataset, split, split.validation, 16)
-        validation.append(_figures(config, dataset, split.validation, outputs[None]))
-        test.append(predict(network, dataset, split, test_set, 16))
-    _keep_cases(run, dataset, splits)
-    cases = {
-        "train": len(splits[0].train),
-        "validation": len(splits[0].validation),
-        "test": len(test_set),
-        "left_out": len(dataset.left_out),
-    }
-    in_test = int(np.sum(dataset.parts == config.training.parts - 1))
-    if in_test > len(test_set):
-        cases["not_evaluated"] = in_test - len(test_set)
-    trained = dataset.targets[splits[0].train]
-    spread = None if config.tabular.classes else float(trained.std())
-    return {
-        "task": config.task,
-        "target": {"name": config.tabular.target, "unit": config.tabular.unit, "spread": spread},
-        "cases": cases,
-        "validation": validation,
-        "test": _figures(config, dataset, test_set, np.stack(test)),
-    }
-
-
-def _figures(config: Config, dataset: Dataset, indices: Any, outputs: Any) -> dict[str, Any]:
-    values, truth = summarise(config, outputs), dataset.targets[indices]
-    if config.tabular.classes:
-        return classification(truth.astype(int), values, list(config.tabular.classes))
-    return regression(truth, values[:, 0], config.tabular.unit)
-
-
-def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:
-    """Keep a few real inputs in the run: the comparison at export needs them."""
-    from safetensors.numpy import save_file
-
-    first = splits[0]
-    order = np.concatenate([first.test, first.validation, first.train])
-    # A case that a member cannot read has no inputs for it.
-    read = np.logical_and.reduce([np.isfinite(split.tabular[order]).all(1) for split in splits])
-    chosen = order[read][:EXPORT_CASES]
-    content = {"image": np.ascontiguousarray(dataset.images(chosen))}
-    for index, split in enumerate(splits):
-        content[f"tabular_{index}"] = np.ascontiguousarray(split.tabular[chosen])
-    with replacing(run.folder / "cases.safetensors", private=True) as temporary:
-        save_file(content, temporary)

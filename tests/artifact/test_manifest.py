@@ -13,7 +13,7 @@ from hyperfusion_rt.errors import ArtifactError, ConfigError, EngineError, Hyper
 from hyperfusion_rt.export import build, export_run
 from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.runtime.engines.choose import open_engine
-from hyperfusion_rt.training.train import load_member
+from hyperfusion_rt.training.results import load_member
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 COMMANDS = [
-    "simulate", "check", "train", "import-checkpoint", "export", "infer", "bench", "inspect",
-    "demo",
+    "simulate", "init", "config", "check", "train", "import-checkpoint", "export", "infer", "bench",
+    "inspect", "demo",
 ]  # fmt: skip
 
 

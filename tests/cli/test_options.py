@@ -45,6 +45,14 @@ NAMES = {
         "--config": "hfrt.yaml", "--set": None, "--name": None, "--resume": False, "--run": None,
         "--device": None, "--threads": None, "--json": False,
     },
+    "init": {
+        "--scans": None, "--table": None, "--target": None, "--task": None, "--unit": None,
+        "--boxes": None, "--preset": None, "--id-column": None, "--out": "hfrt.yaml",
+        "--force": False, "--json": False,
+    },
+    "config": {
+        "--config": None, "--set": None, "--preset": None, "--schema": False, "--json": False,
+    },
     "check": {"--config": "hfrt.yaml", "--set": None, "--scans": False, "--json": False},
     "simulate": {
         "--task": "ad", "--subjects": 480, "--seed": 1, "--spacing": 2, "--jobs": None,

@@ -21,11 +21,15 @@ def golden(name):
     if not (folder / f"{name}.cases.safetensors").exists():
         pytest.skip(f"golden case {name} is not in {HERE} nor in {SHARED}: parity NOT checked")
     state = read_state(folder / f"{name}.state_dict.safetensors")
-    config, width, outputs, _ = describe_state(state)
+    config, width, outputs, channels, _ = describe_state(state)
     cases = load_file(folder / f"{name}.cases.safetensors")
     image = cases["image"].float()
     network = build_network(
-        config, shape=tuple(image.shape[2:]), tabular_width=width, outputs=outputs
+        config,
+        shape=tuple(image.shape[2:]),
+        tabular_width=width,
+        outputs=outputs,
+        channels=channels,
     )
     network.load_state_dict(state)
     return network.eval(), image, cases["tabular"], cases["output"]
@@ -64,18 +68,21 @@ EMBEDDING = "block4.downsample.0.layer.hyper_net.embedding_model.0.weight"
 FIRST = "linear1.layer.hyper_net.weights_gen"
 
 
-def small_state(task="ad", fusion="hyper"):
+def small_state(task="ad", fusion="hyper", channels=1):
     config = NetworkConfig(architecture=task, fusion=fusion, features=2)
-    return build_network(config, shape=(37, 54, 44), tabular_width=5, outputs=3).state_dict()
+    network = build_network(
+        config, shape=(37, 54, 44), tabular_width=5, outputs=3, channels=channels
+    )
+    return network.state_dict()
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
 def test_torch_files_wrappers_and_module_prefix(tmp_path, wrapper):
     state = {f"module.{k}": v for k, v in small_state().items()}
     torch.save({wrapper: state} if wrapper else state, tmp_path / "a.pt")
-    config, width, outputs, flat = describe_state(read_state(tmp_path / "a.pt"))
+    config, width, outputs, channels, flat = describe_state(read_state(tmp_path / "a.pt"))
     assert (config.architecture, config.features, config.embedding) == ("ad", 2, 8)
-    assert (width, outputs, flat) == (5, 3, None)
+    assert (width, outputs, channels, flat) == (5, 3, 1, None)
 
 
 class Evil:
@@ -131,7 +138,33 @@ def test_a_state_that_is_not_whole_says_what_is_wrong(task, fusion, name, change
 
 
 def test_a_brain_age_state_is_described_for_any_volume():
-    config, width, outputs, flat = describe_state(small_state("brain-age", "hyper"))
+    config, width, outputs, channels, flat = describe_state(small_state("brain-age", "hyper"))
     assert (config.architecture, config.fusion, config.features) == ("brain-age", "hyper", 2)
     # 37 x 54 x 44 voxels leave 1 x 3 x 2.
-    assert (width, outputs, flat) == (5, 3, 8 * 6)
+    assert (width, outputs, channels, flat) == (5, 3, 1, 8 * 6)
+
+
+@pytest.mark.parametrize("task", ["ad", "brain-age"])
+def test_weights_say_how_many_images_they_read(task):
+    found = describe_state(small_state(task, channels=3))
+    assert (found.channels, found.width, found.outputs) == (3, 5, 3)
+
+
+def test_a_checkpoint_that_reads_two_images_exports(tmp_path):
+    """And says which files it takes for them."""
+    from hyperfusion_rt.export import export_run
+    from hyperfusion_rt.export.build import load_cases
+    from hyperfusion_rt.training.imported import import_checkpoint
+
+    torch.save(small_state(channels=2), tmp_path / "two.pt")
+    run = import_checkpoint(tmp_path / "two.pt", tmp_path)
+    names = [channel.files for channel in run.config.preprocessing.channels]
+    assert names == ["*_channel0.nii.gz", "*_channel1.nii.gz"]
+    assert load_cases(run)[0].shape[:3] == (7, 2, 2)
+    artifact = export_run(run, tmp_path / "two.hfrt")
+    assert artifact.manifest.image_shape == (4, 64, 96, 64)
+    extra = 2e-9 * 27 * 2 * 64 * 96 * 64  # of the second image, in the first layer
+    torch.save(small_state(), tmp_path / "one.pt")
+    one = export_run(import_checkpoint(tmp_path / "one.pt", tmp_path), tmp_path / "one.hfrt")
+    more = artifact.manifest.provenance.gflop - one.manifest.provenance.gflop
+    assert more == pytest.approx(extra)

@@ -147,6 +147,27 @@ def test_the_ad_network_takes_any_volume_of_two_voxels_or_more(fusion):
         assert network(torch.randn(2, 1, *shape), torch.randn(2, 4)).shape == (2, 3)
 
 
+@pytest.mark.parametrize(("task", "fusion"), PAIRS)
+def test_every_image_counts_and_any_number_of_outputs_comes_out(task, fusion):
+    """One number from the AD network, three classes from the brain-age network."""
+    shape, width, outputs = TASKS[task]
+    outputs = 1 if outputs == 3 else 3
+    torch.manual_seed(0)
+    network = build_network(
+        NetworkConfig(architecture=task, fusion=fusion, features=4),
+        shape=shape,
+        tabular_width=width,
+        outputs=outputs,
+        channels=3,
+    )
+    image = torch.randn(2, 3, *shape, requires_grad=True)
+    y = network(image, torch.randn(2, width))
+    assert y.shape == (2, outputs)
+    y.backward(torch.randn_like(y))
+    if fusion != "tabular":
+        assert (image.grad.abs().amax((0, 2, 3, 4)) > 0).all()
+
+
 def test_too_small_a_volume_is_refused():
     with pytest.raises(ConfigError, match="at least 2 voxels"):
         build_network(

@@ -19,7 +19,7 @@ from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import predict, split_of, summarise
-from hyperfusion_rt.training.train import load_member
+from hyperfusion_rt.training.results import load_member
 
 
 def rows_of(path):

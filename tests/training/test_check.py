@@ -71,6 +71,18 @@ class Study:
         return check_study(load_config(self.root / "hfrt.yaml", change), self.root)
 
 
+def odd(check):
+    """The findings but for that of a small test part: 40 cases make one of 8."""
+    small = (
+        "the test part is small (CN 3, MCI 2, AD 3): its figures are uncertain; cross-validation"
+    )
+    return [f for f in check.findings if small not in f.text]
+
+
+def test_a_small_test_part_is_said(study):
+    assert len(odd(study.check())) == len(study.check().findings) - 1
+
+
 @pytest.fixture
 def study(tmp_path):
     return Study(tmp_path)
@@ -82,8 +94,8 @@ def texts(check):
 
 def test_a_study_as_it_should_be_has_nothing_to_say(study):
     check = study.check()
-    assert check.findings == ()
-    assert lines(check, everything=False) == [
+    assert odd(check) == []
+    assert lines(check, everything=False)[:3] == [
         "checked: 40 cases; train 24, validation 8, test 8",
         "data.csv: subjects: column 'subject'",
         "40 of 40 scans have a row",
@@ -159,7 +171,7 @@ def test_scores_around_zero_are_no_codes(study):
     rng = np.random.default_rng(1)
     study.set("EDU", lambda row: f"{rng.normal():.2f}")
     study.set("EDU", ["-1", "-2", "-1"])
-    assert study.check().findings == ()
+    assert odd(study.check()) == []
 
 
 @pytest.mark.parametrize("age", ["-4", "999", "126"])
@@ -365,7 +377,7 @@ def test_a_stratum_of_text_that_is_no_feature_is_alike_in_all_parts(study):
     study.write(AD.replace("[SEX]", "[SITE]"))
     check = study.check(AD.replace("[SEX]", "[SITE]"))
     assert "SITE" in [column.name for column in check.columns]
-    assert check.findings == ()
+    assert odd(check) == []
 
 
 def test_a_class_that_only_the_test_part_has_is_said(study):

@@ -10,7 +10,7 @@ from hyperfusion_rt.training.metrics import (
     classification,
     regression,
 )
-from hyperfusion_rt.training.splits import age_bins, split_names, stratified_parts
+from hyperfusion_rt.training.splits import Parts, age_bins, stratified_parts
 
 
 def test_parts_are_balanced_in_every_stratum_and_repeatable():
@@ -35,7 +35,7 @@ def test_the_sessions_of_a_subject_stay_together():
 def test_members_rotate_validation_and_share_the_test_set():
     part = np.arange(10) % 5
     for member in range(5):
-        names = np.array(split_names(part, 5, member))
+        names = Parts(part, 4, (0, 1, 2, 3)).names(member)
         assert set(part[names == "test"]) == {4}
         assert set(part[names == "validation"]) == {member % 4}
         assert (names == "train").sum() == 6

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.config import answer_columns
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.files import replacing, shown, write_text
 from hyperfusion_rt.runtime.prediction import Prediction
@@ -71,14 +72,14 @@ def quality_column(name: str) -> Column:
 
 
 def value_columns(manifest: Manifest) -> list[Column]:
-    """`p_CN`, `p_MCI`, ...; of a number, `years`, or `predicted_` and the target's name."""
+    """The columns of an answer: probabilities, or a number."""
+    names = answer_columns(manifest.classes, manifest.table.target, manifest.unit)
     if not manifest.classes:
-        target, unit = manifest.table.target, manifest.unit
-        name = "years" if unit == "years" else f"predicted_{target}"
-        return [Column(name, "number", f"Predicted {target}", si_unit(unit))]
+        meaning = f"Predicted {manifest.table.target}"
+        return [Column(names[0], "number", meaning, si_unit(manifest.unit))]
     return [
-        Column(f"p_{name}", "number", f"Probability of the class {name}", "1")
-        for name in manifest.classes
+        Column(name, "number", f"Probability of the class {label}", "1")
+        for name, label in zip(names, manifest.classes, strict=True)
     ]
 
 

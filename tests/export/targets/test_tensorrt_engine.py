@@ -92,6 +92,18 @@ def test_an_ensemble_with_every_rule(rule):
     builds(join(graphs, [5] * 3, 2, classes=True, rule=rule), "fp16")
 
 
+@needs_rtx
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", SHAPES)
+def test_an_ensemble_on_several_images(task, precision, tmp_path):
+    """Two boxes of three images: built, and the same graph run in its place."""
+    networks = [published(task, "hyper", channels=3) for _ in range(2)]
+    ensemble, expected = ensemble_of(task, networks, channels=3)
+    assert ensemble.inputs["image"] == (6, *SHAPES[task])
+    found = export_tensorrt("trt-rtx", ensemble, expected, tmp_path, precision, OPTIONS)
+    assert found.comparison.largest_difference <= found.comparison.tolerance
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("task", SHAPES)
 def test_the_emulation_rounds_as_onnx_runtime_does(task, fusion, tmp_path):

@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import hyperfusion_rt
 from hyperfusion_rt.data.encoder import TabularEncoder
@@ -231,11 +232,12 @@ def test_a_lone_request_is_a_batch_of_one(session_run, tmp_path, monkeypatch):
     assert list((tmp_path / "repo").iterdir()) == []
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.01, False), (np.nan, False)])
-def test_a_plan_is_compared_with_float64(factor, right, tmp_path, monkeypatch):
+def test_a_plan_is_compared_with_float64(factor, right, channels, tmp_path, monkeypatch):
     """The comparison alone: ONNX Runtime makes the features here, times `factor`."""
-    shapes = {"image": (1, *SHAPES["ad"]), "tabular": (5,)}
-    graph = fold(lower(published("ad", "hyper"), shapes))
+    shapes = {"image": (channels, *SHAPES["ad"]), "tabular": (5,)}
+    graph = fold(lower(published("ad", "hyper", channels), shapes))
     made = join([graph], [5], 2, classes=True, rule="mean")
     write_onnx(made, tmp_path / "trunk.onnx", part="trunk")
     session = ort.InferenceSession(tmp_path / "trunk.onnx", providers=["CPUExecutionProvider"])
@@ -250,12 +252,37 @@ def test_a_plan_is_compared_with_float64(factor, right, tmp_path, monkeypatch):
             return {n: factor * x for n, x in zip(names, found, strict=True)}
 
     monkeypatch.setattr(serve, "TrtEngine", Features)
-    image = np.random.default_rng(0).standard_normal((3, 2, *SHAPES["ad"]), np.float32)
+    shape = (3, 2 * channels, *SHAPES["ad"])
+    image = np.random.default_rng(0).standard_normal(shape, np.float32)
     if right:
         serve._compare_plan(tmp_path / "x", made, image, "fp32")
     else:
         with pytest.raises(HyperFusionError, match="differs from torch in float64"):
             serve._compare_plan(tmp_path / "x", made, image, "fp32")
+
+
+def test_several_images_are_asked_for_and_served(tmp_path):
+    """Of two boxes, with the other kind of answer: a number."""
+    encoder = TabularEncoder.passthrough(5)
+    network = published("ad", "hyper", channels=3, outputs=1)
+    graph = fold(lower(network, {"image": (3, *SHAPES["ad"]), "tabular": (5,)}))
+    made = join([graph], [5], 2, classes=False, rule="mean")
+    image = np.random.default_rng(0).standard_normal((2, 6, *SHAPES["ad"]), np.float32)
+    serve.write_repository(
+        tmp_path, "t", made, [encoder], (), image,
+        typed=Typed("fp32"), backend="onnx", options=BuildOptions(),
+    )  # fmt: skip
+    (wanted,) = [
+        t for t in serve.read_config(tmp_path / "t" / "config.pbtxt").input if t.name == "image"
+    ]
+    assert list(wanted.dims) == [6, *SHAPES["ad"]]
+    rows = {f"table.x{i}": np.full((2, 1), 0.1 * i) for i in range(5)}
+    answer = Server(tmp_path, "t").infer({"image": image, **rows})
+    row = 0.1 * torch.arange(5.0)[None].double()
+    with torch.inference_mode():
+        boxes = torch.from_numpy(image).double().view(4, 3, *SHAPES["ad"])
+        exact = network.double()(boxes, row.expand(4, -1)).view(2, 2).mean(1)
+    assert np.abs(answer["output"][:, 0] - exact.numpy()).max() <= 1e-5
 
 
 def test_a_table_alone_is_a_head_alone(tmp_path):
