@@ -75,6 +75,7 @@ def infer(
             predictor.identity(),
             artifact.folder,
             [column.name for column in predictor.manifest.members[0].columns],
+            checks=predictor.checks,
             shard=options.shard,
             resume=options.resume,
             force=options.force,
