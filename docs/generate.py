@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import JOURNAL, LOG, RUN
+from meanings import EVALUATION, JOURNAL, LOG, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -29,12 +29,14 @@ from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.runtime.options import (
     BidsOptions,
     CohortOptions,
+    EvaluateOptions,
     MergeOptions,
     PredictOptions,
 )
 from hyperfusion_rt.runtime.outputs.table import (
     COUNTS,
     STATUS_LEVELS,
+    TRUTH,
     Column,
     columns_of,
     quality_column,
@@ -289,7 +291,9 @@ def columns() -> list[Column]:
     """All columns that a table can have: of classes, of years, of raw scans."""
     # Of a manifest only the classes are read.
     classes, years, number = (
-        SimpleNamespace(classes=names, unit=unit, table=SimpleNamespace(target="TARGET"))
+        SimpleNamespace(
+            classes=names, unit=unit, table=SimpleNamespace(target="TARGET"), training_cases=()
+        )
         for names, unit in ((("CN", "MCI", "AD"), "probability"), ((), "years"), ((), "UNIT"))
     )
     found = columns_of(classes)
@@ -298,6 +302,7 @@ def columns() -> list[Column]:
         *found[: middle - 1],
         *value_columns(years),
         *value_columns(number),
+        TRUTH,
         *found[middle - 1 : middle],
         *map(quality_column, QUALITY),
         *found[middle:],
@@ -339,7 +344,9 @@ def output_files() -> str:
         + "## The report: `predictions.html`\n\n"
         "It has the table's name. One HTML file. It needs no network, no scripts and no fonts. It "
         "shows counts, the engine and how it was compared with float64, the machine, where the "
-        "time went, and up to 2,000 rows, failed cases first.\n"
+        "time went, and up to 2,000 rows, failed cases first; where the table has the target's "
+        "column, the main figures.\n\n"
+        "## The folder of `hfrt evaluate`\n\n" + table(("file", "meaning"), EVALUATION)
     )
 
 
@@ -375,6 +382,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     CohortOptions,
     BidsOptions,
     MergeOptions,
+    EvaluateOptions,
     ExportOptions,
     BenchOptions,
 )

@@ -27,6 +27,27 @@ RUN = [
     ("`packages`", "Versions of the packages that the numbers may depend on."),
 ]
 
+# (file, meaning) of the folder of an evaluation.
+EVALUATION = [
+    (
+        "`evaluation.html`",
+        "The page: figures with intervals and chance, confusion, curves, groups, what is not "
+        "counted and why. It names no subject.",
+    ),
+    (
+        "`evaluation.json`",
+        "`target`, `classes`, `unit`, `counts`, `not_counted` (why, and how many), `figures` "
+        "(`NAME_95`: the 95 % interval; `reasons`: why one is null), `groups` by sex and age, "
+        "`seen_in_training` (no test, with `--include-seen`), `own_test_set`, `notes`, and as in "
+        "the record of a run: `artifact`, `identity`, `options`, `inputs`, `machine`.",
+    ),
+    (
+        "`cases.csv`",
+        "The columns of the table of predictions, with `truth`; `correct` (yes, no) or `error` "
+        "(predicted - true); `sex` and `age`, as the table has them; `counted` (yes, no).",
+    ),
+]
+
 # (first key, fields, meaning) of the lines of a journal.
 JOURNAL = [
     (

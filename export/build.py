@@ -53,6 +53,7 @@ from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.training.results import EXPORT_CASES, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
+from hyperfusion_rt.training.training_cases import kept_training_cases
 
 # Of an imported network's target, whose cohort is not known: that of adults' ages in years.
 UNKNOWN_SPREAD = 10.0
@@ -323,8 +324,10 @@ def _build(
             force=options.force,
         )
     manifest = _manifest(run, name, rule, networks[0], files)
-    reference = _scan_reference(run, folder)
-    return Artifact(folder, manifest.model_copy(update={"scan_reference": reference})).write()
+    change: dict[str, Any] = {"scan_reference": _scan_reference(run, folder)}
+    if not options.no_training_hashes:
+        change["training_cases"] = kept_training_cases(run.folder)
+    return Artifact(folder, manifest.model_copy(update=change)).write()
 
 
 def _scan_reference(run: Run, folder: Path) -> ScanReference | None:

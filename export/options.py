@@ -68,6 +68,11 @@ class ExportOptions(Options):
     backend: Backend = Field(
         "onnx", description="What runs the trunk there; tensorrt needs this machine's GPU."
     )
+    no_training_hashes: bool = Field(
+        False,
+        description="Leave out the hashes by which hfrt infer and hfrt evaluate tell cases of the "
+        "training.",
+    )
     force: bool = Field(False, description="Replace what exists.")
     replace: bool = Field(
         False, description="Replace an artifact that exists, but no served models."

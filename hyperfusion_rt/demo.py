@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.bench.chart import chart
 from hyperfusion_rt.bench.measure import measure
@@ -30,11 +29,12 @@ from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.metrics import classification
+from hyperfusion_rt.metrics.words import headline, interval
 from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.cohort.record import Result
 from hyperfusion_rt.runtime.options import CohortOptions
 from hyperfusion_rt.runtime.outputs.report import Page, inference_page
-from hyperfusion_rt.training.metrics import classification
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, train
 
@@ -254,8 +254,12 @@ def _slice(volume: Volume, ranges: tuple[tuple[int, int], ...]) -> NDArray[Any]:
 
 
 def _short(metrics: dict[str, Any]) -> str:
-    low, high = metrics["balanced_accuracy_95"]
-    return f"balanced accuracy {metrics['balanced_accuracy']:.3f} (95 % {low:.3f} to {high:.3f})"
+    return f"balanced accuracy {_with_interval(metrics)}"
+
+
+def _with_interval(metrics: dict[str, Any]) -> str:
+    found = interval(metrics["balanced_accuracy_95"])
+    return f"{metrics['balanced_accuracy']:.3f}" + (f" (95 % {found})" if found else "")
 
 
 def _optimum_rows(optimum: dict[str, Any]) -> list[tuple[str, float]]:
@@ -270,7 +274,7 @@ def _rows(found: _Findings, seconds: float) -> list[list[str]]:
     result, metrics = found.result, found.metrics
     rows = [
         ["new subjects predicted", f"{result.summary['ok']} of {len(result.predictions)}"],
-        ["balanced accuracy", _short(metrics).removeprefix("balanced accuracy ")],
+        ["balanced accuracy", _with_interval(metrics)],
         ["chance", f"{metrics['chance']:.3f}"],
     ]
     rows += [[name, f"{value:.3f}"] for name, value in _optimum_rows(found.optimum)]
@@ -292,7 +296,7 @@ def _page(found: _Findings, out: Path) -> Page:
         "atrophy that also depends on age and sex, and biomarkers with gaps. Not a medical device.",
         soft=True,
     )
-    page.cards(figures(found.metrics))
+    page.cards(headline(found.metrics))
     _accuracy(page, found.metrics, found.optimum)
     page.heading("The least and the most atrophied of the new subjects")
     page.image(out / _PICTURES, "slices of two simulated subjects")
@@ -322,11 +326,10 @@ def _accuracy(page: Page, metrics: dict[str, Any], optimum: dict[str, Any]) -> N
         "The optimum is known because the cohort is simulated: it belongs to an observer who knows "
         "the generative model and reads the atrophy from the scan without error."
     )
-    low, high = metrics["balanced_accuracy_95"]
     page.table(
         ["", "balanced accuracy"],
         [
-            ("this network", f"{metrics['balanced_accuracy']:.3f} (95 % {low:.3f} to {high:.3f})"),
+            ("this network", _with_interval(metrics)),
             *[(name, f"{value:.3f}") for name, value in _optimum_rows(optimum)],
             ("chance", f"{metrics['chance']:.3f}"),
         ],

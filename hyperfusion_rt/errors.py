@@ -84,6 +84,9 @@ CODES: dict[str, str] = {
     "scan-ambiguous": "several scans are of one subject and session",
     "scan-passed-over": "another run or copy of the same scan is used",
     "row-without-scan": "no scan was found for the row",
+    # evaluation
+    "evaluation-no-truth": "no case has a truth that predictions could be compared with",
+    "evaluation-all-seen": "every case stood in the training: there is nothing to test with",
     # configuration
     "config-not-found": "there is no such configuration file",
     "config-unreadable": "the configuration file may not be read, or is not YAML",

@@ -10,6 +10,7 @@ from typing import Any
 from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
 from hyperfusion_rt.artifact.operations import Activated, Affine, AnyOperation, Conv, HyperConv
 from hyperfusion_rt.artifact.plan import read_plan
+from hyperfusion_rt.metrics.words import headline
 
 Rows = list[tuple[str, object]]
 
@@ -51,7 +52,7 @@ def describe(folder: Path) -> Description:
         ("run", f"{source.run}, exported {source.created}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
         ("cases", ", ".join(f"{v} {k}" for k, v in source.cases.items()) or "unknown"),
-        *[(caption, value) for value, caption in figures(source.metrics)],
+        *[(caption, value) for value, caption in headline(source.metrics)],
     ]
     sections["preprocessing"] = [
         ("orientation", prep.orientation),
@@ -145,30 +146,3 @@ def _fused(op: AnyOperation, precision: str) -> tuple[str, list[str]]:
         *act,
         *(name for name, there in after.items() if there),
     ]
-
-
-def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """A run's or cohort's main figures as cards: (figure, caption)."""
-    if not metrics or metrics.get("cases") == 0:
-        return []
-    unit = f" {metrics['unit']}" if metrics.get("unit") else ""
-    if "mae" in metrics and metrics["mae_95"] is None:
-        return [(f"{metrics['mae']:.3g}{unit}", "absolute error of the only case")]
-    if "mae" in metrics:
-        low, high = metrics["mae_95"]
-        cards = [
-            (f"{metrics['mae']:.3g}{unit}", f"mean absolute error, 95 % {low:.3g} to {high:.3g}"),
-            (f"{metrics['chance']:.3g}{unit}", "always guessing the median"),
-        ]
-        if metrics["r"] is not None:
-            cards.append((f"{metrics['r']:.2f}", "correlation with the truth"))
-        return cards
-    low, high = metrics["balanced_accuracy_95"]
-    cards = [
-        (f"{metrics['balanced_accuracy']:.3f}", f"balanced accuracy, 95 % {low:.3f} to {high:.3f}"),
-        (f"{metrics['chance']:.3f}", "chance"),
-        (f"{metrics['macro_f1']:.3f}", "macro F1"),
-    ]
-    if metrics["auc"] is not None:
-        cards.append((f"{metrics['auc']:.3f}", "AUC, one against the rest"))
-    return cards

@@ -30,6 +30,7 @@ from hyperfusion_rt.config import (
     Task,
 )
 from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.data.fingerprint import TrainingCases
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
@@ -123,6 +124,8 @@ class Manifest(Frozen):
 
     `unit`: of the answer: `probability`, or that of the target ("" where it has none).
     `target_spread`: the standard deviation of a target that is a number, in the training part.
+    `training_cases`: hashes by which a case is known that it was trained on; None of older
+    artifacts, and where the export left them out.
     """
 
     format_version: int
@@ -138,6 +141,7 @@ class Manifest(Frozen):
     engines: tuple[EngineFile, ...]
     provenance: Provenance
     scan_reference: ScanReference | None = None
+    training_cases: TrainingCases | None = None
     checksum: str = ""
 
     @model_validator(mode="before")

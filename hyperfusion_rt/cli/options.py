@@ -51,7 +51,7 @@ PANELS = {
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
-        "rule", "precision",
+        "rule", "precision", "no_training_hashes", "seen_by", "include_seen",
     ),
     ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),
     RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),

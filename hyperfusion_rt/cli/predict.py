@@ -168,6 +168,8 @@ def _say(result: Result, out: Path, page: Path | None) -> None:
     if result.ending == "stopped":
         print("stopped; continue with --resume", file=sys.stderr)
     _show_warnings(result)
+    for line in result.remarks:
+        print(line)
     print(f"in the table: {in_words(counts)}")
     print(f"written: {out}" + (f", {page}" if page else ""))
 

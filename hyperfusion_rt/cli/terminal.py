@@ -111,9 +111,9 @@ def show_run(run: Run, as_json: bool) -> None:
     if as_json:
         print_json(content)
         return
-    test = run.metrics.get("test", {})
-    rows = [[k, v if isinstance(v, str) else json.dumps(v)] for k, v in test.items()]
-    table(f"{run.folder}: test set", ["figure", "value"], rows)
+    from hyperfusion_rt.cli.evaluate import show_figures
+
+    show_figures(run.metrics.get("test", {}), f"{run.folder}: test set")
     left = run.metrics.get("cases", {}).get("left_out")
     if left:
         print(f"left out: {left}; {run.folder / 'left_out.json'} says why")

@@ -15,6 +15,7 @@ from hyperfusion_rt.data.scan_space import PASSED_OVER
 from hyperfusion_rt.errors import CohortError
 
 MISSING = "scan-channel-missing"
+_MARKS = "*?["  # of a glob
 Key = tuple[str, str | None]
 
 
@@ -114,7 +115,12 @@ def _matches(channel: Channel, file: Path) -> bool:
 
 def _root(file: Path, channels: Sequence[Channel]) -> Path:
     """Where the other channels of the case of `file` are looked for."""
-    depth = max(len(PurePath(channel.files).parts) for channel in channels)
+    for folder in file.parents:
+        if folder.name.lower().startswith("sub-"):
+            return folder
+    globs = [PurePath(channel.files).parts for channel in channels if channel.files]
+    # Where the file's name is always the same, a folder above names the subject.
+    depth = max(len(parts) + (not any(m in parts[-1] for m in _MARKS)) for parts in globs)
     above = file.parents if len(file.parents) >= depth else file.absolute().parents
     return above[min(depth, len(above)) - 1]
 
@@ -134,7 +140,7 @@ def _name(channel: Channel) -> Callable[[Sequence[str]], Sequence[str]]:
         above = [
             part
             for n, part in enumerate(above)
-            if n < start or any(mark in folders[n - start] for mark in "*?[")
+            if n < start or any(mark in folders[n - start] for mark in _MARKS)
         ]
         found = pattern.fullmatch(name)
         kept = next(filter(None, found.groups()), "") if found else ""

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Frozen, Preprocessing, ScanChecks
+from hyperfusion_rt.data import fingerprint as fingerprints
 from hyperfusion_rt.data import scan_check, scan_header, volumes
+from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Landmarks, Reference, checked_boxes
-from hyperfusion_rt.data.volumes import Boxes, read_volume
+from hyperfusion_rt.data.volumes import Boxes, Volume, read_volume
 from hyperfusion_rt.files import replacing, sha256, stamp, write_text
 
 _VERSION = "3"
@@ -39,21 +41,26 @@ def content_key(path: Path) -> str:
 
 
 class Figures(Frozen):
-    """What is kept of `Boxes` beside the images; see there."""
+    """What is kept of `Boxes` beside the images; see there.
+
+    `content`: the `fingerprint` of each image.
+    """
 
     coverage: tuple[float, ...]
     fill: tuple[float, ...]
     contrast: tuple[float, ...]
     warnings: tuple[str, ...]
+    content: tuple[str, ...]
 
 
-_NAMES = tuple(Figures.model_fields)
+_OF_BOXES = tuple(name for name in Figures.model_fields if name != "content")
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
     """A hash of what makes boxes of scans: another program makes other boxes."""
-    files = (volumes.__file__, scan_header.__file__, scan_check.__file__, _native.__file__)
+    modules = (volumes, scan_header, scan_check, fingerprints, _native)
+    files = [str(module.__file__) for module in modules]
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
@@ -109,7 +116,7 @@ class VolumeCache:
         path = self.path(scan)
         found = self._read(path)
         if found is None:
-            boxes = self._make(scan, path)
+            boxes, _ = self._make(scan, path)
             found = self._read(path)
             # Another program may have spoilt it again; what was decoded is right.
             return boxes.images if found is None else found
@@ -125,21 +132,22 @@ class VolumeCache:
         try:
             return Figures(**json.loads(_beside(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            boxes = self._make(scan, path)
-            return Figures(**{name: getattr(boxes, name) for name in _NAMES})
+            return self._make(scan, path)[1]
 
-    def _make(self, scan: Images, path: Path) -> Boxes:
-        boxes = self._load(scan)
-        content = {name: getattr(boxes, name) for name in _NAMES}
-        write_text(_beside(path), json.dumps(content), private=True)
+    def _make(self, scan: Images, path: Path) -> tuple[Boxes, Figures]:
+        images = [read_volume(f, preprocessing=self.preprocessing) for f in files_of(scan)]
+        boxes = self._boxes(images)
+        of_boxes = {name: getattr(boxes, name) for name in _OF_BOXES}
+        content = tuple(fingerprint(image, self.preprocessing) for image in images)
+        figures = Figures(**of_boxes, content=content)
+        write_text(_beside(path), figures.model_dump_json(), private=True)
         with replacing(path, private=True) as temporary, open(temporary, "wb") as file:
             np.save(file, boxes.images)
-        return boxes
+        return boxes, figures
 
-    def _load(self, scan: Images) -> Boxes:
-        volumes = [read_volume(f, preprocessing=self.preprocessing) for f in files_of(scan)]
+    def _boxes(self, images: list[Volume]) -> Boxes:
         reference = None if self.landmarks is None else Reference(self.landmarks)
-        return checked_boxes(volumes, self.preprocessing, reference, self.checks)
+        return checked_boxes(images, self.preprocessing, reference, self.checks)
 
     def _read(self, path: Path) -> NDArray[np.float32] | None:
         """What the cache has, or None: nothing, or what is no such file."""

@@ -166,7 +166,7 @@ def memory_needed(path: str | os.PathLike[str], preprocessing: Preprocessing) ->
             header = read_header(path, stream, size * _DEFLATE_LIMIT)
     except (EOFError, OSError, zlib.error):
         return size + boxes  # what reading it will say
-    low, high = _slices(header, preprocessing)
+    low, high = kept_slices(header.affine, header.shape[2], preprocessing)
     return size + (high - low) * math.prod(header.shape[:2]) * header.dtype.itemsize + boxes
 
 
@@ -184,7 +184,7 @@ def _unpack(
 ) -> Volume:
     header = read_header(path, stream, limit)
     plane = math.prod(header.shape[:2]) * header.dtype.itemsize
-    low, high = _slices(header, preprocessing)
+    low, high = kept_slices(header.affine, header.shape[2], preprocessing)
     # The system commits only pages that are written: slices that nobody needs cost nothing.
     buffer = np.empty(plane * header.shape[2], np.uint8)
     view, scratch = memoryview(buffer.data), memoryview(bytearray(_CHUNK))
@@ -219,15 +219,16 @@ def _volume(path: Path, header: Header, voxels: NDArray[Any]) -> Volume:
     return Volume(path, voxels, header.affine, header.slope, header.inter, header.warnings)
 
 
-def _slices(header: Header, preprocessing: Preprocessing | None) -> tuple[int, int]:
-    """The slices along the last axis, first and end, that sampling any box may read."""
-    count = header.shape[2]
+def kept_slices(
+    affine: NDArray[np.float64], count: int, preprocessing: Preprocessing | None
+) -> tuple[int, int]:
+    """The slices along the last axis of `count`, first and end, that sampling any box may read."""
     # The background is found from the whole scan.
     if preprocessing is None or preprocessing.normalisation != "zscore-nonzero":
         return 0, count
     low, high = count, 0
     for box in preprocessing.boxes:
-        row = sampling_matrix(header.affine, box, preprocessing)[2]
+        row = sampling_matrix(affine, box, preprocessing)[2]
         ends = row[:3] * (np.asarray(preprocessing.shape) - 1)
         low = min(low, math.floor(row[3] + np.minimum(ends, 0).sum()) - 1)
         high = max(high, math.ceil(row[3] + np.maximum(ends, 0).sum()) + 2)

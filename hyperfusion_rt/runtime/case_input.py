@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing, ScanChecks
+from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Reference, checked_boxes
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.files import stamp
@@ -33,22 +34,28 @@ class CaseInput:
     digest: bytes | None
     warnings: tuple[str, ...]
     quality: dict[str, float]
+    content: tuple[str, ...] = ()  # the images' fingerprints, where they are asked for
 
     @classmethod
     def restored(cls, kept: Kept, digest: bytes | None) -> CaseInput:
         """Of features that were kept."""
-        return cls(None, kept, digest, tuple(kept.note["warnings"]), kept.note["quality"])
+        warnings, content = (tuple(kept.note[name]) for name in ("warnings", "content"))
+        return cls(None, kept, digest, warnings, kept.note["quality"], content)
 
 
 @dataclass(frozen=True)
 class CaseReader:
-    """Reads cases of one artifact, several at a time."""
+    """Reads cases of one artifact, several at a time.
+
+    `fingerprints`: whether they are asked for. Raw scans have none.
+    """
 
     preprocessing: Preprocessing
     source: Source
     reference: Reference | None
     checks: ScanChecks
     cache: FeatureCache | None
+    fingerprints: bool
 
     def memory_needed(self, files: Sequence[Path]) -> int:
         """Bytes that reading a case holds at most, from its files' headers alone."""
@@ -101,7 +108,12 @@ class CaseReader:
             ]
         with clock.step("preprocess"):
             boxes = checked_boxes(volumes, self.preprocessing, self.reference, self.checks)
-        return CaseInput(boxes.images, None, digest, boxes.warnings, {})
+        content = (
+            tuple(fingerprint(volume, self.preprocessing) for volume in volumes)
+            if self.fingerprints
+            else ()
+        )
+        return CaseInput(boxes.images, None, digest, boxes.warnings, {}, content)
 
 
 def as_batch(images: Sequence[Floats]) -> Floats:

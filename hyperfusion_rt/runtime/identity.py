@@ -39,6 +39,7 @@ CODE = (
     "data.encoder",
     "data.encoder_columns",
     "data.encoder_fit",
+    "data.fingerprint",
     "data.id_match",
     "data.mni_template",
     "data.other_files",

@@ -15,6 +15,7 @@ from hyperfusion_rt.options import Options, Threads
 Source = Literal["registered", "raw"]
 Unmatched = Literal["list", "ignore", "fail"]
 Executor = Literal["local", "ray"]
+SeenBy = Literal["any", "scan"]
 Shard = tuple[int, int]
 
 
@@ -182,4 +183,20 @@ class BidsOptions(PredictOptions):
     artifact: ArtifactFolder = None
     tabular: Path | None = Field(
         None, description="The table; default: participants.tsv of the dataset."
+    )
+
+
+class EvaluateOptions(PredictOptions):
+    """How predictions are compared with the truth; see `runtime.cohort.evaluate`."""
+
+    out: Path = Field(Path("evaluation"), description="The folder to write.")
+    id_column: str | None = Field(None, description="The column of subjects.")
+    duplicates: Duplicates = Field("refuse", description="Several rows of one subject and session.")
+    seen_by: SeenBy = Field(
+        "any",
+        description="What tells a case of the training, which is no test: its subject's id or its "
+        "scan (any), or its scan alone, where ids of another study happen to be alike.",
+    )
+    include_seen: bool = Field(
+        False, description="Also show the figures of cases of the training, which are no test."
     )

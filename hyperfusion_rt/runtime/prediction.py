@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.data.cohort import Cohort
+from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.runtime.options import Unmatched
 
 Status = Literal["ok", "error", "not-tried", "skipped"]
@@ -38,7 +39,9 @@ class Prediction:
     prediction. `known`: it failed before, and neither scan nor row has changed since. `warnings`:
     what a reader of this prediction should know. `quality`: of a raw scan's
     registration, figures by name. `scan`: the file, where there is one, and `stamp` what tells it
-    from a changed one (`files.stamp`), taken before it was read.
+    from a changed one (`files.stamp`), taken before it was read. `truth`: the cell of the target's
+    column, None where the table has no such column. `seen`: whether the case stood in the training
+    or validation part, by its subject's id, its scan or both.
     """
 
     subject: str
@@ -54,6 +57,8 @@ class Prediction:
     code: str = ""
     known: bool = False
     warnings: tuple[str, ...] = ()
+    truth: str | None = None
+    seen: Seen = ""
 
 
 def by_case(item: Prediction) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, Cohort, join
+from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_all
 from hyperfusion_rt.data.table_columns import read_table_for
@@ -79,6 +80,7 @@ class Predictor:
             self._reference,
             self.checks,
             self._cache,
+            fingerprints=self.manifest.training_cases is not None,
         )
         self._free: int | None = None
         if self.options.max_memory is not None:
@@ -283,7 +285,7 @@ class Predictor:
             return _Inputs(case, found, row, warnings, Seconds(**clock.steps), memory, before)
         except Exception as error:
             budget.give(memory)
-            return _failed(case, error, before)
+            return self._failed(case, error, before)
 
     def _finish(self, inputs: Sequence[_Inputs]) -> list[Prediction]:
         if not inputs:
@@ -294,7 +296,7 @@ class Predictor:
             seconds = (time.perf_counter() - start) / len(inputs)
         except Exception as error:
             if len(inputs) == 1:
-                return [_failed(inputs[0].case, error, inputs[0].stamp)]
+                return [self._failed(inputs[0].case, error, inputs[0].stamp)]
             # One odd case must not fail the others of its batch.
             return [prediction for item in inputs for prediction in self._finish([item])]
         done = []
@@ -303,7 +305,7 @@ class Predictor:
             try:
                 values, spread = self._combined(found, index)
             except HyperFusionError as error:
-                done.append(_failed(case, error, item.stamp))
+                done.append(self._failed(case, error, item.stamp))
                 continue
             done.append(
                 Prediction(
@@ -317,9 +319,33 @@ class Predictor:
                     scan=case.scan,
                     stamp=item.stamp,
                     warnings=(*item.scan.warnings, *item.warnings),
+                    truth=self._truth(case),
+                    seen=self._seen(case, item.scan.content),
                 )
             )
         return done
+
+    def _truth(self, case: Case) -> str | None:
+        return case.row.values.get(self.manifest.table.target)
+
+    def _seen(self, case: Case, content: Sequence[str] = ()) -> Seen:
+        known = self.manifest.training_cases
+        return "" if known is None else known.seen(case.subject, content)
+
+    def _failed(self, case: Case, error: Exception, before: str | None) -> Prediction:
+        """One odd case must not end the night's run."""
+        code, reason = reason_of(error, case.scan)
+        return Prediction(
+            case.subject,
+            case.session,
+            "error",
+            reason,
+            scan=case.scan,
+            stamp=before,
+            code=code,
+            truth=self._truth(case),
+            seen=self._seen(case),
+        )
 
     def _execute(self, inputs: Sequence[_Inputs]) -> dict[str, Floats]:
         rows = np.stack([item.tabular for item in inputs])
@@ -338,19 +364,11 @@ class Predictor:
         if scan.kept is not None:
             return scan.kept
         assert scan.images is not None
-        note = {"warnings": scan.warnings, "quality": scan.quality}
+        note = {"warnings": scan.warnings, "quality": scan.quality, "content": scan.content}
         kept = Kept(self._split.features(as_batch([scan.images])), note)
         if scan.digest is not None:
             self._cache.put(scan.digest, kept)
         return kept
-
-
-def _failed(case: Case, error: Exception, before: str | None) -> Prediction:
-    """One odd case must not end the night's run."""
-    code, reason = reason_of(error, case.scan)
-    return Prediction(
-        case.subject, case.session, "error", reason, scan=case.scan, stamp=before, code=code
-    )
 
 
 def load(path: PathLike, options: PredictOptions | None = None, **fields: Any) -> Predictor:

@@ -23,6 +23,7 @@ from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.metrics import balanced_accuracy
 from hyperfusion_rt.models import (
     initialise_generators,
     load_embedding,
@@ -34,7 +35,6 @@ from hyperfusion_rt.models.output import in_unit, start_at
 from hyperfusion_rt.rules import combine
 from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.dataset import Dataset
-from hyperfusion_rt.training.metrics import balanced_accuracy
 from hyperfusion_rt.training.run_folder import Member
 
 Progress = Callable[[int, dict[str, Any]], None]

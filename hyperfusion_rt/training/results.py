@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.metrics import classification, regression
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
-from hyperfusion_rt.training.metrics import classification, regression
 from hyperfusion_rt.training.run_folder import Member, Run
 
 # As many real cases as the largest batch of the comparison made at export.

@@ -7,6 +7,7 @@ runs/NAME/
   check.json             every column, the parts, and what is odd about them
   predictions.csv        every case of every part, as each member and all together predict it
   left_out.json          cases that could not be used, each with its reason
+  training_cases.json    hashes of what was trained on, so that a case can be known again
   metrics.json           figures of validation and test set; written last
   learning_curve.png
   member-0/              one per member of the ensemble

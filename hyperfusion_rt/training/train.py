@@ -21,6 +21,7 @@ from hyperfusion_rt.training.loop import Trainer, split_of
 from hyperfusion_rt.training.results import evaluate
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
+from hyperfusion_rt.training.training_cases import keep_training_cases
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def train(
     scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
+    keep_training_cases(run.folder, dataset, config)
     run.write_metrics(evaluate(run, dataset, where))
     return run
 

@@ -24,6 +24,12 @@ NAMES = {
         "--id-column": None, "--duplicates": "refuse", "--unmatched-scans": "list",
         "--unmatched-rows": "list", "--json": False,
     },
+    "evaluate": {
+        "--tabular": None, "--out": "evaluation", "--engine": "auto", "--threads": None,
+        "--from": "registered", "--scan-checks": None, "--batch": 1, "--feature-cache": None,
+        "--max-memory": None, "--id-column": None, "--duplicates": "refuse", "--seen-by": "any",
+        "--include-seen": False, "--json": False,
+    },
     "merge": {"--artifact": None, "--out": "predictions.csv", "--report": None, "--json": False},
     "bids-app": {
         "--participant-label": None, "--session-label": None, "--artifact": None,

@@ -121,14 +121,14 @@ def test_what_a_scan_is_like_is_kept_with_it(tmp_path, monkeypatch):
     save(scan, 0)
     boxes = load_boxes(scan, SMALL)
     said = replace(boxes, warnings=("all box: 80% inside the scan",))
-    monkeypatch.setattr(VolumeCache, "_load", lambda cache, path: said)
+    monkeypatch.setattr(VolumeCache, "_boxes", lambda cache, volume: said)
     VolumeCache(tmp_path / "cache", SMALL).get(scan)
-    monkeypatch.setattr(VolumeCache, "_load", None)
+    monkeypatch.setattr(VolumeCache, "_boxes", None)
     cache = VolumeCache(tmp_path / "cache", SMALL)
     figures = cache.figures(scan)
     assert figures.warnings == said.warnings
     assert (figures.fill, figures.contrast) == (boxes.fill, boxes.contrast)
-    monkeypatch.setattr(VolumeCache, "_load", lambda cache, path: said)
+    monkeypatch.setattr(VolumeCache, "_boxes", lambda cache, volume: said)
     for spoil in ("[", "{}", '{"warnings": 1}'):
         cache.path(scan).with_suffix(".json").write_text(spoil)
         assert cache.figures(scan) == figures

@@ -1,15 +1,8 @@
 import numpy as np
 import pytest
 
-from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.rules import combine, confidences, softmax, spread
-from hyperfusion_rt.training.metrics import (
-    balanced_accuracy,
-    bootstrap_interval,
-    classification,
-    regression,
-)
 from hyperfusion_rt.training.splits import Parts, age_bins, stratified_parts
 
 
@@ -52,40 +45,6 @@ def test_age_bins():
     assert age_bins(np.array([5.0, np.nan])).tolist() == [0, -1]
 
 
-def test_classification_against_numbers_worked_by_hand():
-    truth = np.array([0, 0, 1, 1, 1, 2])
-    predicted = np.array([0, 1, 1, 1, 0, 2])
-    probabilities = np.eye(3)[predicted] * 0.8 + 0.1
-    found = classification(truth, probabilities, ["a", "b", "c"])
-    assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
-    assert found["recall"] == {"a": 0.5, "b": pytest.approx(2 / 3), "c": 1.0}
-    assert found["confusion"] == [[1, 1, 0], [1, 2, 0], [0, 0, 1]]
-    assert found["macro_f1"] == pytest.approx((0.5 + 2 / 3 + 1) / 3)
-    assert found["auc"] == pytest.approx((5 / 8 + 2 / 3 + 1) / 3)
-    low, high = found["balanced_accuracy_95"]
-    assert low < found["balanced_accuracy"] < high
-
-
-def test_bootstrap_covers_a_binomial():
-    hits = np.repeat([1.0, 0.0], [70, 30])
-    low, high = bootstrap_interval(lambda i: float(hits[i].mean()), np.zeros(100))
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 100)
-    assert (low, high) == (pytest.approx(0.7 - half, abs=0.02), pytest.approx(0.7 + half, abs=0.02))
-
-
-def test_an_absent_class_does_not_count():
-    assert balanced_accuracy(np.array([0, 0]), np.array([0, 1]), 3) == 0.5
-
-
-def test_regression_figures():
-    truth = np.array([50.0, 60.0, 70.0, 80.0])
-    found = regression(truth, 65 + (truth - 65) / 2 + 1)
-    assert found["bias"] == pytest.approx(1)
-    assert found["bias_slope"] == pytest.approx(-0.5)
-    assert found["r"] == pytest.approx(1)
-    assert found["mae"] == pytest.approx(np.mean(np.abs([8.5, 3.5, -1.5, -6.5])))
-
-
 def test_combining_members():
     outputs = np.log(np.array([[[0.8, 0.2], [0.6, 0.4]], [[0.45, 0.55], [0.45, 0.55]]]))
     assert combine(outputs, True, "mean") == pytest.approx([0.575, 0.425])
@@ -105,33 +64,3 @@ def test_combining_members():
     with pytest.raises(ValueError, match="needs classes"):
         combine(years, False, "most_confident")
     assert softmax(np.array([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])
-
-
-def test_chance_follows_from_the_classes_that_occur():
-    right = np.eye(3)[[0, 0, 0]] * 0.8 + 0.1
-    found = classification(np.array([0, 0, 0]), right, ["a", "b", "c"])
-    assert (found["balanced_accuracy"], found["chance"]) == (1.0, 1.0)
-    assert found["absent"] == ["b", "c"]
-    assert found["auc"] is None
-    assert found["recall"] == {"a": 1.0, "b": None, "c": None}
-    found = classification(np.array([0, 2, 2]), right, ["a", "b", "c"])
-    assert (found["chance"], found["absent"]) == (0.5, ["b"])
-    assert found["macro_f1"] == pytest.approx(0.25)  # 2/4 and 0
-    found = classification(np.array([0, 1, 2]), right, ["a", "b", "c"])
-    assert (found["chance"], found["absent"]) == (1 / 3, [])
-
-
-def test_figures_of_none_one_or_two_cases():
-    none = np.empty(0)
-    assert classification(none.astype(int), np.empty((0, 2)), ["a", "b"]) == {
-        "cases": 0,
-        "absent": ["a", "b"],
-    }
-    assert regression(none, none, "ml") == {"cases": 0, "unit": "ml"}
-    one = regression(np.array([70.0]), np.array([72.0]))
-    assert (one["cases"], one["mae"], one["mae_95"], one["chance"]) == (1, 2.0, None, None)
-    two = regression(np.array([70.0, 60.0]), np.array([72.0, 61.0]))
-    assert (two["r"], two["bias_slope"]) == (None, None)
-    assert two["chance"] == 5
-    for found in (one, two, {"cases": 0}):
-        assert all("nan" not in text for card in figures(found) for text in card)

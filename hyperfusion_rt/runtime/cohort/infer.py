@@ -70,11 +70,13 @@ def infer(
         _refuse_unmatched(cohort, options)
         if derivative is not None:
             derivative.open(predictor.manifest)
+        manifest = predictor.manifest
         with Journal(
             journal_path(outputs.table),
             predictor.identity(),
             artifact.folder,
-            [column.name for column in predictor.manifest.members[0].columns],
+            # The truth, too: a prediction that is taken over must stand beside today's.
+            [*(c.name for c in manifest.members[0].columns), manifest.table.target],
             checks=predictor.checks,
             shard=options.shard,
             resume=options.resume,

@@ -7,7 +7,8 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hyperfusion_rt.runtime.cohort.journal import (
     Ending,
     journal_path,
 )
+from hyperfusion_rt.runtime.evaluation import Agreement, agreement, seen_text
 from hyperfusion_rt.runtime.identity import versions
 from hyperfusion_rt.runtime.outputs.report import inference_page, without_ids
 from hyperfusion_rt.runtime.outputs.table import COUNTS, check_format, record, write_predictions
@@ -71,8 +73,22 @@ class Result:
         """How many rows of which kind; see `outputs.table.COUNTS`."""
         return {name: self.summary[name] for name in COUNTS}
 
+    @cached_property
+    def agreement(self) -> Agreement | None:
+        """How the predictions go with the truth; None where the table does not have it."""
+        return agreement(self.manifest, self.predictions)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What else is to be said of the predictions: seen in the training, against the truth."""
+        found = [text for text in (seen_text(self.predictions),) if text]
+        if self.agreement is not None:
+            found.append(self.agreement.sentence)
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON. A row has what the table has, and whether its failure is known."""
+        truth = {} if self.agreement is None else {"truth": asdict(self.agreement)}
         rows = [{**record(self.manifest, p), "known": p.known} for p in self.predictions]
         return {
             "artifact": None if self.artifact is None else _artifact(self.artifact),
@@ -83,6 +99,7 @@ class Result:
             "taken_over": self.taken_over,
             "summary": self.summary,
             "usage": self.usage.as_dict(),
+            **truth,
             "predictions": rows,
         }
 
@@ -158,6 +175,7 @@ class Outputs:
                 result.engine,
                 describe_machine(),
                 result.notes,
+                result.agreement,
             ).write(self.report)
         now = time.time()
         content = {

@@ -25,7 +25,7 @@ from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.bids_dataset import DESCRIPTION
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.runtime.outputs.table import columns_of, record
+from hyperfusion_rt.runtime.outputs.table import TRUTH, columns_of, record
 from hyperfusion_rt.runtime.prediction import Prediction, by_case
 
 BIDS_VERSION = "1.10.0"
@@ -259,7 +259,7 @@ def _columns(manifest: Manifest) -> dict[str, dict[str, Any]]:
         "session_id": {"Description": "Session of the scan; n/a where the dataset has none"},
         "scan": {"Description": "The scan, as a BIDS URI; DatasetLinks names its dataset"},
     }
-    for column in columns_of(manifest):
+    for column in [*columns_of(manifest), TRUTH]:
         about: dict[str, Any] = {"Description": column.meaning}
         if column.unit:
             about["Units"] = column.unit

@@ -10,17 +10,24 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from hyperfusion_rt.artifact.description import figures
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.errors import CODES
 from hyperfusion_rt.files import write_text
+from hyperfusion_rt.metrics.words import headline
+from hyperfusion_rt.runtime.evaluation import Agreement, seen_text
 from hyperfusion_rt.runtime.outputs.table import label, value_columns
 from hyperfusion_rt.runtime.prediction import Prediction
 
 _SHOWN = 2000
 _FIRST = {"error": 0, "not-tried": 1, "ok": 2, "skipped": 3}
+
+
+class Part(Protocol):
+    """What stands on a page; `template` draws it."""
+
+    template: ClassVar[str]
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Section:
     """A heading (the first section of a page has none) and what stands under it."""
 
     heading: str
-    parts: list[Text | Cards | Table | Image | Predictions] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
 
 @dataclass
@@ -95,6 +102,10 @@ class Page:
     def heading(self, text: str) -> None:
         """Begin a section."""
         self.sections.append(Section(text))
+
+    def add(self, part: Part) -> None:
+        """Any part."""
+        self.sections[-1].parts.append(part)
 
     def text(self, text: str, soft: bool = False) -> None:
         """A paragraph."""
@@ -183,8 +194,14 @@ def inference_page(
     engine: str,
     machine: dict[str, str],
     notes: Sequence[str] = (),
+    agreement: Agreement | None = None,
 ) -> Page:
-    """The report of one inference over a cohort. `notes`: of how the engine was chosen."""
+    """The report of one inference over a cohort.
+
+    Args:
+        notes: of how the engine was chosen.
+        agreement: with the truth, where the table has it.
+    """
     page = Page(f"{manifest.name}: predictions of {manifest.table.target}")
     page.text("For research. Not a medical device; not for diagnosis.", soft=True)
     ms = summary["ms_per_scan"]
@@ -204,18 +221,23 @@ def inference_page(
         cards.append((f"{sum(ms.values()):.0f} ms", "per scan (median), one after the other"))
         cards.append((f"{summary['wall_seconds']:.1f} s", "for all, overlapped"))
     page.cards(cards)
+    if seen := seen_text(predictions):
+        page.text(f"{seen}.")
+    if agreement is not None:
+        page.heading(f"Against the truth, {agreement.text}")
+        page.cards(headline(agreement.figures))
     page.heading("Predictions")
     page.predictions(manifest, predictions)
     if manifest.provenance.metrics:
         page.heading("What the model reached on its own test set")
-        page.cards(figures(manifest.provenance.metrics))
+        page.cards(headline(manifest.provenance.metrics))
     page.heading("Provenance")
-    rows = [*_origin(manifest, engine, notes), *machine.items()]
+    rows = [*origin(manifest, engine, notes), *machine.items()]
     page.table(["", ""], rows)
     return page
 
 
-def _origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[str, str]]:
+def origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[str, str]]:
     """What the predictions come from: model, data, engine and how that was checked."""
     source, prep = manifest.provenance, manifest.preprocessing
     network = f"{source.network.get('fusion')}, f = {source.network.get('features')}"

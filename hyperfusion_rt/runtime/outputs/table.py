@@ -49,6 +49,23 @@ STATUS_LEVELS = {
 }
 
 
+TRUTH = Column(
+    "truth",
+    "text",
+    "What the table says of the target; only where the table has its column",
+)
+SEEN = Column(
+    "seen",
+    "text",
+    "How the case is known from the training or validation part: a prediction of it says nothing "
+    "about new patients; empty where it is not known. Only of artifacts that carry hashes",
+    levels={
+        "id": "Its subject's id",
+        "scan": "Its scan; of raw scans never",
+        "both": "Its subject's id and its scan",
+    },
+)
+
 # Of a raw scan's registration: (meaning, unit).
 _QUALITY = {
     "correlation": ("Pearson's r of the registered scan and the template inside the brain", ""),
@@ -84,7 +101,7 @@ def value_columns(manifest: Manifest) -> list[Column]:
 
 
 def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> list[Column]:
-    """The table's columns; figures of quality only where a scan has them."""
+    """The table's columns; the truth and figures of quality only where a case has them."""
     of = "probability of the predicted class" if manifest.classes else "number"
     unit = "1" if manifest.classes else si_unit(manifest.unit)
     levels = {name: f"The class {name}" for name in manifest.classes}
@@ -98,6 +115,7 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
             else []
         ),
         *value_columns(manifest),
+        *([TRUTH] if any(item.truth is not None for item in predictions) else []),
         Column(
             "member_spread",
             "number",
@@ -105,6 +123,7 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
             unit,
         ),
         *map(quality_column, quality),
+        *([SEEN] if manifest.training_cases is not None else []),
         Column("status", "text", "Whether there is a prediction", levels=STATUS_LEVELS),
         Column("code", "text", "The kind of fault, a stable name; empty with a prediction"),
         Column("reason", "text", "Why there is no prediction; empty with a prediction"),
@@ -130,8 +149,12 @@ def record(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
         row["prediction"] = label(manifest, prediction) or None
     names = [column.name for column in value_columns(manifest)]
     row |= dict(zip(names, values, strict=True))
+    if prediction.truth is not None:
+        row["truth"] = prediction.truth or None
     row["member_spread"] = prediction.spread
     row |= prediction.quality
+    if manifest.training_cases is not None:
+        row["seen"] = prediction.seen or None
     row["status"] = prediction.status
     row["code"] = prediction.code or None
     row["reason"] = prediction.reason or None

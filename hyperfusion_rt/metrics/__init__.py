@@ -1,0 +1,14 @@
+"""How good predictions are: figures with intervals, of classes and of numbers."""
+
+from hyperfusion_rt.metrics.classification import balanced_accuracy, classification
+from hyperfusion_rt.metrics.groups import FEWEST, age_bands, by_group
+from hyperfusion_rt.metrics.regression import regression
+
+__all__ = [
+    "FEWEST",
+    "age_bands",
+    "balanced_accuracy",
+    "by_group",
+    "classification",
+    "regression",
+]

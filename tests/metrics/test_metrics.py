@@ -1,0 +1,298 @@
+"""Figures against numbers worked by hand, against scikit-learn and SciPy, and of odd input."""
+
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from hyperfusion_rt.metrics import (
+    age_bands,
+    balanced_accuracy,
+    by_group,
+    classification,
+    regression,
+)
+from hyperfusion_rt.metrics.bootstrap import index_of, resample, strata_of
+from hyperfusion_rt.metrics.classification import BINS, reliability, roc
+from hyperfusion_rt.metrics.words import figures_in_words, headline, number
+
+
+def drawn(cases, classes, seed=0):
+    """Truth and probabilities that follow it a little, in steps of 0.02: there are ties."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(classes, size=cases)
+    odds = rng.dirichlet(np.ones(classes), cases) + 0.3 * np.eye(classes)[truth]
+    return truth, rng.multinomial(50, odds / odds.sum(1, keepdims=True)) / 50
+
+
+def test_classification_against_numbers_worked_by_hand():
+    truth = np.array([0, 0, 1, 1, 1, 2])
+    predicted = np.array([0, 1, 1, 1, 0, 2])
+    probabilities = np.eye(3)[predicted] * 0.8 + 0.1
+    found = classification(truth, probabilities, ["a", "b", "c"])
+    assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    assert found["recall"] == {"a": 0.5, "b": pytest.approx(2 / 3), "c": 1.0}
+    assert found["confusion"] == [[1, 1, 0], [1, 2, 0], [0, 0, 1]]
+    assert found["macro_f1"] == pytest.approx((0.5 + 2 / 3 + 1) / 3)
+    assert found["auc"] == pytest.approx((5 / 8 + 2 / 3 + 1) / 3)
+    low, high = found["balanced_accuracy_95"]
+    assert low < found["balanced_accuracy"] < high
+
+
+def test_an_absent_class_does_not_count():
+    assert balanced_accuracy(np.array([0, 0]), np.array([0, 1]), 3) == 0.5
+
+
+def test_regression_figures():
+    truth = np.array([50.0, 60.0, 70.0, 80.0])
+    found = regression(truth, 65 + (truth - 65) / 2 + 1)
+    assert found["bias"] == pytest.approx(1)
+    assert found["bias_slope"] == pytest.approx(-0.5)
+    assert found["r"] == pytest.approx(1)
+    assert found["mae"] == pytest.approx(np.mean(np.abs([8.5, 3.5, -1.5, -6.5])))
+
+
+def test_chance_follows_from_the_classes_that_occur():
+    right = np.eye(3)[[0, 0, 0]] * 0.8 + 0.1
+    found = classification(np.array([0, 0, 0]), right, ["a", "b", "c"])
+    assert (found["balanced_accuracy"], found["chance"]) == (1.0, 1.0)
+    assert found["absent"] == ["b", "c"]
+    assert found["auc"] is None
+    assert found["recall"] == {"a": 1.0, "b": None, "c": None}
+    found = classification(np.array([0, 2, 2]), right, ["a", "b", "c"])
+    assert (found["chance"], found["absent"]) == (0.5, ["b"])
+    assert found["macro_f1"] == pytest.approx(0.25)  # 2/4 and 0
+    found = classification(np.array([0, 1, 2]), right, ["a", "b", "c"])
+    assert (found["chance"], found["absent"]) == (1 / 3, [])
+
+
+def test_figures_of_none_one_or_two_cases():
+    none = np.empty(0)
+    assert classification(none.astype(int), np.empty((0, 2)), ["a", "b"]) == {
+        "cases": 0,
+        "absent": ["a", "b"],
+    }
+    assert regression(none, none, "ml") == {"cases": 0, "unit": "ml"}
+    one = regression(np.array([70.0]), np.array([72.0]))
+    assert (one["cases"], one["mae"], one["mae_95"], one["chance"]) == (1, 2.0, None, None)
+    two = regression(np.array([70.0, 60.0]), np.array([72.0, 61.0]))
+    assert (two["r"], two["bias_slope"]) == (None, None)
+    assert two["chance"] == 5
+    for found in (one, two, {"cases": 0}):
+        assert all("nan" not in text for card in headline(found) for text in card)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_figures_of_classes_are_those_of_scikit_learn(classes):
+    truth, p = drawn(300, classes)
+    found = classification(truth, p, [str(c) for c in range(classes)])
+    predicted = p.argmax(1)
+    areas = [sk.roc_auc_score(truth == c, p[:, c]) for c in range(classes)]
+    expected = {
+        "balanced_accuracy": sk.balanced_accuracy_score(truth, predicted),
+        "macro_f1": sk.f1_score(truth, predicted, average="macro"),
+        "auc": areas[1] if classes == 2 else np.mean(areas),
+        "brier": sk.brier_score_loss(truth, p, labels=list(range(classes))),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert found["confusion"] == sk.confusion_matrix(truth, predicted).tolist()
+    recalls = sk.recall_score(truth, predicted, average=None)
+    assert list(found["recall"].values()) == pytest.approx(recalls)
+    assert found["reasons"] == {}
+    for name in (*expected, "ece"):
+        low, high = found[f"{name}_95"]
+        assert low < high
+    for name, (low, high) in found["recall_95"].items():
+        assert low <= found["recall"][name] <= high
+
+
+def test_the_curves_are_those_of_scikit_learn():
+    truth, p = drawn(200, 2)
+    false, true = roc(truth == 1, p[:, 1])
+    expected = sk.roc_curve(truth, p[:, 1], drop_intermediate=False)
+    np.testing.assert_allclose(false, expected[0])
+    np.testing.assert_allclose(true, expected[1])
+
+
+def test_the_calibration_error_by_hand():
+    p = np.array([[0.9, 0.1], [0.92, 0.08], [0.6, 0.4], [1.0, 0.0]])
+    truth = np.array([0, 1, 0, 0])
+    # Bins of 1/15: 0.9 and 0.92 share the one that ends at 14/15.
+    expected = (abs(1 - 1.82) + abs(1 - 0.6) + 0) / 4
+    assert classification(truth, p, ["a", "b"])["ece"] == pytest.approx(expected)
+    bins = reliability(truth, p)
+    assert [b["cases"] for b in bins] == [1, 2, 1]
+    assert bins[1] == pytest.approx({"cases": 2, "probability": 0.91, "accuracy": 0.5})
+    assert BINS == 15
+
+
+def test_figures_of_numbers_are_those_of_scipy():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(60, 10, 80)
+    predicted = 12 + 0.8 * truth + rng.normal(0, 5, 80)
+    found = regression(truth, predicted, "years")
+    line = stats.linregress(truth, predicted - truth)
+    assert found["mae"] == pytest.approx(sk.mean_absolute_error(truth, predicted))
+    assert found["r"] == pytest.approx(stats.pearsonr(truth, predicted).statistic)
+    assert (found["bias"], found["bias_slope"]) == pytest.approx(
+        (np.mean(predicted - truth), line.slope)
+    )
+    ours = found["mae_95"]
+    theirs = stats.bootstrap(
+        (np.abs(predicted - truth),), np.mean, method="percentile", n_resamples=9999, rng=2
+    ).confidence_interval
+    assert ours == pytest.approx([theirs.low, theirs.high], abs=0.1)
+    assert (found["cases"], found["subjects"], found["unit"]) == (80, 80, "years")
+
+
+def test_sessions_of_a_subject_are_drawn_together():
+    subject = index_of(["a", "b", "a", "c", "b"])
+    (counts,) = resample(subject, np.zeros(3, int), 500, 0)
+    assert (counts[:, 0] == counts[:, 2]).all()
+    assert (counts[:, 1] == counts[:, 4]).all()
+    # Every sample holds three subjects: 2 a + 2 b + c.
+    assert set((counts[:, 0] + counts[:, 1] + counts[:, 3]).tolist()) == {3.0}
+
+
+def test_repeated_sessions_do_not_narrow_an_interval():
+    truth, p = drawn(60, 3)
+    once = classification(truth, p, list("abc"))
+    people = [f"s{i % 60}" for i in range(240)]
+    four = classification(np.tile(truth, 4), np.tile(p, (4, 1)), list("abc"), people)
+    for name in ("balanced_accuracy", "auc", "brier"):
+        assert four[name] == pytest.approx(once[name])
+        assert np.ptp(four[f"{name}_95"]) == pytest.approx(np.ptp(once[f"{name}_95"]), rel=0.15)
+    assert (four["cases"], four["subjects"]) == (240, 60)
+
+
+def test_subjects_are_drawn_class_by_class_where_that_helps():
+    assert strata_of(index_of("aabbc"), np.array([0, 0, 1, 1, 1])).tolist() == [0, 0, 0]
+    assert strata_of(index_of("aabbcd"), np.array([0, 0, 1, 1, 1, 0])).tolist() == [0, 1, 1, 0]
+    # `a` has two classes.
+    assert strata_of(index_of("aabc"), np.array([0, 1, 1, 0])).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("figure", ["balanced_accuracy", "auc", "brier", "mae", "r"])
+def test_the_intervals_cover_the_truth(figure):
+    """In 200 studies of 80 cases, 90 to 99 % of the intervals hold the value of 200,000 cases."""
+
+    def study(cases, seed):
+        rng = np.random.default_rng(seed)
+        if figure in ("mae", "r"):
+            truth = rng.normal(60, 10, cases)
+            return regression(truth, 12 + 0.8 * truth + rng.normal(0, 5, cases))
+        truth = np.arange(cases) % 2
+        second = 1 / (1 + np.exp(-rng.normal(1.5 * truth - 0.75, 1)))
+        return classification(truth, np.stack([1 - second, second], 1), ["a", "b"])
+
+    import hyperfusion_rt.metrics.bootstrap as bootstrap
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap.with_intervals, "__kwdefaults__", {"samples": 2, "seed": 0})
+        true = study(200_000, 10_000)[figure]
+        patch.setattr(bootstrap.with_intervals, "__kwdefaults__", {"samples": 400, "seed": 0})
+        intervals = [study(80, seed)[f"{figure}_95"] for seed in range(200)]
+    covered = np.mean([low <= true <= high for low, high in intervals])
+    assert 0.90 <= covered <= 0.99
+
+
+def test_two_thousand_samples_of_two_thousand_cases_are_fast():
+    truth, p = drawn(2000, 3)
+    start = time.process_time()
+    classification(truth, p, list("abc"))
+    regression(truth, p[:, 0])
+    # 0.8 s on two cores of a shared machine.
+    assert time.process_time() - start < 4
+
+
+CONSTANT = np.full((6, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("truth", "p", "none", "why"),
+    [
+        ([0], CONSTANT[:1], {"auc"}, {"auc": "one class only"}),
+        ([1] * 6, CONSTANT, {"auc"}, {"auc": "one class only"}),
+        ([0, 1] * 3, CONSTANT, set(), {"auc": "no interval: the same in every resample"}),
+        ([0, 1] * 3, np.eye(2)[[0, 1] * 3], set(), {"ece": "no interval: the same in every"}),
+    ],
+)
+def test_odd_classes_have_no_figure_and_a_reason(truth, p, none, why):
+    found = classification(np.array(truth), p, ["a", "b"])
+    names = ("balanced_accuracy", "macro_f1", "auc", "brier", "ece")
+    assert {name for name in names if found[name] is None} == none
+    for name, text in why.items():
+        assert found["reasons"][name].startswith(text)
+        assert found[f"{name}_95"] is None
+    for name in names:
+        assert (found[name] is None or found[f"{name}_95"] is None) == (name in found["reasons"])
+        assert found[name] is None or np.isfinite(found[name])
+    assert "nan" not in str(headline(found))
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "why"),
+    [
+        ([70.0], [72.0], {"mae": "no interval: one subject only", "chance": "needs two cases"}),
+        ([70.0] * 5, [71.0, 72, 73, 74, 75], {"r": "the truth is constant"}),
+        ([60.0, 70, 80, 90], [71.0] * 4, {"r": "the prediction is constant"}),
+        ([60.0, 70], [61.0, 72], {"r": "needs three cases", "bias_slope": "needs three cases"}),
+    ],
+)
+def test_odd_numbers_have_no_figure_and_a_reason(truth, predicted, why):
+    found = regression(np.array(truth), np.array(predicted))
+    for name, text in why.items():
+        assert found["reasons"][name] == text
+        assert found.get(f"{name}_95") is None
+    assert found["mae"] is not None
+    assert "nan" not in str(headline(found))
+
+
+def test_one_subject_with_many_sessions_has_no_interval():
+    truth, p = drawn(20, 3)
+    found = classification(truth, p, list("abc"), ["only"] * 20)
+    assert found["balanced_accuracy_95"] is None
+    assert found["reasons"]["balanced_accuracy"] == "no interval: one subject only"
+    assert found["subjects"] == 1
+
+
+def test_groups_and_bands():
+    assert age_bands([65.3, None, 8.0, 100.0, 69.99]) == [
+        "60 to 69", "", "0 to 9", "100 to 109", "60 to 69",
+    ]  # fmt: skip
+    groups = ["90 to 99"] * 12 + ["100 to 109"] * 10 + [""] * 3 + ["8 to 9"] * 9
+    found = by_group(groups, lambda index: {"cases": len(index), "first": int(index[0])})
+    assert list(found) == ["8 to 9", "90 to 99", "100 to 109", ""]
+    assert found["90 to 99"] == {"cases": 12, "first": 0}
+    assert found["100 to 109"] == {"cases": 10, "first": 12}
+    assert found["8 to 9"] == {"cases": 9, "too_few": True}
+    assert found[""] == {"cases": 3, "too_few": True}
+    assert by_group([], lambda index: {}) == {}
+
+
+def test_figures_in_words():
+    truth, p = drawn(200, 3)
+    found = {item.name: item for item in figures_in_words(classification(truth, p, list("abc")))}
+    assert list(found)[:2] == ["balanced accuracy", "AUC, one against the rest"]
+    assert (found["balanced accuracy"].chance, found["AUC, one against the rest"].chance) == (
+        "0.333",
+        "0.500",
+    )
+    assert found["recall of a"].cases == (truth == 0).sum()
+    assert " to " in found["recall of a"].interval
+    one = figures_in_words(regression(np.array([70.0]), np.array([72.0]), "ml"))
+    assert [item.value for item in one] == ["2.00 ml", "none", "2.00 ml", "none"]
+    assert {item.note for item in one} == {"no interval: one subject only", "needs three cases"}
+    # A run of an older version has fewer figures.
+    old = {"cases": 5, "mae": 1234.5, "mae_95": None, "chance": 2e5, "unit": "mm3", "r": None}
+    assert headline(old) == [
+        ("1,234 mm3", "mean absolute error"),
+        ("200,000 mm3", "always guessing the median"),
+    ]
+    values = (0.12345, 0.5, 12.345, 999.9, 123456.7, 0.0, -3.14159, 2e-7, 3e12)
+    shown = ["0.123", "0.500", "12.3", "1,000", "123,457", "0.00", "-3.14", "2e-07", "3e+12"]
+    assert [number(x) for x in values] == shown
+    for none in ({"cases": 0}, {}, {"cases": 3, "too_few": True}):
+        assert figures_in_words(none) == headline(none) == []
