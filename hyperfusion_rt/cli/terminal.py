@@ -49,10 +49,10 @@ def progress() -> Progress:
 
 
 def number(value: float) -> str:
-    """A number for a reader: three significant digits, without an exponent where that is short."""
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.2e}"
-    return f"{value:.0f}" if abs(value) >= 100 or not value else f"{value:#.3g}".rstrip(".")
+    """Three significant digits; see `metrics.words`."""
+    from hyperfusion_rt.metrics import words
+
+    return words.number(value)
 
 
 def show_artifact(label: str, by_default: bool) -> None:

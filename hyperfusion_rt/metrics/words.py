@@ -37,10 +37,10 @@ class Figure:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where that can be read."""
-    if value == 0 or 1e-4 <= abs(value) < 999.5:
-        return f"{value:#.3g}".rstrip(".")
-    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
+    """A number for a reader: three significant digits, without an exponent where that is short."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:.0f}" if abs(value) >= 100 or not value else f"{value:#.3g}".rstrip(".")
 
 
 def is_empty(metrics: dict[str, Any]) -> bool:
