@@ -175,7 +175,7 @@ CODES: dict[str, str] = {
     "folder-gone": "the working folder was deleted, or may not be entered",
     "missing-extra": "an optional package is not installed; the message gives the command",
     "out-of-memory": "there was not enough memory for this case",
-    "run-interrupted": "Ctrl-C or SIGTERM came before there was a result",
+    "run-interrupted": "an interrupt (Ctrl-C or SIGTERM) came before there was a result",
     "unexpected": "an error that the program does not know; please report it",
     "usage-wrong": "an unknown command or option, a missing argument, or a value of another type",
 }

@@ -26,6 +26,13 @@ def simulate(
     subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same cohort.")] = 1,
     spacing: Annotated[int, typer.Option(min=1, max=2, help="Voxel size in mm.")] = 2,
+    flair: Annotated[
+        bool, typer.Option("--flair", help="Two images of each subject, T1w and FLAIR.")
+    ] = False,
+    volumes: Annotated[
+        bool,
+        typer.Option("--volumes", help="Volumes of hippocampi and ventricles (ml) in the table."),
+    ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
     force: Force = False,
     as_json: Json = False,
@@ -41,6 +48,8 @@ def simulate(
             subjects=subjects,
             seed=seed,
             spacing=spacing,
+            flair=flair,
+            volumes=volumes,
             jobs=jobs,
             force=force,
             on_subject=lambda _: progress.advance(bar),

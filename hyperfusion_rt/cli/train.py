@@ -13,7 +13,12 @@ from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, Threads, command, sp
 from hyperfusion_rt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from hyperfusion_rt.config import Config
     from hyperfusion_rt.export.options import ExportOptions
+    from hyperfusion_rt.training.check import Check
+    from hyperfusion_rt.training.train import Callbacks
 
 
 Configuration = Annotated[Path, typer.Option(help="The configuration.")]
@@ -96,12 +101,20 @@ def check(
 @command(
     "Train",
     "Examples: hfrt train; hfrt train --set network.fusion=film --set training.epochs=10; "
-    "hfrt train --resume",
+    "hfrt train --cross-validate; hfrt train --resume",
 )
 def train(
     config: Configuration = Path("hfrt.yaml"),
     change: Change = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    split_file: Annotated[
+        Path | None,
+        typer.Option(help="A table of subjects and the part of each; a field training.split_file."),
+    ] = None,
+    folds: Annotated[
+        bool,
+        typer.Option("--cross-validate", help="Train once for each part, which is the test set."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the latest run.")] = False,
     run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
@@ -114,58 +127,94 @@ def train(
     import torch
 
     from hyperfusion_rt.config import load_config
-    from hyperfusion_rt.training.check import Check, lines
+    from hyperfusion_rt.training.cross_validation import CrossValidation, cross_validate
     from hyperfusion_rt.training.run_folder import Run
-    from hyperfusion_rt.training.train import Callbacks
     from hyperfusion_rt.training.train import train as start
 
     if threads:
         torch.set_num_threads(threads)
     root = config.parent
+    changes = overrides(change or [])
+    if split_file is not None:
+        changes.setdefault("training", {})["split_file"] = str(split_file.absolute())
+    if resume and (changes or name):
+        raise ConfigError(
+            "--resume keeps the run's configuration: leave out --set, --split-file and --name",
+            code="option-conflict",
+        )
+    if folds:
+        older = None
+        if resume:
+            older = CrossValidation.open(run) if run else CrossValidation.latest(root / "runs")
+        settings = older.config if older else load_config(config, changes)
+        with terminal.progress() as progress:
+            shown = _Training(progress, settings)
+            made = cross_validate(
+                settings,
+                root,
+                name=name,
+                resume=older,
+                device=device,
+                callbacks=shown.callbacks(),
+                on_fold=shown.on_fold,
+            )
+        terminal.show_run(made, as_json)
+        return
     old = None
     if resume:
         old = Run.open(run) if run else Run.latest(root / "runs", finished=False)
-        if change or name:
-            raise ConfigError(
-                "--resume keeps the run's configuration: leave out --set and --name",
-                code="option-conflict",
-            )
-        settings = old.config
-    else:
-        settings = load_config(config, overrides(change or []))
-    console = terminal.console()
+    settings = old.config if old else load_config(config, changes)
     with terminal.progress() as progress:
-        scans = progress.add_task("decoding", total=None)
-        epochs = progress.add_task("training", total=None, visible=False)
-        total = settings.training.epochs * settings.training.members
-
-        def on_check(check: Check) -> None:
-            for line in lines(check, everything=False):
-                console.print(spell(line), highlight=False, markup=False, soft_wrap=True)
-
-        def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
-            done = member * settings.training.epochs + epoch + 1
-            progress.update(scans, visible=False)
-            progress.update(epochs, completed=done, total=total, visible=True)
-            figures = {k: v for k, v in row.items() if k not in ("epoch", "lr")}
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            console.print(
-                f"member {member} epoch {epoch + 1:3d}  {shown}", highlight=False, soft_wrap=True
-            )
-
+        shown = _Training(progress, settings)
         finished = start(
-            settings,
-            root,
-            name=name,
-            resume=old,
-            device=device,
-            callbacks=Callbacks(
-                on_scan=lambda done, count: progress.update(scans, completed=done, total=count),
-                on_check=on_check,
-                on_epoch=on_epoch,
-            ),
+            settings, root, name=name, resume=old, device=device, callbacks=shown.callbacks()
         )
     terminal.show_run(finished, as_json)
+
+
+class _Training:
+    """What is shown of a training: bars on a terminal, and a line for each epoch everywhere."""
+
+    def __init__(self, progress: Progress, config: Config) -> None:
+        self.progress, self.training = progress, config.training
+        self.scans = progress.add_task("decoding", total=None)
+        self.epochs = progress.add_task("training", total=None, visible=False)
+
+    def callbacks(self) -> Callbacks:
+        """For the library."""
+        from hyperfusion_rt.training.train import Callbacks
+
+        return Callbacks(self.on_scan, self.on_check, self.on_epoch)
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def on_scan(self, done: int, count: int) -> None:
+        """A scan was decoded."""
+        self.progress.update(self.scans, completed=done, total=count)
+
+    def on_check(self, check: Check) -> None:
+        """The cohort was looked at."""
+        from hyperfusion_rt.training.check import lines
+
+        for line in lines(check, everything=False):
+            self.say(spell(line))
+
+    def on_fold(self, fold: int, folds: int) -> None:
+        """A fold of a cross-validation begins."""
+        self.say(f"fold {fold} of {folds}")
+
+    def on_epoch(self, member: int, epoch: int, row: dict[str, Any]) -> None:
+        """An epoch of a member is done."""
+        epochs = self.training.epochs
+        done, total = member * epochs + epoch + 1, epochs * self.training.members
+        self.progress.update(self.scans, visible=False)
+        self.progress.update(self.epochs, completed=done, total=total, visible=True)
+        figures = {k.replace("_", " "): v for k, v in row.items() if k not in ("epoch", "lr")}
+        who = f"member {member}, " if self.training.members > 1 else ""
+        shown = ", ".join(f"{name} {terminal.number(value)}" for name, value in figures.items())
+        self.say(f"{who}epoch {epoch + 1:3d} of {epochs}: {shown}")
 
 
 @command("Train", "Example: hfrt import-checkpoint model.safetensors --name published")

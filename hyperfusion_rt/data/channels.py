@@ -15,6 +15,7 @@ from hyperfusion_rt.data.scan_space import PASSED_OVER
 from hyperfusion_rt.errors import CohortError
 
 MISSING = "scan-channel-missing"
+_MARKS = "*?["  # of a glob
 Key = tuple[str, str | None]
 
 
@@ -49,13 +50,12 @@ def find_cases(paths: Sequence[Path], channels: Sequence[Channel]) -> list[Scan]
     cases = _together(images, channels)
     if not files:
         return cases
-    folders = [path for path in paths if path not in files]
-    return [
-        scan
-        for scan in cases
-        if any(file in files or any(f in file.parents for f in folders)
-               for file in (scan.path, *scan.more))
-    ]  # fmt: skip
+    asked = {path.absolute() for path in paths}
+
+    def is_asked(file: Path) -> bool:
+        return not asked.isdisjoint((file.absolute(), *file.absolute().parents))
+
+    return [scan for scan in cases if any(map(is_asked, (scan.path, *scan.more)))]
 
 
 def _together(images: Sequence[Sequence[Scan]], channels: Sequence[Channel]) -> list[Scan]:
@@ -115,8 +115,13 @@ def _matches(channel: Channel, file: Path) -> bool:
 
 def _root(file: Path, channels: Sequence[Channel]) -> Path:
     """Where the other channels of the case of `file` are looked for."""
-    depth = max(len(PurePath(channel.files).parts) for channel in channels)
-    above = file.absolute().parents
+    for folder in file.parents:
+        if folder.name.lower().startswith("sub-"):
+            return folder
+    globs = [PurePath(channel.files).parts for channel in channels if channel.files]
+    # Where the file's name is always the same, a folder above names the subject.
+    depth = max(len(parts) + (not any(m in parts[-1] for m in _MARKS)) for parts in globs)
+    above = file.parents if len(file.parents) >= depth else file.absolute().parents
     return above[min(depth, len(above)) - 1]
 
 
@@ -135,7 +140,7 @@ def _name(channel: Channel) -> Callable[[Sequence[str]], Sequence[str]]:
         above = [
             part
             for n, part in enumerate(above)
-            if n < start or any(mark in folders[n - start] for mark in "*?[")
+            if n < start or any(mark in folders[n - start] for mark in _MARKS)
         ]
         found = pattern.fullmatch(name)
         kept = next(filter(None, found.groups()), "") if found else ""

@@ -25,7 +25,7 @@ from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
 from hyperfusion_rt.data.volume_cache import Images, VolumeCache, content_key
-from hyperfusion_rt.errors import CohortError, HyperFusionError, ScanError, TableError
+from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError, ScanError, TableError
 from hyperfusion_rt.training.check import (
     Check,
     Left,
@@ -160,6 +160,26 @@ def check_study(
         study.findings.append(Finding(str(error), error.code))
         return study.check(config)
     return study.check(config, parts=parts)
+
+
+def check_parts_rotate(config: Config, root: Path) -> tuple[int, ...]:
+    """The numbers of the parts, each of which can be the test set.
+
+    Raises:
+        HyperFusionError: as `gather`, of what the table shows; or the parts have names.
+    """
+    study = _read_study(config, root)
+    _refuse(study.check(config), root)
+    _some_case(study, root)
+    parts = parts_of(config, *study.known())
+    numbers = tuple(sorted({int(part) for part in parts.of}))
+    if parts.named:
+        raise ConfigError(
+            f"{root}: cross-validation takes every part as test set in turn, and the study names "
+            "its test part: number the parts, or leave out the split",
+            code="split-invalid",
+        )
+    return numbers
 
 
 def _cache(config: Config, root: Path) -> VolumeCache:

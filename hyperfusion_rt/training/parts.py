@@ -125,14 +125,14 @@ def parts_of(
         raise CohortError(f"{given.where}: no case is for training", code="split-invalid")
     if "validation" in names:
         order = {"train": 0, "validation": 1, "test": 2}
-        return Parts(np.array([order[name] for name in names]), 2, (1,))
+        return Parts(np.array([order[name] for name in names]), 2, (1,), named=True)
     # The training subjects take turns as validation set, as they do without a given split.
     count = training.parts - 1
     dealt = [i for i, name in enumerate(names) if name == "train"]
     of = np.full(len(cases), count, np.int64)
     chosen = [subjects[i] for i in dealt], [strata[i] for i in dealt]
     of[dealt] = stratified_parts(*chosen, count, training.seed)
-    return Parts(of, count, tuple(range(count)))
+    return Parts(of, count, tuple(range(count)), named=True)
 
 
 def _cell(text: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
     together = summarise(config, raw)
     _keep_cases(run, dataset, splits)
     rows = _rows(config, dataset, splits, values, together)
-    write_predictions(run, config.tabular, list(rows))
+    write_table(run.folder / TABLE, config.tabular, list(rows))
     test_set = reduce(np.intersect1d, [split.test for split in splits])
     cases = {
         "train": len(splits[0].train),
@@ -133,15 +134,15 @@ def answered(spec: TableSpec, answer: Floats) -> dict[str, str]:
     return cells
 
 
-def write_predictions(run: Run, spec: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `predictions.csv`."""
+def write_table(path: Path, spec: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
+    """Write predictions as a table."""
     columns = ["subject", "session", "part", "member", "split", "truth"]
     columns += [*(["prediction"] if spec.classes else []), *spec.answers]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(run.folder / TABLE, stream.getvalue(), private=True)
+    write_text(path, stream.getvalue(), private=True)
 
 
 def _keep_cases(run: Run, dataset: Dataset, splits: Sequence[Split]) -> None:

@@ -5,6 +5,7 @@ runs/NAME/
   splits.csv             subject, session, scan, part, split of each member
   inputs.json            keys of each case's scan and row: a run is only resumed on the same
   check.json             every column, the parts, and what is odd about them
+  predictions.csv        every case of every part, as each member and all together predict it
   left_out.json          cases that could not be used, each with its reason
   training_cases.json    hashes of what was trained on, so that a case can be known again
   metrics.json           figures of validation and test set; written last
@@ -31,6 +32,25 @@ from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
+
+
+def new_folder(parent: Path, what: str, name: str | None) -> Path:
+    """`parent/NAME` that does not exist yet; without a name, one of the time and of `what`.
+
+    Raises:
+        ConfigError: it exists.
+    """
+    stem = name or f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
+    folder, count = parent / stem, 1
+    while folder.exists():
+        if name is not None:
+            raise ConfigError(
+                f"{folder}: exists; choose another name, or continue it with `resume`",
+                code="run-exists",
+            )
+        count += 1
+        folder = parent / f"{stem}-{count}"
+    return folder
 
 
 @dataclass(frozen=True)
@@ -66,16 +86,7 @@ class Run:
     @classmethod
     def create(cls, parent: Path, config: Config, name: str | None = None) -> Run:
         """Make the folder `parent/NAME` and write its configuration."""
-        stem = name or f"{datetime.now():%Y%m%d-%H%M%S}-{config.preset}"
-        folder, count = parent / stem, 1
-        while folder.exists():
-            if name is not None:
-                raise ConfigError(
-                    f"{folder}: exists; choose another name, or continue it with `resume`",
-                    code="run-exists",
-                )
-            count += 1
-            folder = parent / f"{stem}-{count}"
+        folder = new_folder(parent, config.preset, name)
         write_text(folder / "config.json", config.model_dump_json(indent=2))
         return cls(folder, config)
 

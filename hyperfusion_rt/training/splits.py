@@ -20,6 +20,7 @@ class Parts:
     of: NDArray[np.int64]
     test: int
     validation: tuple[int, ...]
+    named: bool = False  # the study itself says which is the test set
 
     def names(self, member: int) -> NDArray[np.str_]:
         """`train`, `validation` or `test` for every case [N]."""

@@ -62,13 +62,15 @@ def train(
     root: Path,
     *,
     name: str | None = None,
+    parent: Path | None = None,
     resume: Run | None = None,
     device: str | None = None,
     callbacks: Callbacks | None = None,
 ) -> Run:
-    """Train every member of `config` on the cohort under `root` and write `root/runs/NAME`.
+    """Train every member of `config` on the cohort under `root` and write `parent/NAME`.
 
-    With `resume`, continue that run where it stopped; `config` must be the run's own.
+    `parent`: default `root/runs`. With `resume`, continue that run where it stopped; `config` must
+    be the run's own.
 
     Raises:
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
@@ -79,7 +81,7 @@ def train(
     dataset = gather(config, root, calls.on_scan)
     if calls.on_check is not None:
         calls.on_check(dataset.check)
-    run = resume or Run.create(root / "runs", config, name)
+    run = resume or Run.create(parent or root / "runs", config, name)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
         trainer = Trainer(config, dataset, run.member(index), index, where)

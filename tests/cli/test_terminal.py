@@ -120,7 +120,7 @@ def test_an_error_is_one_json_object(tmp_path, hfrt, arguments, status, code):
     assert err
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (KeyError("x"), 1)])
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (KeyError, 1)])
 @pytest.mark.parametrize("where", ["reading", "predicting", "writing"])
 def test_whatever_ends_a_run_there_is_one_json_object(
     cohort, hfrt, monkeypatch, error, status, where
@@ -132,7 +132,7 @@ def test_whatever_ends_a_run_there_is_one_json_object(
     }[where]
 
     def fail(*_, **__):
-        raise error
+        raise error("x")
 
     monkeypatch.setattr(place, fail)
     found, out, err = hfrt(cohort, *COMMAND, "--json", "--log-file", "run.log")

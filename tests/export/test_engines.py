@@ -141,6 +141,23 @@ def test_cases_that_are_drawn_have_one_category_each(tmp_path):
     assert export_run(run, tmp_path / "drawn.hfrt").engines == ["native", "onnx"]
 
 
+@pytest.mark.parametrize("boxes", [1, 2])
+def test_cases_of_older_runs_are_read(boxes, tmp_path):
+    """They had no axis of channels, and once of one box alone."""
+    from safetensors.numpy import save_file
+
+    from hyperfusion_rt.config import preset
+    from hyperfusion_rt.export.build import load_cases
+    from hyperfusion_rt.training.run_folder import Run
+
+    run = Run.create(tmp_path, preset("ad-small"), "old")
+    kept = np.random.default_rng(0).standard_normal((7, boxes, 4, 5, 6)).astype(np.float32)
+    save_file({"image": kept}, run.folder / "cases.safetensors")
+    image, rows, real = load_cases(run)
+    assert (image.shape, rows, real) == ((7, 2, 1, 4, 5, 6), [], True)
+    np.testing.assert_array_equal(image[:, :boxes, 0], kept)
+
+
 def test_a_generated_layer_in_the_middle(tmp_path):
     shapes = {"image": (1, 9, 10, 11), "tabular": (5,)}
     engine = compare_all(shaken(MidTrunk()), shapes, tmp_path / "x.onnx")

@@ -177,6 +177,7 @@ BLOCK_CASES = [
     (1, 2, 0, 1, False, 16, 32, False, False, False, False),
     (3, (1, 2, 1), (0, 1, 2), 1, False, 32, 64, False, False, True, True),
     (1, 1, 0, 2, True, 64, 64, True, True, True, True),
+    (3, 1, 1, 2, True, 3, 4, True, True, True, False),
 ]
 
 

@@ -15,19 +15,22 @@ growth per unit of the strength s, negative where it shrinks; u_i solves a Poiss
 that the tissue around gives way smoothly. s grows with the atrophy. Then the temporal horns open,
 cortex that borders on CSF darkens towards CSF (thinning), and a bias field, a gain and Rician noise
 are added inside the brain; outside the volume is 0.
+
+A FLAIR image is made of the same brain: CSF dark, grey matter brighter than white, and bright
+lesions around the ventricles that grow with age. Its slices are twice as thick as the T1's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import avg_pool3d, grid_sample, interpolate
 
 from hyperfusion_rt.data.mni_template import template_files
 from hyperfusion_rt.errors import MissingExtraError
@@ -270,10 +273,20 @@ class Brain:
     hippocampi_ml: float
     ventricles_ml: float
     smallest_jacobian: float
+    flair: NDArray[np.int16] | None = None
+    flair_affine: NDArray[np.float64] | None = None
 
 
-def make_brain(template: Template, atrophy: float, rng: np.random.Generator) -> Brain:
-    """Simulate the scan of a subject with this atrophy."""
+def make_brain(
+    template: Template,
+    atrophy: float,
+    rng: np.random.Generator,
+    flair: tuple[float, np.random.Generator] | None = None,
+) -> Brain:
+    """Simulate the scan of a subject with this atrophy.
+
+    `flair`: with a FLAIR image; how bright its lesions are, 0 to 1, and what it is drawn with.
+    """
     displacement = exponential(velocity(template, atrophy, rng))
     shape = tuple(template.channels.shape[1:])
     fine = interpolate(displacement[None], shape, mode="trilinear", align_corners=False)[0]
@@ -291,13 +304,46 @@ def make_brain(template: Template, atrophy: float, rng: np.random.Generator) -> 
     inside = brain.numpy() > 0.5
     voxels = np.where(inside, np.clip(np.rint(magnitude), 1, 32000), 0).astype(np.int16)
     ml = template.spacing**3 / 1000
-    return Brain(
+    made = Brain(
         voxels,
         template.affine,
         float(hippocampi.sum()) * ml,
         float(ventricles.sum()) * ml,
         float(jacobian(displacement).min()),
     )
+    if flair is None:
+        return made
+    clean = (t1 + lost * (template.csf - t1)) / _WHITE
+    image2, affine = _flair(template, clean, ventricles, brain, *flair)
+    return replace(made, flair=image2, flair_affine=affine)
+
+
+def _flair(
+    template: Template,
+    t1: Tensor,
+    ventricles: Tensor,
+    brain: Tensor,
+    lesions: float,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """A FLAIR image `int16 [X, Y, Z // 2]` of the brain whose T1 image is `t1` (white: about 1)."""
+    csf = template.csf / _WHITE
+    tissue = ((t1 - csf) / (1 - csf)).clamp(0, 1.2)  # CSF 0, grey matter about 0.6, white matter 1
+    # Rises steeply from CSF to grey matter, and falls a little to white matter.
+    signal = 0.1 + 2.2 * tissue.clamp(max=0.6) / 1.2 - 0.5 * (tissue - 0.6).clamp(min=0)
+    reach = 2 * round(6 / template.spacing) + 1  # 6 mm around the ventricles
+    near = avg_pool3d((ventricles > 0.5).float()[None, None], reach, 1, reach // 2)[0, 0]
+    signal = signal + lesions * (4 * near).clamp(max=1) * (tissue > 0.7)
+    thick = 0.5 * (signal[:, :, 0::2] + signal[:, :, 1::2])
+    inside = (0.5 * (brain[:, :, 0::2] + brain[:, :, 1::2])).numpy() > 0.5
+    image = thick.numpy() * _bias(tuple(thick.shape), rng)
+    noise = np.float32(_NOISE) * rng.standard_normal((2, *image.shape), np.float32)
+    magnitude = 300 * np.hypot(image + noise[0], noise[1])
+    voxels = np.where(inside, np.clip(np.rint(magnitude), 1, 32000), 0).astype(np.int16)
+    affine = template.affine.copy()
+    affine[:3, 3] += 0.5 * affine[:3, 2]
+    affine[:3, 2] *= 2
+    return voxels, affine
 
 
 def _bias(shape: tuple[int, ...], rng: np.random.Generator) -> Float:

@@ -31,6 +31,12 @@ _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 if TYPE_CHECKING:
     from hyperfusion_rt.data.simulate.anatomy import Template
 
+_CHANNELS = """\
+preprocessing:
+  channels:
+  - {name: T1w, files: "*_T1w.nii.gz"}
+  - {name: FLAIR, files: "*_FLAIR.nii.gz", t1_weighted: false}
+"""
 _template: Template | None = None
 
 
@@ -70,7 +76,7 @@ def _here(spacing: float) -> Iterator[None]:
 
 
 def _make(
-    index: int, *, scans: Path, task: Published, seed: int
+    index: int, *, scans: Path, task: Published, seed: int, flair: bool, volumes: bool
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Draw and write subject `index`; returns its row and its truth."""
     from hyperfusion_rt.data.simulate.anatomy import make_brain
@@ -78,10 +84,18 @@ def _make(
     assert _template is not None, "the worker was not started"
     rng = np.random.default_rng([seed, _TASKS.index(task), index])
     subject = population.draw_subject(task, rng)
-    brain = make_brain(_template, subject.atrophy, rng)
+    # Of its own: the rest of the subject is the same with and without a FLAIR image.
+    further = np.random.default_rng([seed, _TASKS.index(task), index, 1])
+    lesions = population.draw_lesions(subject, further)
+    with_flair = (lesions, further) if flair else None
+    brain = make_brain(_template, subject.atrophy, rng, with_flair)
     name = subject_id(seed, index)
     orientation = str(rng.choice(_ORIENTATIONS, p=[0.45, 0.35, 0.1, 0.1]))
-    _write_scan(scans / f"{name}.nii.gz", brain.voxels, brain.affine, orientation)
+    ending = "_T1w.nii.gz" if flair else ".nii.gz"
+    _write_scan(scans / f"{name}{ending}", brain.voxels, brain.affine, orientation)
+    if brain.flair is not None:
+        path = scans / f"{name}_FLAIR.nii.gz"
+        _write_scan(path, brain.flair, brain.flair_affine, orientation)
     truth = {
         "subject": name,
         "atrophy": f"{subject.atrophy:.5f}",
@@ -91,7 +105,11 @@ def _make(
         "orientation": orientation,
         **{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in subject.truth.items()},
     }
-    return {"subject": name, **subject.row}, truth
+    measured = {
+        "HIPPOCAMPI_ML": f"{brain.hippocampi_ml:.3f}",
+        "VENTRICLES_ML": f"{brain.ventricles_ml:.3f}",
+    }
+    return {"subject": name, **subject.row, **(measured if volumes else {})}, truth
 
 
 def _write_scan(path: Path, voxels: Any, affine: Any, orientation: str) -> None:
@@ -123,6 +141,8 @@ def simulate_cohort(
     subjects: int,
     seed: int,
     spacing: float = 2,
+    flair: bool = False,
+    volumes: bool = False,
     jobs: int | None = None,
     force: bool = False,
     on_subject: Callable[[int], None] | None = None,
@@ -130,10 +150,12 @@ def simulate_cohort(
     """Write a cohort into the folder `out`.
 
     `scans/*.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the table,
-    with gaps. `truth.csv`: atrophy, the volumes that the deformation achieved (ml), the values
-    behind the gaps. `hfrt.yaml`: the configuration to train with. `optimum.json`: how well anybody
-    can do (`bayes_optimum`). Subject i depends on `task`, `seed`, `spacing` and i alone, not on
-    `subjects` or on `jobs`, the worker processes (as many as there are cores).
+    with gaps; with `volumes` also those of hippocampi and ventricles, in ml. With `flair`, each
+    subject has two images, `*_T1w` and `*_FLAIR`, of different grids. `truth.csv`: atrophy, the
+    volumes that the deformation achieved (ml), the values behind the gaps. `hfrt.yaml`: the
+    configuration to train with. `optimum.json`: how well anybody can do (`bayes_optimum`). Subject
+    i depends on `task`, `seed`, `spacing` and i alone, not on `subjects` or on `jobs`, the worker
+    processes (as many as there are cores).
 
     `force` replaces an earlier cohort in `out`, and nothing else. `on_subject(i)` is called in this
     process after subject i is written. Workers are spawned: a script that calls this needs
@@ -157,7 +179,7 @@ def simulate_cohort(
         raise ConfigError(f"task {task!r}: choose from {', '.join(_TASKS)}", code="option-wrong")
     _require_extras()
     _prepare(out, force)
-    make = partial(_make, scans=out / "scans", task=task, seed=seed)
+    make = partial(_make, scans=out / "scans", task=task, seed=seed, flair=flair, volumes=volumes)
     rows, truths = [], []
     workers = max(1, min(jobs or usable_cores(), subjects))
     with contextlib.ExitStack() as stack:
@@ -181,7 +203,7 @@ def simulate_cohort(
     optimum = bayes_optimum(task)
     write_text(out / "optimum.json", json.dumps(optimum, indent=2) + "\n")
     preset = f"{task}-small" if spacing == 2 else task
-    write_text(out / "hfrt.yaml", f"preset: {preset}\n")
+    write_text(out / "hfrt.yaml", f"preset: {preset}\n{_CHANNELS if flair else ''}")
     return {
         "folder": str(out),
         "task": task,

@@ -115,6 +115,15 @@ def _reading(marker: Marker, value: float) -> str:
     return f"{value:.{marker.digits}f}"
 
 
+def draw_lesions(subject: Subject, rng: np.random.Generator) -> float:
+    """How bright a FLAIR image's lesions are, 0 to 1: with age, and nothing that age does not say.
+
+    So a second image changes nothing of how well anybody can do.
+    """
+    years = float(subject.truth["AGE"]) - AGE_MEAN
+    return float(1 / (1 + np.exp(-(years / AGE_SD + rng.standard_normal()))))
+
+
 def draw_subject(task: Published, rng: np.random.Generator) -> Subject:
     """Draw one subject of the model."""
     male = int(rng.random() < 0.5)

@@ -4,31 +4,31 @@
 namespace hfrt {
 
 // X(enumerator, name in a profile)
-#define HFRT_STEP_KINDS(X)                              \
-  X(convert, "convert")                                 \
-  X(winograd, "winograd")                               \
-  X(narrow_winograd, "narrow winograd")                 \
-  X(gather, "gather")                                   \
-  X(planar, "planar")                                   \
-  X(planar_ring, "planar (in the next step)")           \
-  X(depthwise, "depthwise")                             \
-  X(average_pool, "average pool")                       \
-  X(max_pool, "max pool")                               \
-  X(global_average, "global average")                   \
-  X(global_maximum, "global maximum")                   \
-  X(affine, "affine")                                   \
-  X(add, "add")                                         \
-  X(multiply, "multiply")                               \
-  X(concat, "concat")                                   \
-  X(slice, "slice")                                     \
-  X(flatten, "flatten")                                 \
-  X(pad, "pad")                                         \
-  X(linear, "linear")                                   \
-  X(hyper_linear, "hyper linear")                       \
-  X(one_and, "one and")                                 \
-  X(combine, "combine")                                 \
-  X(softmax, "softmax")                                 \
-  X(ensemble, "ensemble")                               \
+#define HFRT_STEP_KINDS(X)                    \
+  X(convert, "convert")                       \
+  X(winograd, "winograd")                     \
+  X(narrow_winograd, "narrow winograd")       \
+  X(gather, "gather")                         \
+  X(planar, "planar")                         \
+  X(planar_ring, "planar (in the next step)") \
+  X(depthwise, "depthwise")                   \
+  X(average_pool, "average pool")             \
+  X(max_pool, "max pool")                     \
+  X(global_average, "global average")         \
+  X(global_maximum, "global maximum")         \
+  X(affine, "affine")                         \
+  X(add, "add")                               \
+  X(multiply, "multiply")                     \
+  X(concat, "concat")                         \
+  X(slice, "slice")                           \
+  X(flatten, "flatten")                       \
+  X(pad, "pad")                               \
+  X(linear, "linear")                         \
+  X(hyper_linear, "hyper linear")             \
+  X(one_and, "one and")                       \
+  X(combine, "combine")                       \
+  X(softmax, "softmax")                       \
+  X(ensemble, "ensemble")                     \
   X(instance_norm, "instance norm")
 
 enum class StepKind {

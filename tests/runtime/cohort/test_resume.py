@@ -283,11 +283,13 @@ def test_merge_does_not_alarm_for_what_its_shards_know(cohort, hfrt):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [MissingExtraError("SimpleITK", "raw", "raw scans"), ImportError])
+@pytest.mark.parametrize("kind", [MissingExtraError, ImportError])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_missing_package_is_one_error_of_the_run(cohort, hfrt, monkeypatch, error, batch):
+def test_a_missing_package_is_one_error_of_the_run(cohort, hfrt, monkeypatch, kind, batch):
     def missing(*_):
-        raise error if isinstance(error, Exception) else ImportError("No module", name="isal")
+        if kind is ImportError:
+            raise ImportError("No module named 'isal'", name="isal")
+        raise MissingExtraError("SimpleITK", "raw", "raw scans")
 
     monkeypatch.setattr(module, "read_volume", missing)
     status, out, err = hfrt(cohort, *COMMAND, "--batch", batch, "--json")

@@ -1,0 +1,175 @@
+"""Cross-validation: every part of the cohort is the test set once.
+
+runs/NAME/
+  cross_validation.json  the configuration, and which parts there are
+  fold-0/, fold-1/, ...  a run each (`run_folder`), with that part as test set
+  predictions.csv        every case as it was predicted when its part was the test set
+  metrics.json           figures of all these predictions, and of each fold; written last
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from hyperfusion_rt.config import Config
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.files import write_text
+from hyperfusion_rt.training.dataset import check_parts_rotate
+from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
+from hyperfusion_rt.training.run_folder import Run, new_folder
+from hyperfusion_rt.training.train import Callbacks, train
+
+NAME = "cross_validation.json"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The folder of a cross-validation."""
+
+    folder: Path
+    config: Config
+    parts: tuple[int, ...]
+
+    @classmethod
+    def create(
+        cls, parent: Path, config: Config, parts: tuple[int, ...], name: str | None
+    ) -> CrossValidation:
+        """Make the folder `parent/NAME`.
+
+        Raises:
+            ConfigError: it exists.
+        """
+        folder = new_folder(parent, f"{config.preset}-folds", name)
+        content = {"parts": list(parts), "config": config.model_dump(mode="json")}
+        write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
+        return cls(folder, config, parts)
+
+    @classmethod
+    def open(cls, folder: Path) -> CrossValidation:
+        """Open the folder.
+
+        Raises:
+            ConfigError: it holds no readable `cross_validation.json`.
+        """
+        path = folder / NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            config = Config.model_validate(content["config"])
+            return cls(folder, config, tuple(int(part) for part in content["parts"]))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{folder}: is no cross-validation (no {NAME})", code="run-not-found"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
+
+    @classmethod
+    def latest(cls, parent: Path) -> CrossValidation:
+        """The newest under `parent`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        found = [path.parent for path in parent.glob(f"*/{NAME}")]
+        if not found:
+            raise ConfigError(
+                f"{parent}: no cross-validation here; start one with 'hfrt train' and "
+                "`cross_validate`",
+                code="run-not-found",
+            )
+        return cls.open(max(found, key=lambda folder: (folder.stat().st_mtime_ns, folder.name)))
+
+    def fold(self, part: int) -> Path:
+        """The run whose test set is `part`."""
+        return self.folder / f"fold-{part}"
+
+
+def cross_validate(
+    config: Config,
+    root: Path,
+    *,
+    name: str | None = None,
+    resume: CrossValidation | None = None,
+    device: str | None = None,
+    callbacks: Callbacks | None = None,
+    on_fold: Callable[[int, int], None] | None = None,
+) -> CrossValidation:
+    """Train `config` on the cohort under `root` once for each part, which is the test set then.
+
+    With `resume`, finished folds are kept and the one that was interrupted goes on.
+
+    Args:
+        on_fold: told (fold, folds) before each, from 1.
+
+    Raises:
+        HyperFusionError: as `train`; or the parts that the study gives have no numbers.
+    """
+    root = root.resolve()
+    if resume is None:
+        parts = check_parts_rotate(config, root)
+        made = CrossValidation.create(root / "runs", config, parts, name)
+    else:
+        made = resume
+    runs = []
+    for index, part in enumerate(made.parts):
+        if on_fold is not None:
+            on_fold(index + 1, len(made.parts))
+        runs.append(_fold(made, part, root, device, callbacks))
+    rows = [row for run in runs for row in _tested(run)]
+    write_table(made.folder / TABLE, config.tabular, rows)
+    metrics = {
+        "task": config.task,
+        "target": {"name": config.tabular.target, "unit": config.tabular.unit},
+        "cases": {"test": len(rows), "left_out": runs[0].metrics["cases"]["left_out"]},
+        "test": _pooled(config, rows),
+        "folds": [run.metrics["test"] for run in runs],
+    }
+    write_text(made.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return made
+
+
+def _fold(
+    made: CrossValidation, part: int, root: Path, device: str | None, callbacks: Callbacks | None
+) -> Run:
+    """The finished run of a fold."""
+    training = made.config.training.model_copy(update={"test_part": part})
+    config = made.config.model_copy(update={"training": training})
+    folder = made.fold(part)
+    old = Run.open(folder) if (folder / "config.json").exists() else None
+    if old is not None and old.metrics:
+        return old
+    return train(
+        config,
+        root,
+        name=folder.name,
+        parent=made.folder,
+        resume=old,
+        device=device,
+        callbacks=callbacks,
+    )
+
+
+def _tested(run: Run) -> list[dict[str, str]]:
+    """The rows of a run's test set, as its members said it together."""
+    with open(run.folder / TABLE, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    who = ALL if run.config.training.members > 1 else "0"
+    return [row for row in rows if row["member"] == who]
+
+
+def _pooled(config: Config, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """The figures of all test predictions together."""
+    spec = config.tabular
+    values = np.array([[float(row[name]) for name in spec.answers] for row in rows])
+    values = values.reshape(len(rows), len(spec.answers))
+    classes = list(spec.classes)
+    truth = [classes.index(row["truth"]) if classes else float(row["truth"]) for row in rows]
+    return figures(spec, np.array(truth, np.float64), values)

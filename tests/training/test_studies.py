@@ -1,0 +1,179 @@
+"""Studies of one's own: any target, any network, several images, every part a test set once."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from hyperfusion_rt.config import load_config
+from hyperfusion_rt.data.simulate import simulate_cohort
+from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.export import export_run
+from hyperfusion_rt.runtime.predictor import load
+from hyperfusion_rt.training.cross_validation import CrossValidation, cross_validate
+from hyperfusion_rt.training.train import Callbacks, train
+
+SMALL = {
+    "network": {"features": 2},
+    "training": {"epochs": 2, "embedding_epochs": 3, "batch_size": 8},
+}
+WHOLE = {"boxes": [{"name": "brain", "center": [0, -17, 5]}], "shape": [36, 48, 40], "spacing": 4.2}
+SEX = [{"name": "PTGENDER", "kind": "categorical"}]
+ML = {"target": "VENTRICLES_ML", "unit": "ml", "features": SEX, "stratify": []}
+BINARY = {"classes": {"no": ["CN"], "yes": ["MCI", "EMCI", "LMCI", "AD", "Dementia"]}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """20 subjects with two images each, and their volumes in the table."""
+    folder = tmp_path_factory.mktemp("study")
+    simulate_cohort(
+        folder, task="ad", subjects=20, seed=8, spacing=2, jobs=2, flair=True, volumes=True
+    )
+    return folder
+
+
+def merged(*changes):
+    found = {}
+    for change in changes:
+        for section, fields in change.items():
+            both = isinstance(fields, dict) and isinstance(found.get(section), dict)
+            found[section] = {**found[section], **fields} if both else fields
+    return found
+
+
+STUDIES = {
+    "binary, hippocampi": {"tabular": BINARY},
+    "ml, hippocampi": {"task": "regression", "tabular": ML},
+    "ml, whole brain": {
+        "task": "regression",
+        "tabular": ML,
+        "preprocessing": WHOLE,
+        "network": {"architecture": "brain-age"},
+    },
+    "binary, whole brain": {
+        "tabular": BINARY,
+        "preprocessing": WHOLE,
+        "network": {"architecture": "brain-age", "fusion": "film"},
+    },
+    "ml, table alone": {
+        "task": "regression",
+        "tabular": ML,
+        "network": {"fusion": "tabular"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_from_the_study_to_predictions(root, tmp_path, name):
+    change = merged(SMALL, STUDIES[name])
+    config = load_config(root / "hfrt.yaml", change)
+    assert len(config.preprocessing.channels) == 2
+    run = train(config, root, name=name)
+    with open(run.folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
+    artifact = export_run(run, tmp_path / "x.hfrt", engines=("native", "onnx"))
+    manifest = artifact.manifest
+    spread = run.metrics["target"]["spread"]
+    if config.tabular.classes:
+        columns, tolerance = ["p_no", "p_yes"], 0.01
+        assert (manifest.unit, spread) == ("probability", None)
+        assert {row["truth"] for row in rows} == {"no", "yes"}
+    else:
+        columns, tolerance = ["predicted_VENTRICLES_ML"], 0.01 * spread
+        assert (manifest.unit, manifest.target_spread) == ("ml", spread)
+        said = json.dumps([run.metrics, manifest.model_dump(mode="json")["table"]])
+        assert "years" not in said
+    assert {e.comparison.drift_tolerance for e in manifest.engines} == {tolerance}
+    # What training wrote is what the engine says.
+    found = {
+        p.subject: p.values
+        for p in load(artifact.folder).predict(root / "scans", root / "data.csv")
+    }
+    for row in rows:
+        exact = [float(row[column]) for column in columns]
+        assert np.allclose(found[row["subject"]], exact, rtol=1e-3, atol=tolerance)
+
+
+def test_any_unit_trains_alike(root):
+    """The target in another unit and from another zero: the same predictions in that unit."""
+    found = []
+    for factor, shift in ((1.0, 0.0), (1e-3, 0.01), (1e5, -70.0)):
+        with open(root / "data.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["V"] = repr(factor * float(row["VENTRICLES_ML"]) + shift)
+        table = root / f"unit-{factor:g}.csv"
+        with open(table, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        change = merged(SMALL, {"task": "regression", "table": table.name, "tabular": ML})
+        change["tabular"] = {**ML, "target": "V"}
+        run = train(load_config(root / "hfrt.yaml", change), root, name=f"unit-{factor:g}")
+        with open(run.folder / "predictions.csv", newline="") as file:
+            values = np.array([float(row["predicted_V"]) for row in csv.DictReader(file)])
+        found.append((values - shift) / factor)
+        assert run.metrics["test"]["unit"] == "ml"
+    spread = found[0].std()
+    assert spread > 0
+    assert np.abs(found[1] - found[0]).max() < 0.02 * spread
+    assert np.abs(found[2] - found[0]).max() < 0.02 * spread
+
+
+def test_every_case_is_tested_once(root):
+    change = merged(SMALL, {"training": {"parts": 4, "epochs": 1, "members": 2}})
+    config = load_config(root / "hfrt.yaml", change)
+    folds = []
+    calls = Callbacks(on_epoch=lambda member, epoch, row: stop(folds))
+
+    def stop(folds):
+        if len(folds) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(
+            config, root, name="cv", callbacks=calls, on_fold=lambda n, _: folds.append(n)
+        )
+    begun = CrossValidation.latest(root / "runs")
+    assert begun.folder.name == "cv"
+    first = (begun.fold(0) / "metrics.json").stat().st_mtime_ns
+    made = cross_validate(config, root, resume=begun)
+    assert (begun.fold(0) / "metrics.json").stat().st_mtime_ns == first  # kept
+    with open(made.folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["subject"] for row in rows) == [f"S8-{i + 1:04d}" for i in range(20)]
+    assert {row["part"] for row in rows} == {"0", "1", "2", "3"}
+    assert {(row["split"], row["member"]) for row in rows} == {("test", "all")}
+    metrics = json.loads((made.folder / "metrics.json").read_text())
+    assert metrics["test"]["cases"] == 20
+    assert [fold["cases"] for fold in metrics["folds"]] == [5, 5, 5, 5]
+    right = np.mean([row["truth"] == row["prediction"] for row in rows])
+    confusion = np.array(metrics["test"]["confusion"])
+    assert np.trace(confusion) / 20 == pytest.approx(right)
+    with pytest.raises(ConfigError, match="is no cross-validation"):
+        CrossValidation.open(made.fold(0))
+
+
+def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):
+    lines = [f"S8-{i + 1:04d},{i % 3}" for i in range(20)]
+    (tmp_path / "split.csv").write_text("\n".join(["subject,part", *lines]))
+    sets = ["network.features=2", "training.epochs=1", "training.embedding_epochs=1"]
+    options = [word for text in sets for word in ("--set", text)]
+    config = root / "hfrt.yaml"
+    status, _, err = hfrt(
+        tmp_path, "train", "--config", config, "--split-file", "split.csv", "--cross-validate",
+        "--name", "folds", *options,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "fold 3 of 3" in err
+    assert "epoch   1 of 1: train loss" in err
+    assert (root / "runs" / "folds" / "fold-2" / "member-0" / "weights.safetensors").exists()
+    status, _, err = hfrt(
+        tmp_path, "train", "--config", config, "--resume", "--split-file", "split.csv"
+    )
+    assert status == 2
+    assert "leave out --set, --split-file and --name" in err
