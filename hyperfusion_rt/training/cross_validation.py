@@ -172,4 +172,5 @@ def _pooled(config: Config, rows: list[dict[str, str]]) -> dict[str, Any]:
     values = values.reshape(len(rows), len(spec.answers))
     classes = list(spec.classes)
     truth = [classes.index(row["truth"]) if classes else float(row["truth"]) for row in rows]
-    return figures(spec, np.array(truth, np.float64), values)
+    subjects = [row["subject"] for row in rows]
+    return figures(spec, np.array(truth, np.float64), values, subjects)

@@ -79,18 +79,27 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
         "target": target,
         "cases": cases,
         "validation": [
-            figures(config.tabular, dataset.targets[s.validation], v[s.validation])
-            for s, v in zip(splits, values, strict=True)
+            _figures(dataset, config, s.validation, v) for s, v in zip(splits, values, strict=True)
         ],
-        "test": figures(config.tabular, dataset.targets[test_set], together[test_set]),
+        "test": _figures(dataset, config, test_set, together),
     }
 
 
-def figures(spec: TableSpec, truth: Floats, values: Floats) -> dict[str, Any]:
-    """The figures of answers `values [N, C]` against `truth [N]`."""
+def _figures(
+    dataset: Dataset, config: Config, indices: NDArray[np.int64], values: Floats
+) -> dict[str, Any]:
+    """The figures of the cases `indices`, of `values` of all cases."""
+    subjects = [dataset.cases[i].subject for i in indices]
+    return figures(config.tabular, dataset.targets[indices], values[indices], subjects)
+
+
+def figures(
+    spec: TableSpec, truth: Floats, values: Floats, subjects: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of answers `values [N, C]` of `subjects [N]` against `truth [N]`."""
     if spec.classes:
-        return classification(truth.astype(int), values, list(spec.classes))
-    return regression(truth, values[:, 0], spec.unit)
+        return classification(truth.astype(int), values, list(spec.classes), subjects)
+    return regression(truth, values[:, 0], spec.unit, subjects)
 
 
 def _rows(
