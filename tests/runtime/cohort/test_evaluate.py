@@ -281,7 +281,7 @@ def test_a_table_without_the_target(people, hfrt):
     # infer does not mind, and has no truth.
     assert hfrt(people, "infer", "scans", "--tabular", "data.csv", "--engine", "native")[0] == 0
     assert "truth" not in table(people / "predictions.csv")[0]
-    assert "truth" not in (people / "report.html").read_text().lower()
+    assert "truth" not in (people / "predictions.html").read_text().lower()
 
 
 @pytest.mark.parametrize(("cell", "said"), [("", "the column is empty"), ("SMC", "'SMC' in 24")])
@@ -382,7 +382,7 @@ def test_infer_says_what_the_table_knows(people, hfrt):
     assert [rows[f"N-000{n}"] for n in (1, 2, 3)] == ["", "SMC", "LMCI"]
     (line,) = [line for line in out.splitlines() if line.startswith("on 22 of 24 cases")]
     assert "(with a truth, 1 more have one that cannot be read): balanced accuracy 0." in line
-    page = (people / "report.html").read_text()
+    page = (people / "predictions.html").read_text()
     assert "Against the truth, on 22 of 24 cases" in page
     content = json.loads(hfrt(people, *command, "--json", "--out", "b.csv")[1])
     assert content["truth"]["figures"]["cases"] == 22
