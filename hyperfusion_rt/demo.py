@@ -18,9 +18,8 @@ from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.bench.chart import chart
 from hyperfusion_rt.bench.measure import measure
 from hyperfusion_rt.bench.options import BenchOptions
-from hyperfusion_rt.config import Config, load_config
+from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.cohort import join
-from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.data.table_file import read_table
@@ -29,7 +28,6 @@ from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.files import replacing
 from hyperfusion_rt.machine import describe_machine
-from hyperfusion_rt.metrics import classification
 from hyperfusion_rt.metrics.words import headline, interval
 from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.cohort.record import Result
@@ -107,7 +105,8 @@ def demo(
     tell(f"exported; differs from torch float64 by {comparison.largest_difference:.1e}")
 
     result = _predict(artifact, new_root, out / "predictions.csv", step)
-    metrics = _score(run.config, new_root, result)
+    assert result.agreement is not None  # the table has the diagnoses; the engine never sees them
+    metrics = result.agreement.figures
     tell(f"predicted {result.summary['ok']} new subjects: {_short(metrics)}")
 
     optimum = json.loads((new_root / "optimum.json").read_text(encoding="utf-8"))
@@ -174,20 +173,6 @@ def _predict(artifact: Artifact, root: Path, table: Path, step: Step) -> Result:
         root / "data.csv",
         CohortOptions(artifact=artifact.folder, out=table),
         on_case=lambda done, total: step("predicting", done, total),
-    )
-
-
-def _score(config: Config, root: Path, result: Result) -> dict[str, Any]:
-    """The figures of the predictions against the table's diagnoses, which the engine never saw."""
-    truth = {
-        row.subject: read_target(row, config.tabular) for row in read_table(root / "data.csv").rows
-    }
-    known = [(p, truth[p.subject]) for p in result.predictions if p.status == "ok"]
-    pairs = [(p.values, label) for p, label in known if label is not None]
-    return classification(
-        np.array([label for _, label in pairs], int),
-        np.array([values for values, _ in pairs]),
-        list(config.tabular.classes),
     )
 
 
