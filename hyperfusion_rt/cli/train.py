@@ -51,9 +51,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
     return change
 
 
-@command(
-    "Study", "Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json"
-)
+@command("Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json")
 def check(
     config: Configuration = Path("hfrt.yaml"),
     change: Change = None,
@@ -101,7 +99,6 @@ def check(
 
 
 @command(
-    "Train",
     "Examples: hfrt train; hfrt train --set network.fusion=film --set training.epochs=10; "
     "hfrt train --cross-validate; hfrt train --resume",
 )
@@ -233,7 +230,7 @@ class _Training:
         self.say(f"{who}epoch {epoch + 1:3d} of {epochs}: {shown}")
 
 
-@command("Train", "Example: hfrt import-checkpoint model.safetensors --name published")
+@command("Example: hfrt import-checkpoint model.safetensors --name published")
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help=".safetensors, or a torch file of tensors.")],
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
@@ -259,7 +256,6 @@ def import_checkpoint(
 
 
 @command(
-    "Train",
     "Examples: hfrt export; hfrt export --engine onnx --engine trt-rtx --precision fp16 "
     "--batch 1:8:32; hfrt export --serve models/",
     options="export.options:ExportOptions",
