@@ -59,7 +59,7 @@ JOURNAL = [
     (
         '`"case"`',
         "`case` (subject, session, status, code, reason, values, spread, seconds, quality, scan, "
-        "stamp), `row` (hash of the cells that the network reads)",
+        "stamp), `row` (hash of the cells that the network reads, and of how scans are checked)",
         "One for each case, as it is done.",
     ),
     (

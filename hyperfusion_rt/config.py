@@ -477,11 +477,15 @@ _BRAIN_AGE: dict[str, Any] = {
 }
 
 
+# What is replaced as a whole, as lists are: classes are never mixed with others.
+_WHOLE = ("classes",)
+
+
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        if key not in _WHOLE and isinstance(old, dict) and isinstance(value, dict):
             value = _merge(old, value)
         merged[key] = value
     return merged
@@ -504,7 +508,6 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     table, training = dict(table), dict(training)
     given, trained = change.get("tabular", {}), change.get("training", {})
     if "classes" in given:
-        table["classes"] = given["classes"]
         if "task" not in change:
             merged["task"] = "classification" if given["classes"] else "regression"
     elif merged["task"] == "regression":

@@ -152,6 +152,13 @@ def test_classes_are_the_users_or_the_presets():
     assert (found.task, found.tabular.unit) == ("classification", "")
 
 
+def test_what_overrules_a_file_replaces_its_classes(tmp_path):
+    path = tmp_path / "hfrt.yaml"
+    path.write_text("preset: ad\ntabular: {classes: {CN: [CN], MCI: [MCI]}}\n")
+    found = load_config(path, {"tabular": {"classes": {"well": ["CN"], "ill": ["MCI"]}}})
+    assert found.tabular.classes == {"well": ("CN",), "ill": ("MCI",)}
+
+
 def test_a_number_has_the_unit_that_is_given():
     found = preset("ad", {"task": "regression", "tabular": {"target": "HV", "unit": "ml"}})
     assert (found.tabular.classes, found.tabular.unit) == ({}, "ml")

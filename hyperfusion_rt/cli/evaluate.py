@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperfusion_rt.cli import terminal
+from hyperfusion_rt.cli.figures import show_figures
 from hyperfusion_rt.cli.options import INPUT, Json, command, spell
 
 if TYPE_CHECKING:
@@ -81,31 +82,6 @@ def _show(found: Evaluation, out: Path) -> None:
 def _target(found: Evaluation) -> str:
     unit = f" ({found.manifest.unit})" if found.manifest.unit and not found.manifest.classes else ""
     return found.manifest.table.target + unit
-
-
-def show_figures(metrics: dict[str, Any], title: str) -> None:
-    """Print a table of figures, and the confusion of classes."""
-    from hyperfusion_rt.metrics.words import figures_in_words
-
-    rows: list[list[Any]] = [
-        [item.name, item.value, item.interval or item.note, item.chance, item.cases]
-        for item in figures_in_words(metrics)
-    ]
-    if not rows:
-        print(f"{title}: no case is counted")
-        return
-    terminal.table(title, ["figure", "value", "95 % interval", "chance", "cases"], rows)
-    if metrics.get("confusion"):
-        names = metrics["classes"]
-        lines = [
-            [f"true {name}", *[_share(n, sum(line)) for n in line]]
-            for name, line in zip(names, metrics["confusion"], strict=True)
-        ]
-        terminal.table("rows: the truth; columns: the prediction", ["", *names], lines)
-
-
-def _share(count: int, total: int) -> str:
-    return f"{count} ({count / total:.0%})" if total else str(count)
 
 
 def _show_groups(by: str, group: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import typer
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import INPUT, RESUME, Json, command, spell
 from hyperfusion_rt.cli.start import INTERRUPTED
+from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
     from hyperfusion_rt.runtime.cohort.bids_app import Level
@@ -139,7 +140,7 @@ def _say(result: Result, out: Path, page: Path | None) -> None:
     """What was done on standard output, what is wrong on standard error."""
     from hyperfusion_rt.runtime.outputs.table import in_words
 
-    counts, number = result.counts, terminal.number
+    counts = result.counts
     if result.artifact is not None:
         terminal.show_artifact(result.artifact.label, result.by_default)
     made = counts["ok"] - result.taken_over

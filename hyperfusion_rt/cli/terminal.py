@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from hyperfusion_rt.number_text import number
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from hyperfusion_rt.training.run_folder import Run
 
 printed = False  # whether the command has printed its JSON object
 _WIDTH = 100  # characters of a table in a file or a pipe
@@ -46,13 +47,6 @@ def progress() -> Progress:
         transient=True,
         disable=not err.is_terminal,
     )
-
-
-def number(value: float) -> str:
-    """Three significant digits; see `metrics.words`."""
-    from hyperfusion_rt.metrics import words
-
-    return words.number(value)
 
 
 def show_artifact(label: str, by_default: bool) -> None:
@@ -103,20 +97,6 @@ def print_json(content: Any) -> None:
     global printed
     printed = True
     print(json.dumps(content, indent=2, default=str))
-
-
-def show_run(run: Run, as_json: bool) -> None:
-    """Print a run's figures on its test set."""
-    content = {"run": str(run.folder), **run.metrics}
-    if as_json:
-        print_json(content)
-        return
-    from hyperfusion_rt.cli.evaluate import show_figures
-
-    show_figures(run.metrics.get("test", {}), f"{run.folder}: test set")
-    left = run.metrics.get("cases", {}).get("left_out")
-    if left:
-        print(f"left out: {left}; {run.folder / 'left_out.json'} says why")
 
 
 def need_torch(purpose: str) -> None:

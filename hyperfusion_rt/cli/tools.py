@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperfusion_rt.cli import terminal
+from hyperfusion_rt.cli.figures import show_run
 from hyperfusion_rt.cli.options import Force, Json, command
+from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
     from hyperfusion_rt.bench.options import BenchOptions
@@ -38,7 +40,7 @@ def inspect(
             )
         else:
             print(run.config.model_dump_json(indent=2))
-            terminal.show_run(run, False)
+            show_run(run.folder, run.metrics)
         return
     from hyperfusion_rt.artifact.description import PLAN_HEADER, describe, plan_rows
 
@@ -105,7 +107,6 @@ def bench(options: BenchOptions, as_json: Json = False) -> None:
         for t in found.timings
     ]
     header = ["contender", "type", "batch", "ms", "IQR", "ms/box", "GFLOP/s", "off float64"]
-    number = terminal.number
     if found.artifact:
         terminal.show_artifact(found.artifact, options.artifact is None)
     title = f"{found.network}: {number(found.gflop_per_box)} GFLOP per box, {found.threads} threads"

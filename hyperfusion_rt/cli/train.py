@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperfusion_rt.cli import terminal
+from hyperfusion_rt.cli.figures import show_run
 from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, Threads, command, spell
 from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -158,7 +160,7 @@ def train(
                 callbacks=shown.callbacks(),
                 on_fold=shown.on_fold,
             )
-        terminal.show_run(made, as_json)
+        _show(made.folder, made.metrics, as_json)
         return
     old = None
     if resume:
@@ -169,7 +171,20 @@ def train(
         finished = start(
             settings, root, name=name, resume=old, device=device, callbacks=shown.callbacks()
         )
-    terminal.show_run(finished, as_json)
+    _show(finished.folder, finished.metrics, as_json)
+
+
+def _show(folder: Path, metrics: dict[str, Any], as_json: bool) -> None:
+    """What training has come to, and what comes next."""
+    if as_json:
+        terminal.print_json({"run": str(folder), **metrics})
+        return
+    show_run(folder, metrics)
+    print(f"every prediction: {folder / 'predictions.csv'}")
+    run = folder if "folds" not in metrics else folder / "fold-0"
+    if "folds" not in metrics:
+        print(f"learning curve: {folder / 'learning_curve.png'}")
+    print(f"Next: hfrt export --run {run}")
 
 
 class _Training:
@@ -213,7 +228,7 @@ class _Training:
         self.progress.update(self.epochs, completed=done, total=total, visible=True)
         figures = {k.replace("_", " "): v for k, v in row.items() if k not in ("epoch", "lr")}
         who = f"member {member}, " if self.training.members > 1 else ""
-        shown = ", ".join(f"{name} {terminal.number(value)}" for name, value in figures.items())
+        shown = ", ".join(f"{name} {number(value)}" for name, value in figures.items())
         self.say(f"{who}epoch {epoch + 1:3d} of {epochs}: {shown}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hyperfusion_rt.number_text import number
+
 _OF_CLASSES = {
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
@@ -34,13 +36,6 @@ class Figure:
     chance: str
     cases: int
     note: str = ""
-
-
-def number(value: float) -> str:
-    """A number for a reader: three significant digits, without an exponent where that is short."""
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.2e}"
-    return f"{value:.0f}" if abs(value) >= 100 or not value else f"{value:#.3g}".rstrip(".")
 
 
 def is_empty(metrics: dict[str, Any]) -> bool:

@@ -64,7 +64,7 @@ class Predictor:
         opened = open_engine(artifact, self.options.engine, self.threads)
         self.engine, self._network = opened.name, opened.engine
         self._reference = artifact.reference()
-        self._checks = self.options.scan_checks or (
+        self.checks = self.options.scan_checks or (
             self._reference.checks if self._reference is not None else "refuse"
         )
         self.notes = (*opened.notes, *self._notes())
@@ -72,13 +72,13 @@ class Predictor:
         if self.options.feature_cache is not None:
             self._split = open_parts(artifact, opened, self.threads)
             self._cache = FeatureCache(
-                self.options.feature_cache, {**self.identity(), "scan_checks": self._checks}
+                self.options.feature_cache, {**self.identity(), "scan_checks": self.checks}
             )
         self._reader = CaseReader(
             self.manifest.preprocessing,
             self.options.source,
             self._reference,
-            self._checks,
+            self.checks,
             self._cache,
             fingerprints=self.manifest.training_cases is not None,
         )

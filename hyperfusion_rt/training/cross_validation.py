@@ -81,11 +81,19 @@ class CrossValidation:
         found = [path.parent for path in parent.glob(f"*/{NAME}")]
         if not found:
             raise ConfigError(
-                f"{parent}: no cross-validation here; start one with 'hfrt train' and "
-                "`cross_validate`",
+                f"{parent}: no cross-validation here",
                 code="run-not-found",
             )
         return cls.open(max(found, key=lambda folder: (folder.stat().st_mtime_ns, folder.name)))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured; empty while it has not finished."""
+        path = self.folder / "metrics.json"
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def fold(self, part: int) -> Path:
         """The run whose test set is `part`."""

@@ -74,29 +74,26 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
     trained = dataset.targets[splits[0].train]
     spread = None if config.tabular.classes else float(trained.std())
     target = {"name": config.tabular.target, "unit": config.tabular.unit, "spread": spread}
+
+    def measured(chosen: NDArray[np.int64], found: Floats) -> dict[str, Any]:
+        subjects = [dataset.cases[i].subject for i in chosen]
+        return figures(config.tabular, dataset.targets[chosen], found[chosen], subjects)
+
     return {
         "task": config.task,
         "target": target,
         "cases": cases,
         "validation": [
-            _figures(dataset, config, s.validation, v) for s, v in zip(splits, values, strict=True)
+            measured(split.validation, found) for split, found in zip(splits, values, strict=True)
         ],
-        "test": _figures(dataset, config, test_set, together),
+        "test": measured(test_set, together),
     }
-
-
-def _figures(
-    dataset: Dataset, config: Config, indices: NDArray[np.int64], values: Floats
-) -> dict[str, Any]:
-    """The figures of the cases `indices`, of `values` of all cases."""
-    subjects = [dataset.cases[i].subject for i in indices]
-    return figures(config.tabular, dataset.targets[indices], values[indices], subjects)
 
 
 def figures(
     spec: TableSpec, truth: Floats, values: Floats, subjects: Sequence[str]
 ) -> dict[str, Any]:
-    """The figures of answers `values [N, C]` of `subjects [N]` against `truth [N]`."""
+    """The figures of answers `values [N, C]` against `truth [N]`, of `subjects [N]`."""
     if spec.classes:
         return classification(truth.astype(int), values, list(spec.classes), subjects)
     return regression(truth, values[:, 0], spec.unit, subjects)

@@ -12,6 +12,7 @@ import pytest
 
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.cli import start, terminal
+from hyperfusion_rt.number_text import number
 
 COMMAND = ("infer", "scans", "--tabular", "data.csv", "--engine", "native")
 
@@ -26,7 +27,7 @@ COMMAND = ("infer", "scans", "--tabular", "data.csv", "--engine", "native")
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
-    assert terminal.number(value) == text
+    assert number(value) == text
 
 
 def test_a_table_in_a_pipe_is_narrow_and_whole(capsys, monkeypatch):

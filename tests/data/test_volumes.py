@@ -1,11 +1,14 @@
 """From a file to the network's input, against a plain NumPy and nibabel reference."""
 
+import errno
 import gzip
 import itertools
+import os
 import struct
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +17,7 @@ from scipy import ndimage
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.config import Box, Preprocessing, preset
-from hyperfusion_rt.data.volumes import load_boxes, read_volume
+from hyperfusion_rt.data.volumes import load_boxes, read_file, read_volume
 from hyperfusion_rt.errors import ScanError
 
 SMALL = Preprocessing(
@@ -434,3 +437,24 @@ def test_peak_memory_of_one_scan(tmp_path):
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
     assert float(out.stdout) < 150
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EACCES, "scan-unreadable"),
+        (errno.ENOENT, "scan-unreadable"),
+        (errno.EIO, "scan-read-failed"),
+        (errno.ESTALE, "scan-read-failed"),
+    ],
+)
+def test_what_may_pass_has_another_code_than_what_stays(tmp_path, monkeypatch, number, code):
+    (tmp_path / "x.nii").write_bytes(b"")
+
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ScanError, match="cannot be read") as error:
+        read_file(tmp_path / "x.nii")
+    assert error.value.code == code

@@ -175,5 +175,5 @@ def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):
     status, _, err = hfrt(
         tmp_path, "train", "--config", config, "--resume", "--split-file", "split.csv"
     )
-    assert status == 2
+    assert status == 1
     assert "leave out --set, --split-file and --name" in err

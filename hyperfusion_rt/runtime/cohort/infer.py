@@ -77,6 +77,7 @@ def infer(
             artifact.folder,
             # The truth, too: a prediction that is taken over must stand beside today's.
             [*(c.name for c in manifest.members[0].columns), manifest.table.target],
+            checks=predictor.checks,
             shard=options.shard,
             resume=options.resume,
             force=options.force,

@@ -46,9 +46,12 @@ def journal_path(out: Path) -> Path:
     return out.with_name(out.name + SUFFIX)
 
 
-def row_hash(case: Case, columns: Sequence[str]) -> str:
-    """A hash of the cells of the case's row that the network reads, and of the case's warnings."""
-    text = json.dumps([*(case.row.values.get(name) for name in columns), *case.warnings])
+def row_hash(case: Case, columns: Sequence[str], checks: str = "") -> str:
+    """A hash of the cells of the case's row that the network reads, and of the case's warnings.
+
+    `checks`: how strictly scans are checked, which decides whether one fails.
+    """
+    text = json.dumps([*(case.row.values.get(name) for name in columns), *case.warnings, checks])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -154,6 +157,7 @@ class Journal:
         identity: what the numbers depend on besides scan and row; see `Predictor.identity`.
         artifact: its folder.
         columns: the table's columns that the network reads.
+        checks: how strictly scans are checked; see `row_hash`.
         resume: take over what is there; otherwise begin anew.
         force: begin anew even if the run before did not finish.
 
@@ -169,12 +173,13 @@ class Journal:
         artifact: Path,
         columns: Sequence[str],
         *,
+        checks: str = "",
         shard: Shard | None = None,
         resume: bool = False,
         force: bool = False,
     ) -> None:
         self.path = path
-        self._columns = columns
+        self._columns, self._checks = columns, checks
         self._synced = time.monotonic()
         self.note = ""  # what a user should know of the run before
         self.record = JournalContent(identity, str(artifact.resolve()), shard)
@@ -206,7 +211,7 @@ class Journal:
         if line is None or not (
             line["case"]["scan"] == str(case.scan)
             and line["case"]["stamp"] == stamp_of(case.files)
-            and line["row"] == row_hash(case, self._columns)
+            and line["row"] == row_hash(case, self._columns, self._checks)
         ):
             return None
         found = from_json(line["case"])
@@ -221,7 +226,8 @@ class Journal:
         Raises:
             HyperFusionError: the disk is full, or the file cannot be written.
         """
-        line = {"case": as_json(prediction), "row": row_hash(case, self._columns)}
+        row = row_hash(case, self._columns, self._checks)
+        line = {"case": as_json(prediction), "row": row}
         self._write(line)
         self.record.cases[(case.subject, case.session)] = line
 

@@ -34,8 +34,11 @@ class _Actor:
         self._isa = self._predictor.identity()["instruction_sets"]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        done = self._predictor.stream(list(batch["case"]))
-        return {"prediction": [json.dumps([self._isa, as_json(item)]) for item in done]}
+        try:
+            found = [as_json(item) for item in self._predictor.stream(list(batch["case"]))]
+        except HyperFusionError as error:  # of the run; Ray would lose what it says
+            found = [{"error": str(error), "code": error.code}]
+        return {"prediction": [json.dumps([self._isa, item]) for item in found]}
 
 
 def stream(
@@ -54,7 +57,7 @@ def stream(
 
     Raises:
         MissingExtraError: Ray is not installed.
-        HyperFusionError: the cluster cannot be reached, or gives up.
+        HyperFusionError: the cluster cannot be reached, or gives up; a worker lacks a package.
     """
     try:
         import ray
@@ -111,6 +114,9 @@ def stream(
             note = f"a worker has other instruction sets ({isa}): last digits may differ"
             if isa != own and note not in predictor.notes:
                 predictor.notes = (*predictor.notes, note)
+            if "error" in content:
+                kind = content["code"]
+                raise HyperFusionError(content["error"], code=kind)
             item = from_json(content)
             yield replace(item, scan=scans[item.subject, item.session])
     except ray.exceptions.RayError as error:

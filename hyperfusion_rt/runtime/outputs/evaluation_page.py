@@ -14,9 +14,9 @@ from hyperfusion_rt.metrics.words import (
     headline,
     interval,
     is_empty,
-    number,
     with_percent,
 )
+from hyperfusion_rt.number_text import number
 from hyperfusion_rt.runtime.evaluation import SEEN_NOTE, Evaluation, cases_of
 from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts, Confusion
 from hyperfusion_rt.runtime.outputs.report import Page, origin

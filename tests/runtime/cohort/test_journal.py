@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,88 @@ def test_what_is_no_journal_is_not_overwritten(tmp_path, content):
     with pytest.raises(HyperFusionError, match="not a journal"):
         opened(tmp_path)
     assert path.read_bytes() == content
+
+
+def failed(item: Case, code: str = "scan-truncated") -> Prediction:
+    return replace(prediction(item, "error"), code=code)
+
+
+def written(folder: Path, *items: Prediction, end: bool = True, **options) -> None:
+    with opened(folder, **options) as journal:
+        for item in items:
+            journal.append(case(folder, item.subject), item)
+        if end:
+            cases = [case(folder, item.subject) for item in items]
+            journal.end("finished", cases, [], "")
+
+
+def test_a_failure_that_lasts_is_kept(tmp_path):
+    before = failed(case(tmp_path))
+    written(tmp_path, before)
+    with opened(tmp_path, resume=True) as journal:
+        assert journal.known(case(tmp_path)) == replace(before, known=True)
+        assert journal.known(case(tmp_path), failures=False) is None
+
+
+@pytest.mark.parametrize("code", ["out-of-memory", "unexpected", ""])
+def test_a_failure_that_may_pass_is_not_kept(tmp_path, code):
+    written(tmp_path, failed(case(tmp_path), code))
+    with opened(tmp_path, resume=True) as journal:
+        assert journal.known(case(tmp_path)) is None
+
+
+def test_a_failure_that_nobody_was_told_is_not_kept(tmp_path):
+    written(tmp_path, failed(case(tmp_path)), failed(case(tmp_path, "s2")))
+    # Of the next run, which is killed, only s2 and s3 were tried.
+    items = [failed(case(tmp_path, name)) for name in ("s2", "s3")]
+    written(tmp_path, *items, end=False, resume=True)
+    with opened(tmp_path, resume=True) as journal:
+        known = [journal.known(case(tmp_path, name)) for name in ("s1", "s2", "s3")]
+    assert [item is not None for item in known] == [True, False, False]
+
+
+def test_a_failure_of_a_changed_case_is_not_kept(tmp_path):
+    names = ("s1", "s2", "s3")
+    written(tmp_path, *(failed(case(tmp_path, name)) for name in names), checks="refuse")
+    case(tmp_path, "s2").scan.write_bytes(b"another")
+    with opened(tmp_path, resume=True, checks="refuse") as journal:
+        assert journal.known(case(tmp_path, "s1"))
+        assert journal.known(case(tmp_path, "s2")) is None
+        assert journal.known(case(tmp_path, "s3", age="71")) is None
+    with opened(tmp_path, resume=True, checks="warn") as journal:
+        assert journal.known(case(tmp_path, "s1")) is None
+
+
+def test_what_could_not_be_joined_is_told_though_a_later_run_was_killed(tmp_path):
+    lost = Prediction("s9", None, "error", "x.nii: no row", code="scan-without-row")
+    with opened(tmp_path) as journal:
+        journal.end("finished", [], [lost], "")
+    written(tmp_path, prediction(case(tmp_path)), end=False, resume=True)
+    with opened(tmp_path, resume=True) as journal:
+        assert journal.record.told == [lost]
+    with opened(tmp_path, {**IDENTITY, "engine": "onnx"}, force=True) as journal:
+        assert journal.record.told == []
+
+
+def test_problems_alone_do_not_bind_to_an_engine(tmp_path):
+    """No number could be mixed in."""
+    lost = Prediction("s9", None, "error", "x.nii: no row", code="scan-without-row")
+    with opened(tmp_path) as journal:
+        journal.end("finished", [], [lost], "")
+    with opened(tmp_path, {**IDENTITY, "engine": "onnx"}, resume=True) as journal:
+        assert journal.record.identity["engine"] == "onnx"
+        assert journal.record.told == []
+
+
+def test_the_end_says_which_failures_were_known(tmp_path):
+    item, new = failed(case(tmp_path)), failed(case(tmp_path, "s2"))
+    with opened(tmp_path) as journal:
+        cases = [case(tmp_path), case(tmp_path, "s2")]
+        for one, found in zip(cases, (item, new), strict=True):
+            journal.append(one, found)
+        lost = replace(failed(case(tmp_path, "s9")), known=True)
+        journal.end("finished", cases, [lost], "", known=[item], counts={"known": 2})
+    content = read_journal(tmp_path / "p.csv.journal")
+    assert {p.subject: p.known for p in content.predictions} == {"s1": True, "s2": False}
+    assert [p.known for p in content.problems] == [True]
+    assert content.end["counts"] == {"known": 2}
