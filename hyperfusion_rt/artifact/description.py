@@ -101,7 +101,7 @@ def describe_file(entry: EngineFile, unit: str) -> str:
     words.append(
         f"{by}differs from {found.against} by {found.largest_difference:.1e} of the outputs' scale "
         f"(tolerance {found.tolerance:g}), in the result by {found.drift:.1e} {unit} (tolerance "
-        f"{found.drift_tolerance:g}); {found.cases} {kind} cases, batch "
+        f"{found.drift_tolerance:.3g}); {found.cases} {kind} cases, batch "
         f"{', '.join(map(str, found.batches))}"
     )
     return "; ".join(words)

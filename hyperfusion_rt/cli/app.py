@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-# Imported for the commands that they register.
-from hyperfusion_rt.cli import data, evaluate, predict, study, tools, train  # noqa: F401
+# Imported for the commands that they register, in the order in which the help lists them.
+from hyperfusion_rt.cli import data, study, train, predict, evaluate, tools  # noqa: F401  # isort: skip
 from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain
 from hyperfusion_rt.cli.start import INTERRUPTED, NO_READER, unexpected
 
@@ -49,8 +49,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train HyperFusion networks (a table generates weights of a 3D CNN), export them, "
     "and predict brain scans.",
-    epilog="In a folder made by 'hfrt simulate': hfrt train; hfrt export; "
-    "hfrt infer scans/ --tabular data.csv",
+    epilog="A study of your own: hfrt init --scans scans --table data.csv; hfrt train; hfrt export; "
+    "hfrt evaluate NAME.hfrt new/scans --tabular new/data.csv",
 )
 for _command in sorted(COMMANDS.values(), key=lambda one: GROUPS.index(one.group)):
     _command.add_to(app)

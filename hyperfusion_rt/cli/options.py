@@ -159,7 +159,7 @@ class Command:
         return typer.main.get_command(alone)
 
 
-GROUPS = ("Data", "Train", "Predict", "Tools")  # in the order in which the help lists them
+GROUPS = ("Data", "Study", "Train", "Predict", "Tools")  # in the order in which the help lists them
 COMMANDS: dict[str, Command] = {}
 
 

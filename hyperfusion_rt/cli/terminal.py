@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperfusion_rt.number_text import number
@@ -47,6 +48,15 @@ def progress() -> Progress:
         transient=True,
         disable=not err.is_terminal,
     )
+
+
+def near(path: Path) -> Path:
+    """A path as it is typed here: seen from the working folder, if it lies below."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def show_artifact(label: str, by_default: bool) -> None:

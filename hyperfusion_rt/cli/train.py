@@ -52,7 +52,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 @command(
-    "Train", "Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json"
+    "Study", "Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json"
 )
 def check(
     config: Configuration = Path("hfrt.yaml"),
@@ -179,6 +179,7 @@ def _show(folder: Path, metrics: dict[str, Any], as_json: bool) -> None:
     if as_json:
         terminal.print_json({"run": str(folder), **metrics})
         return
+    folder = terminal.near(folder)
     show_run(folder, metrics)
     print(f"every prediction: {folder / 'predictions.csv'}")
     run = folder if "folds" not in metrics else folder / "fold-0"
@@ -299,8 +300,13 @@ def export(
     if as_json:
         terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
         return
-    for entry in artifact.manifest.engines:
-        print(f"{target / entry.file}: {describe_file(entry, artifact.manifest.unit)}")
+    unit = artifact.manifest.unit
+    rows = [[entry.file, describe_file(entry, unit)] for entry in artifact.manifest.engines]
+    terminal.table(f"{target}: compared with float64", ["file", "what it is"], rows)
+    print(
+        f"Next: hfrt evaluate {target} new-scans/ --tabular new.csv, where the truth is known; or "
+        f"hfrt infer new-scans/ --tabular new.csv --artifact {target}"
+    )
     if options.serve is not None:
         print(
             f"{options.serve}: models {target.stem}, its trunk and its head; "
