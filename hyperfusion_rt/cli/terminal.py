@@ -78,8 +78,6 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
 
     on_terminal = Console().is_terminal
     made = Table(
-        title=Text(title),
-        title_justify="left",
         header_style="bold",
         show_header=any(header),
         box=box.HEAVY_HEAD if on_terminal else box.SIMPLE,
@@ -93,9 +91,12 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
         # Text: what stands in square brackets, such as an extra's name, is no markup.
         made.add_row(*map(Text, row))
     out = Console(width=None if on_terminal or "COLUMNS" in os.environ else _WIDTH)
+    # By itself: as the table's own title it would be folded to the table's width.
     if on_terminal:
+        out.print(Text(title, style="italic"), soft_wrap=True)
         out.print(made)
         return
+    print(title)
     with out.capture() as captured:
         out.print(made)
     for line in captured.get().splitlines():
