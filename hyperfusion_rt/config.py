@@ -8,6 +8,7 @@ field is validated, and an unknown one is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +140,7 @@ class Preprocessing(Frozen):
                 )
             given = self.range_of(channel)
             fixed = self.normalisation_of(channel) == "fixed-range"
-            if fixed and (given is None or not given[0] < given[1]):
+            if fixed and (given is None or not -math.inf < given[0] < given[1] < math.inf):
                 raise ValueError(
                     f"channel {channel.name!r}: normalisation fixed-range needs 'range', the lower "
                     "and the higher value, such as [0, 3]"
@@ -512,8 +513,7 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
             merged["task"] = "classification" if given["classes"] else "regression"
     elif merged["task"] == "regression":
         table.pop("classes", None)
-    classes = base["tabular"].get("classes")
-    if table.get("classes") != classes and "class_weights" not in trained:
+    if ("classes" in given or "classes" not in table) and "class_weights" not in trained:
         training.pop("class_weights", None)
     if table["target"] != base["tabular"]["target"] or merged["task"] != base["task"]:
         table["unit"] = given.get("unit", "")

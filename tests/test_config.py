@@ -148,6 +148,10 @@ def test_classes_are_the_users_or_the_presets():
     found = preset("ad", {"tabular": weighted, "training": {"class_weights": [1, 2]}})
     assert found.training.class_weights == (1, 2)
     assert preset("ad", {"tabular": {"target": "diagnosis"}}).tabular.classes["AD"]
+    # Weights are of classes in their order, and a given order may be another.
+    classes = PRESETS["ad"]["tabular"]["classes"]
+    turned = {name: classes[name] for name in reversed(classes)}
+    assert preset("ad", {"tabular": {"classes": turned}}).training.class_weights == ()
     found = preset("brain-age", {"tabular": {"target": "g", "classes": {"a": [], "b": []}}})
     assert (found.task, found.tabular.unit) == ("classification", "")
 
@@ -193,6 +197,10 @@ def test_what_older_versions_wrote_is_read(name):
         ({"preprocessing": {"boxes": []}}, "preprocessing.boxes"),
         ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs 'files'"),
         ({"preprocessing": {"normalisation": "fixed-range"}}, "needs 'range'"),
+        (
+            {"preprocessing": {"normalisation": "fixed-range", "range": [0, float("inf")]}},
+            "needs 'range'",
+        ),
         ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
         (
             {"preprocessing": {"channels": [{"name": "a", "files": "x"}] * 2}},

@@ -10,6 +10,7 @@ from typing import Any
 from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
 from hyperfusion_rt.artifact.operations import Activated, Affine, AnyOperation, Conv, HyperConv
 from hyperfusion_rt.artifact.plan import read_plan
+from hyperfusion_rt.config import Channel, Preprocessing
 from hyperfusion_rt.metrics.words import headline
 
 Rows = list[tuple[str, object]]
@@ -62,7 +63,7 @@ def describe(folder: Path) -> Description:
             for box in prep.boxes
         ],
         ("interpolation", prep.interpolation),
-        ("normalisation", prep.normalisation),
+        *[(f"{channel.name} channel", _channel(prep, channel)) for channel in prep.channels],
     ]
     columns: Rows = []
     for column in m.members[0].columns:
@@ -76,6 +77,13 @@ def describe(folder: Path) -> Description:
         for e in m.engines
     ]
     return Description(artifact.label, m.model_dump(mode="json"), sections)
+
+
+def _channel(prep: Preprocessing, channel: Channel) -> str:
+    """Which files a channel is, and how its values are normalised."""
+    given = prep.range_of(channel)
+    of = f" {given[0]:g} to {given[1]:g}" if given else ""
+    return f"{channel.files or 'every scan'}, {prep.normalisation_of(channel)}{of}"
 
 
 def describe_file(entry: EngineFile, unit: str) -> str:
@@ -100,8 +108,8 @@ def describe_file(entry: EngineFile, unit: str) -> str:
     by = "" if found.by == "engine" else f"{found.by}: "
     words.append(
         f"{by}differs from {found.against} by {found.largest_difference:.1e} of the outputs' scale "
-        f"(tolerance {found.tolerance:g}), in the result by {found.drift:.1e} {unit} (tolerance "
-        f"{found.drift_tolerance:.3g}); {found.cases} {kind} cases, batch "
+        f"(tolerance {found.tolerance:g}), in the result by {found.drift:.1e}{unit and ' '}{unit} "
+        f"(tolerance {found.drift_tolerance:.3g}); {found.cases} {kind} cases, batch "
         f"{', '.join(map(str, found.batches))}"
     )
     return "; ".join(words)

@@ -38,7 +38,7 @@ def show_run(folder: Path, metrics: dict[str, Any]) -> None:
     title = "all parts, each tested by networks that did not see it" if folds else "the test part"
     show_figures(metrics.get("test", {}), f"{folder}: predictions{of}, {title}")
     if folds:
-        _show_folds(folds)
+        _show_folds(metrics["parts"], folds)
     cases = metrics.get("cases", {})
     if not folds and cases:
         counts = ", ".join(f"{cases[p]} {p}" for p in ("train", "validation", "test") if p in cases)
@@ -50,15 +50,15 @@ def show_run(folder: Path, metrics: dict[str, Any]) -> None:
         print(f"left out: {cases['left_out']}" + ("" if folds else f"; {where} says why"))
 
 
-def _show_folds(folds: list[dict[str, Any]]) -> None:
-    """The main figure of every fold."""
+def _show_folds(parts: list[int], folds: list[dict[str, Any]]) -> None:
+    """The main figure of every fold, under the number of its test part."""
     from hyperfusion_rt.metrics.words import figures_in_words
 
     rows: list[list[Any]] = []
-    for index, metrics in enumerate(folds):
+    for part, metrics in zip(parts, folds, strict=True):
         main = figures_in_words(metrics)[:1]
         shown = [[item.name, item.value, item.interval or item.note] for item in main]
-        rows.append([index, metrics["cases"], *(shown[0] if shown else ["none", "", ""])])
+        rows.append([part, metrics["cases"], *(shown[0] if shown else ["none", "", ""])])
     terminal.table("each fold", ["fold", "cases", "figure", "value", "95 % interval"], rows)
 
 

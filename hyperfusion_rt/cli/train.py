@@ -179,7 +179,7 @@ def _show(folder: Path, metrics: dict[str, Any], as_json: bool) -> None:
     folder = terminal.near(folder)
     show_run(folder, metrics)
     print(f"every prediction: {folder / 'predictions.csv'}")
-    run = folder if "folds" not in metrics else folder / "fold-0"
+    run = folder if "folds" not in metrics else folder / f"fold-{metrics['parts'][0]}"
     if "folds" not in metrics:
         print(f"learning curve: {folder / 'learning_curve.png'}")
     print(f"Next: hfrt export --run {run}")

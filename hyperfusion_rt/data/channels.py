@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 
 from hyperfusion_rt.config import Channel
 from hyperfusion_rt.data.scan import Scan
+from hyperfusion_rt.data.scan_file import stem
 from hyperfusion_rt.data.scan_search import find_all, find_scans
 from hyperfusion_rt.data.scan_space import PASSED_OVER
 from hyperfusion_rt.errors import CohortError
@@ -28,10 +29,13 @@ def find_cases(paths: Sequence[Path], channels: Sequence[Channel]) -> list[Scan]
     partner, or several, is a scan with a defect.
 
     Raises:
-        CohortError: as `find_scans`; a channel has no file at all.
+        CohortError: as `find_scans`; a channel has no file at all, or, without a glob, those of
+            another.
     """
     if not any(channel.files for channel in channels):
-        return find_all(paths, find_scans)
+        scans = find_all(paths, find_scans)
+        _refuse_t1(scans, channels[0])
+        return scans
     files = {path for path in paths if path.is_file()}
     roots = dict.fromkeys(_root(path, channels) if path in files else path for path in paths)
     images = [
@@ -56,6 +60,18 @@ def find_cases(paths: Sequence[Path], channels: Sequence[Channel]) -> list[Scan]
         return not asked.isdisjoint((file.absolute(), *file.absolute().parents))
 
     return [scan for scan in cases if any(map(is_asked, (scan.path, *scan.more)))]
+
+
+def _refuse_t1(scans: Sequence[Scan], channel: Channel) -> None:
+    """Without a glob, T1-weighted scans are found: they must not pass for another channel."""
+    named = [scan.path for scan in scans if stem(scan.path).lower().endswith("_t1w")]
+    if named and not channel.t1_weighted and channel.name.lower() not in ("t1", "t1w"):
+        raise CohortError(
+            f"{named[0]}: is called as a T1-weighted image is, and the only channel "
+            f"{channel.name!r} is none: say which files it is with 'files' in "
+            "preprocessing.channels",
+            code="cohort-no-scan",
+        )
 
 
 def _together(images: Sequence[Sequence[Scan]], channels: Sequence[Channel]) -> list[Scan]:
@@ -131,8 +147,8 @@ def _name(channel: Channel) -> Callable[[Sequence[str]], Sequence[str]]:
     `FLAIR/*` of `FLAIR/S1.nii.gz`: `S1.nii.gz`; `*_T1w.nii.gz` of `S1_T1w.nii.gz`: `S1`.
     """
     *folders, last = PurePath(channel.files).parts
-    pieces = [re.escape(piece) for piece in re.split(r"\*+", last)]
-    pattern = re.compile("(.*?)".join(pieces[:-1]) + "(.*)" + pieces[-1] if pieces[1:] else last)
+    *before, end = (re.escape(piece) for piece in re.split(r"\*+", last))
+    pattern = re.compile("(.*?)".join(before) + "(.*)" + end if before else end)
 
     def named(parts: Sequence[str]) -> Sequence[str]:
         *above, name = parts

@@ -16,6 +16,8 @@ from hyperfusion_rt.data.volumes import Volume, kept_slices
 
 # Voxels that are compared: those of two scans of one head differ in hundreds.
 _VOXELS = 4096
+# Where all but so many have one value, as in a mask of a small lesion, another image may be alike.
+_TELLING = 64
 _SEED = 20240927
 _SALT, _KEPT = 16, 8  # bytes
 Seen = Literal["", "id", "scan", "both"]
@@ -23,6 +25,8 @@ Seen = Literal["", "id", "scan", "both"]
 
 def fingerprint(volume: Volume, preprocessing: Preprocessing) -> str:
     """A hash of the shape and of 4096 voxels at fixed pseudo-random places, in hexadecimal.
+
+    Empty where too few of them differ from the rest to tell one image from another.
 
     Of the values, as float32: another data type with the same values has the same fingerprint, and
     so has a copy that was renamed, unpacked or packed again. Only slices are looked at that
@@ -36,6 +40,8 @@ def fingerprint(volume: Volume, preprocessing: Preprocessing) -> str:
     with np.errstate(all="ignore"):  # numbers beyond float32, NaN: they have a fingerprint, too
         # + 0: of the two zeros, one.
         values = (volume.slope * found + volume.inter + 0.0).astype("<f4")
+    if _VOXELS - np.unique(values, return_counts=True)[1].max() < _TELLING:
+        return ""
     digest = hashlib.blake2b(str(shape).encode(), digest_size=16)
     digest.update(values.tobytes())
     return digest.hexdigest()
@@ -59,13 +65,13 @@ class TrainingCases(Frozen):
         return cls(
             salt=salt,
             subjects=tuple(sorted({_hashed(salt, normalise_id(name)) for name in subjects})),
-            scans=tuple(sorted({_hashed(salt, text) for text in fingerprints})),
+            scans=tuple(sorted({_hashed(salt, text) for text in fingerprints if text})),
         )
 
     def seen(self, subject: str, fingerprints: Collection[str] = ()) -> Seen:
         """Whether a case was among them, by its `id`, its `scan` or `both`; else empty."""
         known = _hashed(self.salt, normalise_id(subject)) in self._subjects
-        same = any(_hashed(self.salt, text) in self._scans for text in fingerprints)
+        same = any(_hashed(self.salt, text) in self._scans for text in fingerprints if text)
         return "both" if known and same else "id" if known else "scan" if same else ""
 
     @cached_property

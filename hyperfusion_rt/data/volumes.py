@@ -340,7 +340,9 @@ def extract(
                 f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0",
                 code="scan-not-finite",
             )
-        if normalisation == "fixed-range" and (part == 0 or deviation == 0):
+        fixed = normalisation == "fixed-range"
+        # A mask has one value beside 0, which is no constant.
+        if fixed and (part == 0 or (deviation == 0 and part == inside)):
             raise ScanError(
                 f"{where}: every voxel lies at or beyond the same end of the range {low:g} to "
                 f"{high:g}, or has the same value; does the range fit the image?",
@@ -352,7 +354,7 @@ def extract(
                 "scan's border",
                 code="scan-constant",
             )
-        if deviation == 0:
+        if deviation == 0 and not fixed:
             raise ScanError(
                 f"{where}: every voxel that is not background has the same value",
                 code="scan-constant",

@@ -32,7 +32,9 @@ def read_truth(manifest: Manifest, row: Row) -> float | None:
     """
     target = manifest.table.target
     found = read_target(row, manifest.table)
-    if found is not None and manifest.unit == "years" and impossible_age(found):
+    # Years that are no age, such as those to an onset, may be below 0.
+    age = manifest.unit == "years" and means_age(target)
+    if found is not None and age and impossible_age(found):
         raise TableError(
             f"{where(row, target)}: {row.values[target]!r} is no age in years",
             code="table-impossible-value",

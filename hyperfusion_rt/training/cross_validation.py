@@ -138,6 +138,7 @@ def cross_validate(
         "target": {"name": config.tabular.target, "unit": config.tabular.unit},
         "cases": {"test": len(rows), "left_out": runs[0].metrics["cases"]["left_out"]},
         "test": _pooled(config, rows),
+        "parts": list(made.parts),
         "folds": [run.metrics["test"] for run in runs],
     }
     write_text(made.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")

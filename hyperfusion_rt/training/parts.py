@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.finding import SHOWN, Finding, more
-from hyperfusion_rt.data.table_file import is_missing, read_table
+from hyperfusion_rt.data.table_file import is_missing, read_table, read_text
 from hyperfusion_rt.errors import CohortError, ConfigError, TableError
 from hyperfusion_rt.training.check import holds_numbers
 from hyperfusion_rt.training.splits import Parts, age_bins, stratified_parts
@@ -57,7 +57,8 @@ def given_parts(config: Config, root: Path, cases: Sequence[Case]) -> Given | No
     if file is None:
         return None
     path = root / file
-    table = read_table(path)
+    known, own = read_text(path).columns, config.tabular.id_column
+    table = read_table(path, id_column=own if own in known else None)
     if table.problems:
         first = table.problems[0]
         raise TableError(f"{path}, line {first.line}: {first.reason}", code=first.code)

@@ -121,6 +121,14 @@ def test_one_channel_of_another_kind(tmp_path):
     assert found(tmp_path, fa) == [("1", None, ["sub-1/dwi/sub-1_FA.nii.gz"], "")]
 
 
+def test_t1_scans_do_not_pass_for_another_channel(tmp_path):
+    touch(tmp_path, "sub-1_T1w.nii.gz", "sub-1_FLAIR.nii.gz")
+    with pytest.raises(CohortError, match="only channel 'FLAIR' is none") as caught:
+        find_cases([tmp_path], (Channel(name="FLAIR", t1_weighted=False),))
+    assert caught.value.code == "cohort-no-scan"
+    assert len(find_cases([tmp_path], (Channel(name="T1w", t1_weighted=False),))) == 1
+
+
 # ---- what is cut out
 
 
@@ -172,6 +180,20 @@ def test_a_fixed_range_keeps_quantities(tmp_path):
     with pytest.raises(ScanError, match="does the range fit the image") as caught:
         extract(volume, settings(pet.model_copy(update={"range": (1e4, 2e4)})))
     assert caught.value.code == "scan-constant"
+
+
+def test_a_mask_is_no_constant(tmp_path):
+    mask = Channel(name="mask", t1_weighted=False, normalisation="fixed-range", range=(0, 1))
+    voxels = np.zeros((40, 40, 40))
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = -39
+    voxels[18:20, 19:21, 20] = 1
+    image = extract(read_volume(write(tmp_path / "x.nii", voxels, affine)), settings(mask)).images
+    assert set(np.unique(image)) == {0.0, 1.0}
+    for value in (0, 1):
+        volume = read_volume(write(tmp_path / "y.nii", np.full_like(voxels, value), affine))
+        with pytest.raises(ScanError, match="has the same value"):
+            extract(volume, settings(mask))
 
 
 def test_outside_the_scan_is_zero_in_a_fixed_range(tmp_path):

@@ -124,3 +124,12 @@ def test_the_hashes_are_salted_and_short():
     assert first.subjects == (text[:16],)
     everything = [*first.subjects, *first.scans, *second.subjects, *second.scans]
     assert all(a != b for a, b in itertools.combinations(everything, 2))
+
+
+def test_an_image_of_nearly_one_value_tells_nothing(tmp_path):
+    mask = np.zeros((20, 18, 40), np.int16)
+    mask[3:5, 4, 7] = 1
+    assert found(save(tmp_path / "mask.nii", mask)) == ""
+    cases = TrainingCases.of(["01"], ["", "aa"])
+    assert len(cases.scans) == 1
+    assert cases.seen("02", [""]) == ""

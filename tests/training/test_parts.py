@@ -65,6 +65,14 @@ def test_a_file(study):
     assert "split.csv: 2 of its subjects have no case in this study: X1, X2" in texts
 
 
+def test_a_file_has_the_studys_own_column_of_subjects(study):
+    study.set("Kennung", lambda row: row["subject"])
+    lines = ["Kennung,split"] + [f"S{i:02d},{NAMES[i % 5]}" for i in range(40)]
+    (study.root / "split.csv").write_text("\n".join(lines))
+    check = study.check(training={"split_file": "split.csv"}, tabular={"id_column": "Kennung"})
+    assert sizes(check) == {"train": 24, "validation": 8, "test": 8}
+
+
 def test_a_file_of_other_subjects_is_refused(study):
     (study.root / "split.csv").write_text("subject,fold\nA,1\nB,2\nC,3\n")
     with pytest.raises(CohortError, match="none of its subjects has a case in this study") as error:

@@ -159,19 +159,22 @@ def test_every_case_is_tested_once(root):
 
 
 def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):
-    lines = [f"S8-{i + 1:04d},{i % 3}" for i in range(20)]
+    lines = [f"S8-{i + 1:04d},{i % 3 + 1}" for i in range(20)]
     (tmp_path / "split.csv").write_text("\n".join(["subject,part", *lines]))
     sets = ["network.features=2", "training.epochs=1", "training.embedding_epochs=1"]
     options = [word for text in sets for word in ("--set", text)]
     config = root / "hfrt.yaml"
-    status, _, err = hfrt(
+    status, out, err = hfrt(
         tmp_path, "train", "--config", config, "--split-file", "split.csv", "--cross-validate",
         "--name", "folds", *options,
     )  # fmt: skip
     assert status == 0, err
     assert "fold 3 of 3" in err
     assert "epoch   1 of 1: train loss" in err
-    assert (root / "runs" / "folds" / "fold-2" / "member-0" / "weights.safetensors").exists()
+    assert out.splitlines()[-1].endswith("fold-1")  # a part of this study, which has no part 0
+    metrics = json.loads((root / "runs" / "folds" / "metrics.json").read_text())
+    assert metrics["parts"] == [1, 2, 3]
+    assert (root / "runs" / "folds" / "fold-3" / "member-0" / "weights.safetensors").exists()
     status, _, err = hfrt(
         tmp_path, "train", "--config", config, "--resume", "--split-file", "split.csv"
     )

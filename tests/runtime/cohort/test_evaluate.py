@@ -490,6 +490,14 @@ def test_a_truth_that_is_no_age(years):
     assert agreement(years, none) is None
 
 
+def test_years_to_an_onset_may_be_below_0(years):
+    from hyperfusion_rt.data.table_file import Row
+
+    spec = years.table.model_copy(update={"target": "EYO"})
+    onset = years.model_copy(update={"table": spec})
+    assert read_truth(onset, Row("a", None, 7, {"EYO": "-12.5"})) == -12.5
+
+
 def test_columns_of_sex_and_age(session_artifact, years):
     manifest = Artifact.open(session_artifact).manifest
     assert columns_of_groups(manifest, ["sex", "age", "PTGENDER", "AGE"]) == ("PTGENDER", "AGE")
