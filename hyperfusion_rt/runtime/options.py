@@ -89,8 +89,8 @@ class PredictOptions(Options):
     )
     scan_checks: ScanChecks | None = Field(
         None,
-        description="Scans that do not look like a registered T1 brain: refuse, or warn; default: "
-        "as in the training.",
+        description="Scans that do not look like a registered T1 brain: refuse, warn, or off (not "
+        "looked at); default: as in the training.",
     )
     batch: int = Field(1, ge=1, description="Most cases in one call of the engine (for GPUs).")
     feature_cache: Path | None = Field(

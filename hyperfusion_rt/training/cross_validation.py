@@ -118,7 +118,8 @@ def cross_validate(
         on_fold: told (fold, folds) before each, from 1.
 
     Raises:
-        HyperFusionError: as `train`; or the parts that the study gives have no numbers.
+        HyperFusionError: as `train`; the parts that the study gives have no numbers; or the cohort
+            has changed since the folds that are kept.
     """
     root = root.resolve()
     if resume is None:
@@ -131,6 +132,7 @@ def cross_validate(
         if on_fold is not None:
             on_fold(index + 1, len(made.parts))
         runs.append(_fold(made, part, root, device, callbacks))
+        _refuse_another_cohort(runs[0], runs[-1])
     rows = [row for run in runs for row in _tested(run)]
     write_table(made.folder / TABLE, config.tabular, rows)
     metrics = {
@@ -164,6 +166,23 @@ def _fold(
         device=device,
         callbacks=callbacks,
     )
+
+
+def _refuse_another_cohort(first: Run, run: Run) -> None:
+    """Refuse folds of different cohorts: a case would be tested twice, or never."""
+    if _cohort_of(run) != _cohort_of(first):
+        raise ConfigError(
+            f"{run.folder}: has another cohort, or other parts, than {first.folder}: cases or the "
+            "table have changed since; train all folds anew without `resume`",
+            code="run-cohort-changed",
+        )
+
+
+def _cohort_of(run: Run) -> tuple[str, list[list[str]]]:
+    """Keys of the cases, and of each its subject, session, scan and part."""
+    with open(run.folder / "splits.csv", newline="", encoding="utf-8") as file:
+        parts = [row[:4] for row in csv.reader(file)]
+    return (run.folder / "inputs.json").read_text(encoding="utf-8"), parts
 
 
 def _tested(run: Run) -> list[dict[str, str]]:

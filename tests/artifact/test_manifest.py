@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import hyperfusion_rt
-from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
+from hyperfusion_rt.artifact.description import describe
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest, digest_of, only_artifact
 from hyperfusion_rt.errors import ArtifactError, ConfigError, EngineError, HyperFusionError
 from hyperfusion_rt.export import build, export_run
 from hyperfusion_rt.export.compare import Expected, compare
@@ -43,6 +44,20 @@ def test_the_manifest_round_trips(session_artifact):
         assert entry.comparison.batches == (1, 2, 7)
         assert 0 < entry.comparison.largest_difference <= 1e-4
         assert 0 < entry.comparison.drift <= 1e-5
+
+
+def test_a_description_names_every_channel(artifact):
+    def several(content):
+        content["preprocessing"]["channels"] = [
+            {"name": "T1w", "files": "*_T1w.nii.gz"},
+            {"name": "PET", "files": "P/*", "normalisation": "fixed-range", "range": [0, 3]},
+        ]
+        content["checksum"] = digest_of(content)
+
+    edit(artifact, several)
+    said = dict(describe(artifact).sections["preprocessing"])
+    assert said["T1w channel"] == "*_T1w.nii.gz, zscore-foreground"
+    assert said["PET channel"] == "P/*, fixed-range 0 to 3"
 
 
 def test_a_changed_byte_is_refused(artifact):
@@ -241,3 +256,26 @@ def test_export_does_not_overwrite_unasked(session_run, artifact):
         export_run(session_run, artifact)
     with pytest.raises(ConfigError, match=r"ends in \.hfrt"):
         export_run(session_run, artifact.with_name("model"))
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_an_older_artifact_is_read(artifact, version):
+    def older(content):
+        content |= {"format_version": version, "task": "ad"}
+        for name in ("target_spread", "training_cases"):
+            del content[name]
+        del content["table"]["unit"]
+        del content["preprocessing"]["channels"], content["preprocessing"]["range"]
+        if version == 3:
+            del content["scan_reference"]
+        content["checksum"] = digest_of(content)
+
+    edit(artifact, older)
+    manifest = Artifact.open(artifact).manifest
+    assert (manifest.task, manifest.unit) == ("classification", "probability")
+    assert [channel.files for channel in manifest.preprocessing.channels] == [""]
+    content = json.loads((artifact / "manifest.json").read_text())
+    content |= {"task": "brain-age", "classes": [], "unit": "years"}
+    content["table"] |= {"target": "AGE", "classes": {}}
+    aged = Manifest.model_validate(content)
+    assert (aged.task, aged.table.unit, aged.table.answers) == ("regression", "years", ("years",))

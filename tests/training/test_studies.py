@@ -156,6 +156,11 @@ def test_every_case_is_tested_once(root):
     assert np.trace(confusion) / 20 == pytest.approx(right)
     with pytest.raises(ConfigError, match="is no cross-validation"):
         CrossValidation.open(made.fold(0))
+    splits = made.fold(1) / "splits.csv"
+    splits.write_text(splits.read_text().replace("S8-0001", "S8-0099"))
+    with pytest.raises(ConfigError, match="has another cohort") as caught:
+        cross_validate(config, root, resume=made)
+    assert caught.value.code == "run-cohort-changed"
 
 
 def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):
