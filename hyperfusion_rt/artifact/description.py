@@ -63,7 +63,7 @@ def describe(folder: Path) -> Description:
             for box in prep.boxes
         ],
         ("interpolation", prep.interpolation),
-        *[(f"{channel.name} channel", _channel(prep, channel)) for channel in prep.channels],
+        *[(f"image {c.name}", _image(prep, c)) for c in prep.channels],
     ]
     columns: Rows = []
     for column in m.members[0].columns:
@@ -79,11 +79,11 @@ def describe(folder: Path) -> Description:
     return Description(artifact.label, m.model_dump(mode="json"), sections)
 
 
-def _channel(prep: Preprocessing, channel: Channel) -> str:
-    """Which files a channel is, and how its values are normalised."""
+def _image(prep: Preprocessing, channel: Channel) -> str:
+    """How a channel is found and normalised."""
     given = prep.range_of(channel)
-    of = f" {given[0]:g} to {given[1]:g}" if given else ""
-    return f"{channel.files or 'every scan'}, {prep.normalisation_of(channel)}{of}"
+    how = prep.normalisation_of(channel) + (f" {given[0]:g} to {given[1]:g}" if given else "")
+    return f"{channel.files or 'every scan'}, {how}"
 
 
 def describe_file(entry: EngineFile, unit: str) -> str:

@@ -56,8 +56,8 @@ def test_a_description_names_every_channel(artifact):
 
     edit(artifact, several)
     said = dict(describe(artifact).sections["preprocessing"])
-    assert said["T1w channel"] == "*_T1w.nii.gz, zscore-foreground"
-    assert said["PET channel"] == "P/*, fixed-range 0 to 3"
+    assert said["image T1w"] == "*_T1w.nii.gz, zscore-foreground"
+    assert said["image PET"] == "P/*, fixed-range 0 to 3"
 
 
 def test_a_changed_byte_is_refused(artifact):
