@@ -12,8 +12,10 @@ import yaml
 
 import hyperfusion_rt
 from hyperfusion_rt.config import load_config
-from hyperfusion_rt.data.encoder import TabularEncoder, read_target
+from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.table_file import read_table
+from hyperfusion_rt.study.draft import draft
+from hyperfusion_rt.study.yaml_draft import text as draft_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,19 +92,28 @@ def test_python_in_the_readme_runs():
     assert names["features"].shape == (4, 8)
 
 
-def test_the_readme_s_study_can_be_read(tmp_path):
-    (configuration,) = blocks(README, "yaml")
-    (tmp_path / "hfrt.yaml").write_text(configuration, encoding="utf-8")
+def test_the_readme_s_study_can_be_drafted(tmp_path):
     lines = re.findall(r"\b(?:subject|S\d+),\S*", README)
     assert len(lines) == 3
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    config = load_config(tmp_path / "hfrt.yaml")
-    table = read_table(tmp_path / config.table)
-    spec = config.tabular.model_copy(update={"imputer": "median"})
-    encoder = TabularEncoder.fit(table.rows, spec)
-    assert encoder.encode(table.rows).shape == (2, encoder.width)
-    assert [read_target(row, spec) for row in table.rows] == [0, 2]
-    assert config.training.members == 4
+    (tmp_path / "scans").mkdir()
+    for line in lines[1:]:
+        (tmp_path / "scans" / f"{line.split(',')[0]}.nii.gz").touch()
+    made = draft(tmp_path / "scans", tmp_path / "data.csv", tmp_path)
+    (tmp_path / "hfrt.yaml").write_text(draft_text(made), encoding="utf-8")
+    spec = load_config(tmp_path / "hfrt.yaml").tabular
+    rows = read_table(tmp_path / "data.csv").rows
+    assert [read_target(row, spec) for row in rows] == [0, 1]
+    assert list(spec.classes) == ["CN", "AD"]
+
+
+def test_configurations_in_the_docs_are_valid(tmp_path):
+    page = (ROOT / "docs" / "how-to" / "configure.md").read_text(encoding="utf-8")
+    found = blocks(page, "yaml")
+    assert len(found) >= 3
+    for block in found:
+        (tmp_path / "hfrt.yaml").write_text(block, encoding="utf-8")
+        load_config(tmp_path / "hfrt.yaml")
 
 
 def test_reference_pages_are_what_the_code_gives(generate):
