@@ -10,6 +10,7 @@ from typing import Any
 from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
 from hyperfusion_rt.artifact.operations import Activated, Affine, AnyOperation, Conv, HyperConv
 from hyperfusion_rt.artifact.plan import read_plan
+from hyperfusion_rt.config import Channel, Preprocessing
 from hyperfusion_rt.metrics.words import headline
 
 Rows = list[tuple[str, object]]
@@ -62,7 +63,7 @@ def describe(folder: Path) -> Description:
             for box in prep.boxes
         ],
         ("interpolation", prep.interpolation),
-        ("normalisation", prep.normalisation),
+        *[(f"image {c.name}", _image(prep, c)) for c in prep.channels],
     ]
     columns: Rows = []
     for column in m.members[0].columns:
@@ -76,6 +77,13 @@ def describe(folder: Path) -> Description:
         for e in m.engines
     ]
     return Description(artifact.label, m.model_dump(mode="json"), sections)
+
+
+def _image(prep: Preprocessing, channel: Channel) -> str:
+    """How a channel is found and normalised."""
+    given = prep.range_of(channel)
+    how = prep.normalisation_of(channel) + (f" {given[0]:g} to {given[1]:g}" if given else "")
+    return f"{channel.files or 'every scan'}, {how}"
 
 
 def describe_file(entry: EngineFile, unit: str) -> str:
@@ -101,7 +109,7 @@ def describe_file(entry: EngineFile, unit: str) -> str:
     words.append(
         f"{by}differs from {found.against} by {found.largest_difference:.1e} of the outputs' scale "
         f"(tolerance {found.tolerance:g}), in the result by {found.drift:.1e} {unit} (tolerance "
-        f"{found.drift_tolerance:g}); {found.cases} {kind} cases, batch "
+        f"{found.drift_tolerance:.3g}); {found.cases} {kind} cases, batch "
         f"{', '.join(map(str, found.batches))}"
     )
     return "; ".join(words)

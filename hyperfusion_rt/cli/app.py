@@ -49,11 +49,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train HyperFusion networks (a table generates weights of a 3D CNN), export them, "
     "and predict brain scans.",
-    epilog="In a folder made by 'hfrt simulate': hfrt train; hfrt export; "
-    "hfrt infer scans/ --tabular data.csv",
+    epilog="A study of your own: hfrt init --scans scans --table data.csv; hfrt train; "
+    "hfrt export; hfrt evaluate NAME.hfrt new/scans --tabular new/data.csv",
 )
-for _command in sorted(COMMANDS.values(), key=lambda one: GROUPS.index(one.group)):
-    _command.add_to(app)
+for _name in [name for names in GROUPS.values() for name in names]:
+    COMMANDS[_name].add_to(app)
 
 
 def _version(value: bool) -> None:

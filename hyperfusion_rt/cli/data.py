@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 @command(
-    "Data",
     "Example: hfrt simulate cohort --task ad --subjects 300 --seed 1 --spacing 2",
     task="config:Published",
 )
@@ -60,7 +59,7 @@ def simulate(
         print(f"{out}: {subjects} subjects. Next: cd {out}; hfrt train")
 
 
-@command("Data", "Examples: hfrt preprocess raw/ --out scans; hfrt preprocess dicom/ --out scans")
+@command("Examples: hfrt preprocess raw/ --out scans; hfrt preprocess dicom/ --out scans")
 def preprocess(
     scans: Annotated[
         list[Path], typer.Argument(help="Raw T1 scans, folders with them, or DICOM folders.")

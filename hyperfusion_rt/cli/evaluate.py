@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 @command(
-    "Predict",
     "Example: hfrt evaluate ad.hfrt scans/ --tabular data.csv",
     options="runtime.options:EvaluateOptions",
 )

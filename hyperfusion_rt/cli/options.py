@@ -159,17 +159,23 @@ class Command:
         return typer.main.get_command(alone)
 
 
-GROUPS = ("Data", "Train", "Predict", "Tools")  # in the order in which the help lists them
+# As the help lists them: in the order of the work.
+GROUPS = {
+    "Data": ("simulate", "preprocess"),
+    "Study": ("init", "config", "check"),
+    "Train": ("train", "export", "import-checkpoint"),
+    "Predict": ("infer", "evaluate", "merge", "bids-app"),
+    "Tools": ("inspect", "doctor", "bench", "demo"),
+}
 COMMANDS: dict[str, Command] = {}
 
 
 def command(
-    group: str, epilog: str, name: str | None = None, **models: str
+    epilog: str, name: str | None = None, **models: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function.
 
     Args:
-        group: under which `hfrt --help` lists it.
         epilog: examples.
         name: default: the function's.
         models: which parameters are option models: `module:class` below the package; or a type
@@ -178,6 +184,7 @@ def command(
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         named = name or function.__name__.replace("_", "-")
+        group = next(group for group, names in GROUPS.items() if named in names)
         COMMANDS[named] = Command(function, named, group, epilog, models)
         return function
 

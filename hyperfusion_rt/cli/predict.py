@@ -22,7 +22,6 @@ _LISTED = 10  # failures on the terminal; all are in the table
 
 
 @command(
-    "Predict",
     "Examples: hfrt infer scans/ --tabular data.csv; every night: hfrt infer scans/ --tabular "
     "data.csv --resume; in a SLURM array: --shard $SLURM_ARRAY_TASK_ID/8, then hfrt merge",
     options="runtime.options:CohortOptions",
@@ -66,7 +65,6 @@ def infer(
 
 
 @command(
-    "Predict",
     "Example: hfrt merge predictions.shard-*.csv --out predictions.csv",
     options="runtime.options:MergeOptions",
 )
@@ -85,7 +83,6 @@ def merge(
 
 
 @command(
-    "Predict",
     "Examples: hfrt bids-app BIDS derivatives/hfrt participant --participant-label 01; "
     "hfrt bids-app BIDS derivatives/hfrt group",
     options="runtime.options:BidsOptions",

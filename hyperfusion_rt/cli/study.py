@@ -20,7 +20,6 @@ SCHEMA = "hfrt.schema.json"
 
 
 @command(
-    "Train",
     "Examples: hfrt init --scans mri/ --table patients.csv; "
     "hfrt init --scans mri/ --table patients.csv --target HIPPOCAMPUS_ml --boxes whole-brain",
     options="study.options:DraftOptions",
@@ -65,7 +64,6 @@ def init(
 
 
 @command(
-    "Train",
     "Examples: hfrt config; hfrt config --preset ad-small; hfrt config --set training.epochs=3 "
     "--json; hfrt config --schema > hfrt.schema.json",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hyperfusion_rt.number_text import number
@@ -49,6 +50,15 @@ def progress() -> Progress:
     )
 
 
+def near(path: Path) -> Path:
+    """A path as it is typed here: seen from the working folder, if it lies below."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def show_artifact(label: str, by_default: bool) -> None:
     """Print which artifact is used (`Artifact.label`), and whether nobody named it."""
     print(f"artifact {label}" + (", the only one here" if by_default else ""))
@@ -68,8 +78,6 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
 
     on_terminal = Console().is_terminal
     made = Table(
-        title=Text(title),
-        title_justify="left",
         header_style="bold",
         show_header=any(header),
         box=box.HEAVY_HEAD if on_terminal else box.SIMPLE,
@@ -84,9 +92,12 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
     for row in cells:
         made.add_row(*map(Text, row))
     out = Console(width=None if on_terminal or "COLUMNS" in os.environ else _WIDTH)
+    # By itself: as the table's own title it would be folded to the table's width.
     if on_terminal:
+        out.print(Text(title, style="italic"), soft_wrap=True)
         out.print(made)
         return
+    print(title)
     with out.capture() as captured:
         out.print(made)
     for line in captured.get().splitlines():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hyperfusion_rt.bench.options import BenchOptions
 
 
-@command("Tools", "Example: hfrt inspect cohort.hfrt")
+@command("Example: hfrt inspect cohort.hfrt")
 def inspect(
     path: Annotated[
         Path | None, typer.Argument(help="An artifact or a run; default: the only *.hfrt here.")
@@ -60,7 +60,7 @@ def inspect(
         terminal.table(title, ["", ""], [list(row) for row in rows])
 
 
-@command("Tools", "Example: hfrt doctor --json")
+@command("Example: hfrt doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Print what this machine has, which engines it can use, and what is known to be bad here."""
     from hyperfusion_rt.doctor import as_dict, diagnose
@@ -79,7 +79,6 @@ def doctor(as_json: Json = False) -> None:
 
 
 @command(
-    "Tools",
     "Examples: hfrt bench; hfrt bench --preset brain-age --batch 1 --only onnx",
     options="bench.options:BenchOptions",
 )
@@ -124,7 +123,7 @@ def bench(options: BenchOptions, as_json: Json = False) -> None:
     print(f"written: {options.out}.json, {options.out}.png")
 
 
-@command("Tools", "Example: hfrt demo demo")
+@command("Example: hfrt demo demo")
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
     subjects: Annotated[int, typer.Option(min=60, help="Subjects to train with.")] = 600,

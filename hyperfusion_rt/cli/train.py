@@ -51,9 +51,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
     return change
 
 
-@command(
-    "Train", "Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json"
-)
+@command("Examples: hfrt check; hfrt check --scans; hfrt check --set tabular.target=DX --json")
 def check(
     config: Configuration = Path("hfrt.yaml"),
     change: Change = None,
@@ -101,7 +99,6 @@ def check(
 
 
 @command(
-    "Train",
     "Examples: hfrt train; hfrt train --set network.fusion=film --set training.epochs=10; "
     "hfrt train --cross-validate; hfrt train --resume",
 )
@@ -179,6 +176,7 @@ def _show(folder: Path, metrics: dict[str, Any], as_json: bool) -> None:
     if as_json:
         terminal.print_json({"run": str(folder), **metrics})
         return
+    folder = terminal.near(folder)
     show_run(folder, metrics)
     print(f"every prediction: {folder / 'predictions.csv'}")
     run = folder if "folds" not in metrics else folder / "fold-0"
@@ -232,7 +230,7 @@ class _Training:
         self.say(f"{who}epoch {epoch + 1:3d} of {epochs}: {shown}")
 
 
-@command("Train", "Example: hfrt import-checkpoint model.safetensors --name published")
+@command("Example: hfrt import-checkpoint model.safetensors --name published")
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help=".safetensors, or a torch file of tensors.")],
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
@@ -258,7 +256,6 @@ def import_checkpoint(
 
 
 @command(
-    "Train",
     "Examples: hfrt export; hfrt export --engine onnx --engine trt-rtx --precision fp16 "
     "--batch 1:8:32; hfrt export --serve models/",
     options="export.options:ExportOptions",
@@ -299,8 +296,13 @@ def export(
     if as_json:
         terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
         return
-    for entry in artifact.manifest.engines:
-        print(f"{target / entry.file}: {describe_file(entry, artifact.manifest.unit)}")
+    unit = artifact.manifest.unit
+    rows = [[entry.file, describe_file(entry, unit)] for entry in artifact.manifest.engines]
+    terminal.table(f"{target}: compared with float64", ["file", "what it is"], rows)
+    print(
+        f"Next: hfrt evaluate {target} new-scans/ --tabular new.csv, where the truth is known; or "
+        f"hfrt infer new-scans/ --tabular new.csv --artifact {target}"
+    )
     if options.serve is not None:
         print(
             f"{options.serve}: models {target.stem}, its trunk and its head; "

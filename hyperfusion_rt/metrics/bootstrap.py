@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 
 SAMPLES = 2000
+_SEED = 0
 # Numbers of one block of counts: some tens of megabytes.
 _BLOCK = 1 << 21
 
@@ -69,9 +70,6 @@ def with_intervals(
     statistics: Mapping[str, Statistic],
     subject: NDArray[np.intp],
     label: Array,
-    *,
-    samples: int = SAMPLES,
-    seed: int = 0,
 ) -> tuple[dict[str, float | None], dict[str, list[float] | None], dict[str, str]]:
     """Every figure with its 95 % interval.
 
@@ -88,7 +86,7 @@ def with_intervals(
     figures = {name: value if np.isfinite(value) else None for name, value in values.items()}
     made: dict[str, list[Floats]] = {name: [] for name in statistics}
     if subject.max() > 0:
-        for counts in resample(subject, strata_of(subject, label), samples, seed):
+        for counts in resample(subject, strata_of(subject, label), SAMPLES, _SEED):
             for name, of in statistics.items():
                 made[name].append(of(counts))
     intervals: dict[str, list[float] | None] = {}

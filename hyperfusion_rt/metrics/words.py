@@ -100,8 +100,8 @@ def headline(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def in_a_line(metrics: dict[str, Any]) -> str:
-    """The main figures: `balanced accuracy 0.700 (95 % 0.610 to 0.780, chance 0.333); ...`."""
+def in_lines(metrics: dict[str, Any]) -> list[str]:
+    """The main figures: `balanced accuracy 0.700 (95 % 0.610 to 0.780, chance 0.333)`, ..."""
     shown = [item for item in figures_in_words(metrics) if item.name.startswith(_MAIN)]
     parts = []
     for item in shown:
@@ -109,7 +109,7 @@ def in_a_line(metrics: dict[str, Any]) -> str:
         chance = f"chance {item.chance}" if item.chance else ""
         brackets = ", ".join(filter(None, (beside, chance)))
         parts.append(f"{item.name} {item.value}" + (f" ({brackets})" if brackets else ""))
-    return "; ".join(parts)
+    return parts
 
 
 def with_percent(interval: str) -> str:

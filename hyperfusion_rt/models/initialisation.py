@@ -22,6 +22,8 @@ from hyperfusion_rt.models.brain_age import BrainAgeNetwork
 from hyperfusion_rt.models.layers import HyperNetwork
 
 _BRAIN_AGE_VARIANCE = 0.25
+# How much the brain-age embedding of a table of several columns varies at first.
+_EMBEDDED = 0.1
 
 
 def initialise_generator(net: HyperNetwork, variance: float, *, relu: bool) -> None:
@@ -42,16 +44,21 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
     """Initialise every generated layer of a published network.
 
     AD: Var(e) is measured over the training table `tabular [N, T]`. Brain age: Var(e) = 0.25, and
-    the embeddings Linear(T → 1) start at weights 1, bias 0.
+    the embeddings Linear(T → 1) start at equal weights and e at 1, give or take 0.1 at most: four
+    layers multiply it, and the sum of many columns would make them explode. Of the published table,
+    one category, that is weights 1, bias 0, and e = 1 for every row.
 
     Raises:
         ConfigError: the embedding of `tabular` is not finite, so it has no variance.
     """
     if isinstance(network, BrainAgeNetwork):
+        sums = tabular.double().sum(1)
+        weight = min(1.0, _EMBEDDED / max(float(sums.std(correction=0)), 1e-6))
+        bias = 1 - weight * float(sums.mean())
         for name, module in network.named_modules():
             if isinstance(module, HyperNetwork):
-                nn.init.ones_(module.embedding_model.weight)  # type: ignore[arg-type]
-                nn.init.zeros_(module.embedding_model.bias)  # type: ignore[arg-type]
+                nn.init.constant_(module.embedding_model.weight, weight)  # type: ignore[arg-type]
+                nn.init.constant_(module.embedding_model.bias, bias)  # type: ignore[arg-type]
                 relu = not name.startswith("final_layer")
                 initialise_generator(module, _BRAIN_AGE_VARIANCE, relu=relu)
         return

@@ -16,7 +16,7 @@ from hyperfusion_rt.data.number_check import are_years, impossible_age, means_ag
 from hyperfusion_rt.data.table_file import Row, is_missing, read_number, where
 from hyperfusion_rt.errors import CODES, TableError
 from hyperfusion_rt.metrics import age_bands, by_group, classification, regression
-from hyperfusion_rt.metrics.words import in_a_line
+from hyperfusion_rt.metrics.words import in_lines
 from hyperfusion_rt.runtime.prediction import Prediction
 
 _SEX = {"sex", "gender", "ptgender"}
@@ -83,9 +83,12 @@ class Agreement:
         return f"on {counted} of {cases_of(self.predicted)} ({', '.join(found)})"
 
     @property
-    def sentence(self) -> str:
-        """The main figures in a line: `on 40 of 60 cases, ...: balanced accuracy 0.7, ...`."""
-        return f"{self.text}: {in_a_line(self.figures) or 'none is left to count'}"
+    def lines(self) -> list[str]:
+        """The main figures, one a line, below that of which cases they are."""
+        figures = in_lines(self.figures)
+        if not figures:
+            return [f"{self.text}: none is left to count"]
+        return [f"{self.text}:", *(f"  {line}" for line in figures)]
 
 
 def agreement(manifest: Manifest, predictions: Sequence[Prediction]) -> Agreement | None:

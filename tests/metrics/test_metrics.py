@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 from hyperfusion_rt.metrics import (
     age_bands,
     balanced_accuracy,
+    bootstrap,
     by_group,
     classification,
     regression,
@@ -187,12 +188,10 @@ def test_the_intervals_cover_the_truth(figure):
         second = 1 / (1 + np.exp(-rng.normal(1.5 * truth - 0.75, 1)))
         return classification(truth, np.stack([1 - second, second], 1), ["a", "b"])
 
-    import hyperfusion_rt.metrics.bootstrap as bootstrap
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap.with_intervals, "__kwdefaults__", {"samples": 2, "seed": 0})
+        patch.setattr(bootstrap, "SAMPLES", 2)
         true = study(200_000, 10_000)[figure]
-        patch.setattr(bootstrap.with_intervals, "__kwdefaults__", {"samples": 400, "seed": 0})
+        patch.setattr(bootstrap, "SAMPLES", 400)
         intervals = [study(80, seed)[f"{figure}_95"] for seed in range(200)]
     covered = np.mean([low <= true <= high for low, high in intervals])
     assert 0.90 <= covered <= 0.99

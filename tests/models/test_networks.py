@@ -95,12 +95,29 @@ def test_generator_variances_follow_chang():
     assert net.weights_gen.bias.abs().max() == 0
 
     network, _, _, _ = network_for("brain-age", "hyper", features=4)
-    initialise_generators(network, torch.zeros(1, 2))
+    initialise_generators(network, torch.eye(2)[torch.arange(50) % 2])
     net = network.linear1.layer.hyper_net
     assert torch.equal(net.embedding_model.weight, torch.ones(1, 2))
+    assert torch.equal(net.embedding_model.bias, torch.zeros(1))
     fan_in = net.weight_shape[1]
     expected = 2 / (2 * fan_in * 1 * 0.25)
     assert net.weights_gen.weight.var().item() == pytest.approx(expected, rel=0.15)
+
+
+def test_a_table_of_many_columns_does_not_explode():
+    """Four layers multiply the embedding: with weights of 1 the sum of 30 columns did."""
+    torch.manual_seed(0)
+    tabular = torch.randn(200, 30) + 0.3
+    config = NetworkConfig(architecture="brain-age", features=2)
+    network = build_network(config, shape=(36, 36, 36), tabular_width=30, outputs=1)
+    initialise_generators(network, tabular)
+    for module in network.modules():
+        if isinstance(module, HyperNetwork):
+            e = module.embedding_model(tabular)
+            assert e.mean().item() == pytest.approx(1, abs=1e-5)
+            assert e.std(correction=0).item() == pytest.approx(0.1, rel=1e-4)
+    answers = network(torch.randn(200, 1, 36, 36, 36), tabular)
+    assert answers.std() < 10
 
 
 def test_the_embedding_is_taken_over():

@@ -83,7 +83,7 @@ class Result:
         """What else is to be said of the predictions: seen in the training, against the truth."""
         found = [text for text in (seen_text(self.predictions),) if text]
         if self.agreement is not None:
-            found.append(self.agreement.sentence)
+            found += self.agreement.lines
         return found
 
     def as_dict(self) -> dict[str, Any]:

@@ -246,7 +246,8 @@ def origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[
     by = "" if file.comparison.by == "engine" else f" (by {file.comparison.by})"
     compared = f"{file.comparison.largest_difference:.1e} of the outputs' scale{by}"
     size = f"{len(manifest.members)} member(s), {source.parameters:,} parameters"
-    boxes = f"{len(prep.boxes)} box(es) per scan"
+    names = ", ".join(channel.name for channel in prep.channels)
+    boxes = f"{len(prep.boxes)} box(es) of {names}"
     return [
         ("model", f"{network}, {size}"),
         ("trained on", f"{source.cases.get('train', 'unknown')} cases, run {source.run}"),
