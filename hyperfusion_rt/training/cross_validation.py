@@ -79,7 +79,7 @@ class CrossValidation:
         found = [path.parent for path in parent.glob(f"*/{FOLDS}")]
         if not found:
             raise ConfigError(
-                f"{parent}: no cross-validation here; begin one with 'hfrt train --cross-validate'",
+                f"{parent}: no cross-validation here; train one with 'hfrt train'",
                 code="run-not-found",
             )
         return cls.open(newest_of(found))

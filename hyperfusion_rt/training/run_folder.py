@@ -64,8 +64,7 @@ def newest_of(folders: Sequence[Path]) -> Path:
 def _is_folds(folder: Path) -> ConfigError:
     return ConfigError(
         f"{folder}: is a cross-validation, and each of its folds is a run: name one with `run`, "
-        f"such as {folder / 'fold-0'}, or a run beside it; a cross-validation is continued by "
-        "'hfrt train --cross-validate --resume'",
+        f"such as {folder / 'fold-0'}, or a run beside it",
         code="run-not-found",
     )
 
