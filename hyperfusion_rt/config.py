@@ -8,7 +8,6 @@ field is validated, and an unknown one is an error.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +36,9 @@ Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
 Range = tuple[float, float]
 
+# Three stages of two 3x3x3 convolutions leave one voxel of so many.
+BRAIN_AGE_VOXELS = 36
+
 # How older versions called the task and the network, in one field.
 OLDER_TASKS: dict[str, Task] = {"ad": "classification", "brain-age": "regression"}
 
@@ -47,6 +49,12 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Finite(Frozen):
+    """Whose numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 def _no_truth_value(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """`yes` is no number: it would be read as 1."""
     field = cls.model_fields[str(info.field_name)]
@@ -55,7 +63,7 @@ def _no_truth_value(cls: type[BaseModel], value: Any, info: ValidationInfo) -> A
     return value
 
 
-class Box(Frozen):
+class Box(_Finite):
     """A box in template (MNI, RAS) space. All boxes have the shape that `Preprocessing` gives."""
 
     name: str = Field(description="what the box is called in messages and tables")
@@ -67,7 +75,7 @@ class Box(Frozen):
     )
 
 
-class Channel(Frozen):
+class Channel(_Finite):
     """One image (modality) of a case: a channel of the network's input."""
 
     name: str = Field(min_length=1, description="what the channel is called in messages")
@@ -86,7 +94,7 @@ class Channel(Frozen):
     range: Range | None = Field(None, description="as in `preprocessing`, for this channel alone")
 
 
-class Preprocessing(Frozen):
+class Preprocessing(_Finite):
     """From a scan to `float32 [C, D, H, W]` per box, the same in training and inference."""
 
     boxes: tuple[Box, ...] = Field(
@@ -132,6 +140,8 @@ class Preprocessing(Frozen):
     def _check(self) -> Preprocessing:
         _distinct("boxes", [box.name for box in self.boxes])
         _distinct("channels", [channel.name for channel in self.channels])
+        if min(self.shape) < 1:
+            raise ValueError(f"shape {list(self.shape)}: needs one voxel or more along each axis")
         for channel in self.channels:
             if len(self.channels) > 1 and not channel.files:
                 raise ValueError(
@@ -140,7 +150,7 @@ class Preprocessing(Frozen):
                 )
             given = self.range_of(channel)
             fixed = self.normalisation_of(channel) == "fixed-range"
-            if fixed and (given is None or not -math.inf < given[0] < given[1] < math.inf):
+            if fixed and (given is None or not given[0] < given[1]):
                 raise ValueError(
                     f"channel {channel.name!r}: normalisation fixed-range needs 'range', the lower "
                     "and the higher value, such as [0, 3]"
@@ -279,10 +289,9 @@ class NetworkConfig(Frozen):
         return _named_now(given)
 
 
-class TrainingConfig(Frozen):
+class TrainingConfig(_Finite):
     """The optimiser and the protocol."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     _numbers = field_validator("*", mode="before")(_no_truth_value)
 
     lr: float = Field(gt=0, description="Adam's learning rate, at first")
@@ -394,6 +403,16 @@ class Config(Frozen):
             )
         if self.task == "classification" and table.unit:
             raise ValueError("tabular.unit: classes have no unit; drop it")
+        shape, network = self.preprocessing.shape, self.network
+        if (
+            network.architecture == "brain-age"
+            and network.fusion != "tabular"
+            and min(shape) < BRAIN_AGE_VOXELS
+        ):
+            raise ValueError(
+                f"network.architecture brain-age needs at least {BRAIN_AGE_VOXELS} voxels along "
+                f"each axis of a box, and preprocessing.shape is {list(shape)}"
+            )
         if not table.classes and training.combine != "mean":
             raise ValueError(f"training.combine {training.combine} needs classes; use mean")
         given = training.split_column or training.split_file

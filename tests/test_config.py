@@ -9,7 +9,7 @@ from hyperfusion_rt.errors import ConfigError
 MODELS = [
     kind
     for kind in vars(config).values()
-    if isinstance(kind, type) and issubclass(kind, Frozen) and kind is not Frozen
+    if isinstance(kind, type) and issubclass(kind, Frozen) and kind not in (Frozen, config._Finite)
 ]
 
 
@@ -198,8 +198,22 @@ def test_what_older_versions_wrote_is_read(name):
         ({"preprocessing": {"channels": [{"name": "a"}, {"name": "b"}]}}, "needs 'files'"),
         ({"preprocessing": {"normalisation": "fixed-range"}}, "needs 'range'"),
         (
+            {"preprocessing": {"normalisation": "fixed-range", "range": [3, 0]}},
+            "the lower and the higher value",
+        ),
+        (
             {"preprocessing": {"normalisation": "fixed-range", "range": [0, float("inf")]}},
-            "needs 'range'",
+            "finite",
+        ),
+        (
+            {"preprocessing": {"boxes": [{"name": "a", "center": [float("nan"), 0, 0]}]}},
+            "finite",
+        ),
+        ({"preprocessing": {"spacing": float("inf")}}, "finite"),
+        ({"preprocessing": {"shape": [0, 3, 3]}}, "needs one voxel or more along"),
+        (
+            {"network": {"architecture": "brain-age"}, "preprocessing": {"shape": [64, 35, 64]}},
+            "needs at least 36 voxels",
         ),
         ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
         (
@@ -218,5 +232,5 @@ def test_what_does_not_go_together_is_refused(change, message):
 
 def test_the_older_name_of_the_architecture_is_read_over_a_preset(tmp_path):
     path = tmp_path / "hfrt.yaml"
-    path.write_text("preset: ad-small\nnetwork: {task: brain-age}\n")
+    path.write_text("preset: ad\nnetwork: {task: brain-age}\n")
     assert load_config(path).network.architecture == "brain-age"

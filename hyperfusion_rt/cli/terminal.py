@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hyperfusion_rt.number_text import number
 
@@ -86,9 +86,10 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
     for i, name in enumerate(header):
         right = bool(rows) and isinstance(rows[0][i], (int, float))
         short = max(len(text) for text in (name, *(row[i] for row in cells))) <= _SHORT
-        made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=short)
-    for row in cells:
+        justify: Literal["right", "left"] = "right" if right else "left"
         # Text: what stands in square brackets, such as an extra's name, is no markup.
+        made.add_column(Text(name), justify=justify, overflow="fold", no_wrap=short)
+    for row in cells:
         made.add_row(*map(Text, row))
     out = Console(width=None if on_terminal or "COLUMNS" in os.environ else _WIDTH)
     # By itself: as the table's own title it would be folded to the table's width.

@@ -62,6 +62,9 @@ _PARTS = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout")
 )
 
+# Columns called so that hold a few whole numbers say the number of a part.
+_FOLDS = frozenset(("fold", "folds", "kfold", "cvfold", "split", "splits", "partition", "part"))
+
 
 @dataclass(frozen=True)
 class Used:
@@ -152,7 +155,8 @@ def judge(rows: Sequence[Row], name: str) -> Used | Unused:
     if plain(name) in {plain(known) for known in SESSION_COLUMNS if known != "ses"}:
         return Unused(name, "names the visit", _feature(name, cells))
     lower = set(cells.spelt)
-    if lower <= _PARTS and len(lower) > 1:
+    numbered = plain(name) in _FOLDS and _whole(cells) and len(lower) <= MOST_CATEGORIES
+    if (lower <= _PARTS and len(lower) > 1) or numbered:
         text = "says which part a row belongs to: training.split_column reads it"
         return Unused(name, text)
     reason = _no_measurement(name, cells)

@@ -91,7 +91,10 @@ class Check:
         kind = {"config": ConfigError, "table": TableError}.get(
             str(code).split("-")[0], CohortError
         )
-        return kind(f"{where}: " + "; ".join(f.text for f in self.refused), code=str(code))
+        text = "; ".join(finding.text for finding in self.refused)
+        # Some say themselves where they were found.
+        start = "" if text.startswith(str(where)) else f"{where}: "
+        return kind(f"{start}{text}", code=str(code))
 
 
 # ---- columns
@@ -116,8 +119,9 @@ def missing_columns(config: Config, table: Table) -> list[Finding]:
     ]
 
 
-def wrong_features(spec: TableSpec, table: Table) -> list[Finding]:
-    """Features that are the target, an id, or listed twice, whatever their spelling."""
+def wrong_features(config: Config, table: Table) -> list[Finding]:
+    """Features that are the target, an id, the split, or listed twice, whatever their spelling."""
+    spec = config.tabular
     found = []
     seen: dict[str, str] = {}
     for name in (feature.name for feature in spec.features):
@@ -137,6 +141,12 @@ def wrong_features(spec: TableSpec, table: Table) -> list[Finding]:
             text = (
                 f"tabular.features: {name!r} is the column of subjects, which says nothing about "
                 "a new case; drop the feature"
+            )
+            found.append(Finding(text, "config-invalid"))
+        if name == config.training.split_column:
+            text = (
+                f"tabular.features: {name!r} is training.split_column, which says nothing about a "
+                "new case; drop the feature"
             )
             found.append(Finding(text, "config-invalid"))
     return found
@@ -279,8 +289,10 @@ def _check_part(config: Config, part: Part) -> list[Finding]:
         )
         return [Finding(text)]
     if part.cases < 2:
-        text = f"{what} has {part.cases} case: its figures say nothing; add cases or lower "
-        return [Finding(text + f"training.parts (now {config.training.parts})")]
+        text = f"{what} has {part.cases} case{'' if part.cases else 's'}: its figures say nothing; "
+        given = config.training.split_column or config.training.split_file
+        lower = f" or lower training.parts (now {config.training.parts})"
+        return [Finding(f"{text}add cases{'' if given else lower}")]
     small = [f"{name} {n}" for name, n in part.counts.items() if n < FEW_TESTED]
     if part.part == "test" and (small or part.cases < FEW_TESTED):
         text = f"{what} is small ({', '.join(small) or part.cases}): its figures are uncertain; "

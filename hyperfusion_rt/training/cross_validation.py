@@ -24,10 +24,8 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import check_parts_rotate
 from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
-from hyperfusion_rt.training.run_folder import Run, new_folder
-from hyperfusion_rt.training.train import Callbacks, train
-
-NAME = "cross_validation.json"
+from hyperfusion_rt.training.run_folder import FOLDS, Run, new_folder, newest_of
+from hyperfusion_rt.training.train import INPUTS, Callbacks, train
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class CrossValidation:
         """
         folder = new_folder(parent, f"{config.preset}-folds", name)
         content = {"parts": list(parts), "config": config.model_dump(mode="json")}
-        write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
+        write_text(folder / FOLDS, json.dumps(content, indent=2) + "\n")
         return cls(folder, config, parts)
 
     @classmethod
@@ -59,14 +57,14 @@ class CrossValidation:
         Raises:
             ConfigError: it holds no readable `cross_validation.json`.
         """
-        path = folder / NAME
+        path = folder / FOLDS
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             config = Config.model_validate(content["config"])
             return cls(folder, config, tuple(int(part) for part in content["parts"]))
         except FileNotFoundError:
             raise ConfigError(
-                f"{folder}: is no cross-validation (no {NAME})", code="run-not-found"
+                f"{folder}: is no cross-validation (no {FOLDS})", code="run-not-found"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
@@ -78,13 +76,13 @@ class CrossValidation:
         Raises:
             ConfigError: there is none.
         """
-        found = [path.parent for path in parent.glob(f"*/{NAME}")]
+        found = [path.parent for path in parent.glob(f"*/{FOLDS}")]
         if not found:
             raise ConfigError(
-                f"{parent}: no cross-validation here",
+                f"{parent}: no cross-validation here; train one with 'hfrt train'",
                 code="run-not-found",
             )
-        return cls.open(max(found, key=lambda folder: (folder.stat().st_mtime_ns, folder.name)))
+        return cls.open(newest_of(found))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -118,8 +116,7 @@ def cross_validate(
         on_fold: told (fold, folds) before each, from 1.
 
     Raises:
-        HyperFusionError: as `train`; the parts that the study gives have no numbers; or the cohort
-            has changed since the folds that are kept.
+        HyperFusionError: as `train`; or the parts that the study gives have no numbers.
     """
     root = root.resolve()
     if resume is None:
@@ -132,7 +129,6 @@ def cross_validate(
         if on_fold is not None:
             on_fold(index + 1, len(made.parts))
         runs.append(_fold(made, part, root, device, callbacks))
-        _refuse_another_cohort(runs[0], runs[-1])
     rows = [row for run in runs for row in _tested(run)]
     write_table(made.folder / TABLE, config.tabular, rows)
     metrics = {
@@ -150,11 +146,17 @@ def cross_validate(
 def _fold(
     made: CrossValidation, part: int, root: Path, device: str | None, callbacks: Callbacks | None
 ) -> Run:
-    """The finished run of a fold."""
+    """The finished run of a fold.
+
+    Raises:
+        ConfigError: the fold is damaged, or the cohort is another than that of the other folds.
+    """
     training = made.config.training.model_copy(update={"test_part": part})
     config = made.config.model_copy(update={"training": training})
     folder = made.fold(part)
-    old = Run.open(folder) if (folder / "config.json").exists() else None
+    if folder.exists() and not (folder / "config.json").exists():
+        raise _damaged(folder, "it has no config.json")
+    old = Run.open(folder) if folder.exists() else None
     if old is not None and old.metrics:
         return old
     return train(
@@ -163,34 +165,35 @@ def _fold(
         name=folder.name,
         parent=made.folder,
         resume=old,
+        like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
         device=device,
         callbacks=callbacks,
     )
 
 
-def _refuse_another_cohort(first: Run, run: Run) -> None:
-    """Refuse folds of different cohorts: a case would be tested twice, or never."""
-    if _cohort_of(run) != _cohort_of(first):
-        raise ConfigError(
-            f"{run.folder}: has another cohort, or other parts, than {first.folder}: cases or the "
-            "table have changed since; train all folds anew without `resume`",
-            code="run-cohort-changed",
-        )
-
-
-def _cohort_of(run: Run) -> tuple[str, list[list[str]]]:
-    """Keys of the cases, and of each its subject, session, scan and part."""
-    with open(run.folder / "splits.csv", newline="", encoding="utf-8") as file:
-        parts = [row[:4] for row in csv.reader(file)]
-    return (run.folder / "inputs.json").read_text(encoding="utf-8"), parts
+def _damaged(folder: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{folder}: {what}; delete this folder, and continue with `resume`: the fold is trained "
+        "again",
+        code="run-unreadable",
+    )
 
 
 def _tested(run: Run) -> list[dict[str, str]]:
-    """The rows of a run's test set, as its members said it together."""
-    with open(run.folder / TABLE, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    """The rows of a run's test set, as its members said it together.
+
+    Raises:
+        ConfigError: they are not there, or not all of them.
+    """
     who = ALL if run.config.training.members > 1 else "0"
-    return [row for row in rows if row["member"] == who]
+    try:
+        with open(run.folder / TABLE, newline="", encoding="utf-8") as file:
+            rows = [r for r in csv.DictReader(file) if (r["split"], r["member"]) == ("test", who)]
+    except (OSError, KeyError, ValueError):
+        rows = []
+    if len(rows) != run.metrics["test"]["cases"]:
+        raise _damaged(run.folder, f"{TABLE} does not hold all cases of its test set")
+    return rows
 
 
 def _pooled(config: Config, rows: list[dict[str, str]]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def _read_study(config: Config, root: Path) -> _Study:
     cohort = join(scans, table, [*(feature.name for feature in spec.features), spec.target])
     left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
     findings = [
-        *missing_columns(config, table), *wrong_features(spec, table), *wrong_weights(config)
+        *missing_columns(config, table), *wrong_features(config, table), *wrong_weights(config)
     ]  # fmt: skip
     study = _Study([], [], left, [], findings, cohort.notes)
     if any(finding.code == "table-missing-column" for finding in findings):
@@ -272,7 +272,24 @@ def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) ->
         kept.append(index)
         said += [(text, case.subject) for text in cache.figures(case.files).warnings]
     study.keep(kept)
-    study.findings += _grouped(said)
+    study.findings += [*_grouped(said), *_same_images(study.cases, cache)]
+
+
+def _same_images(cases: Sequence[Case], cache: VolumeCache) -> list[Finding]:
+    """Files that show one image: a file in the wrong place, or a subject with two ids."""
+    channels = cache.preprocessing.channels
+    places: dict[str, list[str]] = {}
+    for case in cases:
+        for channel, content in zip(channels, cache.figures(case.files).content, strict=True):
+            name = case.subject + (f" {case.session}" if case.session else "")
+            place = f"{name} ({channel.name})" if len(channels) > 1 else name
+            places.setdefault(content, []).append(place)
+    places.pop("", None)  # images that tell nothing, such as masks of small lesions
+    found = [" = ".join(same) for same in places.values() if len(same) > 1]
+    if not found:
+        return []
+    text = f"the same image stands in several places: {'; '.join(found[:SHOWN])}{more(len(found))}"
+    return [Finding(f"{text}. Is a file misplaced, or does a person have two ids?")]
 
 
 def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:

@@ -110,12 +110,17 @@ def parts_of(
     if len(numbers) == len(cases):
         return _rotating(np.array(numbers), sorted(set(numbers)), training.test_part, given.where)
     names = [_NAMES.get(text.casefold(), "") for text in given.texts]
-    wrong = [text for text, name in zip(given.texts, names, strict=True) if not name]
+    pairs = list(zip(given.texts, names, strict=True))
+    wrong = [text for text, name in pairs if not name and not text.isdecimal()]
     if wrong:
         shown = ", ".join(repr(text) for text in dict.fromkeys(wrong[: 10 * SHOWN]))
-        mixed = " beside names of parts" if numbers else ""
         raise CohortError(
-            f"{given.where}: {shown} in {len(wrong)} cases{mixed}: {_HOW}", code="split-invalid"
+            f"{given.where}: {shown} in {len(wrong)} cases: {_HOW}", code="split-invalid"
+        )
+    if numbers:
+        raise CohortError(
+            f"{given.where}: has numbers in {len(numbers)} cases beside names of parts: {_HOW}",
+            code="split-invalid",
         )
     if training.test_part is not None:
         raise ConfigError(

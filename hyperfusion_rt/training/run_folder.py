@@ -21,6 +21,7 @@ runs/NAME/
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
+
+FOLDS = "cross_validation.json"  # what makes a folder a cross-validation
 
 
 def new_folder(parent: Path, what: str, name: str | None) -> Path:
@@ -51,6 +54,19 @@ def new_folder(parent: Path, what: str, name: str | None) -> Path:
         count += 1
         folder = parent / f"{stem}-{count}"
     return folder
+
+
+def newest_of(folders: Sequence[Path]) -> Path:
+    """The one that was written to last."""
+    return max(folders, key=lambda folder: (folder.stat().st_mtime_ns, folder.name))
+
+
+def _is_folds(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"{folder}: is a cross-validation, and each of its folds is a run: name one with `run`, "
+        f"such as {folder / 'fold-0'}, or a run beside it",
+        code="run-not-found",
+    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,8 @@ class Run:
         try:
             return cls(folder, Config.model_validate_json(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
+            if (folder / FOLDS).exists():
+                raise _is_folds(folder) from None
             raise ConfigError(
                 f"{folder}: is not a run folder (no config.json)", code="run-not-found"
             ) from None
@@ -112,17 +130,21 @@ class Run:
         """The newest run under `parent`; only finished ones unless told otherwise.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or the newest is a cross-validation.
         """
         folders = [path.parent for path in parent.glob("*/config.json")]
         if finished:
             folders = [folder for folder in folders if (folder / "metrics.json").exists()]
-        if not folders:
+        folds = [path.parent for path in parent.glob(f"*/{FOLDS}")]
+        if not folders and not folds:
             kind = "finished run" if finished else "run"
             raise ConfigError(
                 f"{parent}: no {kind} here; train one with 'hfrt train'", code="run-not-found"
             )
-        return cls.open(max(folders, key=lambda folder: (folder.stat().st_mtime_ns, folder.name)))
+        newest = newest_of([*folders, *folds])
+        if newest in folds:
+            raise _is_folds(newest)
+        return cls.open(newest)
 
     def member(self, index: int) -> Member:
         """Member `index`, whose folder may not exist yet."""

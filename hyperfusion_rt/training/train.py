@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
@@ -22,6 +24,9 @@ from hyperfusion_rt.training.results import evaluate
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
 from hyperfusion_rt.training.training_cases import keep_training_cases
+
+INPUTS = "inputs.json"
+_SPLITS = "splits.csv"
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,14 @@ def train(
     name: str | None = None,
     parent: Path | None = None,
     resume: Run | None = None,
+    like: Path | None = None,
     device: str | None = None,
     callbacks: Callbacks | None = None,
 ) -> Run:
     """Train every member of `config` on the cohort under `root` and write `parent/NAME`.
 
     `parent`: default `root/runs`. With `resume`, continue that run where it stopped; `config` must
-    be the run's own.
+    be the run's own. `like`: a run that must have the same cases in the same parts.
 
     Raises:
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
@@ -81,6 +87,8 @@ def train(
     dataset = gather(config, root, calls.on_scan)
     if calls.on_check is not None:
         calls.on_check(dataset.check)
+    if like is not None:
+        _refuse_another_cohort(like, dataset, config, root)
     run = resume or Run.create(parent or root / "runs", config, name)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
@@ -104,7 +112,7 @@ def train(
 
 def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
     """Keep what the run is trained on; a run that is resumed must find the same."""
-    splits, inputs = run.folder / "splits.csv", run.folder / "inputs.json"
+    splits, inputs = run.folder / _SPLITS, run.folder / INPUTS
     text, content = splits_csv(dataset, run.config, root), inputs_of(dataset, run.config)
     if splits.exists() and splits.read_text(encoding="utf-8") != text:
         _refuse_resume(splits, "the cohort has changed")
@@ -117,6 +125,25 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
     write_text(run.folder / "check.json", check, private=True)
     left = [astuple(item) for item in dataset.left_out]
     write_text(run.folder / "left_out.json", json.dumps(left, indent=2) + "\n", private=True)
+
+
+def _refuse_another_cohort(like: Path, dataset: Dataset, config: Config, root: Path) -> None:
+    """Refuse to train on other cases, or other parts, than the run `like` was trained on.
+
+    Raises:
+        ConfigError: what is different.
+    """
+    splits = (like / _SPLITS, splits_csv(dataset, config, root))
+    if _parts_in(splits[0].read_text(encoding="utf-8")) != _parts_in(splits[1]):
+        _refuse_resume(splits[0], "the cohort has changed")
+    changed = _changed(_kept_inputs(like / INPUTS), inputs_of(dataset, config))
+    if changed:
+        _refuse_resume(like / INPUTS, f"{changed} changed")
+
+
+def _parts_in(text: str) -> list[list[str]]:
+    """Subject, session, scan and part of each case, whatever each member's split is."""
+    return [line[:4] for line in csv.reader(io.StringIO(text))]
 
 
 def _kept_inputs(path: Path) -> list[dict[str, str]]:

@@ -47,6 +47,13 @@ def test_a_table_in_a_pipe_is_narrow_and_whole(capsys, monkeypatch):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
 
 
+def test_square_brackets_are_no_markup(capsys):
+    """A class may be called so."""
+    terminal.table("title [b]", ["", "it's [ok]", "[/x]"], [["true [i]", "1", "2"]])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("title [b]", "it's [ok]", "[/x]", "true [i]"))
+
+
 def test_a_table_without_names_has_no_header(capsys):
     terminal.table("Machine", ["", ""], [["cores", 2]])
     assert capsys.readouterr().out.split() == ["Machine", "cores", "2"]

@@ -51,6 +51,7 @@ def test_a_plain_study(study):
         ("GENE", lambda i: ("1", "1.0", "2")[i * 5 % 7 % 3], ""),
         ("SITE", lambda i: ("a b", "a  b", "c")[i * 5 % 7 % 3], "one value in 2 spellings"),
         ("Split", lambda i: ("train", "test")[i % 5 == 0], "training.split_column"),
+        ("CV_fold", lambda i: i * 7 % 5, "training.split_column"),
         ("VISCODE", lambda i: "bl", "names the visit"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_preset_printed_is_the_preset(name, tmp_path):
 
 def test_an_older_spelling_comes_from_the_file(tmp_path):
     path = tmp_path / "hfrt.yaml"
-    path.write_text("preset: ad-small\nnetwork: {task: brain-age}\n")
+    path.write_text("preset: ad\nnetwork: {task: brain-age}\n")
     where = origins(load_config(path), read(path), {})
     assert where["network.architecture"] == "file"
 

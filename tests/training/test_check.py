@@ -403,6 +403,7 @@ def test_scans_are_looked_at_when_asked(study, hfrt):
     status, out, err = hfrt(study.root, "check", "--scans")
     assert status == 1
     assert "no case can be used for training" in err
+    assert err.count(str(study.root)) == 2  # once of the study, once of the first scan
     assert "left out: 40 (scan-" in out
 
 

@@ -101,11 +101,31 @@ def test_words_that_name_no_part_are_refused(study):
     finding = refused(study, split_column="part")
     assert "column 'part': 'tset' in 10 cases: write train, validation or test" in finding.text
     study.set("part", ["1", "2", "3", "test"] * 10)
-    assert "beside names of parts" in refused(study, split_column="part").text
+    assert "has numbers in 30 cases beside names of parts" in (
+        refused(study, split_column="part").text
+    )
+    study.set("part", ["-1", "0", "1", "2"] * 10)
+    assert "column 'part': '-1' in 10 cases: write" in refused(study, split_column="part").text
     study.set("part", ["1", "2"] * 20)
     assert "has 2 parts, and three at least are needed" in refused(study, split_column="part").text
     study.set("part", ["test", "validation"] * 20)
     assert "no case is for training" in refused(study, split_column="part").text
+
+
+def test_a_split_column_is_no_feature(study):
+    study.set("fold", [f"{i % 5}" for i in range(40)])
+    study.write(AD)
+    text = (study.root / "hfrt.yaml").read_text()
+    text = text.replace("  stratify", "  - {name: fold, kind: numeric}\n  stratify")
+    assert study.check(text).refused == []
+    found = study.check(text, training={"split_column": "fold"}).refused
+    assert ["'fold' is training.split_column" in finding.text for finding in found] == [True]
+
+
+def test_a_split_without_a_test_part_is_said(study):
+    study.set("part", ["train", "train", "val"] * 14)
+    found = [f.text for f in study.check(training={"split_column": "part"}).warnings]
+    assert "the test part has 0 cases: its figures say nothing; add cases" in found
 
 
 def test_a_split_column_that_is_not_there_is_refused(study):

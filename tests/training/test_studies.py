@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.runtime.predictor import load
 from hyperfusion_rt.training.cross_validation import CrossValidation, cross_validate
+from hyperfusion_rt.training.dataset import check_study
 from hyperfusion_rt.training.train import Callbacks, train
 
 SMALL = {
@@ -156,11 +159,72 @@ def test_every_case_is_tested_once(root):
     assert np.trace(confusion) / 20 == pytest.approx(right)
     with pytest.raises(ConfigError, match="is no cross-validation"):
         CrossValidation.open(made.fold(0))
-    splits = made.fold(1) / "splits.csv"
-    splits.write_text(splits.read_text().replace("S8-0001", "S8-0099"))
-    with pytest.raises(ConfigError, match="has another cohort") as caught:
-        cross_validate(config, root, resume=made)
-    assert caught.value.code == "run-cohort-changed"
+
+
+def test_an_image_in_two_places_is_said(root, tmp_path):
+    """A FLAIR file that is a copy of the T1, and one that is another subject's."""
+    shutil.copy(root / "data.csv", tmp_path)
+    (tmp_path / "scans").mkdir()
+    files = {file.name: file for file in (root / "scans").iterdir()}
+    files["S8-0001_FLAIR.nii.gz"] = files["S8-0001_T1w.nii.gz"]
+    files["S8-0002_FLAIR.nii.gz"] = files["S8-0003_FLAIR.nii.gz"]
+    for name, file in files.items():
+        shutil.copy(file, tmp_path / "scans" / name)
+    config = load_config(root / "hfrt.yaml")
+    said = [finding.text for finding in check_study(config, tmp_path, scans=True).warnings]
+    text = "S8-0001 (T1w) = S8-0001 (FLAIR); S8-0002 (FLAIR) = S8-0003 (FLAIR)."
+    assert [text in one for one in said if "the same image" in one] == [True]
+    said = [finding.text for finding in check_study(config, root, scans=True).warnings]
+    assert not [one for one in said if "the same image" in one]
+
+
+def test_folds_of_another_cohort_or_damaged_ones_are_not_mixed(root, tmp_path, hfrt):
+    for name in ("data.csv", "hfrt.yaml"):
+        shutil.copy(root / name, tmp_path / name)
+    (tmp_path / "scans").symlink_to(root / "scans")
+    change = merged(SMALL, {"training": {"parts": 3, "epochs": 1, "members": 1}})
+    made = cross_validate(load_config(tmp_path / "hfrt.yaml", change), tmp_path, name="cv")
+
+    def resumed():
+        arguments = "train", "--cross-validate", "--resume"
+        status, _, err = hfrt(tmp_path, *arguments)
+        return status, err
+
+    for arguments in (("export",), ("export", "--run", "runs/cv"), ("train", "--resume")):
+        status, _, err = hfrt(tmp_path, *arguments)
+        assert status == 1
+        assert "is a cross-validation, and each of its folds is a run: name one with --run" in err
+        assert "runs/cv/fold-0" in err
+
+    figures = (made.folder / "metrics.json").read_text()
+    table = made.fold(1) / "predictions.csv"
+    whole = table.read_text()
+    table.write_text("".join(whole.splitlines(keepends=True)[:8]))
+    status, err = resumed()
+    assert status == 1
+    assert "predictions.csv does not hold all cases of its test set; delete this folder" in err
+    table.write_text(whole)
+    (made.fold(2) / "config.json").unlink()
+    status, err = resumed()
+    assert status == 1
+    assert "fold-2: it has no config.json; delete this folder" in err
+    shutil.rmtree(made.fold(2))
+    text = (tmp_path / "data.csv").read_text()
+    lines = text.splitlines(keepends=True)
+    row = re.sub(r"ale,\d+,", "ale,11,", lines[1])  # years of education: no stratum
+    for changed, what in (
+        ([lines[0], row, *lines[2:]], "the row of"),
+        (lines[:-1], "the cohort has changed"),
+    ):
+        (tmp_path / "data.csv").write_text("".join(changed))
+        status, err = resumed()
+        assert status == 1
+        assert what in err
+        assert not made.fold(2).exists()
+    (tmp_path / "data.csv").write_text(text)
+    status, err = resumed()
+    assert status == 0, err
+    assert (made.folder / "metrics.json").read_text() == figures
 
 
 def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.data.cohort import Case, Cohort
 from hyperfusion_rt.data.table_file import suggest
-from hyperfusion_rt.errors import CohortError, ConfigError, TableError
+from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.evaluation import (
@@ -131,6 +133,7 @@ def _check_out(out: Path, inputs: Sequence[Path], artifact: Path) -> None:
 
     Raises:
         ConfigError: `out` is a file, lies in the artifact, or would replace what is read.
+        HyperFusionError: the folder cannot be made or written.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"`out` {out}: is no folder; name another", code="output-wrong-name")
@@ -141,6 +144,15 @@ def _check_out(out: Path, inputs: Sequence[Path], artifact: Path) -> None:
             f"`out` {out}: would write over what is read; choose another folder",
             code="output-wrong-name",
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise HyperFusionError(
+            f"`out` {out}: cannot be written: {error.strerror or error}; name another folder",
+            code="output-cannot-be-written",
+        ) from None
 
 
 def _truths(

@@ -370,6 +370,14 @@ def test_it_never_writes_over_what_it_reads(people, hfrt, out):
         )
 
 
+@pytest.mark.parametrize("out", ["data.csv/x", "/proc/x"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(people, hfrt, monkeypatch, out):
+    monkeypatch.setattr("hyperfusion_rt.runtime.cohort.evaluate.Predictor", pytest.fail)
+    status, _, err = hfrt(people, *ARGUMENTS, "--out", out)
+    assert status == 1
+    assert err.startswith(f"error: --out {out}: cannot be written: ")
+
+
 # ---- what infer does with a truth
 
 
