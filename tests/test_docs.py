@@ -11,9 +11,6 @@ import pytest
 import yaml
 
 import hyperfusion_rt
-from hyperfusion_rt.config import load_config
-from hyperfusion_rt.data.encoder import TabularEncoder, read_target
-from hyperfusion_rt.data.table_file import read_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,19 +87,18 @@ def test_python_in_the_readme_runs():
     assert names["features"].shape == (4, 8)
 
 
-def test_the_readme_s_study_can_be_read(tmp_path):
-    (configuration,) = blocks(README, "yaml")
-    (tmp_path / "hfrt.yaml").write_text(configuration, encoding="utf-8")
+def test_the_readme_s_table_can_be_drafted(tmp_path):
+    from hyperfusion_rt.study.draft import draft
+
     lines = re.findall(r"\b(?:subject|S\d+),\S*", README)
     assert len(lines) == 3
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    config = load_config(tmp_path / "hfrt.yaml")
-    table = read_table(tmp_path / config.table)
-    spec = config.tabular.model_copy(update={"imputer": "median"})
-    encoder = TabularEncoder.fit(table.rows, spec)
-    assert encoder.encode(table.rows).shape == (2, encoder.width)
-    assert [read_target(row, spec) for row in table.rows] == [0, 2]
-    assert config.training.members == 4
+    (tmp_path / "scans").mkdir()
+    for name in ("S001", "S002"):
+        (tmp_path / "scans" / f"{name}.nii.gz").touch()
+    found = draft(tmp_path / "scans", tmp_path / "data.csv", tmp_path).config
+    assert found.tabular.id_column == "subject"
+    assert found.tabular.classes == {"CN": ("CN",), "AD": ("AD",)}
 
 
 def test_reference_pages_are_what_the_code_gives(generate):
