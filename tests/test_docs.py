@@ -12,10 +12,6 @@ import yaml
 
 import hyperfusion_rt
 from hyperfusion_rt.config import load_config
-from hyperfusion_rt.data.encoder import read_target
-from hyperfusion_rt.data.table_file import read_table
-from hyperfusion_rt.study.draft import draft
-from hyperfusion_rt.study.yaml_draft import text as draft_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,19 +88,18 @@ def test_python_in_the_readme_runs():
     assert names["features"].shape == (4, 8)
 
 
-def test_the_readme_s_study_can_be_drafted(tmp_path):
+def test_the_readme_s_table_can_be_drafted(tmp_path):
+    from hyperfusion_rt.study.draft import draft
+
     lines = re.findall(r"\b(?:subject|S\d+),\S*", README)
     assert len(lines) == 3
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (tmp_path / "scans").mkdir()
-    for line in lines[1:]:
-        (tmp_path / "scans" / f"{line.split(',')[0]}.nii.gz").touch()
-    made = draft(tmp_path / "scans", tmp_path / "data.csv", tmp_path)
-    (tmp_path / "hfrt.yaml").write_text(draft_text(made), encoding="utf-8")
-    spec = load_config(tmp_path / "hfrt.yaml").tabular
-    rows = read_table(tmp_path / "data.csv").rows
-    assert [read_target(row, spec) for row in rows] == [0, 1]
-    assert list(spec.classes) == ["CN", "AD"]
+    for name in ("S001", "S002"):
+        (tmp_path / "scans" / f"{name}.nii.gz").touch()
+    found = draft(tmp_path / "scans", tmp_path / "data.csv", tmp_path).config
+    assert found.tabular.id_column == "subject"
+    assert found.tabular.classes == {"CN": ("CN",), "AD": ("AD",)}
 
 
 def test_configurations_in_the_docs_are_valid(tmp_path):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 printed = False  # whether the command has printed its JSON object
 _WIDTH = 100  # characters of a table in a file or a pipe
 _SHORT = 14  # characters of a column that is never folded
+_WORD = 9  # characters that stay together in any column
 
 
 def console() -> Console:
@@ -81,14 +82,23 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
         header_style="bold",
         show_header=any(header),
         box=box.HEAVY_HEAD if on_terminal else box.SIMPLE,
+        collapse_padding=not on_terminal,
     )
     cells = [[number(v) if isinstance(v, float) else str(v) for v in row] for row in rows]
     for i, name in enumerate(header):
         right = bool(rows) and isinstance(rows[0][i], (int, float))
-        short = max(len(text) for text in (name, *(row[i] for row in cells))) <= _SHORT
+        texts = [name, *(row[i] for row in cells)]
+        short = max(map(len, texts)) <= _SHORT
+        word = max((len(word) for text in texts for word in text.split()), default=0)
         justify: Literal["right", "left"] = "right" if right else "left"
         # Text: what stands in square brackets, such as an extra's name, is no markup.
-        made.add_column(Text(name), justify=justify, overflow="fold", no_wrap=short)
+        made.add_column(
+            Text(name),
+            justify=justify,
+            overflow="fold",
+            no_wrap=short,
+            min_width=min(word, _WORD),
+        )
     for row in cells:
         made.add_row(*map(Text, row))
     out = Console(width=None if on_terminal or "COLUMNS" in os.environ else _WIDTH)

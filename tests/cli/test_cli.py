@@ -130,7 +130,7 @@ def test_the_readme_commands_as_typed(tmp_path, hfrt):
     assert (root / "bench.png").stat().st_size > 5000
 
 
-def test_import_export_of_published_weights(tmp_path, hfrt, request):
+def test_import_export_of_published_weights(tmp_path, hfrt, request, monkeypatch):
     golden = request.config.rootpath / "tests/golden/ad_golden_f4.state_dict.safetensors"
     status, out, _ = hfrt(tmp_path, "import-checkpoint", golden, "--name", "published")
     assert status == 0
@@ -146,6 +146,7 @@ def test_import_export_of_published_weights(tmp_path, hfrt, request):
         "onnx": "fp32",
     }
     assert 1e-5 < content["engines"][0]["comparison"]["largest_difference"] < 2e-2
+    monkeypatch.setenv("COLUMNS", "200")
     assert "gather bf16" in hfrt(tmp_path, "inspect", "--plan")[1]
     status, _, err = hfrt(tmp_path, "export", "--precision", "bf16", "--engine", "onnx")
     assert status == 1
