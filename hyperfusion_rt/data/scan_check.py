@@ -211,13 +211,14 @@ def box_names(preprocessing: Preprocessing) -> list[str]:
 def judge_boxes(
     paths: Sequence[Path],
     boxes: Boxes,
-    names: Sequence[str],
+    preprocessing: Preprocessing,
     reference: Reference,
     checks: ScanChecks = "refuse",
 ) -> list[str]:
     """What is odd about the boxes of a case, against those that training saw.
 
-    `paths`: of its channels; `names`: as `box_names`.
+    `paths`: of its channels. A channel that is not T1-weighted is only warned of: maps of lesions
+    have little in common.
 
     Raises:
         ScanError: a box has nothing of training's mean box.
@@ -225,15 +226,17 @@ def judge_boxes(
     warnings: list[str] = []
     if reference.means is None:
         return warnings
+    names = box_names(preprocessing)
     images = boxes.images.reshape(-1, *boxes.images.shape[2:])
     for index, usual in enumerate(reference.boxes):
         name, mean = names[index], reference.means[index]
+        channel = index % len(paths)
         r = box_correlation(images[index], mean, reference.stride)
-        if r < BOX_REFUSE and checks == "refuse":
-            path = paths[index % len(paths)]
+        refusing = checks == "refuse" and preprocessing.channels[channel].t1_weighted
+        if r < BOX_REFUSE and refusing:
             raise ScanError(
-                f"{path}: its {name} does not look like those of the training: correlation "
-                f"with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; {_ADVICE}. {_ANYWAY}",
+                f"{paths[channel]}: its {name} does not look like those of the training: "
+                f"correlation with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; {_ADVICE}. {_ANYWAY}",
                 code="scan-unlike-training",
             )
         fill, contrast = boxes.fill[index], boxes.contrast[index]
@@ -278,5 +281,5 @@ def checked_boxes(
     boxes = join_channels(found)
     if looked is not None:
         paths = [volume.path for volume in volumes]
-        odd += judge_boxes(paths, boxes, box_names(preprocessing), looked, checks)
+        odd += judge_boxes(paths, boxes, preprocessing, looked, checks)
     return replace(boxes, warnings=(*boxes.warnings, *odd))

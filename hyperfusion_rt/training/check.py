@@ -198,7 +198,7 @@ def holds_numbers(cells: Sequence[str]) -> bool:
 def is_age(config: Config) -> bool:
     """Whether the target is an age in years."""
     spec = config.tabular
-    return not spec.classes and (spec.unit == "years" or means_age(spec.target))
+    return not spec.classes and means_age(spec.target)
 
 
 def _target_column(config: Config, rows: Sequence[Row]) -> Column:

@@ -161,9 +161,11 @@ def test_whatever_ends_a_run_there_is_one_json_object(
 
 
 def test_a_signal_while_a_command_starts_is_one_json_object(tmp_path):
+    # Before `main` it is Python that is interrupted.
     wait = (
-        "import sys; from hyperfusion_rt.cli import start; "
-        "print('.', flush=True, file=sys.stderr); sys.argv = ['hfrt', *sys.argv[1:]]; start.main()"
+        "import sys; from hyperfusion_rt.cli import start; run = start._run\n"
+        "def say():\n    print('.', flush=True, file=sys.stderr)\n    return run()\n"
+        "start._run = say; sys.argv = ['hfrt', *sys.argv[1:]]; start.main()"
     )
     command = [sys.executable, "-c", wait, "simulate", "x", "--subjects", "60", "--json"]
     process = subprocess.Popen(

@@ -206,3 +206,30 @@ def test_outside_the_scan_is_zero_in_a_fixed_range(tmp_path):
     image = extract(volume, settings(ct, min_coverage=0.1)).images[0, 0]
     assert (image[:5] == 0).all()
     assert set(np.unique(image[6:])) <= set(np.float32([0.75, 0.8, 0.85]))
+
+
+def test_only_a_t1_image_is_refused_for_looking_unlike_the_training(tmp_path):
+    from hyperfusion_rt.data.scan_check import (
+        BoxUsual,
+        Landmarks,
+        Reference,
+        Usual,
+        judge_boxes,
+    )
+
+    path = write(tmp_path / "x.nii", *ball((60, 60, 60), (1, 1, 1)))
+    usual = Usual(median=0.5, spread=0.05)
+    each = BoxUsual(fill=usual, contrast=usual, correlation=usual)
+    for channel, refused in ((T1, True), (FLAIR, False)):
+        boxes = extract(read_volume(path), settings(channel))
+        reference = Reference(
+            Landmarks(np.zeros((0, 3), np.float32), np.zeros(0, np.float32)),
+            (each,),
+            -boxes.images[0],  # the opposite
+        )
+        if refused:
+            with pytest.raises(ScanError, match="does not look like those of the training"):
+                judge_boxes([path], boxes, settings(channel), reference)
+        else:
+            (said,) = judge_boxes([path], boxes, settings(channel), reference)
+            assert "correlation with the mean box -1.00" in said

@@ -38,6 +38,6 @@ def test_a_network_of_your_own_becomes_an_engine():
 def test_a_cohort_is_predicted_from_python(cohort):
     out = run("predict_from_python.py", cohort / "base.hfrt", cohort / "scans", cohort / "data.csv")
     lines = out.splitlines()
-    assert lines[1] == "classes: ('CN', 'MCI', 'AD')"
+    assert lines[1] == "classes, or unit: ('CN', 'MCI', 'AD')"
     predicted = [line for line in lines[2:] if line.endswith("]")]
     assert len(predicted) == len(list((cohort / "scans").iterdir()))

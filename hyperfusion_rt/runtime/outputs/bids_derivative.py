@@ -101,7 +101,6 @@ def open_derivative(out: Path, manifest: Manifest, source: Path) -> None:
             code="bids-other-dataset",
         )
     content = _description(out, manifest, source)
-    made_by = content["GeneratedBy"][0]
     path = out / DESCRIPTION
     if path.exists():
         there = _generated_by(_json(path))
@@ -109,7 +108,8 @@ def open_derivative(out: Path, manifest: Manifest, source: Path) -> None:
             raise ConfigError(
                 f"{out}: holds another dataset; choose another folder", code="bids-other-dataset"
             )
-        if there.get("Description") != made_by["Description"]:
+        # The rest of the text may be of another version of this program.
+        if not str(there.get("Description")).endswith(manifest.checksum):
             raise ConfigError(
                 f"{out}: holds predictions of another artifact ({there.get('Description')}); "
                 "choose another folder, or delete this one",
@@ -154,7 +154,7 @@ def _description(out: Path, manifest: Manifest, source: Path) -> dict[str, Any]:
             {
                 "Name": NAME,
                 "Version": hyperfusion_rt.__version__,
-                "Description": f"{manifest.task} with the artifact {manifest.name}, "
+                "Description": f"{manifest.table.target} with the artifact {manifest.name}, "
                 f"manifest checksum {manifest.checksum}",
             }
         ],
