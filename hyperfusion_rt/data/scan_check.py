@@ -236,7 +236,8 @@ def judge_boxes(
         if r < BOX_REFUSE and refusing:
             raise ScanError(
                 f"{paths[channel]}: its {name} does not look like those of the training: "
-                f"correlation with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; {_ADVICE}. {_ANYWAY}",
+                f"correlation with their mean {r:.2f}, at least {BOX_REFUSE:g} is needed; "
+                f"{_ADVICE}. {_ANYWAY}",
                 code="scan-unlike-training",
             )
         fill, contrast = boxes.fill[index], boxes.contrast[index]
