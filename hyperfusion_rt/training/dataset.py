@@ -33,6 +33,7 @@ from hyperfusion_rt.training.check import (
     check_columns,
     check_leaks,
     check_parts,
+    left_lines,
     missing_columns,
     wrong_features,
     wrong_weights,
@@ -41,6 +42,8 @@ from hyperfusion_rt.training.parts import Given, given_parts, parts_of
 from hyperfusion_rt.training.splits import Parts
 
 _FIGURES = re.compile(r"\b\d+(\.\d+)?%?")
+# Kinds of reason that an error without any case gives.
+_REASONS = 3
 OnScan = Callable[[int, int], None]
 
 
@@ -195,10 +198,9 @@ def _refuse(check: Check, root: Path) -> None:
 
 def _some_case(study: _Study, root: Path) -> None:
     if not study.cases:
-        left = study.left
-        first = f"; the first: {left[0].subject}: {left[0].reason}" if left else ""
+        why = "".join(f"; {line}" for line in left_lines(study.left)[:_REASONS])
         raise CohortError(
-            f"{root}: no case can be used for training{first}", code="cohort-no-usable-case"
+            f"{root}: no case can be used for training{why}", code="cohort-no-usable-case"
         )
 
 
