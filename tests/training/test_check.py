@@ -173,7 +173,9 @@ def test_a_target_that_nobody_has_leaves_no_case(study, value):
     study.set("AGE", lambda row: value)
     (finding,) = study.check(AGES).refused
     assert finding.code == "cohort-no-usable-case"
-    with pytest.raises(CohortError, match=r"no case can be used for training; left out: 40 \(.*\): S00, S01, S02"):
+    with pytest.raises(
+        CohortError, match=r"no case can be used for training; left out: 40 \(.*\): S00, S01, S02"
+    ):
         gather(load_config(study.root / "hfrt.yaml"), study.root)
 
 
