@@ -145,9 +145,12 @@ def _check_out(out: Path, inputs: Sequence[Path], artifact: Path) -> None:
             code="output-wrong-name",
         )
     try:
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        for folder in missing:  # nothing is left of a run that fails
+            folder.rmdir()
     except OSError as error:
         raise HyperFusionError(
             f"`out` {out}: cannot be written: {error.strerror or error}; name another folder",
