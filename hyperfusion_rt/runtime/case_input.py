@@ -84,7 +84,7 @@ class CaseReader:
         digest = None
         if self.source == "registered" or (self.cache is not None and not files[0].is_dir()):
             with clock.step("read"):
-                before = [stamp(path) for path in files]
+                before = [stamp(path) for path in files] if self.cache is not None else []
                 read = [read_file(path) for path in files]
                 contents = [*read]
                 if self.cache is not None:

@@ -183,6 +183,17 @@ int64_t sample_box(const Volume& v, const T* voxels, const Support* support, con
   return inside;
 }
 
+// Every output voxel's value and part of support; returns how many lie in the volume.
+int64_t sample_values(const Volume& volume, const Support* support, const double m[12],
+                      const int64_t n[3], float* value, float* part) {
+  return with_type(volume, [&](const auto* voxels) {
+    return sample_box(volume, voxels, support, m, n, [&](const Sample& x) {
+      *value++ = x.value;
+      *part++ = x.part;
+    });
+  });
+}
+
 }  // namespace
 
 CropStatistics crop_normalise(const Volume& volume, const Support& support, const double matrix[12],
@@ -190,14 +201,7 @@ CropStatistics crop_normalise(const Volume& volume, const Support& support, cons
   CropStatistics s;
   const int64_t count = out_shape[0] * out_shape[1] * out_shape[2];
   std::vector<float> parts(count);
-  s.inside = with_type(volume, [&](const auto* voxels) {
-    float* value = out;
-    float* part = parts.data();
-    return sample_box(volume, voxels, &support, matrix, out_shape, [&](const Sample& x) {
-      *value++ = x.value;
-      *part++ = x.part;
-    });
-  });
+  s.inside = sample_values(volume, &support, matrix, out_shape, out, parts.data());
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) {
     s.nonfinite += !std::isfinite(out[i]);
@@ -254,14 +258,7 @@ CropStatistics crop_range(const Volume& volume, const double matrix[12], const i
   CropStatistics s;
   const int64_t count = out_shape[0] * out_shape[1] * out_shape[2];
   std::vector<float> parts(count);
-  s.inside = with_type(volume, [&](const auto* voxels) {
-    float* value = out;
-    float* part = parts.data();
-    return sample_box(volume, voxels, nullptr, matrix, out_shape, [&](const Sample& x) {
-      *value++ = x.value;
-      *part++ = x.part;
-    });
-  });
+  s.inside = sample_values(volume, nullptr, matrix, out_shape, out, parts.data());
   for (int64_t i = 0; i < count; ++i) s.nonfinite += !std::isfinite(out[i]);
   if (s.nonfinite) return s;
   double sum = 0, squares = 0;
