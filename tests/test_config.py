@@ -9,7 +9,7 @@ from hyperfusion_rt.errors import ConfigError
 MODELS = [
     kind
     for kind in vars(config).values()
-    if isinstance(kind, type) and issubclass(kind, Frozen) and kind not in (Frozen, config._Finite)
+    if isinstance(kind, type) and issubclass(kind, Frozen) and kind not in (Frozen, config.Finite)
 ]
 
 
