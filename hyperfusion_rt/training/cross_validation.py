@@ -129,7 +129,7 @@ def cross_validate(
         if on_fold is not None:
             on_fold(index + 1, len(made.parts))
         runs.append(_fold(made, part, root, device, callbacks))
-    rows = [row for run in runs for row in _tested(run)]
+    rows = [row for run in runs for row in tested(run)]
     write_table(made.folder / TABLE, config.tabular, rows)
     metrics = {
         "task": config.task,
@@ -179,7 +179,7 @@ def _damaged(folder: Path, what: str) -> ConfigError:
     )
 
 
-def _tested(run: Run) -> list[dict[str, str]]:
+def tested(run: Run) -> list[dict[str, str]]:
     """The rows of a run's test set, as its members said it together.
 
     Raises:
