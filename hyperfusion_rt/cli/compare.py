@@ -97,12 +97,12 @@ def _show(found: Compared) -> None:
     plan = found.comparison.plan
     spec = plan.base.tabular
     folder = terminal.near(found.comparison.folder)
-    header, rows = tables.model_rows(spec, found.models)
+    header, rows = tables.model_rows(spec, found.models, short=True)
     terminal.table(tables.caption(plan, found.models), header, rows)
     if found.pairs:
         terminal.table(tables.PAIRS_CAPTION, *tables.pair_rows(spec, found.pairs))
     if found.external:
-        header, rows = tables.model_rows(spec, found.external)
+        header, rows = tables.model_rows(spec, found.external, short=True)
         terminal.table(tables.external_caption(found.external), header, rows)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -115,4 +115,4 @@ def _show(found: Compared) -> None:
             " tries them again",
             file=sys.stderr,
         )
-    print(f"written: {folder / 'comparison.csv'}, .md, .tex and more beside it")
+    print(f"written: {folder / 'comparison.html'}, .csv, .md, .tex, and more beside them")

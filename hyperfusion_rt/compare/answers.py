@@ -14,7 +14,7 @@ from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, Job, Model
 from hyperfusion_rt.compare.prepare import CASES, EXTERNAL_CASES
 from hyperfusion_rt.config import TableSpec
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.training.cross_validation import tested
+from hyperfusion_rt.training.cross_validation import test_rows
 from hyperfusion_rt.training.run_folder import Run
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ def read_answers(comparison: Comparison, cases: Cases) -> list[Answers]:
         values = np.full((plan.seeds, len(cases.keys), len(spec.answers)), np.nan)
         jobs, failed = _jobs_of(comparison, model)
         for job in jobs:
-            _fill(values[job.seed], tested(Run.open(comparison.place(job))), spec, at)
+            _fill(values[job.seed], test_rows(Run.open(comparison.place(job))), spec, at)
         found.append(Answers(model, values, jobs, failed))
     return found
 

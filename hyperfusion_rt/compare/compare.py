@@ -20,6 +20,7 @@ from hyperfusion_rt.compare.answers import (
 )
 from hyperfusion_rt.compare.executor import run
 from hyperfusion_rt.compare.options import CompareOptions
+from hyperfusion_rt.compare.page import comparison_page
 from hyperfusion_rt.compare.plan import Comparison, Job
 from hyperfusion_rt.compare.prepare import begin, go_on
 from hyperfusion_rt.compare.summary import Pair, Result, pairs, results
@@ -193,3 +194,4 @@ def _write(found: Compared, cases: Cases, answers: Sequence[Answers]) -> None:
     write_text(
         folder / "predictions.csv", tables.predictions_csv(spec, cases, answers), private=True
     )
+    comparison_page(found, cases, answers).write(folder / "comparison.html")

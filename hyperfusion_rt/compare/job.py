@@ -16,6 +16,7 @@ from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import HyperFusionError, reason_of
 from hyperfusion_rt.files import write_text
+from hyperfusion_rt.training.cross_validation import test_rows
 from hyperfusion_rt.training.dataset import Dataset, gather, gather_external
 from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
 from hyperfusion_rt.training.results import answered, load_member
@@ -41,6 +42,7 @@ def work(
     comparison.forget_failure(job)
     try:
         _train(comparison, job, device, callbacks)
+        _check_answers(comparison, job)
         _predict_external(comparison, job, device)
     except Exception as error:
         code, reason = reason_of(error, job.model)
@@ -71,6 +73,18 @@ def _train(
         )
     else:
         train_table_model(place, kind, config, gather(config, root))
+
+
+def _check_answers(comparison: Comparison, job: Job) -> None:
+    """A network whose weights are no longer finite answers nothing: that is no result."""
+    run = Run.open(comparison.place(job))
+    known, tested = run.metrics["test"]["cases"], len(test_rows(run))
+    if tested < known:
+        raise HyperFusionError(
+            f"{job.model}: gives no finite answer to {known - tested} of {known} test cases: did "
+            "the training diverge? Lower training.lr",
+            code="training-diverged",
+        )
 
 
 # ---- the external test set

@@ -48,7 +48,7 @@ class CompareOptions(Options):
     test_table: Path | None = Field(None, description="The table of the external test set.")
     name: str | None = Field(None, description="The comparison's name; default: of the time.")
     resume: bool = Field(
-        False, description="Go on with the newest comparison, or that called as `name` says; what "
+        False, description="Go on with the newest comparison, or that with the given name; what "
         "is done is kept, what failed is tried again."
     )  # fmt: skip
     jobs: int | None = Field(

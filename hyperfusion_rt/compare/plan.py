@@ -31,7 +31,7 @@ from hyperfusion_rt.yaml_text import explain, read_yaml
 PLAN = "comparison.json"
 Kind = Literal["network", "logistic", "ridge", "boosting"]
 _OF_CLASSES = {"logistic": True, "ridge": False}  # which answer classes, and which numbers
-_ALIAS = {"table": "tabular"}
+_ALIAS = {"table": "tabular"}  # what a value of network.fusion is called here
 # What all models of a comparison have alike.
 _ALIKE = (
     *("scans", "table", "task", "preset"),
@@ -180,6 +180,8 @@ class Comparison:
     def done(self, job: Job) -> bool:
         """Whether it is trained and, where there is an external test set, has predicted that."""
         place = self.place(job)
+        if self.failure(job) is not None:
+            return False
         external = self.plan.external is None or (place / EXTERNAL).exists()
         return (place / "metrics.json").exists() and external
 
@@ -223,7 +225,8 @@ def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = No
     """
     variants = _variants(ablate) if ablate else [("", {})]
     found: list[Model] = []
-    for name in names or _usual(base):
+    for given in names or _usual(base):
+        name = next((short for short, fusion in _ALIAS.items() if given == fusion), given)
         kind = _kind(name, base)
         if kind != "network":
             found.append(Model(name=name, kind=kind, config=_alone(base)))
@@ -261,10 +264,9 @@ def _kind(name: str, base: Config) -> Kind:
         return "network"
     kinds = get_args(Kind)
     if name not in kinds or name == "network":
-        known = [next((a for a, b in _ALIAS.items() if b == f), f) for f in get_args(Fusion)]
+        known = [*get_args(Fusion), *(kind for kind in kinds if kind != "network")]
         raise ConfigError(
-            f"`models`: there is no model {name!r}; choose from "
-            f"{', '.join([*known, *(k for k in kinds if k != 'network')])}",
+            f"`models`: there is no model {name!r}; choose from {', '.join(known)}",
             code="option-wrong",
         )
     of_classes = _OF_CLASSES.get(name)

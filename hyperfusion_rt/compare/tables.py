@@ -24,6 +24,7 @@ _OF_CLASSES = {
     "ece": "calibration error",
 }
 _OF_NUMBERS = {"mae": "MAE", "r": "r", "bias": "mean error", "bias_slope": "slope of the error"}
+_SHORT = ("balanced_accuracy", "auc", "brier", "ece", "mae", "r", "bias")
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 Cell = tuple[float | None, list[float] | None]
 
@@ -158,9 +159,11 @@ def _csv(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 # ---- for papers
 
 
-def model_rows(spec: TableSpec, found: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row for each model: its figures, with intervals."""
-    names = figure_names(spec)
+def model_rows(
+    spec: TableSpec, found: Sequence[Result], *, short: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Header and a row for each model: its figures, with intervals; `short`: the main ones."""
+    names = {k: v for k, v in figure_names(spec).items() if not short or k in _SHORT}
     whole = all(item.done == item.jobs for item in found)
     header = ["model", *([] if whole else ["trainings"]), *names.values()]
     rows = []
