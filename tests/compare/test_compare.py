@@ -165,6 +165,7 @@ def copy_of(cohort, tmp_path):
     for name in ("data.csv", "hfrt.yaml"):
         shutil.copy(cohort / name, root / name)
     (root / "scans").symlink_to(cohort / "scans")
+    (cohort / ".hfrt_cache").mkdir(exist_ok=True)
     (root / ".hfrt_cache").symlink_to(cohort / ".hfrt_cache")
     return root
 
@@ -187,7 +188,7 @@ def test_a_failed_training_does_not_stop_the_others(session_cohort, tmp_path, hf
     diverging = ["--set", "training.lr=1e30", "--set", "training.epochs=3"]
     status, out, err = hfrt(root, *command, *diverging, "--json")
     found = json.loads(out)
-    assert status == 3
+    assert status == 3, err
     models = {m["name"]: m for m in found["models"]}
     assert models["logistic"]["done"] == 3
     assert models["table"]["done"] < 3
