@@ -8,7 +8,13 @@ field is validated, and an unknown one is an error.
 
 from hyperfusion_rt.config.base import Finite, Frozen
 from hyperfusion_rt.config.load import load_config, preset
-from hyperfusion_rt.config.network import BRAIN_AGE_VOXELS, Fusion, NetworkConfig, Published
+from hyperfusion_rt.config.network import (
+    BRAIN_AGE_VOXELS,
+    LAYERS,
+    Fusion,
+    NetworkConfig,
+    Published,
+)
 from hyperfusion_rt.config.preprocessing import (
     Box,
     Channel,
@@ -25,6 +31,7 @@ from hyperfusion_rt.config.training import Rule, TrainingConfig
 
 __all__ = [
     "BRAIN_AGE_VOXELS",
+    "LAYERS",
     "OLDER_TASKS",
     "PRESETS",
     "Box",
