@@ -169,6 +169,8 @@ def configuration() -> str:
     for model, title in sections(config.Config).items():
         text += f"## {title}\n\n{about(model)}\n\n"
         text += fields_table(model, model.model_fields, "each of" not in title)
+        if model is config.NetworkConfig:
+            text += layers()
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
@@ -188,6 +190,16 @@ def configuration() -> str:
         rows = [(f"`{f.name}`", f.kind, ", ".join(f.categories)) for f in spec.features]
         text += "\n\n" + table(("column", "kind", "categories"), rows)
     return text
+
+
+def layers() -> str:
+    """The layers that a network has."""
+    text = "### Layers of the networks\n\nWhat `network.hyper_layers` can name.\n\n"
+    rows = []
+    for name, names in config.LAYERS.items():
+        published = config.NetworkConfig(architecture=name).generated
+        rows.append([", ".join(f"`{x}`" for x in cell) for cell in ([name], names, published)])
+    return text + table(("network", "layers", "generated unless told"), rows)
 
 
 def fields_table(model: type[BaseModel], names: Iterable[str], in_presets: bool = False) -> str:

@@ -9,7 +9,13 @@ field is validated, and an unknown one is an error.
 from hyperfusion_rt.config.augmentation import POLICIES, Augmentation, Policy
 from hyperfusion_rt.config.base import Finite, Frozen
 from hyperfusion_rt.config.load import load_config, preset
-from hyperfusion_rt.config.network import BRAIN_AGE_VOXELS, Fusion, NetworkConfig, Published
+from hyperfusion_rt.config.network import (
+    BRAIN_AGE_VOXELS,
+    LAYERS,
+    Fusion,
+    NetworkConfig,
+    Published,
+)
 from hyperfusion_rt.config.preprocessing import (
     Box,
     Channel,
@@ -26,6 +32,7 @@ from hyperfusion_rt.config.training import Rule, TrainingConfig
 
 __all__ = [
     "BRAIN_AGE_VOXELS",
+    "LAYERS",
     "OLDER_TASKS",
     "POLICIES",
     "PRESETS",

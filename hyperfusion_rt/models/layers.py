@@ -20,11 +20,15 @@ class HyperNetwork(nn.Module):
     """Condition `[B, T]` → embedding `e [B, K]` → weights, by two linear generators.
 
     `weights_gen` is Linear(K → number of weights), `bias_gen` Linear(K → Cout).
+
+    Attributes:
+        before_relu: a ReLU follows the layer; its initial weights depend on that.
     """
 
     def __init__(self, embedding: nn.Module, size: int, weight_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.weight_shape = weight_shape
+        self.before_relu = False
         self.embedding_model = embedding
         self.weights_gen = nn.Linear(size, math.prod(weight_shape))
         self.bias_gen = nn.Linear(size, weight_shape[0])
@@ -125,6 +129,13 @@ class HyperLinear(nn.Module):
         return hyper_linear(x, *self.hyper_net(condition))
 
 
+def conditioned(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    """The output of `layer`, which takes the condition if it is generated."""
+    takes_condition = isinstance(layer, (HyperConv3d, HyperLinear, Conditioned))
+    y: Tensor = layer(x, condition) if takes_condition else layer(x)
+    return y
+
+
 class Conditioned(nn.Module):
     """Holds `layer` and hands the condition on if the layer takes one.
 
@@ -134,12 +145,10 @@ class Conditioned(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.takes_condition = isinstance(layer, (HyperConv3d, HyperLinear))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """The layer's output."""
-        y: Tensor = self.layer(x, condition) if self.takes_condition else self.layer(x)
-        return y
+        return conditioned(self.layer, x, condition)
 
 
 class ChannelAffine(nn.Module):
