@@ -9,7 +9,7 @@ For each seed: a cohort to train with, and new subjects of another seed, scanned
 noise, field, gain and pose). Each network is trained by `hfrt train`, exported by `hfrt export`,
 and run by `hfrt infer` on both scans of every new subject, and on scans shifted by half a
 millimetre. Jobs run on one thread each, as many as there are cores; what is done is kept in
-build/accuracy, and a second call goes on. About 5 minutes a network and core with the small presets.
+build/accuracy, and a second call goes on. About 5 minutes a network and core, small presets.
 
 Figures are means over the seeds; intervals and p values are of a bootstrap over the new subjects,
 the same for all networks of a seed. They tell nothing of other training cohorts; the seeds beside
