@@ -47,9 +47,8 @@ def repeatability(
             "keep one of them",
             code="table-duplicate-row",
         )
-    table = np.full(count * k, np.nan)
-    table[cell] = np.asarray(values, np.float64)
-    table = table.reshape(count, k)
+    table = np.full((count, k), np.nan)
+    table[subject, session] = np.asarray(values, np.float64)
     table = table[np.isfinite(table).all(1)]
     found: dict[str, Any] = {
         "subjects": len(table),

@@ -61,7 +61,7 @@ def velocity(template: Template, strengths: Sequence[float], rng: np.random.Gene
 
 def _weighted(strengths: Sequence[float], of_regions: Sequence[Tensor] | Tensor) -> Tensor:
     """Σ_r s_r · x_r."""
-    total: Tensor = sum(s * x for s, x in zip(strengths, of_regions, strict=True))  # type: ignore[assignment]
+    total: Tensor = sum(s * x for s, x in zip(strengths, of_regions, strict=True))
     return total
 
 
