@@ -61,7 +61,7 @@ def velocity(template: Template, strengths: Sequence[float], rng: np.random.Gene
 
 def _weighted(strengths: Sequence[float], of_regions: Sequence[Tensor] | Tensor) -> Tensor:
     """Σ_r s_r · x_r."""
-    total: Tensor = sum(s * x for s, x in zip(strengths, of_regions, strict=True))  # type: ignore[assignment]
+    total: Tensor = sum(s * x for s, x in zip(strengths, of_regions, strict=True))
     return total
 
 
@@ -101,8 +101,8 @@ def jacobian(displacement: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A brain that can be scanned.
+class Head:
+    """What can be scanned.
 
     `displacement [3, x, y, z]` in mm on the coarse grid; `strengths`, one per region.
     """
@@ -114,22 +114,27 @@ class Subject:
 
 @dataclass(frozen=True)
 class Brain:
-    """A simulated scan `int16 [X, Y, Z]` (RAS) and its achieved volumes in ml."""
+    """A simulated scan `int16 [X, Y, Z]` (RAS) and its achieved volumes in ml.
+
+    `fissures_ml`: the CSF of the Sylvian fissures, with what their banks have lost; None where no
+    region has them.
+    """
 
     voxels: NDArray[np.int16]
     affine: NDArray[np.float64]
     hippocampi_ml: float
     ventricles_ml: float
+    fissures_ml: float | None
     smallest_jacobian: float
     flair: NDArray[np.int16] | None = None
     flair_affine: NDArray[np.float64] | None = None
 
 
-def make_subject(template: Template, atrophy: Sequence[float], rng: np.random.Generator) -> Subject:
-    """A subject with this atrophy of each of the template's regions."""
+def make_head(template: Template, atrophy: Sequence[float], rng: np.random.Generator) -> Head:
+    """The head of a subject with this atrophy of each of the template's regions."""
     strengths = tuple(map(strength, atrophy))
     displacement = exponential(velocity(template, strengths, rng))
-    return Subject(displacement, strengths, float(jacobian(displacement).min()))
+    return Head(displacement, strengths, float(jacobian(displacement).min()))
 
 
 def pose(template: Template, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -147,31 +152,35 @@ def pose(template: Template, rng: np.random.Generator) -> NDArray[np.float64]:
 
 def scan(
     template: Template,
-    subject: Subject,
+    head: Head,
     rng: np.random.Generator,
     *,
     moved: NDArray[np.float64] | None = None,
     flair: tuple[float, np.random.Generator] | None = None,
 ) -> Brain:
-    """Scan a subject: bias field, gain and noise come from `rng`.
+    """Scan a head: bias field, gain and noise come from `rng`.
 
-    `moved`: the `pose` of the head. `flair`: with a FLAIR image; how bright its lesions are, 0 to
+    `moved`: its `pose`. `flair`: with a FLAIR image; how bright its lesions are, 0 to
     1, and what it is drawn with.
     """
     shape = tuple(template.channels.shape[1:])
-    fine = interpolate(subject.displacement[None], shape, mode="trilinear", align_corners=False)[0]
+    fine = interpolate(head.displacement[None], shape, mode="trilinear", align_corners=False)[0]
     points = _lookup(shape)
     if moved is not None:
         turn, shift = torch.from_numpy(moved[:3].astype(np.float32)).split([3, 1], 1)
         points = points @ turn.T + shift[:, 0]
         fine = _sample(fine, points, "border")
     points = points + fine.permute(1, 2, 3, 0) / template.spacing
-    t1, hippocampi, ventricles, horns, rim, brain = _sample(template.channels, points, "zeros")
-    regions = template.regions
+    t1, hippocampi, ventricles, horns, rim, brain, *fissures = _sample(
+        template.channels, points, "zeros"
+    )
+    regions, ml = template.regions, template.spacing**3 / 1000
     # Tissue that is lost leaves CSF behind; with less atrophy than average there is more of it.
-    lost = _weighted(subject.strengths, [r.thinning * rim + r.loss * hippocampi for r in regions])
-    opening = sum(r.opening * s for r, s in zip(regions, subject.strengths, strict=True))
-    lost = torch.maximum(lost.clamp(-0.2, 0.6), horns * min(max(_OPEN + opening, 0.0), 1.0))
+    lost = _weighted(head.strengths, [r.thinning * rim + r.loss * hippocampi for r in regions])
+    lost = lost.clamp(-0.2, 0.6)
+    fissures_ml = float((fissures[0] + lost * rim).sum()) * ml if fissures else None
+    opening = sum(r.opening * s for r, s in zip(regions, head.strengths, strict=True))
+    lost = torch.maximum(lost, horns * min(max(_OPEN + opening, 0.0), 1.0))
     image = (t1 + lost * (template.csf - t1)).numpy() * _bias(shape, rng)
     sigma = np.float32(_NOISE * _WHITE)
     real = image + sigma * rng.standard_normal(shape, np.float32)
@@ -179,13 +188,13 @@ def scan(
     magnitude = np.float32(rng.uniform(2.0, 4.0)) * np.hypot(real, imaginary)
     inside = brain.numpy() > 0.5
     voxels = np.where(inside, np.clip(np.rint(magnitude), 1, 32000), 0).astype(np.int16)
-    ml = template.spacing**3 / 1000
     made = Brain(
         voxels,
         template.affine,
         float(hippocampi.sum()) * ml,
         float(ventricles.sum()) * ml,
-        subject.smallest_jacobian,
+        fissures_ml,
+        head.smallest_jacobian,
     )
     if flair is None:
         return made

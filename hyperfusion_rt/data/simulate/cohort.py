@@ -94,7 +94,7 @@ class _Plan:
 
 def _make(index: int, plan: _Plan) -> tuple[dict[str, str], dict[str, Any]]:
     """Draw and write subject `index`; returns its row and its truth."""
-    from hyperfusion_rt.data.simulate.anatomy import make_subject, pose, scan
+    from hyperfusion_rt.data.simulate.anatomy import make_head, pose, scan
 
     assert _template is not None, "the worker was not started"
     seed = [plan.seed, _TASKS.index(plan.task), index]
@@ -103,9 +103,9 @@ def _make(index: int, plan: _Plan) -> tuple[dict[str, str], dict[str, Any]]:
     # Of its own: the rest of the subject is the same with and without a FLAIR image.
     further = np.random.default_rng([*seed, 1])
     lesions = population.draw_lesions(subject, further)
-    anatomy = make_subject(_template, subject.atrophy, rng)
+    head = make_head(_template, subject.atrophy, rng)
     flair = (lesions, further) if plan.flair else None
-    brain = scan(_template, anatomy, rng, flair=flair)
+    brain = scan(_template, head, rng, flair=flair)
     orientation = _draw_orientation(rng)
     name = subject_id(plan.seed, index)
     _write_images(plan, name, 1, brain, orientation)
@@ -113,7 +113,7 @@ def _make(index: int, plan: _Plan) -> tuple[dict[str, str], dict[str, Any]]:
         again = np.random.default_rng([*seed, 2, session])
         stored, moved = _draw_orientation(again), pose(_template, again)
         flair = (lesions, again) if plan.flair else None
-        image = scan(_template, anatomy, again, moved=moved, flair=flair)
+        image = scan(_template, head, again, moved=moved, flair=flair)
         _write_images(plan, name, session, image, stored)
     measured = {"hippocampi_ml": brain.hippocampi_ml, "ventricles_ml": brain.ventricles_ml}
     regions = ("atrophy",) if plan.task == "brain-age" else population.AD[plan.model].regions
@@ -121,6 +121,7 @@ def _make(index: int, plan: _Plan) -> tuple[dict[str, str], dict[str, Any]]:
         "subject": name,
         **{region: f"{a:.5f}" for region, a in zip(regions, subject.atrophy, strict=True)},
         **{k: f"{v:.4f}" for k, v in measured.items()},
+        **({} if brain.fissures_ml is None else {"fissures_ml": f"{brain.fissures_ml:.4f}"}),
         "smallest_jacobian": f"{brain.smallest_jacobian:.4f}",
         "orientation": orientation,
         **{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in subject.truth.items()},
@@ -136,12 +137,15 @@ def _draw_orientation(rng: np.random.Generator) -> str:
 
 
 def _write_images(plan: _Plan, name: str, session: int, brain: Brain, orientation: str) -> None:
-    """The images of one scan. With one scan per subject, its name has no session."""
-    stem = f"{name}_ses-{session}" if plan.scans > 1 else name
+    """The images of one scan: in a folder of their own if the subject has several scans."""
+    folder = plan.folder
+    if plan.scans > 1:
+        folder = folder / name / f"ses-{session}"
+        folder.mkdir(parents=True)
     ending = "_T1w.nii.gz" if plan.flair else ".nii.gz"
-    _write_scan(plan.folder / f"{stem}{ending}", brain.voxels, brain.affine, orientation)
+    _write_scan(folder / f"{name}{ending}", brain.voxels, brain.affine, orientation)
     if brain.flair is not None:
-        path = plan.folder / f"{stem}_FLAIR.nii.gz"
+        path = folder / f"{name}_FLAIR.nii.gz"
         _write_scan(path, brain.flair, brain.flair_affine, orientation)
 
 
@@ -184,20 +188,20 @@ def simulate_cohort(
 ) -> dict[str, Any]:
     """Write a cohort into the folder `out`.
 
-    `scans/*.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the table,
-    with gaps; with `volumes` also those of hippocampi and ventricles, in ml. With `flair`, each
-    subject has two images, `*_T1w` and `*_FLAIR`, of different grids. `truth.csv`: atrophy, the
-    volumes that the deformation achieved (ml), the values behind the gaps. `hfrt.yaml`: the
+    `scans/SUBJECT.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the
+    table, with gaps; with `volumes` also those of hippocampi and ventricles, in ml. With `flair`,
+    each subject has two images, `*_T1w` and `*_FLAIR`, of different grids. `truth.csv`: atrophy,
+    the volumes that the deformation achieved (ml), the values behind the gaps. `hfrt.yaml`: the
     configuration to train with. `optimum.json`: how well anybody can do (`bayes_optimum`). Subject
     i depends on `task`, `model`, `seed`, `spacing` and i alone, not on `subjects` or on `jobs`, the
     worker processes (as many as there are cores).
 
     `model`, of the task `ad`: with `additive`, the table shifts what the atrophy means; with
     `place`, APOE4 says which region's atrophy is the disease's (`population`). `scans`: how often
-    each subject is scanned. With several, the files are `SUBJECT_ses-1.nii.gz`, ...; the first is
-    the one of a cohort with one scan, the others are the same brain with new noise, bias field,
-    gain and orientation, in a pose that differs by what a registration leaves. All use the
-    subject's one row of the table.
+    each subject is scanned. With several, the files are `scans/SUBJECT/ses-1/SUBJECT.nii.gz`, ...;
+    the first is the one of a cohort with one scan, the others are the same brain with new noise,
+    bias field, gain and orientation, in a pose that differs by what a registration leaves. All use
+    the subject's one row of the table.
 
     `force` replaces an earlier cohort in `out`, and nothing else. `on_subject(i)` is called in this
     process after subject i is written. Workers are spawned: a script that calls this needs

@@ -56,7 +56,7 @@ REGIONS: dict[Model, tuple[Region, ...]] = {
     ),
     "place": (
         Region({"horns": 0.90, "hippocampi": -0.36}, loss=0.05, opening=0.22),
-        Region({"fissures": 0.60, "banks": -0.20}, thinning=0.16),
+        Region({"fissures": 1.00, "banks": -0.30}, thinning=0.35),
     ),
 }
 
@@ -91,9 +91,10 @@ Path3 = tuple[tuple[float, float, float], ...]
 class Template:
     """The template on the grid of one spacing, and the fields of the coarse grid.
 
-    `channels [6, X, Y, Z]`: T1, hippocampi, ventricles, temporal horns, the cortical rim that
-    thins, brain mask; `affine [4, 4]` to MNI mm (RAS); `fields [R, 3, x, y, z]`: Σ_i g_i u_i of
-    each of the `regions`, in mm; `csf`: the T1 value of CSF.
+    `channels [6 or 7, X, Y, Z]`: T1, hippocampi, ventricles, temporal horns, the cortical rim that
+    thins, brain mask; of the model `place` also the CSF of the Sylvian fissures. `affine [4, 4]` to
+    MNI mm (RAS). `fields [R, 3, x, y, z]`: Σ_i g_i u_i of each of the `regions`, in mm. `csf`: the
+    T1 value of CSF.
     """
 
     channels: Tensor
@@ -206,6 +207,8 @@ def load_template(spacing: float, model: Model = "additive") -> Template:
             _growing(np.tensordot(strengths, np.stack([coarse[n] for n in region.growth]), 1))
         )
     channels = [_blocks(c, step) for c in (t1, hippocampi, ventricles, horns, rim, brain)]
+    if "fissures" in masks:
+        channels.append(_blocks(masks["fissures"], step))
     value = float(np.median(t1[ventricles > 0.9]))
     affine[:3, :3] *= step
     affine[:3, 3] += (step - 1) / 2
