@@ -11,6 +11,7 @@ from hyperfusion_rt.config.load import load_config, preset
 from hyperfusion_rt.config.network import (
     BRAIN_AGE_VOXELS,
     LAYERS,
+    PLACES,
     Fusion,
     NetworkConfig,
     Published,
@@ -33,6 +34,7 @@ __all__ = [
     "BRAIN_AGE_VOXELS",
     "LAYERS",
     "OLDER_TASKS",
+    "PLACES",
     "PRESETS",
     "Box",
     "Channel",
