@@ -41,6 +41,7 @@ from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.encoder import TabularEncoder, read_target
 from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.machine import describe_machine, usable_cores
+from hyperfusion_rt.metrics.repeatability import repeatability
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / "build" / "accuracy"
@@ -260,11 +261,15 @@ def resampled(values: Sequence[Floats], truths_of: Sequence[Floats], samples: in
     return total
 
 
-def icc(first: Floats, second: Floats) -> float:
-    """ICC(2,1), two-way random, absolute agreement, single scan (Shrout & Fleiss 1979)."""
-    from hyperfusion_rt.metrics.agreement import icc as of
-
-    return float(of(np.stack([first, second], 1)))
+def icc(studies: Sequence[Study], column: int) -> list[float]:
+    """ICC(2,1) of one answer between the two scans, for each seed."""
+    found = []
+    for study in studies:
+        values = np.concatenate([study.first[:, column], study.second[:, column]])
+        subjects = [str(n) for n in range(len(study.truth))]
+        sessions = ["1"] * len(subjects) + ["2"] * len(subjects)
+        found.append(float(repeatability(values, 2 * subjects, sessions)["icc_agreement"]))
+    return found
 
 
 def measured(studies: Sequence[Study]) -> dict[str, Any]:
@@ -286,8 +291,7 @@ def measured(studies: Sequence[Study]) -> dict[str, Any]:
     if studies[0].shifted is not None:
         moves = [np.abs(a - b).max(1) for a, b in (s.shifted for s in studies if s.shifted)]
         found["shift_median"] = float(np.median(np.concatenate(moves)))
-        agreed = [[icc(s.first[:, c], s.second[:, c]) for c in range(s.first.shape[1])]
-                  for s in studies]  # fmt: skip
+        agreed = [icc(studies, column) for column in range(studies[0].first.shape[1])]
         found["icc"] = float(np.mean(agreed))
         found["icc_lowest"] = float(np.min(agreed))
     return found

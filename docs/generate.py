@@ -193,13 +193,24 @@ def configuration() -> str:
 
 
 def layers() -> str:
-    """The layers that a network has."""
-    text = "### Layers of the networks\n\nWhat `network.hyper_layers` can name.\n\n"
-    rows = []
-    for name, names in config.LAYERS.items():
+    """The layers that a network has, and the places where features meet the table."""
+
+    def code(names: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in names)
+
+    layers, places = [], []
+    for name in config.LAYERS:
+        usual = {f: config.NetworkConfig(architecture=name, fusion=f) for f in ("film", "concat")}
         published = config.NetworkConfig(architecture=name).generated
-        rows.append([", ".join(f"`{x}`" for x in cell) for cell in ([name], names, published)])
-    return text + table(("network", "layers", "generated unless told"), rows)
+        layers.append([code([name]), code(config.LAYERS[name]), code(published)])
+        unless = [f"`{network.place}`" for network in usual.values()]
+        places.append([code([name]), code(config.PLACES[name]), *unless])
+    return (
+        "### Layers of the networks\n\nWhat `network.hyper_layers` can name.\n\n"
+        + table(("network", "layers", "generated unless told"), layers)
+        + "### Places of the networks\n\nWhat `network.fusion_at` can name.\n\n"
+        + table(("network", "places", "`film` and `daft`, unless told", "`concat`"), places)
+    )
 
 
 def fields_table(model: type[BaseModel], names: Iterable[str], in_presets: bool = False) -> str:

@@ -220,6 +220,10 @@ def test_what_older_versions_wrote_is_read(name):
             {"network": {"hyper_layers": ["fc1", "block5.*"]}},
             "network.hyper_layers: 'block5.*' is no layer of ad, which has conv_bn_relu.0, block1",
         ),
+        (
+            {"network": {"fusion": "film", "fusion_at": "block5"}},
+            "network.fusion_at: 'block5' is no place of ad, which has block1, block2, block3,",
+        ),
         ({"network": {"hyper_layers": "fc1"}}, "must be a list; write [fc1]"),
         ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
         (

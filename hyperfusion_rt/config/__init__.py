@@ -12,6 +12,7 @@ from hyperfusion_rt.config.load import load_config, preset
 from hyperfusion_rt.config.network import (
     BRAIN_AGE_VOXELS,
     LAYERS,
+    PLACES,
     Fusion,
     NetworkConfig,
     Published,
@@ -34,6 +35,7 @@ __all__ = [
     "BRAIN_AGE_VOXELS",
     "LAYERS",
     "OLDER_TASKS",
+    "PLACES",
     "POLICIES",
     "PRESETS",
     "Augmentation",

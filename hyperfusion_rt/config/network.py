@@ -32,6 +32,17 @@ GENERATED: dict[Published, tuple[str, ...]] = {
     "brain-age": ("linear1", "linear2", "linear3", "final_layer"),
 }
 
+# Where a network's features meet the table under the fusions `film`, `daft` and `concat`, and where
+# they do unless told.
+PLACES: dict[Published, tuple[str, ...]] = {
+    "ad": ("block1", "block2", "block3", "block4", "features"),
+    "brain-age": ("stage2", "stage3", "features", "linear2"),
+}
+MEETS: dict[Published, dict[str, str]] = {
+    "ad": {"film": "block4", "daft": "block4", "concat": "features"},
+    "brain-age": {"film": "stage3", "daft": "stage3", "concat": "linear2"},
+}
+
 # Three stages of two 3x3x3 convolutions leave one voxel of so many.
 BRAIN_AGE_VOXELS = 36
 
@@ -63,6 +74,13 @@ class NetworkConfig(Frozen):
         description="which layers the fusion `hyper` generates: names of convolutions and linear "
         "layers, or patterns (`block4.*`, `*conv1`, `fc1`); empty: those of the published network, "
         "`block4.downsample.0` of `ad`, the four linear layers of `brain-age`",
+    )
+    fusion_at: str | None = Field(
+        None,
+        description="which input the fusions `film`, `daft` and `concat` change: of a block or "
+        "stage, `features` (those of the whole box, before the first linear layer) or `linear2`; "
+        "empty: `block4` or `stage3`, and for `concat` `features` or `linear2`. In front of a "
+        "block or stage, `concat` adds a linear map of the row to the channels",
     )
     features: int = Field(
         16, ge=1, description="channels after the first convolution; later layers have multiples"
@@ -99,6 +117,23 @@ class NetworkConfig(Frozen):
                     f"{', '.join(layers)}"
                 )
         return given
+
+    @field_validator("fusion_at")
+    @classmethod
+    def _there_is_such(cls, given: str | None, info: ValidationInfo) -> str | None:
+        places = PLACES.get(info.data.get("architecture", ""), ())
+        if given is not None and places and given not in places:
+            raise ValueError(
+                f"{given!r} is no place of {info.data['architecture']}, which has "
+                f"{', '.join(places)}"
+            )
+        return given
+
+    @property
+    def place(self) -> str | None:
+        """Where features meet the table; None for the fusions that have no such place."""
+        usual = MEETS[self.architecture].get(self.fusion)
+        return usual and (self.fusion_at or usual)
 
     @property
     def generated(self) -> tuple[str, ...]:

@@ -6,18 +6,13 @@ attribute names are those of the published checkpoints.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from hyperfusion_rt.config import Fusion, NetworkConfig, Shape
+from hyperfusion_rt.config import PLACES, Fusion, NetworkConfig, Shape
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
-from hyperfusion_rt.models.layers import (
-    ChannelAffine,
-    Conditioned,
-    conditioned,
-    tabular_embedding,
-)
+from hyperfusion_rt.models.layers import Conditioned, conditioned, tabular_embedding
+from hyperfusion_rt.models.meeting import meeting
 
 
 def check_shape(shape: Shape) -> None:
@@ -98,8 +93,8 @@ class ADNetwork(nn.Module):
     """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`: logits, or numbers.
 
     `channels`: C, the images of a case; a volume may have any size. `fusion`: where the table comes
-    in: `hyper` generates the layers `config.generated`, `film` and `daft` scale and shift the last
-    block's input, `concat` joins the row to the pooled features, `image` ignores the table.
+    in: `hyper` generates the layers `config.generated`; `film` and `daft` scale and shift the input
+    of `config.place`, `concat` joins the row to it; `image` ignores the table.
     """
 
     def __init__(
@@ -123,25 +118,28 @@ class ADNetwork(nn.Module):
         self.block1 = Block(make, "block1", f, 2 * f, 1, 0.1 * rate, momentum)
         self.block2 = Block(make, "block2", 2 * f, 4 * f, 2, 0.2 * rate, momentum)
         self.block3 = Block(make, "block3", 4 * f, 8 * f, 2, 0.2 * rate, momentum)
-        if config.fusion in ("film", "daft"):
-            self.affine = ChannelAffine(8 * f, tabular_width, with_image=config.fusion == "daft")
+        self.place, features = config.place, 16 * f
+        if self.place == "features":
+            self.affine, features = meeting(config.fusion, features, tabular_width, volume=False)
+        elif self.place:
+            channels = f * 2 ** PLACES["ad"].index(self.place)
+            self.affine, _ = meeting(config.fusion, channels, tabular_width, volume=True)
         self.block4 = LastBlock(make, 8 * f, 16 * f, 0.3 * rate, momentum)
-        joined = 16 * f + (tabular_width if config.fusion == "concat" else 0)
         self.drop1, self.drop2 = nn.Dropout(0.6 * rate), nn.Dropout(0.5 * rate)
-        self.fc1 = Conditioned(make.linear("fc1", joined, 4 * f, relu=True))
+        self.fc1 = Conditioned(make.linear("fc1", features, 4 * f, relu=True))
         self.fc2 = Conditioned(make.linear("fc2", 4 * f, outputs))
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
         """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
         conv, norm, relu = self.conv_bn_relu
         x = self.max_pool3d_1(relu(norm(conditioned(conv, image, tabular))))
-        for block in (self.block1, self.block2, self.block3):
-            x = block(x, tabular)
-        if self.fusion in ("film", "daft"):
-            x = self.affine(x, tabular)
-        x = self.block4(x, tabular).mean((2, 3, 4))
-        if self.fusion == "concat":
-            x = torch.cat([x, tabular], 1)
+        for place in PLACES["ad"][:-1]:
+            x = getattr(self, place)(self._met(place, x, tabular), tabular)
+        x = self._met("features", x.mean((2, 3, 4)), tabular)
         x = self.fc1(self.drop1(x), tabular).relu()
         logits: Tensor = self.fc2(self.drop2(x), tabular)
         return logits
+
+    def _met(self, place: str, x: Tensor, tabular: Tensor) -> Tensor:
+        """The features `x` at a place, with the table where they meet it."""
+        return self.affine(x, tabular) if place == self.place else x

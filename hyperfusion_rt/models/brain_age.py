@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import NetworkConfig, Shape
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
-from hyperfusion_rt.models.layers import ChannelAffine, Conditioned, conditioned
+from hyperfusion_rt.models.layers import Conditioned, conditioned
+from hyperfusion_rt.models.meeting import meeting
 
 
 def flat_features(features: int, shape: Shape) -> int:
@@ -38,8 +38,8 @@ class BrainAgeNetwork(nn.Module):
     """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`.
 
     `channels`: C, the images of a case. `fusion`: `hyper` generates the layers `config.generated`,
-    `film` and `daft` scale and shift the last stage's input, `concat` joins the row to the input of
-    the second linear layer, `image` ignores the table.
+    `film` and `daft` scale and shift the input of `config.place`, `concat` joins the row to it;
+    `image` ignores the table.
     """
 
     def __init__(
@@ -52,8 +52,7 @@ class BrainAgeNetwork(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        f, momentum, fusion = config.features, config.bn_momentum, config.fusion
-        self.fusion = fusion
+        f, momentum = config.features, config.bn_momentum
         stages = ((channels, f), (f, 2 * f), (2 * f, 4 * f))
         make = LayerFactory(config, tabular_width, 1, lambda: nn.Linear(tabular_width, 1))
         self.conv1_a, self.conv2_a, self.conv3_a = (
@@ -67,33 +66,39 @@ class BrainAgeNetwork(nn.Module):
         )
         self.pool = nn.MaxPool3d(2)
         self.drop = nn.Dropout3d(0.2 * config.dropout)
-        if fusion in ("film", "daft"):
-            self.affine = ChannelAffine(2 * f, tabular_width, with_image=fusion == "daft")
-        flat = flat_features(f, shape)
-        second = 16 + (tabular_width if fusion == "concat" else 0)
+        sizes = {"stage2": f, "stage3": 2 * f, "features": flat_features(f, shape), "linear2": 16}
+        self.place = config.place
+        if self.place:
+            self.affine, sizes[self.place] = meeting(
+                config.fusion,
+                sizes[self.place],
+                tabular_width,
+                volume=self.place.startswith("stage"),
+            )
 
-        self.linear1 = Conditioned(make.linear("linear1", flat, 16, relu=True))
-        self.linear2 = Conditioned(make.linear("linear2", second, 32, relu=True))
+        self.linear1 = Conditioned(make.linear("linear1", sizes["features"], 16, relu=True))
+        self.linear2 = Conditioned(make.linear("linear2", sizes["linear2"], 32, relu=True))
         self.linear3 = Conditioned(make.linear("linear3", 32, 64, relu=True))
         self.final_layer = Conditioned(make.linear("final_layer", 64, outputs))
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
         """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
-        x = conditioned(self.conv1_a, image, tabular).relu()
-        x = conditioned(self.conv1_b, x, tabular).relu()
-        x = self.batchnorm1(self.pool(x))
-        x = conditioned(self.conv2_a, x, tabular).relu()
-        x = conditioned(self.conv2_b, x, tabular).relu()
-        x = self.batchnorm2(self.pool(x))
-        if self.fusion in ("film", "daft"):
-            x = self.affine(x, tabular)
-        x = conditioned(self.conv3_a, x, tabular).relu()
-        x = conditioned(self.conv3_b, x, tabular).relu()
-        x = self.drop(self.batchnorm3(self.pool(x))).flatten(1)
+        x = self._stage(1, image, tabular)
+        x = self._stage(2, self._met("stage2", x, tabular), tabular)
+        x = self._stage(3, self._met("stage3", x, tabular), tabular)
+        x = self._met("features", self.drop(x).flatten(1), tabular)
         x = self.linear1(x, tabular).relu()
-        if self.fusion == "concat":
-            x = torch.cat([x, tabular], 1)
-        x = self.linear2(x, tabular).relu()
+        x = self.linear2(self._met("linear2", x, tabular), tabular).relu()
         x = self.linear3(x, tabular).relu()
         result: Tensor = self.final_layer(x, tabular)
         return result
+
+    def _stage(self, n: int, x: Tensor, tabular: Tensor) -> Tensor:
+        for part in "ab":
+            x = conditioned(getattr(self, f"conv{n}_{part}"), x, tabular).relu()
+        result: Tensor = getattr(self, f"batchnorm{n}")(self.pool(x))
+        return result
+
+    def _met(self, place: str, x: Tensor, tabular: Tensor) -> Tensor:
+        """The features `x` at a place, with the table where they meet it."""
+        return self.affine(x, tabular) if place == self.place else x

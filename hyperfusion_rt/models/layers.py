@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
@@ -149,30 +148,3 @@ class Conditioned(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """The layer's output."""
         return conditioned(self.layer, x, condition)
-
-
-class ChannelAffine(nn.Module):
-    """FiLM and DAFT: the table scales and shifts the channels of `x [B, C, D, H, W]`.
-
-        (a, b) = W2 relu(W1 t),   y = (1 + a) · x + b,   both linear maps without bias
-
-    FiLM (Perez et al., AAAI 2018): t is the row `[B, T]`. DAFT (Pölsterl et al., MICCAI 2021): t is
-    the row joined with the global average of x. The 1 keeps the layer near the identity at first.
-    """
-
-    def __init__(
-        self, channels: int, condition_features: int, *, with_image: bool, hidden: int = 7
-    ) -> None:
-        super().__init__()
-        self.with_image = with_image
-        width = condition_features + (channels if with_image else 0)
-        self.reduce = nn.Linear(width, hidden, bias=False)
-        self.expand = nn.Linear(hidden, 2 * channels, bias=False)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """`x [B, C, D, H, W]`, `condition [B, T]` → `[B, C, D, H, W]`."""
-        if self.with_image:
-            condition = torch.cat([x.mean((2, 3, 4)), condition], 1)
-        scale, shift = self.expand(self.reduce(condition).relu())[..., None, None, None].chunk(2, 1)
-        y: Tensor = (1 + scale) * x + shift
-        return y

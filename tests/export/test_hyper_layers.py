@@ -1,10 +1,12 @@
-"""Every layer of both networks, generated: ONNX and the native engine against torch in float64."""
+"""Every layer of both networks generated, and every place where features meet the table: ONNX and
+the native engine against torch in float64.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from hyperfusion_rt.config import LAYERS, NetworkConfig
+from hyperfusion_rt.config import LAYERS, PLACES, NetworkConfig
 from hyperfusion_rt.export.build import gflop
 from hyperfusion_rt.export.fuse.fuser import plan
 from hyperfusion_rt.export.ir.cut import cut
@@ -53,6 +55,13 @@ def agrees(config, path, channels=1):
 )
 def test_a_generated_layer_exports(architecture, layer, tmp_path):
     config = NetworkConfig(architecture=architecture, features=2, hyper_layers=(layer,))
+    agrees(config, tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
+@pytest.mark.parametrize(("architecture", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
+def test_every_place_exports(architecture, place, fusion, tmp_path):
+    config = NetworkConfig(architecture=architecture, features=2, fusion=fusion, fusion_at=place)
     agrees(config, tmp_path / "x.onnx")
 
 

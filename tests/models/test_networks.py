@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyperfusion_rt.config import LAYERS, NetworkConfig
+from hyperfusion_rt.config import LAYERS, PLACES, NetworkConfig
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models import (
     HyperConv3d,
@@ -18,6 +18,7 @@ from hyperfusion_rt.models import (
 )
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.layers import HyperNetwork
+from hyperfusion_rt.models.meeting import ChannelShift
 
 TASKS = {"ad": ((32, 32, 32), 9, 3), "brain-age": ((40, 38, 36), 2, 1)}
 FUSIONS = ["hyper", "image", "tabular", "concat", "film", "daft"]
@@ -209,6 +210,41 @@ def test_a_seed_gives_the_weights_that_it_gave(task, fusion):
     sums = [value.double().abs().sum().item() for value in network.state_dict().values()]
     found = sum(i * each for i, each in enumerate(sums, 1))
     assert found == pytest.approx(INITIAL[task, fusion], rel=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
+@pytest.mark.parametrize(("task", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
+def test_the_table_acts_at_its_place_and_not_before(task, place, fusion):
+    network, image, tabular, _ = network_for(task, fusion, fusion_at=place)
+    before = {"block1": "max_pool3d_1", "stage2": "batchnorm1", "stage3": "batchnorm2"}
+    before |= {f"block{n}": f"block{n - 1}" for n in (2, 3, 4)}
+    before |= {"features": "block4" if task == "ad" else "batchnorm3", "linear2": "linear1"}
+    behind = {"block1": "block1", "features": "fc1" if task == "ad" else "linear1"}
+    behind |= {f"block{n}": f"block{n}" for n in (2, 3, 4)}
+    behind |= {"stage2": "conv2_a", "stage3": "conv3_a", "linear2": "linear2"}
+    seen = {}
+    for name in (before[place], behind[place]):
+        module = getattr(network, name)
+        module.register_forward_hook(lambda _, __, y, name=name: seen.setdefault(name, y))
+    network.eval()
+    both = []
+    for row in (tabular, tabular + 1):
+        seen.clear()
+        network(image, row)
+        both.append((seen[before[place]], seen[behind[place]]))
+    (first, changed), (second, other) = both
+    assert torch.equal(first, second)
+    assert not torch.equal(changed, other)
+
+
+def test_a_row_before_convolutions_is_a_convolution_of_its_broadcast():
+    torch.manual_seed(0)
+    shift = ChannelShift(3, 4)
+    x, row = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 4)
+    joined = torch.cat([x, row[..., None, None, None].expand(2, 4, 4, 5, 6)], 1)
+    weight = torch.cat([torch.eye(3), shift.shift.weight], 1)[..., None, None, None]
+    expected = torch.nn.functional.conv3d(joined, weight, shift.shift.bias)
+    torch.testing.assert_close(shift(x, row), expected)
 
 
 def test_a_table_with_gaps_cannot_initialise():
