@@ -118,28 +118,31 @@ class Cohorts:
             shift(self.folder("new", seed), shifted)
 
 
-def hfrt(*arguments: object, threads: int | None = None) -> None:
+def hfrt(*arguments: object, folder: Path = WORK, threads: int | None = None) -> None:
     """Run a command of the command line; its output is shown if it fails."""
     environment = dict(os.environ)
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "hyperfusion_rt.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
 
 
 def shift(source: Path, target: Path) -> None:
     """Copies of some scans, moved by half a millimetre along each axis and interpolated once."""
-    (target / "scans").mkdir(parents=True, exist_ok=True)
-    for path in sorted((source / "scans").glob("*ses-1*"))[:SHIFTED]:
+    for path in sorted(source.glob("scans/*/ses-1/*.nii.gz"))[:SHIFTED]:
+        to = target / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
         image = nib.load(path)
         step = np.linalg.inv(image.affine)[:3, :3] @ np.full(3, SHIFT_MM)
         voxels = np.asarray(image.dataobj, np.float32)
         moved = ndimage.shift(voxels, step, order=1, mode="nearest")
         inside = ndimage.shift((voxels > 0).astype(np.float32), step, order=1) > 0.5
         moved = np.where(inside, np.clip(np.rint(moved), 1, 32000), 0).astype(np.int16)
-        nib.save(nib.Nifti1Image(moved, image.affine, image.header), target / "scans" / path.name)
+        nib.save(nib.Nifti1Image(moved, image.affine, image.header), to)
     (target / "data.csv").write_bytes((source / "data.csv").read_bytes())
 
 
@@ -156,14 +159,14 @@ def run(job: Job, cohorts: Cohorts) -> dict[str, Any]:
     sets = [part for setting in job.settings for part in ("--set", setting)]
     name, artifact = f"{folder.name}-{os.getpid()}-{time.time_ns()}", folder / "network.hfrt"
     began = time.perf_counter()
-    hfrt("train", root, "--name", name, *sets, threads=1)
+    hfrt("train", "--name", name, *sets, folder=root, threads=1)
     seconds = time.perf_counter() - began
-    hfrt("export", root, "--run", name, "--out", artifact, "--force", threads=1)
+    hfrt("export", "--run", root / "runs" / name, "--out", artifact, "--force", threads=1)
     answers = {}
     for kind in ("new", "shifted"):
         where, out = cohorts.folder(kind, job.seed), folder / f"{kind}.csv"
-        hfrt("infer", where / "scans", "--tabular", where / "data.csv", "--artifact", artifact,
-             "--out", out, "--overwrite", threads=1)  # fmt: skip
+        options = ["--tabular", where / "data.csv", "--out", out, "--force"]
+        hfrt("infer", where / "scans", "--artifact", artifact, *options, threads=1)
         answers[kind] = read_answers(out)
     made = {"seconds": seconds, **answers}
     kept.write_text(json.dumps(made), encoding="utf-8")
@@ -217,18 +220,15 @@ def study_of(found: dict[str, Any], truth: dict[str, float]) -> Study:
 
 
 def logistic(cohorts: Cohorts, seed: int) -> Study:
-    """Logistic regression on the same encoded table; its strength from a cross-validation."""
-    from sklearn.linear_model import LogisticRegressionCV
+    """Logistic regression (L2, C = 0.1) on all rows of the training cohort, encoded alike."""
+    from sklearn.linear_model import LogisticRegression
 
     train, new = cohorts.folder("train", seed), cohorts.folder("new", seed)
     spec = load_config(train / "hfrt.yaml").tabular
     rows = read_table(train / "data.csv").rows
-    targets = np.array([read_target(row, spec) for row in rows])
     encoder = TabularEncoder.fit(rows, spec)
-    model = LogisticRegressionCV(
-        Cs=np.logspace(-3, 1, 9), class_weight="balanced", scoring="neg_log_loss", max_iter=3000
-    )
-    model.fit(encoder.encode(rows), targets)
+    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=3000)
+    model.fit(encoder.encode(rows), np.array([read_target(row, spec) for row in rows]))
     truth = truths(cohorts, seed)
     of = {row.subject: row for row in read_table(new / "data.csv").rows}
     ids = sorted(truth)
@@ -290,6 +290,8 @@ def measured(studies: Sequence[Study]) -> dict[str, Any]:
         found["log_loss"] = float(np.mean(logs))
     if studies[0].shifted is not None:
         moves = [np.abs(a - b).max(1) for a, b in (s.shifted for s in studies if s.shifted)]
+        if not any(move.any() for move in moves):
+            return found  # reads no scan
         found["shift_median"] = float(np.median(np.concatenate(moves)))
         agreed = [icc(studies, column) for column in range(studies[0].first.shape[1])]
         found["icc"] = float(np.mean(agreed))
@@ -323,10 +325,11 @@ def report(
     digits, unit = (3, "") if classes else (2, " y")
     what = "balanced accuracy" if classes else "mean absolute error (years)"
     optimum = found["optimum"]
+    machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     lines = [
         f"# {what.capitalize()} on simulated subjects: `{cohorts.task}`, model {cohorts.variant}",
         "",
-        f"`{command}` · {found['machine']} · {found['date']}",
+        f"`{command}` · {machine} · {found['date']}",
         "",
         f"{cohorts.subjects} subjects to train with, {cohorts.new} new ones, seeds "
         f"{', '.join(map(str, seeds))} (new: 100 more). Optimum {optimum['both']:.{digits}f}; of "
@@ -346,11 +349,9 @@ def report(
         cells = [name, f"{one['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})", each]
         if classes:
             cells.append(f"{one['log_loss']:.3f}")
-        if "icc" in one:
-            cells += [f"{one['shift_median']:.3f}{unit}", f"{one['icc']:.3f}"]
-            cells.append(f"{one['seconds'] / 60:.1f}")
-        else:
-            cells += ["", "", ""]
+        read = "icc" in one
+        cells += [f"{one['shift_median']:.3f}{unit}", f"{one['icc']:.3f}"] if read else ["", ""]
+        cells.append(f"{one['seconds'] / 60:.1f}" if one["seconds"] else "")
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"| {found['first']} minus | difference (95 %) | p | each seed |",
               "|---|---|---|---|"]  # fmt: skip
