@@ -169,6 +169,8 @@ def configuration() -> str:
     for model, title in sections(config.Config).items():
         text += f"## {title}\n\n{about(model)}\n\n"
         text += fields_table(model, model.model_fields, "each of" not in title)
+        if model is config.NetworkConfig:
+            text += layers()
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
@@ -188,6 +190,27 @@ def configuration() -> str:
         rows = [(f"`{f.name}`", f.kind, ", ".join(f.categories)) for f in spec.features]
         text += "\n\n" + table(("column", "kind", "categories"), rows)
     return text
+
+
+def layers() -> str:
+    """The layers that a network has, and the places where features meet the table."""
+
+    def code(names: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in names)
+
+    layers, places = [], []
+    for name in config.LAYERS:
+        usual = {f: config.NetworkConfig(architecture=name, fusion=f) for f in ("film", "concat")}
+        published = config.NetworkConfig(architecture=name).generated
+        layers.append([code([name]), code(config.LAYERS[name]), code(published)])
+        unless = [f"`{network.place}`" for network in usual.values()]
+        places.append([code([name]), code(config.PLACES[name]), *unless])
+    return (
+        "### Layers of the networks\n\nWhat `network.hyper_layers` can name.\n\n"
+        + table(("network", "layers", "generated unless told"), layers)
+        + "### Places of the networks\n\nWhat `network.fusion_at` can name.\n\n"
+        + table(("network", "places", "`film` and `daft`, unless told", "`concat`"), places)
+    )
 
 
 def fields_table(model: type[BaseModel], names: Iterable[str], in_presets: bool = False) -> str:

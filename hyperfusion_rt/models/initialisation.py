@@ -4,8 +4,8 @@ Hypernetworks, ICLR 2020), and the embedding that was trained before.
     Var(weights_gen) = 2^relu / (2^bias · fan_in · K · Var(e))
     Var(bias_gen) = 2^relu / (2 · K · Var(e))
 
-uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows; `bias`: 1 where the layer
-also generates a bias, as all of ours do.
+uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows, behind BN or not; `bias`:
+1 where the layer also generates a bias, as all of ours do.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _BRAIN_AGE_VARIANCE = 0.25
 _EMBEDDED = 0.1
 
 
-def initialise_generator(net: HyperNetwork, variance: float, *, relu: bool) -> None:
+def initialise_generator(net: HyperNetwork, variance: float) -> None:
     """Set one hypernetwork's generators, for an embedding of this variance."""
     size = net.weights_gen.in_features
     fan_in = math.prod(net.weight_shape[1:])
-    gain = 2.0 if relu else 1.0
+    gain = 2.0 if net.before_relu else 1.0
     weights = gain / (2.0 * fan_in * size * variance)
     bias = gain / (2.0 * size * variance)
     # A uniform distribution on [-a, a] has the variance a² / 3.
@@ -44,7 +44,7 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
     """Initialise every generated layer of a published network.
 
     AD: Var(e) is measured over the training table `tabular [N, T]`. Brain age: Var(e) = 0.25, and
-    the embeddings Linear(T → 1) start at equal weights and e at 1, give or take 0.1 at most: four
+    the embeddings Linear(T → 1) start at equal weights and e at 1, give or take 0.1 at most: the
     layers multiply it, and the sum of many columns would make them explode. Of the published table,
     one category, that is weights 1, bias 0, and e = 1 for every row.
 
@@ -55,12 +55,11 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
         sums = tabular.double().sum(1)
         weight = min(1.0, _EMBEDDED / max(float(sums.std(correction=0)), 1e-6))
         bias = 1 - weight * float(sums.mean())
-        for name, module in network.named_modules():
+        for module in network.modules():
             if isinstance(module, HyperNetwork):
                 nn.init.constant_(module.embedding_model.weight, weight)  # type: ignore[arg-type]
                 nn.init.constant_(module.embedding_model.bias, bias)  # type: ignore[arg-type]
-                relu = not name.startswith("final_layer")
-                initialise_generator(module, _BRAIN_AGE_VARIANCE, relu=relu)
+                initialise_generator(module, _BRAIN_AGE_VARIANCE)
         return
     for module in network.modules():
         if isinstance(module, HyperNetwork):
@@ -75,8 +74,7 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
                     "variance: encode the table without gaps first",
                     code="model-embedding-invalid",
                 )
-            # The shortcut's output meets BN and an addition, no ReLU.
-            initialise_generator(module, max(variance, 1e-6), relu=False)
+            initialise_generator(module, max(variance, 1e-6))
 
 
 def load_embedding(network: nn.Module, tabular_network: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
@@ -20,11 +19,15 @@ class HyperNetwork(nn.Module):
     """Condition `[B, T]` → embedding `e [B, K]` → weights, by two linear generators.
 
     `weights_gen` is Linear(K → number of weights), `bias_gen` Linear(K → Cout).
+
+    Attributes:
+        before_relu: a ReLU follows the layer; its initial weights depend on that.
     """
 
     def __init__(self, embedding: nn.Module, size: int, weight_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.weight_shape = weight_shape
+        self.before_relu = False
         self.embedding_model = embedding
         self.weights_gen = nn.Linear(size, math.prod(weight_shape))
         self.bias_gen = nn.Linear(size, weight_shape[0])
@@ -125,6 +128,13 @@ class HyperLinear(nn.Module):
         return hyper_linear(x, *self.hyper_net(condition))
 
 
+def conditioned(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    """The output of `layer`, which takes the condition if it is generated."""
+    takes_condition = isinstance(layer, (HyperConv3d, HyperLinear, Conditioned))
+    y: Tensor = layer(x, condition) if takes_condition else layer(x)
+    return y
+
+
 class Conditioned(nn.Module):
     """Holds `layer` and hands the condition on if the layer takes one.
 
@@ -134,36 +144,7 @@ class Conditioned(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.takes_condition = isinstance(layer, (HyperConv3d, HyperLinear))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """The layer's output."""
-        y: Tensor = self.layer(x, condition) if self.takes_condition else self.layer(x)
-        return y
-
-
-class ChannelAffine(nn.Module):
-    """FiLM and DAFT: the table scales and shifts the channels of `x [B, C, D, H, W]`.
-
-        (a, b) = W2 relu(W1 t),   y = (1 + a) · x + b,   both linear maps without bias
-
-    FiLM (Perez et al., AAAI 2018): t is the row `[B, T]`. DAFT (Pölsterl et al., MICCAI 2021): t is
-    the row joined with the global average of x. The 1 keeps the layer near the identity at first.
-    """
-
-    def __init__(
-        self, channels: int, condition_features: int, *, with_image: bool, hidden: int = 7
-    ) -> None:
-        super().__init__()
-        self.with_image = with_image
-        width = condition_features + (channels if with_image else 0)
-        self.reduce = nn.Linear(width, hidden, bias=False)
-        self.expand = nn.Linear(hidden, 2 * channels, bias=False)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """`x [B, C, D, H, W]`, `condition [B, T]` → `[B, C, D, H, W]`."""
-        if self.with_image:
-            condition = torch.cat([x.mean((2, 3, 4)), condition], 1)
-        scale, shift = self.expand(self.reduce(condition).relu())[..., None, None, None].chunk(2, 1)
-        y: Tensor = (1 + scale) * x + shift
-        return y
+        return conditioned(self.layer, x, condition)
