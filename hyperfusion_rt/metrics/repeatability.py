@@ -14,7 +14,7 @@ _FIGURES = ("icc_agreement", "icc_consistency", "within_sd")
 
 
 def repeatability(
-    values: Array, subjects: Sequence[str], sessions: Sequence[str | None]
+    values: Array | Sequence[float], subjects: Sequence[str], sessions: Sequence[str | None]
 ) -> dict[str, Any]:
     """Figures of predicted numbers `[N]`, each of one subject and session.
 
