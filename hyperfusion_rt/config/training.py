@@ -75,11 +75,13 @@ class TrainingConfig(Finite):
     label_smoothing: float = Field(
         0, ge=0, lt=1, description="the part of a class's weight that all classes share"
     )
-    loss: Literal["mse", "l1", "huber"] = Field(
+    loss: Literal["mse", "l1", "huber", "bins"] = Field(
         "mse",
-        description="of a number: the mean squared error, the mean absolute error, or between: "
-        "squared up to 1 (one standard deviation, if the target is standardised)",
+        description="of a number: the mean squared error; the mean absolute error; between, "
+        "squared up to one standard deviation; or `bins`: the network answers a distribution, "
+        "whose mean is the answer, within 3 standard deviations of the training part's mean",
     )
+    bins: int = Field(40, ge=4, description="with `loss: bins`: how many")
     embedding_epochs: int = Field(
         100,
         ge=0,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import TrainingConfig
+from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.loss import Loss
 from hyperfusion_rt.training.optimiser import averaged, make_optimiser, set_rate
@@ -30,7 +31,9 @@ class Learner:
         self.amp = torch.autocast(
             device.type, half, enabled=training.amp and cuda, cache_enabled=not capture
         )
-        self.forward = Captured(network, self.amp) if capture else network
+        # Of a distribution, training reads the logits.
+        trained = network.network if isinstance(network, Distribution) else network
+        self.forward = Captured(trained, self.amp) if capture else trained
         enabled = training.amp and cuda and half == torch.float16
         self.scaler = torch.amp.GradScaler(enabled=enabled)
 

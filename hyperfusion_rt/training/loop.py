@@ -25,6 +25,7 @@ from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.metrics import balanced_accuracy
 from hyperfusion_rt.models import initialise_generators, load_embedding, network_of
+from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.models.output import in_unit, start_at
 from hyperfusion_rt.rules import combine
 from hyperfusion_rt.training.augmentation import ImageAugmentation, TableAugmentation
@@ -128,14 +129,15 @@ class Trainer:
         torch.manual_seed(self.seed)
         config, width = self.config, self.split.encoder.width
         network = network_of(config, width)
+        inner = network.network if isinstance(network, Distribution) else network
         fusion, architecture = config.network.fusion, config.network.architecture
         if fusion == "tabular" and config.training.embedding_epochs:
-            network = self._pretrained()
+            return self._pretrained().to(self.device)
         if fusion == "hyper":
             if architecture == "ad":
-                load_embedding(network, self._pretrained())
-            initialise_generators(network, torch.from_numpy(self.split.tabular[self.split.train]))
-        if not config.tabular.classes and fusion != "tabular":
+                load_embedding(inner, self._pretrained())
+            initialise_generators(inner, torch.from_numpy(self.split.tabular[self.split.train]))
+        if not config.tabular.classes and inner is network:
             start_at(network, float(self.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy, huber_loss, l1_loss, mse_loss
+from torch.nn.functional import cross_entropy, huber_loss, kl_div, l1_loss, mse_loss
 
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.models import outputs_count
+from hyperfusion_rt.models import bins_count, outputs_count
+from hyperfusion_rt.models.distribution import soft_labels
 
 _OF_NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": mse_loss,
@@ -52,17 +53,27 @@ class Loss:
         self.classes = bool(config.tabular.classes)
         self.weight = torch.tensor(weights, device=device) if weights else None
         self.smoothing = config.training.label_smoothing
-        self.error = _OF_NUMBERS[config.training.loss]
+        kind = config.training.loss
+        self.bins = bins_count(config)
+        # The table's own network answers a number whatever the others do.
+        self.error = _OF_NUMBERS["mse" if kind == "bins" else kind]
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`outputs [B, C]` against `targets float [B]`."""
+        """`outputs [B, C]`, of bins their logits, against `targets float [B]`."""
+        if self.bins and outputs.shape[1] == self.bins:
+            # The Kullback-Leibler divergence: 0 where the distribution is right.
+            logs = outputs.log_softmax(1)
+            return kl_div(logs, soft_labels(targets, self.bins), reduction="batchmean")
         if self.classes:
             truth = targets.long()
             return cross_entropy(outputs, truth, self.weight, label_smoothing=self.smoothing)
         return self.error(outputs[:, 0], targets)
 
     def of_validation(self, outputs: Tensor, targets: Tensor) -> float:
-        """As in training, without smoothing: `outputs [N, C]`, `targets float [N]`, on the CPU."""
+        """The loss of answers `[N, C]` to `targets float [N]`, on the CPU.
+
+        As in training, without smoothing; of bins, the mean squared error.
+        """
         if not self.classes:
             return float(self.error(outputs[:, 0], targets))
         weight = None if self.weight is None else self.weight.cpu().to(outputs.dtype)

@@ -117,7 +117,7 @@ def test_flip_is_left_and_right_and_every_second_sample(images):
 
 
 def test_flip_is_refused_where_sides_differ():
-    with pytest.raises(ConfigError, match="augmentation.flip .* left, right"):
+    with pytest.raises(ConfigError, match=r"augmentation\.flip .* left, right"):
         preset("ad-small", {"augmentation": {"flip": True}})
 
 
@@ -126,7 +126,8 @@ def test_blur_and_slices_keep_a_constant():
         np.testing.assert_allclose(matrix.sum(1), 1)
     step = np.repeat([0.0, 1.0], 15)
     blurred = _gaussian(30, 2.0) @ step
-    np.testing.assert_allclose(blurred, ndimage.gaussian_filter1d(step, 2.0, mode="nearest", truncate=3), atol=1e-12)  # fmt: skip
+    expected = ndimage.gaussian_filter1d(step, 2.0, mode="nearest", truncate=3)
+    np.testing.assert_allclose(blurred, expected, atol=1e-12)
 
 
 def test_a_policy_is_replaced_as_a_whole():

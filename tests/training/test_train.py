@@ -142,14 +142,19 @@ def test_errors_say_what_to_do(session_cohort, tmp_path):
         train(wild, session_cohort, name="wild")
 
 
-def test_brain_age_trains(tmp_path):
+@pytest.fixture(scope="module")
+def ages(tmp_path_factory):
     from hyperfusion_rt.data.simulate import simulate_cohort
 
-    simulate_cohort(tmp_path, task="brain-age", subjects=20, seed=1, spacing=2)
-    change = {
-        "network": {"features": 2},
-        "training": {"epochs": 1, "standardise_target": False},
-    }
-    run = train(load_config(tmp_path / "hfrt.yaml", change), tmp_path)
+    root = tmp_path_factory.mktemp("ages")
+    simulate_cohort(root, task="brain-age", subjects=20, seed=1, spacing=2)
+    return root
+
+
+@pytest.mark.parametrize("loss", ["l1", "bins"])
+def test_brain_age_trains(ages, loss):
+    training = {"epochs": 1, "standardise_target": loss == "bins", "loss": loss, "keep": "best"}
+    change = {"network": {"features": 2}, "training": training}
+    run = train(load_config(ages / "hfrt.yaml", change), ages)
     assert run.metrics["test"]["mae"] < 40
     assert run.metrics["cases"] == {"train": 16, "validation": 2, "test": 2, "left_out": 0}
