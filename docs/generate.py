@@ -174,8 +174,8 @@ def configuration() -> str:
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
-        "## Presets\n\n`ad` and `brain-age` follow the published protocols; the others are "
-        "trained by [a recipe of ours](../how-to/recipe.md). The `-small` presets read the same boxes with "
+        "## Presets\n\n`ad` and `brain-age` follow the published protocols; the others are trained "
+        "by [a recipe of ours](../how-to/recipe.md). The `-small` presets read the same boxes with "
         "coarser voxels and fewer channels; they train in minutes on two CPU cores.\n\n"
     )
     shown = [n for n in names if not n.startswith("tabular.classes") and n != "preset"]
