@@ -90,6 +90,27 @@ class NetworkConfig(Frozen):
         ge=1,
         description="length of the table's embedding in the AD network and the tabular baseline",
     )
+    embedding_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="dropout of the embedding's numbers in front of the generators; `brain-age` "
+        "has one number per layer, so that this is for a `generated_part` below 1",
+    )
+    generated_part: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the initial variance of a generated layer's output that the table "
+        "makes; the rest is that of ordinary weights, to which the generated ones are added",
+    )
+    generator_rank: int | None = Field(
+        None,
+        ge=1,
+        description="of what the table adds to a layer's weights as a matrix: so many filters that "
+        "all rows share, mixed by the table; with a `generated_part` of 1 the layer starts with no "
+        "other weights; empty: any rank",
+    )
     bn_momentum: float = Field(
         0.05,
         gt=0,

@@ -7,11 +7,12 @@ first; but each then learns what its layer needs, and the published brain-age ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from hyperfusion_rt.config import NetworkConfig
-from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
+from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear, LowRank
 
 
 class LayerFactory:
@@ -26,7 +27,7 @@ class LayerFactory:
     def __init__(
         self, config: NetworkConfig, width: int, size: int, embedding: Callable[[], nn.Module]
     ) -> None:
-        self.generated = frozenset(config.generated)
+        self.config, self.generated = config, frozenset(config.generated)
         self.width, self.size, self.embedding = width, size, embedding
 
     def conv(
@@ -45,29 +46,53 @@ class LayerFactory:
         plain = nn.Conv3d(cin, cout, kernel, stride, padding)
         if name not in self.generated:
             return plain
-        layer = HyperConv3d(
-            cin,
-            cout,
-            kernel,
-            stride=stride,
-            padding=padding,
-            condition_features=self.width,
-            embedding_features=self.size,
-            embedding=self.embedding(),
+        window = {"stride": stride, "padding": padding}
+        rank = self._rank(cout, cin * kernel**3)
+        if not rank:
+            hyper = HyperConv3d(cin, cout, kernel, **window, **self._hyper())
+            return self._starting(hyper, relu)
+        return self._starting(
+            LowRank(
+                nn.Conv3d(cin, cout, kernel, **window, bias=False),
+                nn.Conv3d(cin, rank, kernel, **window, bias=False),
+                HyperConv3d(rank, cout, 1, constant=False, **self._hyper()),
+            ),
+            relu,
         )
-        layer.hyper_net.before_relu = relu
-        return layer
 
     def linear(self, name: str, size: int, out: int, *, relu: bool = False) -> nn.Module:
         """A linear layer of `size` → `out` numbers; `relu`: one follows."""
         if name not in self.generated:
             return nn.Linear(size, out)
-        layer = HyperLinear(
-            size,
-            out,
-            condition_features=self.width,
-            embedding_features=self.size,
-            embedding=self.embedding(),
+        rank = self._rank(out, size)
+        if not rank:
+            return self._starting(HyperLinear(size, out, **self._hyper()), relu)
+        return self._starting(
+            LowRank(
+                nn.Linear(size, out, bias=False),
+                nn.Linear(size, rank, bias=False),
+                HyperLinear(rank, out, constant=False, **self._hyper()),
+            ),
+            relu,
         )
+
+    def _rank(self, rows: int, columns: int) -> int | None:
+        """The rank of what is generated of a matrix; None if it is that of any such matrix."""
+        rank = self.config.generator_rank
+        return rank if rank is not None and rank < min(rows, columns) else None
+
+    def _hyper(self) -> dict[str, Any]:
+        return {
+            "condition_features": self.width,
+            "embedding_features": self.size,
+            "embedding": self.embedding(),
+            "embedding_dropout": self.config.embedding_dropout,
+        }
+
+    def _starting(
+        self, layer: HyperConv3d | HyperLinear | LowRank, relu: bool
+    ) -> HyperConv3d | HyperLinear | LowRank:
+        """The layer, which knows what its initial weights depend on."""
         layer.hyper_net.before_relu = relu
+        layer.hyper_net.generated_part = self.config.generated_part
         return layer

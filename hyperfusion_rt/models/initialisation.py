@@ -6,6 +6,11 @@ Hypernetworks, ICLR 2020), and the embedding that was trained before.
 
 uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows, behind BN or not; `bias`:
 1 where the layer also generates a bias, as all of ours do.
+
+Where only a share p of the output's variance is generated, these are p times as large, and the
+ordinary weights beside them (`weights_gen.bias`, or `static` of a layer of low rank) start with
+
+    Var = (1 - p) · 2^relu / fan_in
 """
 
 from __future__ import annotations
@@ -19,25 +24,45 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.ad import ADNetwork
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
-from hyperfusion_rt.models.layers import HyperNetwork
+from hyperfusion_rt.models.layers import HyperNetwork, LowRank
 
 _BRAIN_AGE_VARIANCE = 0.25
 # How much the brain-age embedding of a table of several columns varies at first.
 _EMBEDDED = 0.1
 
 
+def _uniform(tensor: Tensor, variance: float) -> None:
+    """A uniform distribution on [-a, a] has the variance a² / 3."""
+    limit = math.sqrt(3 * variance)
+    nn.init.uniform_(tensor, -limit, limit)
+
+
 def initialise_generator(net: HyperNetwork, variance: float) -> None:
     """Set one hypernetwork's generators, for an embedding of this variance."""
-    size = net.weights_gen.in_features
+    size, part = net.weights_gen.in_features, net.generated_part
     fan_in = math.prod(net.weight_shape[1:])
     gain = 2.0 if net.before_relu else 1.0
-    weights = gain / (2.0 * fan_in * size * variance)
-    bias = gain / (2.0 * size * variance)
-    # A uniform distribution on [-a, a] has the variance a² / 3.
-    nn.init.uniform_(net.weights_gen.weight, -math.sqrt(3 * weights), math.sqrt(3 * weights))
-    nn.init.uniform_(net.bias_gen.weight, -math.sqrt(3 * bias), math.sqrt(3 * bias))
-    nn.init.zeros_(net.weights_gen.bias)
+    _uniform(net.weights_gen.weight, part * gain / (2.0 * fan_in * size * variance))
+    _uniform(net.bias_gen.weight, part * gain / (2.0 * size * variance))
     nn.init.zeros_(net.bias_gen.bias)
+    if net.weights_gen.bias is not None:
+        nn.init.zeros_(net.weights_gen.bias)
+        if part < 1:
+            _uniform(net.weights_gen.bias, (1 - part) * gain / fan_in)
+
+
+def _initialise_rest(network: nn.Module) -> None:
+    """What layers of low rank have besides their generators."""
+    for layer in network.modules():
+        if isinstance(layer, LowRank):
+            net = layer.hyper_net
+            for name, parameter in layer.named_parameters():
+                fan_in = math.prod(parameter.shape[1:])
+                if name == "filters.weight":
+                    _uniform(parameter, 1 / fan_in)
+                elif name == "static.weight":
+                    gain = 2.0 if net.before_relu else 1.0
+                    _uniform(parameter, (1 - net.generated_part) * gain / fan_in)
 
 
 def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
@@ -51,6 +76,7 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
     Raises:
         ConfigError: the embedding of `tabular` is not finite, so it has no variance.
     """
+    _initialise_rest(network)
     if isinstance(network, BrainAgeNetwork):
         sums = tabular.double().sum(1)
         weight = min(1.0, _EMBEDDED / max(float(sums.std(correction=0)), 1e-6))

@@ -20,26 +20,41 @@ class HyperNetwork(nn.Module):
 
     `weights_gen` is Linear(K → number of weights), `bias_gen` Linear(K → Cout).
 
+    Args:
+        dropout: of e, in training.
+        constant: whether weights have a part g0 that does not depend on the condition.
+
     Attributes:
-        before_relu: a ReLU follows the layer; its initial weights depend on that.
+        before_relu: a ReLU follows the layer.
+        generated_part: share of the output's initial variance that is generated.
     """
 
-    def __init__(self, embedding: nn.Module, size: int, weight_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        embedding: nn.Module,
+        size: int,
+        weight_shape: tuple[int, ...],
+        *,
+        dropout: float = 0.0,
+        constant: bool = True,
+    ) -> None:
         super().__init__()
         self.weight_shape = weight_shape
         self.before_relu = False
+        self.generated_part = 1.0
         self.embedding_model = embedding
-        self.weights_gen = nn.Linear(size, math.prod(weight_shape))
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.weights_gen = nn.Linear(size, math.prod(weight_shape), bias=constant)
         self.bias_gen = nn.Linear(size, weight_shape[0])
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """The op's arguments `(e [B, K], G [K, ...], h [K, Cout], g0 [...], h0 [Cout])`."""
-        shape = self.weight_shape
+        shape, constant = self.weight_shape, self.weights_gen.bias
         return (
-            self.embedding_model(condition),
+            self.drop(self.embedding_model(condition)),
             self.weights_gen.weight.t().reshape(-1, *shape),
             self.bias_gen.weight.t(),
-            self.weights_gen.bias.view(shape),
+            None if constant is None else constant.view(shape),
             self.bias_gen.bias,
         )
 
@@ -54,6 +69,8 @@ class HyperConv3d(nn.Module):
         condition_features: T.
         embedding_features: K. Without `embedding` a Linear(T → K) is made.
         embedding: a module `[B, T] -> [B, K]` to use instead.
+        embedding_dropout: of the embedding's numbers, in training.
+        constant: whether weights have a part that does not depend on the condition.
     """
 
     def __init__(
@@ -69,6 +86,8 @@ class HyperConv3d(nn.Module):
         dilation: int | Triple = 1,
         groups: int = 1,
         embedding: nn.Module | None = None,
+        embedding_dropout: float = 0.0,
+        constant: bool = True,
     ) -> None:
         super().__init__()
         if in_channels % groups or out_channels % groups:
@@ -82,6 +101,8 @@ class HyperConv3d(nn.Module):
             embedding or nn.Linear(condition_features, embedding_features),
             embedding_features,
             (out_channels, in_channels // groups, *kernel),
+            dropout=embedding_dropout,
+            constant=constant,
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -115,12 +136,16 @@ class HyperLinear(nn.Module):
         condition_features: int,
         embedding_features: int = 8,
         embedding: nn.Module | None = None,
+        embedding_dropout: float = 0.0,
+        constant: bool = True,
     ) -> None:
         super().__init__()
         self.hyper_net = HyperNetwork(
             embedding or nn.Linear(condition_features, embedding_features),
             embedding_features,
             (out_features, in_features),
+            dropout=embedding_dropout,
+            constant=constant,
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -128,9 +153,36 @@ class HyperLinear(nn.Module):
         return hyper_linear(x, *self.hyper_net(condition))
 
 
+class LowRank(nn.Module):
+    """A convolution or linear layer whose generated part has a low rank.
+
+        W(e) x + beta(e) = W0 x + U(e) V x + beta(e),   W as a matrix [Cout, Cin·k³]
+
+    `static`: W0, ordinary weights. `filters`: V, r filters that all samples share. `mix`: the
+    generated layer U(e) [Cout, r], beta(e), which has no constant part of its weights. It is linear
+    in e, so it folds, and costs r filters and a pointwise layer instead of a generated convolution.
+    """
+
+    def __init__(
+        self, static: nn.Module, filters: nn.Module, mix: HyperConv3d | HyperLinear
+    ) -> None:
+        super().__init__()
+        self.static, self.filters, self.mix = static, filters, mix
+
+    @property
+    def hyper_net(self) -> HyperNetwork:
+        """The generators of U and beta."""
+        return self.mix.hyper_net
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """As that of `HyperConv3d` or `HyperLinear`."""
+        y: Tensor = self.static(x) + self.mix(self.filters(x), condition)
+        return y
+
+
 def conditioned(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
     """The output of `layer`, which takes the condition if it is generated."""
-    takes_condition = isinstance(layer, (HyperConv3d, HyperLinear, Conditioned))
+    takes_condition = isinstance(layer, (HyperConv3d, HyperLinear, LowRank, Conditioned))
     y: Tensor = layer(x, condition) if takes_condition else layer(x)
     return y
 

@@ -42,7 +42,7 @@ def in_unit(network: nn.Module, mean: float, spread: float) -> dict[str, Tensor]
         return {**state, "centres": mean + spread * state["centres"]}
     prefix, last = _last(network)
     for name, _ in last.named_parameters():
-        if "embedding_model" not in name:
+        if "embedding_model" not in name and "filters" not in name:
             state[f"{prefix}.{name}"] *= spread
             if _BIAS.fullmatch(name):
                 state[f"{prefix}.{name}"] += mean

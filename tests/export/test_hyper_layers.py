@@ -58,6 +58,30 @@ def test_a_generated_layer_exports(architecture, layer, tmp_path):
     agrees(config, tmp_path / "x.onnx")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "layer"),
+    [
+        *(("ad", layer) for layer in ("block4.downsample.0", "block2.conv1", "fc1", "*")),
+        *(("brain-age", layer) for layer in ("conv2_b", "linear1", "*")),
+    ],
+)
+def test_a_layer_of_low_rank_exports(architecture, layer, tmp_path):
+    config = NetworkConfig(
+        architecture=architecture,
+        features=2,
+        hyper_layers=[layer],
+        generator_rank=1,
+        generated_part=0.5,
+        embedding_dropout=0.3,
+    )
+    engine = agrees(config, tmp_path / "x.onnx")
+    generated = [op.layer for op in engine.head.program.ops if op.op == "hyper_conv"]
+    if layer in ("block4.downsample.0", "linear1", "fc1"):
+        assert not any(len(op.shape) == 4 for op in engine.head.program.ops)
+    elif layer != "*":
+        assert generated == [f"{layer}.mix"]
+
+
 @pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
 @pytest.mark.parametrize(("architecture", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
 def test_every_place_exports(architecture, place, fusion, tmp_path):

@@ -182,6 +182,58 @@ def test_every_layer_generated_starts_and_learns(task):
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("part", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("task", "layer"), [("ad", "block1.conv1"), ("brain-age", "linear3")])
+def test_how_much_of_a_layer_is_generated_at_first(task, layer, part, rank):
+    """The variance of its output is the same in any case; inputs of variance 1, Var(e) as set."""
+    fields = {"hyper_layers": [layer], "generated_part": part, "generator_rank": rank}
+    network, _, _, _ = network_for(task, "hyper", features=8, **fields)
+    torch.manual_seed(1)
+    tabular = torch.randn(200, TASKS[task][1])
+    initialise_generators(network, tabular)
+    made = dict(network.named_modules())
+    made = made.get(f"{layer}.layer", made[layer])
+    net = made.hyper_net
+    with torch.no_grad():
+        variance = net.eval().embedding_model(tabular).var().item() if task == "ad" else 0.25
+        net.embedding_model = torch.nn.Identity()
+        shape = (400, 8, 3, 3, 3) if task == "ad" else (4000, 32)
+        x = torch.randn(shape)
+        e = torch.randn(len(x), net.weights_gen.in_features) * variance**0.5
+        zero = made(x, 0 * e)
+        found = [y[..., 1, 1, 1] if task == "ad" else y for y in (zero, made(x, e) - zero)]
+    ordinary, generated = (y.square().mean().item() for y in found)
+    assert ordinary == pytest.approx(2 * (1 - part), rel=0.25, abs=1e-6)
+    assert generated == pytest.approx(2 * part, rel=0.3, abs=1e-6)
+
+
+def test_the_table_adds_weights_of_the_rank_that_is_asked_for():
+    layer = network_for("ad", "hyper", hyper_layers=["block3.conv1"], generator_rank=2)[0]
+    layer = layer.block3.conv1.eval()
+    assert sum(p.numel() for p in layer.mix.hyper_net.weights_gen.parameters()) == 8 * 16 * 2
+    rows, x = torch.randn(2, 9), torch.randn(60, 8, 5, 5, 5)
+    with torch.no_grad():
+        first, second = (layer(x, row.expand(60, 9)) for row in rows)
+        change = (first - second)[..., 1, 1, 1]  # [60, Cout]: of the rank, and the bias
+    assert torch.linalg.matrix_rank(change, rtol=1e-5) == 3
+    final = network_for("ad", "hyper", hyper_layers=["fc2"], generator_rank=3)[0].fc2.layer
+    assert isinstance(final, HyperLinear)  # three rows have no higher rank
+
+
+def test_dropout_of_the_embedding_acts_in_training_only():
+    layers = ["block4.downsample.0", "fc1"]
+    fields = {"dropout": 0, "embedding_dropout": 0.5, "hyper_layers": layers}
+    network, image, tabular, _ = network_for("ad", "hyper", **fields)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm3d)):
+            module.eval()
+    with torch.no_grad():
+        assert not torch.equal(network(image, tabular), network(image, tabular))
+        network.eval()
+        assert torch.equal(network(image, tabular), network(image, tabular))
+
+
 # Of a new network: Σ_i i Σ |i-th tensor of its state|, from before layers could be chosen.
 INITIAL = {
     ("ad", "hyper"): 172698.1542,
