@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import EVALUATION, JOURNAL, LOG, RUN
+from meanings import COMPARISON, EVALUATION, JOURNAL, LOG, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -25,6 +25,7 @@ from hyperfusion_rt import config, errors
 from hyperfusion_rt.bench.options import BenchOptions
 from hyperfusion_rt.cli.app import EXIT_STATUSES, app
 from hyperfusion_rt.cli.options import COMMANDS
+from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.runtime.options import (
     BidsOptions,
@@ -369,7 +370,10 @@ def output_files() -> str:
         "shows counts, the engine and how it was compared with float64, the machine, where the "
         "time went, and up to 2,000 rows, failed cases first; where the table has the target's "
         "column, the main figures.\n\n"
-        "## The folder of `hfrt evaluate`\n\n" + table(("file", "meaning"), EVALUATION)
+        "## The folder of `hfrt evaluate`\n\n"
+        + table(("file", "meaning"), EVALUATION)
+        + "## The folder of `hfrt compare`\n\n"
+        + table(("file", "meaning"), COMPARISON)
     )
 
 
@@ -406,6 +410,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     BidsOptions,
     MergeOptions,
     EvaluateOptions,
+    CompareOptions,
     ExportOptions,
     BenchOptions,
 )

@@ -48,6 +48,45 @@ EVALUATION = [
     ),
 ]
 
+# (file, meaning) of the folder of a comparison.
+COMPARISON = [
+    (
+        "`comparison.html`",
+        "The page: figures with intervals, pairs, curves, confusion, groups, what failed. It names "
+        "no subject.",
+    ),
+    (
+        "`comparison.csv`, `.md`, `.tex`",
+        "A line per model: every figure with its 95 % interval. The CSV has one for each `set` "
+        "(cohort, external). Markdown and LaTeX (booktabs) also have the pairs.",
+    ),
+    (
+        "`pairs.csv`",
+        "A line per figure and pair `a`, `b`: `difference` (a - b) with its interval; "
+        "`p_resampled_t` over `trainings`; `p` of `test` (permutation, DeLong) over subjects; "
+        "`..._holm`: corrected for all pairs of the figure.",
+    ),
+    ("`groups.csv`", "A line per model and group, by sex and by age: every figure."),
+    (
+        "`predictions.csv`",
+        "Every case as each model predicted it when it was in the test part: `model`, `seed`, "
+        "`fold`, `subject`, `session`, `truth`, the answer.",
+    ),
+    ("`results.json`", "All of it, as `--json` prints it; of each training the main figure."),
+    (
+        "`comparison.json`",
+        "The plan: every model with its configuration, parts, seeds, external test set.",
+    ),
+    (
+        "`cases.csv`, `external_cases.csv`",
+        "Truth, sex, age and parts of each case; whether an external one is in the cohort, too.",
+    ),
+    (
+        "`jobs/MODEL-seedK-foldJ/`",
+        "Each training, a run folder; `.failed.json` beside it says why it has no result.",
+    ),
+]
+
 # (first key, fields, meaning) of the lines of a journal.
 JOURNAL = [
     (

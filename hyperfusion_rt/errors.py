@@ -73,7 +73,7 @@ CODES: dict[str, str] = {
     "cohort-no-usable-case": "no case is left to train on",
     "cohort-class-missing": "no case has this class, so it cannot be learnt",
     "cohort-target-constant": "the target has one value in all cases: there is nothing to learn",
-    "cohort-too-small": "there are fewer subjects than parts to split them into",
+    "cohort-too-small": "there are too few subjects, in all or of a class, for so many parts",
     "scan-without-row": "no row of the table belongs to the scan",
     "scan-row-left-out": "the scan's row was left out of the table",
     "scan-session-unknown": "the scan's session is unknown, and the table has several",
@@ -113,6 +113,8 @@ CODES: dict[str, str] = {
     "run-checkpoint-unreadable": "a run cannot be continued from its last epoch",
     "study-refused": "several things are wrong with a study; the message lists them",
     "training-diverged": "the training loss is no longer finite",
+    "training-process-died": "the process of a training ended without a word",
+    "comparison-no-result": "no training of a comparison has a result",
     # artifacts
     "artifact-ambiguous": "several artifacts are here, and none is named",
     "artifact-changed": "the manifest was edited after it was written",

@@ -46,16 +46,19 @@ FLAGS = {
 PANELS = {
     INPUT: (
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
+        "models", "folds", "seeds", "ablate", "test", "test_table",
         "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
         "participant_label", "session_label", "scan_checks", "target", "task", "unit", "boxes",
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
-        "rule", "precision", "no_training_hashes", "seen_by", "include_seen",
+        "name", "against", "rule", "precision", "no_training_hashes", "seen_by", "include_seen",
     ),
-    ENGINE: ("engine", "engines", "threads", "batch", "batches", "feature_cache", "max_memory"),
+    ENGINE: (
+        "engine", "engines", "device", "threads", "batch", "batches", "feature_cache", "max_memory",
+    ),
     RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),
-    MACHINES: ("shard", "executor", "workers", "address"),
+    MACHINES: ("jobs", "shard", "executor", "workers", "address"),
     TENSORRT: ("workspace", "capabilities"),
     SERVING: ("serve", "backend"),
     TIMING: ("rounds", "only"),
@@ -163,7 +166,7 @@ class Command:
 GROUPS = {
     "Data": ("simulate", "preprocess"),
     "Study": ("init", "config", "check"),
-    "Train": ("train", "export", "import-checkpoint"),
+    "Train": ("train", "compare", "export", "import-checkpoint"),
     "Predict": ("infer", "evaluate", "merge", "bids-app"),
     "Tools": ("inspect", "doctor", "bench", "demo"),
 }

@@ -143,6 +143,14 @@ class TabularEncoder(Fitted):
         scaled = (self._impute(x) - mean) / std
         return np.concatenate([scaled, gaps])[self.order].astype(np.float32)
 
+    def numbers(self, rows: Sequence[Row]) -> Float64:
+        """`float64 [N, C]`: the columns that the imputer sees, with NaN where a number is missing.
+
+        Raises:
+            TableError: as `encode_row`, for the first bad row.
+        """
+        return np.array([self._read(row)[0] for row in rows]).reshape(len(rows), len(self.owners))
+
     def warnings(self, row: Row) -> list[str]:
         """What a reader should know of this row: unusual gaps, values that training had not.
 

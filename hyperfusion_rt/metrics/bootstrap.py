@@ -66,6 +66,43 @@ def resample(
         yield times[:, subject]
 
 
+def repetitions(answers: Floats, alone: int) -> list[tuple[NDArray[np.intp], Floats]]:
+    """The answers of each repetition, with the cases `[n]` that they are of.
+
+    Args:
+        answers: one answer a case, with `alone` axes; or one axis more in front, the repetitions,
+            with NaN where a repetition has no answer.
+        alone: the number of axes of one repetition.
+    """
+    if answers.ndim == alone:
+        return [(np.arange(len(answers)), answers)]
+    found = []
+    for values in answers:
+        index = np.flatnonzero(np.isfinite(values).reshape(len(values), -1).all(1))
+        if len(index):
+            found.append((index, values[index]))
+    return found
+
+
+def mean_over(parts: Sequence[tuple[NDArray[np.intp], Statistic]]) -> Statistic:
+    """The mean of the statistics of several repetitions, each of the cases with its indices."""
+
+    def mean(counts: Floats) -> Floats:
+        made = []
+        with np.errstate(invalid="ignore"):  # a sample may hold no case of a repetition
+            for index, of in parts:
+                whole = len(index) == counts.shape[1]
+                made.append(of(counts if whole else counts[:, index]))
+        found = np.stack(made)
+        there = np.isfinite(found)
+        total = np.where(there, found, 0.0).sum(0)
+        nothing = np.full(len(counts), np.nan)
+        result: Floats = np.divide(total, there.sum(0), out=nothing, where=there.any(0))
+        return result
+
+    return mean
+
+
 def with_intervals(
     statistics: Mapping[str, Statistic],
     subject: NDArray[np.intp],

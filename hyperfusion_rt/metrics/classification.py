@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.metrics.bootstrap import Array, Floats, Statistic, index_of, with_intervals
+from hyperfusion_rt.metrics.bootstrap import (
+    Array,
+    Floats,
+    Statistic,
+    index_of,
+    mean_over,
+    repetitions,
+    with_intervals,
+)
 
 # Bins of equal width of the top probability, for the calibration error.
 BINS = 15
@@ -44,6 +52,10 @@ def classification(
     `NAME_95` is the 95 % interval: a bootstrap over `subjects [N]` (default: each case is one), by
     class where every subject has one class and every class two subjects. What has no value is
     None, and `reasons` says why. Without a case there is no figure but `cases`.
+
+    `probabilities` may also be `[R, N, C]`, of R repetitions, such as a cross-validation with
+    several splits, with NaN where one has no answer: a figure is then the mean over the repetitions
+    of each one's own, and `confusion` their sum. Every case has one answer at least.
     """
     if not len(truth):
         return {"cases": 0, "absent": list(classes)}
@@ -51,23 +63,15 @@ def classification(
     probabilities = np.asarray(probabilities, np.float64)
     subject = np.arange(len(truth)) if subjects is None else index_of(subjects)
     count = len(classes)
-    predicted = probabilities.argmax(1)
-    pairs = _pairs(truth, predicted, count)
-    totals = np.bincount(truth, minlength=count)
-    present: list[int] = np.flatnonzero(totals).tolist()
-    statistics: dict[str, Statistic] = {
-        "balanced_accuracy": lambda counts: _mean_recall(_confusion(counts, pairs, count)),
-        "auc": _auc(truth, probabilities, present),
-        "macro_f1": lambda counts: _macro_f1(_confusion(counts, pairs, count)),
-        "brier": _mean(_squared_error(truth, probabilities)),
-        "ece": _calibration_error(truth, probabilities),
-    }
-    for c in present:
-        statistics[f"recall of {classes[c]}"] = _recall(pairs, count, c)
+    present: list[int] = np.unique(truth).tolist()
+    statistics = class_statistics(truth, probabilities, classes)
     figures, intervals, reasons = with_intervals(statistics, subject, truth)
     if figures["auc"] is None:
         reasons["auc"] = "one class only"
     recalls = {name: f"recall of {name}" for name in classes}
+    confusion = np.zeros((count, count), int)
+    for index, values in repetitions(probabilities, 2):
+        np.add.at(confusion, (truth[index], values.argmax(1)), 1)
     found: dict[str, Any] = {"cases": len(truth), "subjects": int(subject.max()) + 1}
     for name in _FIGURES:
         found |= {name: figures[name], f"{name}_95": intervals[name]}
@@ -77,10 +81,39 @@ def classification(
         "absent": [name for c, name in enumerate(classes) if c not in present],
         "recall": {name: figures.get(key) for name, key in recalls.items()},
         "recall_95": {name: intervals.get(key) for name, key in recalls.items()},
-        "confusion": _confusion(np.ones((1, len(truth))), pairs, count)[0].astype(int).tolist(),
+        "confusion": confusion.tolist(),
         "classes": list(classes),
         "reasons": reasons,
     }
+
+
+def class_statistics(
+    truth: Array, probabilities: Array, classes: Sequence[str]
+) -> dict[str, Statistic]:
+    """The statistics behind the figures of `classification`, by name, with its arguments."""
+    truth = np.asarray(truth, np.intp)
+    parts: dict[str, list[tuple[NDArray[np.intp], Statistic]]] = {}
+    for index, values in repetitions(np.asarray(probabilities, np.float64), 2):
+        for name, of in _statistics(truth[index], values, classes).items():
+            parts.setdefault(name, []).append((index, of))
+    return {name: mean_over(of) for name, of in parts.items()}
+
+
+def _statistics(
+    truth: Array, probabilities: Floats, classes: Sequence[str]
+) -> dict[str, Statistic]:
+    """Of one repetition."""
+    count = len(classes)
+    pairs = _pairs(truth, probabilities.argmax(1), count)
+    present: list[int] = np.unique(truth).tolist()
+    found: dict[str, Statistic] = {
+        "balanced_accuracy": lambda counts: _mean_recall(_confusion(counts, pairs, count)),
+        "auc": _auc(truth, probabilities, present),
+        "macro_f1": lambda counts: _macro_f1(_confusion(counts, pairs, count)),
+        "brier": _mean(_squared_error(truth, probabilities)),
+        "ece": _calibration_error(truth, probabilities),
+    }
+    return found | {f"recall of {classes[c]}": _recall(pairs, count, c) for c in present}
 
 
 def roc(truth: Array, scores: Array) -> tuple[Floats, Floats]:

@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hyperfusion_rt.metrics.bootstrap import Array, Floats, Statistic, index_of, with_intervals
+from hyperfusion_rt.metrics.bootstrap import (
+    Array,
+    Floats,
+    Statistic,
+    index_of,
+    mean_over,
+    repetitions,
+    with_intervals,
+)
 
 _FIGURES = ("mae", "r", "bias", "bias_slope")
 
@@ -25,18 +34,14 @@ def regression(
     `NAME_95` is the 95 % interval, a bootstrap over `subjects [N]` (default: each case is one).
     What has no value is None, and `reasons` says why: a chance level needs two cases, a slope and
     `r` three. Without a case there is no figure but `cases`.
+
+    `predicted` may also be `[R, N]`, of R repetitions, as in `classification`.
     """
     if not len(truth):
         return {"cases": 0, "unit": unit}
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     subject = np.arange(len(truth)) if subjects is None else index_of(subjects)
-    error = predicted - truth
-    statistics: dict[str, Statistic] = {
-        "mae": lambda counts: counts @ np.abs(error) / counts.sum(1),
-        "r": lambda counts: _line(counts, truth, predicted)[1],
-        "bias": lambda counts: counts @ error / counts.sum(1),
-        "bias_slope": lambda counts: _line(counts, truth, error)[0],
-    }
+    statistics = number_statistics(truth, predicted)
     figures, intervals, reasons = with_intervals(statistics, subject, np.zeros(len(truth)))
     for name in ("r", "bias_slope"):
         # Two points always lie on a line.
@@ -54,6 +59,27 @@ def regression(
         found |= {name: figures[name], f"{name}_95": intervals[name]}
     chance = float(np.abs(truth - np.median(truth)).mean()) if several else None
     return found | {"chance": chance, "reasons": reasons}
+
+
+def number_statistics(truth: Array, predicted: Array) -> dict[str, Statistic]:
+    """The statistics behind the figures of `regression`, by name, with its arguments."""
+    truth = np.asarray(truth, np.float64)
+    parts: dict[str, list[tuple[NDArray[np.intp], Statistic]]] = {}
+    for index, values in repetitions(np.asarray(predicted, np.float64), 1):
+        for name, of in _statistics(truth[index], values).items():
+            parts.setdefault(name, []).append((index, of))
+    return {name: mean_over(of) for name, of in parts.items()}
+
+
+def _statistics(truth: Floats, predicted: Floats) -> dict[str, Statistic]:
+    """Of one repetition."""
+    error = predicted - truth
+    return {
+        "mae": lambda counts: counts @ np.abs(error) / counts.sum(1),
+        "r": lambda counts: _line(counts, truth, predicted)[1],
+        "bias": lambda counts: counts @ error / counts.sum(1),
+        "bias_slope": lambda counts: _line(counts, truth, error)[0],
+    }
 
 
 def _line(counts: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.config import TableSpec
 from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.number_check import are_years, impossible_age, means_age
 from hyperfusion_rt.data.table_file import Row, is_missing, read_number, where
@@ -182,9 +183,8 @@ class Evaluation:
         return dict(reasons.most_common())
 
 
-def columns_of_groups(manifest: Manifest, columns: Sequence[str]) -> tuple[str | None, str | None]:
+def columns_of_groups(spec: TableSpec, columns: Sequence[str]) -> tuple[str | None, str | None]:
     """The columns of sex and of age: of those that the network knows, else of all."""
-    spec = manifest.table
     known = [*(feature.name for feature in spec.features), *spec.stratify, spec.target]
     names = [name for name in [*known, *columns] if name in columns]
     sex = next((name for name in names if name != spec.target and _means_sex(name)), None)

@@ -179,18 +179,23 @@ def _damaged(folder: Path, what: str) -> ConfigError:
     )
 
 
+def test_rows(run: Run) -> list[dict[str, str]]:
+    """The rows of a run's test set, as its members said it together; none if it has no table."""
+    who = ALL if run.config.training.members > 1 else "0"
+    try:
+        with open(run.folder / TABLE, newline="", encoding="utf-8") as file:
+            return [r for r in csv.DictReader(file) if (r["split"], r["member"]) == ("test", who)]
+    except (OSError, KeyError, ValueError):
+        return []
+
+
 def _tested(run: Run) -> list[dict[str, str]]:
-    """The rows of a run's test set, as its members said it together.
+    """The rows of a run's test set.
 
     Raises:
         ConfigError: they are not there, or not all of them.
     """
-    who = ALL if run.config.training.members > 1 else "0"
-    try:
-        with open(run.folder / TABLE, newline="", encoding="utf-8") as file:
-            rows = [r for r in csv.DictReader(file) if (r["split"], r["member"]) == ("test", who)]
-    except (OSError, KeyError, ValueError):
-        rows = []
+    rows = test_rows(run)
     if len(rows) != run.metrics["test"]["cases"]:
         raise _damaged(run.folder, f"{TABLE} does not hold all cases of its test set")
     return rows

@@ -185,6 +185,31 @@ def check_parts_rotate(config: Config, root: Path) -> tuple[int, ...]:
     return numbers
 
 
+def gather_external(
+    config: Config, scans: Path, table: Path, root: Path, on_scan: OnScan | None = None
+) -> Dataset:
+    """An external test set for networks of `config`: every case is in its test part.
+
+    Boxes are kept in the cache under `root`. What is odd about the cohort is in its `check`; it
+    may lack a class, which is no mistake of a test set.
+
+    Raises:
+        CohortError: no case is left.
+        TableError: the table as a whole cannot be used.
+    """
+    training = config.training.model_copy(update={"split_column": None, "split_file": None})
+    place = {"scans": str(scans.resolve()), "table": str(table.resolve()), "training": training}
+    study = _read_study(config.model_copy(update=place), root)
+    lacks = [f for f in study.findings if f.code == "table-missing-column"]
+    _refuse(Check(0, (), (), tuple(lacks), ()), table)
+    _some_case(study, scans)
+    cache = _cache(config, root)
+    _look_at_scans(study, cache, on_scan)
+    _some_case(study, scans)
+    parts = Parts(np.zeros(len(study.cases), np.int64), 0, (1,), named=True)
+    return Dataset(study.cases, np.array(study.targets), parts, cache, study.check(config))
+
+
 def _cache(config: Config, root: Path) -> VolumeCache:
     folder = root / ".hfrt_cache"
     return VolumeCache(folder, config.preprocessing, template_landmarks(), config.scan_checks)

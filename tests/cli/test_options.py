@@ -51,6 +51,12 @@ NAMES = {
         "--config": "hfrt.yaml", "--set": None, "--name": None, "--resume": False, "--run": None,
         "--device": None, "--threads": None, "--json": False,
     },
+    "compare": {
+        "--config": "hfrt.yaml", "--set": None, "--models": None, "--folds": None, "--seeds": 1,
+        "--ablate": None, "--against": None, "--test": None, "--test-table": None, "--name": None,
+        "--resume": False, "--jobs": None, "--threads": None, "--device": None,
+        "--executor": "local", "--ray-address": None, "--json": False,
+    },
     "init": {
         "--scans": None, "--table": None, "--target": None, "--task": None, "--unit": None,
         "--boxes": None, "--preset": None, "--id-column": None, "--out": "hfrt.yaml",

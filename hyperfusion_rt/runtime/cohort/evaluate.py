@@ -85,7 +85,7 @@ def evaluate(
             if on_case is not None:
                 on_case(len(done), len(truths))
     predictions = [*done, *unclear, *cohort_problems(cohort)]
-    sex, age = columns_of_groups(manifest, list(cohort.cases[0].row.values))
+    sex, age = columns_of_groups(manifest.table, list(cohort.cases[0].row.values))
     cases = _evaluated(cohort, predictions, truths, sex, age, options)
     new = [case for case in cases if case.counted]
     seen = [case for case in cases if _is_known(case) and not case.counted]

@@ -66,17 +66,7 @@ def stream(
         raise MissingExtraError("ray", "ray", "`executor` ray") from None
     if not cases:
         return
-    if not ray.is_initialized():
-        # Ray takes the signal for itself, and would end the process before its table is written.
-        terminated = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise HyperFusionError(
-                f"Ray: cannot reach a cluster: {error}", code="ray-failed"
-            ) from None
-        with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
-            signal.signal(signal.SIGTERM, terminated)
+    connect(address)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -125,6 +115,26 @@ def stream(
             "continue with `resume`",
             code="ray-failed",
         ) from None
+
+
+def connect(address: str | None) -> None:
+    """Reach the cluster at `address` (see `stream`), unless this process has one already.
+
+    Raises:
+        HyperFusionError: it cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Ray takes the signal for itself, and would end the process before its table is written.
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise HyperFusionError(f"Ray: cannot reach a cluster: {error}", code="ray-failed") from None
+    with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
+        signal.signal(signal.SIGTERM, terminated)
 
 
 def _placed(case: Case) -> Case:

@@ -18,11 +18,15 @@ Points = Iterable[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from `low` to `high`, with its `label` (and the unit in it)."""
+    """An axis from `low` to `high`, with its `label` (and the unit in it).
+
+    Without `numbers` it has no ticks: a legend says what stands where.
+    """
 
     label: str
     low: float
     high: float
+    numbers: bool = True
 
     @classmethod
     def around(cls, label: str, values: Iterable[float]) -> Axis:
@@ -34,6 +38,8 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """About six round numbers on the axis."""
+        if not self.numbers:
+            return []
         span = self.high - self.low
         base = 10.0 ** math.floor(math.log10(span / _TICKS))
         step = next(base * k for k in (1, 2, 5, 10) if base * k * _TICKS >= span * 0.999)

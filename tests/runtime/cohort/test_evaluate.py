@@ -508,13 +508,16 @@ def test_years_to_an_onset_may_be_below_0(years):
 
 def test_columns_of_sex_and_age(session_artifact, years):
     manifest = Artifact.open(session_artifact).manifest
-    assert columns_of_groups(manifest, ["sex", "age", "PTGENDER", "AGE"]) == ("PTGENDER", "AGE")
-    assert columns_of_groups(manifest, ["id", "Sex", "age_months", "AgeAtScan"]) == (
+    assert columns_of_groups(manifest.table, ["sex", "age", "PTGENDER", "AGE"]) == (
+        "PTGENDER",
+        "AGE",
+    )
+    assert columns_of_groups(manifest.table, ["id", "Sex", "age_months", "AgeAtScan"]) == (
         "Sex",
         "AgeAtScan",
     )
-    assert columns_of_groups(manifest, ["id", "sextile", "manager"]) == (None, None)
-    assert columns_of_groups(years, ["AGE"])[1] == "AGE"
+    assert columns_of_groups(manifest.table, ["id", "sextile", "manager"]) == (None, None)
+    assert columns_of_groups(years.table, ["AGE"])[1] == "AGE"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`hfrt compare`: models on the same parts of one cohort, and whether they differ."""

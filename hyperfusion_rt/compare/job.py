@@ -1,0 +1,147 @@
+"""One training of a comparison, from its plan to predictions of its test part."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, External, Job
+from hyperfusion_rt.compare.table_models import TableModel, train_table_model
+from hyperfusion_rt.config import Config
+from hyperfusion_rt.data.encoder import TabularEncoder
+from hyperfusion_rt.errors import HyperFusionError, reason_of
+from hyperfusion_rt.files import write_text
+from hyperfusion_rt.training.cross_validation import test_rows
+from hyperfusion_rt.training.dataset import Dataset, gather, gather_external
+from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
+from hyperfusion_rt.training.results import answered, load_member
+from hyperfusion_rt.training.run_folder import Run
+from hyperfusion_rt.training.train import Callbacks, choose_device, train
+
+_BATCH = 16
+Floats = NDArray[np.float64]
+
+
+def work(
+    folder: Path, job: Job, device: str | None = None, callbacks: Callbacks | None = None
+) -> str:
+    """Do a training of the comparison in `folder`, or what is left of it.
+
+    Returns:
+        "" if it is done; else why not, which is kept in the folder, too.
+
+    Raises:
+        HyperFusionError: what would stop every other training as well: a package is missing.
+    """
+    comparison = Comparison.open(folder)
+    comparison.forget_failure(job)
+    try:
+        _train(comparison, job, device, callbacks)
+        _check_answers(comparison, job)
+        _predict_external(comparison, job, device)
+    except Exception as error:
+        code, reason = reason_of(error, job.model)
+        comparison.fail(job, code, reason)
+        return reason
+    return ""
+
+
+def _train(
+    comparison: Comparison, job: Job, device: str | None, callbacks: Callbacks | None
+) -> None:
+    place, config = comparison.place(job), comparison.config(job)
+    if (place / "metrics.json").exists():
+        return
+    if place.exists() and not (place / "config.json").exists():
+        shutil.rmtree(place)  # it was stopped before it began
+    root, kind = Path(comparison.plan.root), comparison.plan.model(job.model).kind
+    if kind == "network":
+        old = Run.open(place) if place.exists() else None
+        train(
+            config,
+            root,
+            name=place.name,
+            parent=comparison.jobs,
+            resume=old,
+            device=device,
+            callbacks=callbacks,
+        )
+    else:
+        train_table_model(place, kind, config, gather(config, root))
+
+
+def _check_answers(comparison: Comparison, job: Job) -> None:
+    """A network whose weights are no longer finite answers nothing: that is no result."""
+    run = Run.open(comparison.place(job))
+    known, tested = run.metrics["test"]["cases"], len(test_rows(run))
+    if tested < known:
+        raise HyperFusionError(
+            f"{job.model}: gives no finite answer to {known - tested} of {known} test cases: did "
+            "the training diverge? Lower training.lr",
+            code="training-diverged",
+        )
+
+
+# ---- the external test set
+
+
+def _predict_external(comparison: Comparison, job: Job, device: str | None) -> None:
+    external, place = comparison.plan.external, comparison.place(job)
+    if external is None or (place / EXTERNAL).exists():
+        return
+    config, root = comparison.config(job), Path(comparison.plan.root)
+    dataset = external_dataset(external, config, root)
+    kind = comparison.plan.model(job.model).kind
+    if kind == "network":
+        index, values = _of_network(Run.open(place), dataset, device)
+    else:
+        own = gather(config, root)
+        split = split_of(own, config, 0)
+        model = TableModel(kind, config, own, split)
+        index = np.flatnonzero(np.isfinite(_encoded(dataset, split.encoder)).all(1))
+        values = model(dataset, index)
+    spec = config.tabular
+    stream = io.StringIO()
+    columns = ["subject", "session", *(["prediction"] if spec.classes else []), *spec.answers]
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    for i, answer in zip(index, values, strict=True):
+        case = dataset.cases[i]
+        about = {"subject": case.subject, "session": case.session or ""}
+        writer.writerow({**about, **answered(spec, answer)})
+    write_text(place / EXTERNAL, stream.getvalue(), private=True)
+
+
+def external_dataset(external: External, config: Config, root: Path) -> Dataset:
+    """The external test set as a network of `config` reads it."""
+    return gather_external(config, Path(external.scans), Path(external.table), root)
+
+
+def _of_network(run: Run, dataset: Dataset, device: str | None) -> tuple[NDArray[np.int64], Floats]:
+    """Which cases every member can read, and what they say together `[n, C]`."""
+    members = [(member, _encoded(dataset, member.encoder)) for member in run.members]
+    known = np.logical_and.reduce([np.isfinite(rows).all(1) for _, rows in members])
+    index = np.flatnonzero(known)
+    nothing, where = np.empty(0, np.int64), choose_device(device)
+    outputs = []
+    for member, rows in members:
+        split = Split(nothing, nothing, index, rows, member.encoder)
+        network = load_member(run, member).to(where)
+        outputs.append(predict(network, dataset, split, index, _BATCH))
+    return index, summarise(run.config, np.stack(outputs))
+
+
+def _encoded(dataset: Dataset, encoder: TabularEncoder) -> NDArray[np.float32]:
+    """The encoded rows `[N, T]`; NaN where the encoder cannot read one."""
+    rows = np.full((len(dataset.cases), encoder.width), np.nan, np.float32)
+    for index, row in enumerate(dataset.rows):
+        try:
+            rows[index] = encoder.encode_row(row)
+        except HyperFusionError:
+            continue
+    return rows

@@ -1,0 +1,135 @@
+"""Models of the table alone, from scikit-learn: what an image must be worth more than.
+
+They see what a network sees of the table: rows through the encoder that is fitted on the training
+rows. `logistic` and `ridge` (of a number) read the encoded row; `boosting`, gradient boosting of
+trees over histograms, reads the numbers before gaps are filled. They learn from the training rows
+of their fold alone, with the class weights of `training.class_weights`. Their settings are those
+of `_GRIDS` that do best in a cross-validation inside the training rows, grouped by subject, by
+what networks keep their best epoch by: balanced accuracy, or the mean absolute error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.compare.plan import Kind
+from hyperfusion_rt.config import Config
+from hyperfusion_rt.files import write_text
+from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.loop import Split, split_of
+from hyperfusion_rt.training.results import TABLE, answered, figures, write_table
+
+_INNER = 5  # parts of the cross-validation inside the training rows
+_GRIDS: dict[Kind, dict[str, list[Any]]] = {
+    "logistic": {"C": [0.001, 0.01, 0.1, 1.0, 10.0]},
+    "ridge": {"alpha": [0.1, 1.0, 10.0, 100.0, 1000.0]},
+    "boosting": {"max_iter": [30, 100], "max_depth": [1, 3]},
+}
+Floats = NDArray[np.float64]
+
+
+class TableModel:
+    """One of them, fitted on the training part of a split."""
+
+    def __init__(self, kind: Kind, config: Config, dataset: Dataset, split: Split) -> None:
+        from threadpoolctl import threadpool_limits
+
+        self.kind, self.config, self.encoder = kind, config, split.encoder
+        self.classes = len(config.tabular.classes)
+        train = split.train
+        x, y = self._inputs(dataset, train), dataset.targets[train]
+        subjects = np.array([dataset.cases[i].subject for i in train])
+        with threadpool_limits(1):  # tables are small: threads would only wait for each other
+            self.model, self.chosen = self._fit(x, y.astype(int) if self.classes else y, subjects)
+
+    def _fit(self, x: Floats, y: Any, subjects: Any) -> tuple[Any, dict[str, Any]]:
+        from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
+
+        if self.classes:
+            of_class = [len(set(subjects[y == c])) for c in np.unique(y)]
+            parts = min(_INNER, *of_class)
+        else:
+            parts = min(_INNER, len(set(subjects)))
+        grid = _GRIDS[self.kind]
+        estimator = self._estimator()
+        if parts < 2:  # nothing to choose by: the middle of each
+            chosen = {name: values[len(values) // 2] for name, values in grid.items()}
+            return estimator.set_params(**chosen).fit(x, y), chosen
+        seed = self.config.training.seed
+        inner: Any = GroupKFold(parts)
+        if self.classes:
+            inner = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+        by = "balanced_accuracy" if self.classes else "neg_mean_absolute_error"
+        search = GridSearchCV(estimator, grid, scoring=by, cv=list(inner.split(x, y, subjects)))
+        search.fit(x, y)
+        return search.best_estimator_, dict(search.best_params_)
+
+    def _estimator(self) -> Any:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+        from sklearn.linear_model import LogisticRegression, Ridge
+
+        weights = dict(enumerate(self.config.training.class_weights)) or None
+        if self.kind == "logistic":
+            return LogisticRegression(max_iter=10_000, class_weight=weights)
+        if self.kind == "ridge":
+            return Ridge()
+        settings: dict[str, Any] = {"early_stopping": False, "min_samples_leaf": 10}
+        settings["random_state"] = self.config.training.seed
+        if self.classes:
+            return HistGradientBoostingClassifier(class_weight=weights, **settings)
+        return HistGradientBoostingRegressor(**settings)
+
+    def _inputs(self, dataset: Dataset, indices: NDArray[np.int64]) -> Floats:
+        rows = [dataset.cases[int(i)].row for i in indices]
+        if self.kind == "boosting":
+            return self.encoder.numbers(rows)
+        return np.asarray(self.encoder.encode(rows), np.float64)
+
+    def __call__(self, dataset: Dataset, indices: NDArray[np.int64]) -> Floats:
+        """Probabilities or numbers `[len(indices), C]` of cases that the encoder can read."""
+        if not len(indices):
+            return np.empty((0, self.classes or 1))
+        x = self._inputs(dataset, indices)
+        if not self.classes:
+            return np.asarray(self.model.predict(x), np.float64)[:, None]
+        found = np.zeros((len(x), self.classes))  # 0 for a class that no training row has
+        found[:, self.model.classes_] = self.model.predict_proba(x)
+        return found
+
+
+def train_table_model(folder: Path, kind: Kind, config: Config, dataset: Dataset) -> None:
+    """Fit one, and write what a run folder has of it: configuration, predictions, figures."""
+    split = split_of(dataset, config, 0)
+    model = TableModel(kind, config, dataset, split)
+    spec, targets = config.tabular, dataset.targets
+    write_text(folder / "config.json", config.model_dump_json(indent=2))
+    rows = []
+    for part in ("validation", "test"):
+        chosen: NDArray[np.int64] = getattr(split, part)
+        for i, answer in zip(chosen, model(dataset, chosen), strict=True):
+            case, target = dataset.cases[i], targets[i]
+            rows.append(
+                {
+                    "subject": case.subject,
+                    "session": case.session or "",
+                    "part": int(dataset.parts.of[i]),
+                    "member": "0",
+                    "split": part,
+                    "truth": list(spec.classes)[int(target)] if spec.classes else f"{target:.6g}",
+                    **answered(spec, answer),
+                }
+            )
+    write_table(folder / TABLE, spec, rows)
+    subjects = [dataset.cases[i].subject for i in split.test]
+    metrics = {
+        "model": kind,
+        "settings": model.chosen,
+        "cases": {name: len(getattr(split, name)) for name in ("train", "validation", "test")},
+        "test": figures(spec, targets[split.test], model(dataset, split.test), subjects),
+    }
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
