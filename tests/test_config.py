@@ -15,6 +15,7 @@ MODELS = [
 
 def test_all_models_are_found():
     assert {kind.__name__ for kind in MODELS} == {
+        "Augmentation",
         "Box",
         "Channel",
         "Config",

@@ -6,6 +6,7 @@ task (`task`: classes or a number), and what is read of a study (`preprocessing`
 field is validated, and an unknown one is an error.
 """
 
+from hyperfusion_rt.config.augmentation import POLICIES, Augmentation, Policy
 from hyperfusion_rt.config.base import Finite, Frozen
 from hyperfusion_rt.config.load import load_config, preset
 from hyperfusion_rt.config.network import (
@@ -35,7 +36,9 @@ __all__ = [
     "LAYERS",
     "OLDER_TASKS",
     "PLACES",
+    "POLICIES",
     "PRESETS",
+    "Augmentation",
     "Box",
     "Channel",
     "Config",
@@ -46,6 +49,7 @@ __all__ = [
     "NetworkConfig",
     "Normalisation",
     "Point",
+    "Policy",
     "Precision",
     "Preprocessing",
     "Published",
