@@ -37,6 +37,7 @@ def make_optimiser(
 def _groups(network: nn.Module, training: TrainingConfig) -> list[dict[str, object]]:
     """The parameters by their decay, in an order that depends on the network alone."""
     own: dict[int, float] = {}
+    ordinary: set[int] = set()  # weights, though they have the shape of a bias
     for module in network.modules():
         if isinstance(module, HyperNetwork):
             decay = training.decay_of_generators
@@ -44,9 +45,12 @@ def _groups(network: nn.Module, training: TrainingConfig) -> list[dict[str, obje
             own |= {id(p): decay for part in parts for p in part.parameters()}
             embedding = module.embedding_model.parameters()
             own |= {id(p): training.decay_of_embedding for p in embedding}
+            if module.generated_part < 1 and module.weights_gen.bias is not None:
+                ordinary.add(id(module.weights_gen.bias))
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in network.parameters():
         decay = own.get(id(parameter), training.weight_decay) if parameter.ndim > 1 else 0.0
+        decay = training.weight_decay if id(parameter) in ordinary else decay
         groups.setdefault(decay, []).append(parameter)
     return [{"params": found, "weight_decay": decay} for decay, found in groups.items()]
 
