@@ -170,12 +170,14 @@ def configuration() -> str:
     for model, title in sections(config.Config).items():
         text += f"## {title}\n\n{about(model)}\n\n"
         text += fields_table(model, model.model_fields, "each of" not in title)
+        if model is config.NetworkConfig:
+            text += layers()
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
-        "## Presets\n\n`ad` and `brain-age` follow the published protocols. The `-small` presets "
-        "read the same boxes with coarser voxels and fewer channels; they train in minutes on two "
-        "CPU cores.\n\n"
+        "## Presets\n\n`ad` and `brain-age` follow the published protocols; the others are trained "
+        "by [a recipe of ours](../how-to/recipe.md). The `-small` presets read the same boxes with "
+        "coarser voxels and fewer channels; they train in minutes on two CPU cores.\n\n"
     )
     shown = [n for n in names if not n.startswith("tabular.classes") and n != "preset"]
     rows = [(f"`{n}`", *(plain(values.get(n)) for values in presets.values())) for n in shown]
@@ -189,6 +191,27 @@ def configuration() -> str:
         rows = [(f"`{f.name}`", f.kind, ", ".join(f.categories)) for f in spec.features]
         text += "\n\n" + table(("column", "kind", "categories"), rows)
     return text
+
+
+def layers() -> str:
+    """The layers that a network has, and the places where features meet the table."""
+
+    def code(names: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in names)
+
+    layers, places = [], []
+    for name in config.LAYERS:
+        usual = {f: config.NetworkConfig(architecture=name, fusion=f) for f in ("film", "concat")}
+        published = config.NetworkConfig(architecture=name).generated
+        layers.append([code([name]), code(config.LAYERS[name]), code(published)])
+        unless = [f"`{network.place}`" for network in usual.values()]
+        places.append([code([name]), code(config.PLACES[name]), *unless])
+    return (
+        "### Layers of the networks\n\nWhat `network.hyper_layers` can name.\n\n"
+        + table(("network", "layers", "generated unless told"), layers)
+        + "### Places of the networks\n\nWhat `network.fusion_at` can name.\n\n"
+        + table(("network", "places", "`film` and `daft`, unless told", "`concat`"), places)
+    )
 
 
 def fields_table(model: type[BaseModel], names: Iterable[str], in_presets: bool = False) -> str:

@@ -65,9 +65,10 @@ def gflop(network: nn.Module, image: Sequence[int], width: int) -> float:
 
     `image` is its shape, `[C, D, H, W]`.
     """
-    counted = copy.deepcopy(network).eval().requires_grad_(False)
+    # On `meta` nothing runs, and generated layers are made of operations that the counter knows.
+    counted = copy.deepcopy(network).eval().requires_grad_(False).to("meta")
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, torch.device("meta"):
         counted(torch.zeros(1, *image), torch.zeros(1, width))
     return float(counter.get_total_flops()) / 1e9
 

@@ -19,7 +19,7 @@ from hyperfusion_rt.config import load_config
 
 SMALL = {
     "network": {"features": 2},
-    "training": {"epochs": 2, "embedding_epochs": 3, "members": 2, "batch_size": 8},
+    "training": {"epochs": 2, "embedding_epochs": 3, "members": 2, "batch_size": 8, "parts": 5},
 }
 
 

@@ -15,6 +15,7 @@ MODELS = [
 
 def test_all_models_are_found():
     assert {kind.__name__ for kind in MODELS} == {
+        "Augmentation",
         "Box",
         "Channel",
         "Config",
@@ -215,6 +216,15 @@ def test_what_older_versions_wrote_is_read(name):
             {"network": {"architecture": "brain-age"}, "preprocessing": {"shape": [64, 35, 64]}},
             "needs at least 36 voxels",
         ),
+        (
+            {"network": {"hyper_layers": ["fc1", "block5.*"]}},
+            "network.hyper_layers: 'block5.*' is no layer of ad, which has conv_bn_relu.0, block1",
+        ),
+        (
+            {"network": {"fusion": "film", "fusion_at": "block5"}},
+            "network.fusion_at: 'block5' is no place of ad, which has block1, block2, block3,",
+        ),
+        ({"network": {"hyper_layers": "fc1"}}, "must be a list; write [fc1]"),
         ({"preprocessing": {"range": [0, 1]}}, "goes with normalisation fixed-range"),
         (
             {"preprocessing": {"channels": [{"name": "a", "files": "x"}] * 2}},
@@ -228,6 +238,16 @@ def test_what_does_not_go_together_is_refused(change, message):
     with pytest.raises(ConfigError) as caught:
         preset("ad", change)
     assert message in str(caught.value)
+
+
+def test_layers_are_chosen_by_names_and_patterns():
+    def chosen(*patterns, **fields):
+        return preset("ad", {"network": {"hyper_layers": patterns, **fields}}).network.generated
+
+    assert chosen() == ("block4.downsample.0",)
+    assert chosen("fc*", "block4.conv1", "fc1") == ("block4.conv1", "fc1", "fc2")
+    assert chosen("fc1", fusion="film") == ()
+    assert len(chosen("*")) == 15
 
 
 def test_the_older_name_of_the_architecture_is_read_over_a_preset(tmp_path):

@@ -12,6 +12,7 @@ from hyperfusion_rt.export.ir.fold_linear import (
     absorb_affine_back,
     absorb_affine_forward,
     affine_after_reshape,
+    affine_before_add,
     compose_affine,
     compose_linear,
     merge_reshapes,
@@ -47,6 +48,7 @@ def fold(graph: Graph, states: Array | None = None) -> Graph:
 RULES: tuple[Callable[[Graph], bool], ...] = (
     compose_affine,
     absorb_affine_back,
+    affine_before_add,
     merge_reshapes,
     pad_into_window,
     absorb_affine_forward,

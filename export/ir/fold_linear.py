@@ -68,6 +68,40 @@ def absorb_affine_back(graph: Graph) -> bool:
     return False
 
 
+def affine_before_add(graph: Graph) -> bool:
+    """`s (a + b) + t = s a + (s b + t)` where a and b are linear maps, which then absorb that."""
+    for add in graph.nodes:
+        affine = graph.only_user(add.output)
+        if add.op != "add" or affine is None or affine.op != "affine":
+            continue
+        if add.inputs[0] == add.inputs[1]:
+            continue
+        made = [graph.producer(value) for value in add.inputs]
+        # One that is generated takes no shift.
+        made.sort(key=lambda node: node is not None and node.op in HYPER)
+        if not all(
+            node is not None
+            and node.op in _LINEAR_MAPS
+            and graph.only_user(node.output) is add
+            and graph.shapes[node.output] == graph.shapes[add.output]
+            for node in made
+        ):
+            continue
+        scale, shift = affine.arrays["scale"], affine.arrays["shift"]
+        parts = []
+        for node, t in zip(made, (shift, np.zeros_like(shift)), strict=True):
+            assert node is not None
+            shape, arrays = graph.shapes[add.output], {"scale": scale, "shift": t}
+            parts.append(
+                graph.add("affine", [node.output], shape, before=add, like=affine, arrays=arrays)
+            )
+        add.inputs = parts
+        graph.nodes.remove(affine)
+        add.output = _keep_name(graph, add.output, affine.output)
+        return True
+    return False
+
+
 def _keep_name(graph: Graph, made: str, name: str) -> str:
     """Let the value `made` take the place and the name of `name`, whose node is gone."""
     graph.shapes[name] = graph.shapes.pop(made)

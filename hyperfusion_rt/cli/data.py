@@ -13,11 +13,13 @@ from hyperfusion_rt.cli.options import Force, Json, Threads, command, spell
 
 if TYPE_CHECKING:
     from hyperfusion_rt.config import Published
+    from hyperfusion_rt.data.simulate.population import Model
 
 
 @command(
     "Example: hfrt simulate cohort --task ad --subjects 300 --seed 1 --spacing 2",
     task="config:Published",
+    model="data.simulate.population:Model",
 )
 def simulate(
     out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
@@ -25,6 +27,16 @@ def simulate(
     subjects: Annotated[int, typer.Option(min=1, help="How many.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same cohort.")] = 1,
     spacing: Annotated[int, typer.Option(min=1, max=2, help="Voxel size in mm.")] = 2,
+    model: Annotated[
+        Model,
+        typer.Option(
+            help="AD: what the table changes. additive: how much atrophy is usual; "
+            "place: which region's atrophy is the disease's, by APOE4."
+        ),
+    ] = "additive",
+    scans: Annotated[
+        int, typer.Option(min=1, help="Scans of each subject, as sessions: the same brain.")
+    ] = 1,
     flair: Annotated[
         bool, typer.Option("--flair", help="Two images of each subject, T1w and FLAIR.")
     ] = False,
@@ -47,6 +59,8 @@ def simulate(
             subjects=subjects,
             seed=seed,
             spacing=spacing,
+            model=model,
+            scans=scans,
             flair=flair,
             volumes=volumes,
             jobs=jobs,

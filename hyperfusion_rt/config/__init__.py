@@ -6,9 +6,17 @@ task (`task`: classes or a number), and what is read of a study (`preprocessing`
 field is validated, and an unknown one is an error.
 """
 
+from hyperfusion_rt.config.augmentation import POLICIES, Augmentation, Policy
 from hyperfusion_rt.config.base import Finite, Frozen
 from hyperfusion_rt.config.load import load_config, preset
-from hyperfusion_rt.config.network import BRAIN_AGE_VOXELS, Fusion, NetworkConfig, Published
+from hyperfusion_rt.config.network import (
+    BRAIN_AGE_VOXELS,
+    LAYERS,
+    PLACES,
+    Fusion,
+    NetworkConfig,
+    Published,
+)
 from hyperfusion_rt.config.preprocessing import (
     Box,
     Channel,
@@ -25,8 +33,12 @@ from hyperfusion_rt.config.training import Rule, TrainingConfig
 
 __all__ = [
     "BRAIN_AGE_VOXELS",
+    "LAYERS",
     "OLDER_TASKS",
+    "PLACES",
+    "POLICIES",
     "PRESETS",
+    "Augmentation",
     "Box",
     "Channel",
     "Config",
@@ -37,6 +49,7 @@ __all__ = [
     "NetworkConfig",
     "Normalisation",
     "Point",
+    "Policy",
     "Precision",
     "Preprocessing",
     "Published",

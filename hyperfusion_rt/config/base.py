@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo
 
@@ -21,7 +21,7 @@ class Finite(Frozen):
 
 def no_truth_value(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """`yes` is no number: it would be read as 1."""
-    field = cls.model_fields[str(info.field_name)]
-    if isinstance(value, bool) and field.annotation in (int, float):
+    kind = cls.model_fields[str(info.field_name)].annotation
+    if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
         raise ValueError(f"must be a number; YAML reads this as {str(value).lower()}")
     return value

@@ -24,6 +24,9 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         change = {**change, "task": OLDER_TASKS[change["task"]]}
     if "network" in change:
         change = {**change, "network": named_now(change["network"])}
+    augmentation = change.get("augmentation")
+    if isinstance(augmentation, dict) and "policy" in augmentation:
+        base = {**base, "augmentation": {}}  # another policy brings all its own fields
     merged = merge(base, change)
     table, training = merged["tabular"], merged["training"]
     if not (isinstance(table, dict) and isinstance(training, dict)):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from hyperfusion_rt.config.augmentation import Augmentation
 from hyperfusion_rt.config.base import Frozen
 from hyperfusion_rt.config.network import BRAIN_AGE_VOXELS, NetworkConfig
 from hyperfusion_rt.config.preprocessing import Preprocessing
@@ -34,6 +35,9 @@ class Config(Frozen):
     tabular: TableSpec = Field(description="from a row of the table to the network's input")
     network: NetworkConfig = Field(description="the network")
     training: TrainingConfig = Field(description="how it is trained")
+    augmentation: Augmentation = Field(
+        Augmentation(), description="how training samples are changed at random"
+    )
     scan_checks: ScanChecks = Field(
         "refuse",
         description="a scan that is no T1-weighted brain in MNI space, or unlike those of the "
@@ -80,6 +84,23 @@ class Config(Frozen):
             )
         if not table.classes and training.combine != "mean":
             raise ValueError(f"training.combine {training.combine} needs classes; use mean")
+        if training.sampling == "balanced" and not table.classes:
+            raise ValueError("training.sampling balanced needs classes; use shuffled")
+        if training.label_smoothing and not table.classes:
+            raise ValueError("training.label_smoothing needs classes; drop it")
+        if training.loss != "mse" and table.classes:
+            raise ValueError(
+                f"training.loss {training.loss} is of a number, not of classes; drop it"
+            )
+        if training.loss == "bins" and not training.standardise_target:
+            raise ValueError("training.loss bins needs training.standardise_target: true")
+        if self.augmentation.flip:
+            aside = [b.name for b in self.preprocessing.boxes if b.mirror or b.center[0] != 0]
+            if aside:
+                raise ValueError(
+                    "augmentation.flip is for boxes around the midline (x = 0 mm), where left and "
+                    f"right look alike; not for {', '.join(aside)}"
+                )
         given = training.split_column or training.split_file
         if not given and training.test_part is not None and training.test_part >= training.parts:
             raise ValueError(

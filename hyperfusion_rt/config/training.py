@@ -16,8 +16,26 @@ class TrainingConfig(Finite):
 
     _numbers = field_validator("*", mode="before")(no_truth_value)
 
-    lr: float = Field(gt=0, description="Adam's learning rate, at first")
-    weight_decay: float = Field(ge=0, description="Adam's L2 penalty")
+    optimizer: Literal["adam", "adamw"] = Field(
+        "adam",
+        description="`adam`: with an L2 penalty on every parameter, as published; `adamw`: weights "
+        "decay apart from the gradient, and biases and batch norm do not decay",
+    )
+    lr: float = Field(gt=0, description="the highest learning rate")
+    weight_decay: float = Field(
+        ge=0, description="Adam's L2 penalty, or AdamW's decay, of which a step takes lr times this"
+    )
+    generator_decay: float | None = Field(
+        None,
+        ge=0,
+        description="AdamW's decay of the layers that generate weights; default: `weight_decay`",
+    )
+    embedding_decay: float | None = Field(
+        None,
+        ge=0,
+        description="AdamW's decay of the table's embedding, also while it is trained before; "
+        "default: `weight_decay`",
+    )
     batch_size: int = Field(ge=2, description="samples of one step; batch norm needs two at least")
     epochs: int = Field(ge=1, description="the most epochs; one reads every training case once")
     patience: int = Field(
@@ -26,15 +44,51 @@ class TrainingConfig(Finite):
     class_weights: tuple[float, ...] = Field(
         (), description="the loss's weight of each class, in their order; empty: all alike"
     )
-    schedule: Literal["constant", "cosine"] = Field(
+    schedule: Literal["constant", "cosine", "one-cycle"] = Field(
         "constant",
-        description="the learning rate over the epochs: as it is, or along a cosine to 0",
+        description="the learning rate over the steps: as it is; along a cosine to 0; or from a "
+        "twenty-fifth up to `lr` in three tenths of the steps, and down again",
     )
+    warmup_epochs: float = Field(
+        0, ge=0, description="the rate rises from 0 for so long, beside `constant` and `cosine`"
+    )
+    ema: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="the network that is kept is a moving average of the weights, in which the "
+        "older ones have this weight at each step, such as 0.99; 0: the weights themselves",
+    )
+    clip_gradient: float = Field(
+        0, ge=0, description="the largest norm of the gradient; longer ones are cut; 0: any"
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="which epoch's weights are kept: the `best` on the validation part, as "
+        "published, or the `last`: the best of many on a small validation part is luck",
+    )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="each training case once an epoch, or as many of each class (`class_weights` "
+        "then weigh twice)",
+    )
+    label_smoothing: float = Field(
+        0, ge=0, lt=1, description="the part of a class's weight that all classes share"
+    )
+    loss: Literal["mse", "l1", "huber", "bins"] = Field(
+        "mse",
+        description="of a number: the mean squared error; the mean absolute error; between, "
+        "squared up to one standard deviation; or `bins`: the network answers a distribution, "
+        "whose mean is the answer, within 3 standard deviations of the training part's mean",
+    )
+    bins: int = Field(40, ge=4, description="with `loss: bins`: how many")
     embedding_epochs: int = Field(
         100,
         ge=0,
-        description="epochs of the tabular network that the AD network's embedding starts from",
+        description="epochs of the table's own network, which the embedding of the AD network and "
+        "the baseline `tabular` start from; 0: from random weights",
     )
+    embedding_lr: float = Field(1e-2, gt=0, description="the learning rate of these epochs")
     standardise_target: bool = Field(
         True,
         description="a target that is a number is learned in units of its standard deviation from "
@@ -75,3 +129,13 @@ class TrainingConfig(Finite):
     cuda_graph: bool = Field(
         False, description="on CUDA: replay forward and backward as captured graphs"
     )
+
+    @property
+    def decay_of_generators(self) -> float:
+        """`generator_decay`, or that of all."""
+        return self.weight_decay if self.generator_decay is None else self.generator_decay
+
+    @property
+    def decay_of_embedding(self) -> float:
+        """`embedding_decay`, or that of all."""
+        return self.weight_decay if self.embedding_decay is None else self.embedding_decay

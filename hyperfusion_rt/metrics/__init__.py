@@ -3,6 +3,7 @@
 from hyperfusion_rt.metrics.classification import balanced_accuracy, classification
 from hyperfusion_rt.metrics.groups import FEWEST, age_bands, by_group
 from hyperfusion_rt.metrics.regression import regression
+from hyperfusion_rt.metrics.repeatability import repeatability
 
 __all__ = [
     "FEWEST",
@@ -11,4 +12,5 @@ __all__ = [
     "by_group",
     "classification",
     "regression",
+    "repeatability",
 ]

@@ -3,6 +3,7 @@
 from hyperfusion_rt.models.initialisation import initialise_generators, load_embedding
 from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
 from hyperfusion_rt.models.registry import (
+    bins_count,
     build_network,
     image_shape,
     network_of,
@@ -12,6 +13,7 @@ from hyperfusion_rt.models.registry import (
 __all__ = [
     "HyperConv3d",
     "HyperLinear",
+    "bins_count",
     "build_network",
     "image_shape",
     "initialise_generators",

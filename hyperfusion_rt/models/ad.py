@@ -1,22 +1,18 @@
 """The AD network: CN / MCI / AD from a hippocampal crop and the table (arXiv 2403.13319).
 
-Pre-activation residual blocks; the last block's shortcut is the generated layer. The attribute
-names are those of the published checkpoints.
+Pre-activation residual blocks; the published network generates the last block's shortcut. The
+attribute names are those of the published checkpoints.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from hyperfusion_rt.config import Fusion, NetworkConfig, Shape
+from hyperfusion_rt.config import PLACES, Fusion, NetworkConfig, Shape
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.models.layers import (
-    ChannelAffine,
-    Conditioned,
-    HyperConv3d,
-    tabular_embedding,
-)
+from hyperfusion_rt.models.factory import LayerFactory
+from hyperfusion_rt.models.layers import Conditioned, conditioned, tabular_embedding
+from hyperfusion_rt.models.meeting import meeting
 
 
 def check_shape(shape: Shape) -> None:
@@ -35,39 +31,50 @@ def check_shape(shape: Shape) -> None:
 class Block(nn.Module):
     """`conv2(drop(relu(bn2(conv1(drop(relu(bn1(x)))))))) + shortcut(x)`, convolutions 3x3x3.
 
-    The shortcut is BN, then a 1x1x1 convolution.
+    The shortcut is BN, then a 1x1x1 convolution. `name`: the block's, for the layers in it.
     """
 
-    def __init__(self, cin: int, cout: int, stride: int, dropout: float, momentum: float) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm3d(cin, momentum=momentum)
-        self.conv1 = nn.Conv3d(cin, cout, 3, stride, 1)
-        self.bn2 = nn.BatchNorm3d(cout, momentum=momentum)
-        self.conv2 = nn.Conv3d(cout, cout, 3, 1, 1)
-        self.drop = nn.Dropout3d(dropout)
-        self.downsample = nn.Sequential(
-            nn.BatchNorm3d(cin, momentum=momentum), nn.Conv3d(cin, cout, 1, stride)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, Cin, D, H, W]` → `[B, Cout, D/stride, H/stride, W/stride]`."""
-        y = self.conv1(self.drop(self.bn1(x).relu()))
-        y = self.conv2(self.drop(self.bn2(y).relu()))
-        result: Tensor = y + self.downsample(x)
-        return result
-
-
-class LastBlock(nn.Module):
-    """As `Block`, but the shortcut is a convolution, generated or not, and then BN."""
-
     def __init__(
-        self, cin: int, cout: int, dropout: float, momentum: float, shortcut: nn.Module
+        self,
+        make: LayerFactory,
+        name: str,
+        cin: int,
+        cout: int,
+        stride: int,
+        dropout: float,
+        momentum: float,
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm3d(cin, momentum=momentum)
-        self.conv1 = Conditioned(nn.Conv3d(cin, cout, 3, 2, 1))
+        self.conv1 = make.conv(f"{name}.conv1", cin, cout, 3, stride, 1, relu=True)
         self.bn2 = nn.BatchNorm3d(cout, momentum=momentum)
-        self.conv2 = Conditioned(nn.Conv3d(cout, cout, 3, 1, 1))
+        self.conv2 = make.conv(f"{name}.conv2", cout, cout, 3, 1, 1)
+        self.drop = nn.Dropout3d(dropout)
+        self.downsample = nn.Sequential(
+            nn.BatchNorm3d(cin, momentum=momentum),
+            make.conv(f"{name}.downsample.1", cin, cout, 1, stride),
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`x [B, Cin, D, H, W]`, `condition [B, T]` → `[B, Cout, D/stride, H/stride, W/stride]`."""
+        y = conditioned(self.conv1, self.drop(self.bn1(x).relu()), condition)
+        y = conditioned(self.conv2, self.drop(self.bn2(y).relu()), condition)
+        norm, conv = self.downsample
+        return y + conditioned(conv, norm(x), condition)
+
+
+class LastBlock(nn.Module):
+    """As `Block` with stride 2, but the shortcut is a convolution and then BN."""
+
+    def __init__(
+        self, make: LayerFactory, cin: int, cout: int, dropout: float, momentum: float
+    ) -> None:
+        super().__init__()
+        shortcut = make.conv("block4.downsample.0", cin, cout, 1, 2)
+        self.bn1 = nn.BatchNorm3d(cin, momentum=momentum)
+        self.conv1 = Conditioned(make.conv("block4.conv1", cin, cout, 3, 2, 1, relu=True))
+        self.bn2 = nn.BatchNorm3d(cout, momentum=momentum)
+        self.conv2 = Conditioned(make.conv("block4.conv2", cout, cout, 3, 1, 1))
         self.drop = nn.Dropout3d(dropout)
         self.downsample = nn.ModuleList(
             [Conditioned(shortcut), nn.BatchNorm3d(cout, momentum=momentum)]
@@ -86,8 +93,8 @@ class ADNetwork(nn.Module):
     """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`: logits, or numbers.
 
     `channels`: C, the images of a case; a volume may have any size. `fusion`: where the table comes
-    in: `hyper` generates the last shortcut, `film` and `daft` scale and shift the last block's
-    input, `concat` joins the row to the pooled features, `image` ignores the table.
+    in: `hyper` generates the layers `config.generated`; `film` and `daft` scale and shift the input
+    of `config.place`, `concat` joins the row to it; `image` ignores the table.
     """
 
     def __init__(
@@ -96,41 +103,43 @@ class ADNetwork(nn.Module):
         super().__init__()
         f, momentum, rate = config.features, config.bn_momentum, config.dropout
         self.fusion: Fusion = config.fusion
+        make = LayerFactory(
+            config,
+            tabular_width,
+            config.embedding,
+            lambda: tabular_embedding(tabular_width, config.embedding),
+        )
         self.conv_bn_relu = nn.Sequential(
-            nn.Conv3d(channels, f, 3, padding=1), nn.BatchNorm3d(f, momentum=momentum), nn.ReLU()
+            make.conv("conv_bn_relu.0", channels, f, 3, padding=1, relu=True),
+            nn.BatchNorm3d(f, momentum=momentum),
+            nn.ReLU(),
         )
         self.max_pool3d_1 = nn.MaxPool3d(2)
-        self.block1 = Block(f, 2 * f, 1, 0.1 * rate, momentum)
-        self.block2 = Block(2 * f, 4 * f, 2, 0.2 * rate, momentum)
-        self.block3 = Block(4 * f, 8 * f, 2, 0.2 * rate, momentum)
-        if config.fusion in ("film", "daft"):
-            self.affine = ChannelAffine(8 * f, tabular_width, with_image=config.fusion == "daft")
-        shortcut: nn.Module = nn.Conv3d(8 * f, 16 * f, 1, 2)
-        if config.fusion == "hyper":
-            shortcut = HyperConv3d(
-                8 * f,
-                16 * f,
-                1,
-                stride=2,
-                condition_features=tabular_width,
-                embedding_features=config.embedding,
-                embedding=tabular_embedding(tabular_width, config.embedding),
-            )
-        self.block4 = LastBlock(8 * f, 16 * f, 0.3 * rate, momentum, shortcut)
-        joined = 16 * f + (tabular_width if config.fusion == "concat" else 0)
+        self.block1 = Block(make, "block1", f, 2 * f, 1, 0.1 * rate, momentum)
+        self.block2 = Block(make, "block2", 2 * f, 4 * f, 2, 0.2 * rate, momentum)
+        self.block3 = Block(make, "block3", 4 * f, 8 * f, 2, 0.2 * rate, momentum)
+        self.place, features = config.place, 16 * f
+        if self.place == "features":
+            self.affine, features = meeting(config.fusion, features, tabular_width, volume=False)
+        elif self.place:
+            channels = f * 2 ** PLACES["ad"].index(self.place)
+            self.affine, _ = meeting(config.fusion, channels, tabular_width, volume=True)
+        self.block4 = LastBlock(make, 8 * f, 16 * f, 0.3 * rate, momentum)
         self.drop1, self.drop2 = nn.Dropout(0.6 * rate), nn.Dropout(0.5 * rate)
-        self.fc1 = Conditioned(nn.Linear(joined, 4 * f))
-        self.fc2 = Conditioned(nn.Linear(4 * f, outputs))
+        self.fc1 = Conditioned(make.linear("fc1", features, 4 * f, relu=True))
+        self.fc2 = Conditioned(make.linear("fc2", 4 * f, outputs))
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
         """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
-        x = self.max_pool3d_1(self.conv_bn_relu(image))
-        x = self.block3(self.block2(self.block1(x)))
-        if self.fusion in ("film", "daft"):
-            x = self.affine(x, tabular)
-        x = self.block4(x, tabular).mean((2, 3, 4))
-        if self.fusion == "concat":
-            x = torch.cat([x, tabular], 1)
+        conv, norm, relu = self.conv_bn_relu
+        x = self.max_pool3d_1(relu(norm(conditioned(conv, image, tabular))))
+        for place in PLACES["ad"][:-1]:
+            x = getattr(self, place)(self._met(place, x, tabular), tabular)
+        x = self._met("features", x.mean((2, 3, 4)), tabular)
         x = self.fc1(self.drop1(x), tabular).relu()
         logits: Tensor = self.fc2(self.drop2(x), tabular)
         return logits
+
+    def _met(self, place: str, x: Tensor, tabular: Tensor) -> Tensor:
+        """The features `x` at a place, with the table where they meet it."""
+        return self.affine(x, tabular) if place == self.place else x

@@ -1,19 +1,20 @@
 """The brain-age network: years from the whole brain, conditioned on sex (arXiv 2403.13319).
 
-No padding anywhere; the four linear layers are generated. The attribute names are those of the
-published checkpoints.
+No padding anywhere; the published network generates its four linear layers. The attribute
+names are those of the published checkpoints.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import NetworkConfig, Shape
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.models.layers import ChannelAffine, Conditioned, HyperLinear
+from hyperfusion_rt.models.factory import LayerFactory
+from hyperfusion_rt.models.layers import Conditioned, conditioned
+from hyperfusion_rt.models.meeting import meeting
 
 
 def flat_features(features: int, shape: Shape) -> int:
@@ -36,9 +37,9 @@ def flat_features(features: int, shape: Shape) -> int:
 class BrainAgeNetwork(nn.Module):
     """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`.
 
-    `channels`: C, the images of a case. `fusion`: `hyper` generates the four linear layers, `film`
-    and `daft` scale and shift the last stage's input, `concat` joins the row to the input of the
-    second linear layer, `image` ignores the table.
+    `channels`: C, the images of a case. `fusion`: `hyper` generates the layers `config.generated`,
+    `film` and `daft` scale and shift the input of `config.place`, `concat` joins the row to it;
+    `image` ignores the table.
     """
 
     def __init__(
@@ -51,45 +52,53 @@ class BrainAgeNetwork(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        f, momentum, fusion = config.features, config.bn_momentum, config.fusion
-        self.fusion = fusion
+        f, momentum = config.features, config.bn_momentum
         stages = ((channels, f), (f, 2 * f), (2 * f, 4 * f))
-        self.conv1_a, self.conv2_a, self.conv3_a = (nn.Conv3d(i, o, 3) for i, o in stages)
-        self.conv1_b, self.conv2_b, self.conv3_b = (nn.Conv3d(o, o, 3) for _, o in stages)
+        make = LayerFactory(config, tabular_width, 1, lambda: nn.Linear(tabular_width, 1))
+        self.conv1_a, self.conv2_a, self.conv3_a = (
+            make.conv(f"conv{n}_a", i, o, 3, relu=True) for n, (i, o) in enumerate(stages, 1)
+        )
+        self.conv1_b, self.conv2_b, self.conv3_b = (
+            make.conv(f"conv{n}_b", o, o, 3, relu=True) for n, (_, o) in enumerate(stages, 1)
+        )
         self.batchnorm1, self.batchnorm2, self.batchnorm3 = (
             nn.BatchNorm3d(o, momentum=momentum) for _, o in stages
         )
         self.pool = nn.MaxPool3d(2)
         self.drop = nn.Dropout3d(0.2 * config.dropout)
-        if fusion in ("film", "daft"):
-            self.affine = ChannelAffine(2 * f, tabular_width, with_image=fusion == "daft")
-        flat = flat_features(f, shape)
-        second = 16 + (tabular_width if fusion == "concat" else 0)
-
-        def dense(size: int, out: int) -> Conditioned:
-            if fusion != "hyper":
-                return Conditioned(nn.Linear(size, out))
-            return Conditioned(
-                HyperLinear(size, out, condition_features=tabular_width, embedding_features=1)
+        sizes = {"stage2": f, "stage3": 2 * f, "features": flat_features(f, shape), "linear2": 16}
+        self.place = config.place
+        if self.place:
+            self.affine, sizes[self.place] = meeting(
+                config.fusion,
+                sizes[self.place],
+                tabular_width,
+                volume=self.place.startswith("stage"),
             )
 
-        self.linear1, self.linear2 = dense(flat, 16), dense(second, 32)
-        self.linear3, self.final_layer = dense(32, 64), dense(64, outputs)
+        self.linear1 = Conditioned(make.linear("linear1", sizes["features"], 16, relu=True))
+        self.linear2 = Conditioned(make.linear("linear2", sizes["linear2"], 32, relu=True))
+        self.linear3 = Conditioned(make.linear("linear3", 32, 64, relu=True))
+        self.final_layer = Conditioned(make.linear("final_layer", 64, outputs))
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
         """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
-        x = self.conv1_b(self.conv1_a(image).relu()).relu()
-        x = self.batchnorm1(self.pool(x))
-        x = self.conv2_b(self.conv2_a(x).relu()).relu()
-        x = self.batchnorm2(self.pool(x))
-        if self.fusion in ("film", "daft"):
-            x = self.affine(x, tabular)
-        x = self.conv3_b(self.conv3_a(x).relu()).relu()
-        x = self.drop(self.batchnorm3(self.pool(x))).flatten(1)
+        x = self._stage(1, image, tabular)
+        x = self._stage(2, self._met("stage2", x, tabular), tabular)
+        x = self._stage(3, self._met("stage3", x, tabular), tabular)
+        x = self._met("features", self.drop(x).flatten(1), tabular)
         x = self.linear1(x, tabular).relu()
-        if self.fusion == "concat":
-            x = torch.cat([x, tabular], 1)
-        x = self.linear2(x, tabular).relu()
+        x = self.linear2(self._met("linear2", x, tabular), tabular).relu()
         x = self.linear3(x, tabular).relu()
         result: Tensor = self.final_layer(x, tabular)
         return result
+
+    def _stage(self, n: int, x: Tensor, tabular: Tensor) -> Tensor:
+        for part in "ab":
+            x = conditioned(getattr(self, f"conv{n}_{part}"), x, tabular).relu()
+        result: Tensor = getattr(self, f"batchnorm{n}")(self.pool(x))
+        return result
+
+    def _met(self, place: str, x: Tensor, tabular: Tensor) -> Tensor:
+        """The features `x` at a place, with the table where they meet it."""
+        return self.affine(x, tabular) if place == self.place else x

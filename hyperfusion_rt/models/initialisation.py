@@ -4,8 +4,13 @@ Hypernetworks, ICLR 2020), and the embedding that was trained before.
     Var(weights_gen) = 2^relu / (2^bias · fan_in · K · Var(e))
     Var(bias_gen) = 2^relu / (2 · K · Var(e))
 
-uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows; `bias`: 1 where the layer
-also generates a bias, as all of ours do.
+uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows, behind BN or not; `bias`:
+1 where the layer also generates a bias, as all of ours do.
+
+Where only a share p of the output's variance is generated, these are p times as large, and the
+ordinary weights beside them (`weights_gen.bias`, or `static` of a layer of low rank) start with
+
+    Var = (1 - p) · 2^relu / fan_in
 """
 
 from __future__ import annotations
@@ -19,48 +24,68 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.ad import ADNetwork
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
-from hyperfusion_rt.models.layers import HyperNetwork
+from hyperfusion_rt.models.layers import HyperNetwork, LowRank
 
 _BRAIN_AGE_VARIANCE = 0.25
 # How much the brain-age embedding of a table of several columns varies at first.
 _EMBEDDED = 0.1
 
 
-def initialise_generator(net: HyperNetwork, variance: float, *, relu: bool) -> None:
+def _uniform(tensor: Tensor, variance: float) -> None:
+    """A uniform distribution on [-a, a] has the variance a² / 3."""
+    limit = math.sqrt(3 * variance)
+    nn.init.uniform_(tensor, -limit, limit)
+
+
+def initialise_generator(net: HyperNetwork, variance: float) -> None:
     """Set one hypernetwork's generators, for an embedding of this variance."""
-    size = net.weights_gen.in_features
+    size, part = net.weights_gen.in_features, net.generated_part
     fan_in = math.prod(net.weight_shape[1:])
-    gain = 2.0 if relu else 1.0
-    weights = gain / (2.0 * fan_in * size * variance)
-    bias = gain / (2.0 * size * variance)
-    # A uniform distribution on [-a, a] has the variance a² / 3.
-    nn.init.uniform_(net.weights_gen.weight, -math.sqrt(3 * weights), math.sqrt(3 * weights))
-    nn.init.uniform_(net.bias_gen.weight, -math.sqrt(3 * bias), math.sqrt(3 * bias))
-    nn.init.zeros_(net.weights_gen.bias)
+    gain = 2.0 if net.before_relu else 1.0
+    _uniform(net.weights_gen.weight, part * gain / (2.0 * fan_in * size * variance))
+    _uniform(net.bias_gen.weight, part * gain / (2.0 * size * variance))
     nn.init.zeros_(net.bias_gen.bias)
+    if net.weights_gen.bias is not None:
+        nn.init.zeros_(net.weights_gen.bias)
+        if part < 1:
+            _uniform(net.weights_gen.bias, (1 - part) * gain / fan_in)
+
+
+def _initialise_rest(network: nn.Module) -> None:
+    """What layers of low rank have besides their generators."""
+    for layer in network.modules():
+        if isinstance(layer, LowRank):
+            net = layer.hyper_net
+            for name, parameter in layer.named_parameters():
+                fan_in = math.prod(parameter.shape[1:])
+                if name == "filters.weight":
+                    _uniform(parameter, 1 / fan_in)
+                elif name == "static.weight":
+                    gain = 2.0 if net.before_relu else 1.0
+                    _uniform(parameter, (1 - net.generated_part) * gain / fan_in)
 
 
 def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
     """Initialise every generated layer of a published network.
 
     AD: Var(e) is measured over the training table `tabular [N, T]`. Brain age: Var(e) = 0.25, and
-    the embeddings Linear(T → 1) start at equal weights and e at 1, give or take 0.1 at most: four
+    the embeddings Linear(T → 1) start at equal weights and e at 1, give or take 0.1 at most: the
     layers multiply it, and the sum of many columns would make them explode. Of the published table,
     one category, that is weights 1, bias 0, and e = 1 for every row.
 
     Raises:
         ConfigError: the embedding of `tabular` is not finite, so it has no variance.
     """
+    _initialise_rest(network)
     if isinstance(network, BrainAgeNetwork):
         sums = tabular.double().sum(1)
         weight = min(1.0, _EMBEDDED / max(float(sums.std(correction=0)), 1e-6))
         bias = 1 - weight * float(sums.mean())
-        for name, module in network.named_modules():
+        for module in network.modules():
             if isinstance(module, HyperNetwork):
                 nn.init.constant_(module.embedding_model.weight, weight)  # type: ignore[arg-type]
                 nn.init.constant_(module.embedding_model.bias, bias)  # type: ignore[arg-type]
-                relu = not name.startswith("final_layer")
-                initialise_generator(module, _BRAIN_AGE_VARIANCE, relu=relu)
+                initialise_generator(module, _BRAIN_AGE_VARIANCE)
         return
     for module in network.modules():
         if isinstance(module, HyperNetwork):
@@ -75,8 +100,7 @@ def initialise_generators(network: nn.Module, tabular: Tensor) -> None:
                     "variance: encode the table without gaps first",
                     code="model-embedding-invalid",
                 )
-            # The shortcut's output meets BN and an addition, no ReLU.
-            initialise_generator(module, max(variance, 1e-6), relu=False)
+            initialise_generator(module, max(variance, 1e-6))
 
 
 def load_embedding(network: nn.Module, tabular_network: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
@@ -20,23 +19,42 @@ class HyperNetwork(nn.Module):
     """Condition `[B, T]` → embedding `e [B, K]` → weights, by two linear generators.
 
     `weights_gen` is Linear(K → number of weights), `bias_gen` Linear(K → Cout).
+
+    Args:
+        dropout: of e, in training.
+        constant: whether weights have a part g0 that does not depend on the condition.
+
+    Attributes:
+        before_relu: a ReLU follows the layer.
+        generated_part: share of the output's initial variance that is generated.
     """
 
-    def __init__(self, embedding: nn.Module, size: int, weight_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        embedding: nn.Module,
+        size: int,
+        weight_shape: tuple[int, ...],
+        *,
+        dropout: float = 0.0,
+        constant: bool = True,
+    ) -> None:
         super().__init__()
         self.weight_shape = weight_shape
+        self.before_relu = False
+        self.generated_part = 1.0
         self.embedding_model = embedding
-        self.weights_gen = nn.Linear(size, math.prod(weight_shape))
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.weights_gen = nn.Linear(size, math.prod(weight_shape), bias=constant)
         self.bias_gen = nn.Linear(size, weight_shape[0])
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """The op's arguments `(e [B, K], G [K, ...], h [K, Cout], g0 [...], h0 [Cout])`."""
-        shape = self.weight_shape
+        shape, constant = self.weight_shape, self.weights_gen.bias
         return (
-            self.embedding_model(condition),
+            self.drop(self.embedding_model(condition)),
             self.weights_gen.weight.t().reshape(-1, *shape),
             self.bias_gen.weight.t(),
-            self.weights_gen.bias.view(shape),
+            None if constant is None else constant.view(shape),
             self.bias_gen.bias,
         )
 
@@ -51,6 +69,8 @@ class HyperConv3d(nn.Module):
         condition_features: T.
         embedding_features: K. Without `embedding` a Linear(T → K) is made.
         embedding: a module `[B, T] -> [B, K]` to use instead.
+        embedding_dropout: of the embedding's numbers, in training.
+        constant: whether weights have a part that does not depend on the condition.
     """
 
     def __init__(
@@ -66,6 +86,8 @@ class HyperConv3d(nn.Module):
         dilation: int | Triple = 1,
         groups: int = 1,
         embedding: nn.Module | None = None,
+        embedding_dropout: float = 0.0,
+        constant: bool = True,
     ) -> None:
         super().__init__()
         if in_channels % groups or out_channels % groups:
@@ -79,6 +101,8 @@ class HyperConv3d(nn.Module):
             embedding or nn.Linear(condition_features, embedding_features),
             embedding_features,
             (out_channels, in_channels // groups, *kernel),
+            dropout=embedding_dropout,
+            constant=constant,
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -112,17 +136,55 @@ class HyperLinear(nn.Module):
         condition_features: int,
         embedding_features: int = 8,
         embedding: nn.Module | None = None,
+        embedding_dropout: float = 0.0,
+        constant: bool = True,
     ) -> None:
         super().__init__()
         self.hyper_net = HyperNetwork(
             embedding or nn.Linear(condition_features, embedding_features),
             embedding_features,
             (out_features, in_features),
+            dropout=embedding_dropout,
+            constant=constant,
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x [B, Cin]`, `condition [B, T]` → `[B, Cout]`."""
         return hyper_linear(x, *self.hyper_net(condition))
+
+
+class LowRank(nn.Module):
+    """A convolution or linear layer whose generated part has a low rank.
+
+        W(e) x + beta(e) = W0 x + U(e) V x + beta(e),   W as a matrix [Cout, Cin·k³]
+
+    `static`: W0, ordinary weights. `filters`: V, r filters that all samples share. `mix`: the
+    generated layer U(e) [Cout, r], beta(e), which has no constant part of its weights. It is linear
+    in e, so it folds, and costs r filters and a pointwise layer instead of a generated convolution.
+    """
+
+    def __init__(
+        self, static: nn.Module, filters: nn.Module, mix: HyperConv3d | HyperLinear
+    ) -> None:
+        super().__init__()
+        self.static, self.filters, self.mix = static, filters, mix
+
+    @property
+    def hyper_net(self) -> HyperNetwork:
+        """The generators of U and beta."""
+        return self.mix.hyper_net
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """As that of `HyperConv3d` or `HyperLinear`."""
+        y: Tensor = self.static(x) + self.mix(self.filters(x), condition)
+        return y
+
+
+def conditioned(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    """The output of `layer`, which takes the condition if it is generated."""
+    takes_condition = isinstance(layer, (HyperConv3d, HyperLinear, LowRank, Conditioned))
+    y: Tensor = layer(x, condition) if takes_condition else layer(x)
+    return y
 
 
 class Conditioned(nn.Module):
@@ -134,36 +196,7 @@ class Conditioned(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.takes_condition = isinstance(layer, (HyperConv3d, HyperLinear))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """The layer's output."""
-        y: Tensor = self.layer(x, condition) if self.takes_condition else self.layer(x)
-        return y
-
-
-class ChannelAffine(nn.Module):
-    """FiLM and DAFT: the table scales and shifts the channels of `x [B, C, D, H, W]`.
-
-        (a, b) = W2 relu(W1 t),   y = (1 + a) · x + b,   both linear maps without bias
-
-    FiLM (Perez et al., AAAI 2018): t is the row `[B, T]`. DAFT (Pölsterl et al., MICCAI 2021): t is
-    the row joined with the global average of x. The 1 keeps the layer near the identity at first.
-    """
-
-    def __init__(
-        self, channels: int, condition_features: int, *, with_image: bool, hidden: int = 7
-    ) -> None:
-        super().__init__()
-        self.with_image = with_image
-        width = condition_features + (channels if with_image else 0)
-        self.reduce = nn.Linear(width, hidden, bias=False)
-        self.expand = nn.Linear(hidden, 2 * channels, bias=False)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """`x [B, C, D, H, W]`, `condition [B, T]` → `[B, C, D, H, W]`."""
-        if self.with_image:
-            condition = torch.cat([x.mean((2, 3, 4)), condition], 1)
-        scale, shift = self.expand(self.reduce(condition).relu())[..., None, None, None].chunk(2, 1)
-        y: Tensor = (1 + scale) * x + shift
-        return y
+        return conditioned(self.layer, x, condition)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.models.distribution import Distribution
 
 _LAST = ("fc2", "final_layer")
 # What the layer adds at the end; of a generated one, whatever the row.
@@ -37,9 +38,11 @@ def start_at(network: nn.Module, value: float) -> None:
 def in_unit(network: nn.Module, mean: float, spread: float) -> dict[str, Tensor]:
     """A copy of the state of `network`, changed to answer `mean + spread · output`."""
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    if isinstance(network, Distribution):
+        return {**state, "centres": mean + spread * state["centres"]}
     prefix, last = _last(network)
     for name, _ in last.named_parameters():
-        if "embedding_model" not in name:
+        if "embedding_model" not in name and "filters" not in name:
             state[f"{prefix}.{name}"] *= spread
             if _BIAS.fullmatch(name):
                 state[f"{prefix}.{name}"] += mean

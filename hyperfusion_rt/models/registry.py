@@ -8,6 +8,7 @@ from hyperfusion_rt.config import Config, NetworkConfig, Shape
 from hyperfusion_rt.models.ad import ADNetwork, check_shape
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
+from hyperfusion_rt.models.distribution import Distribution
 
 
 def build_network(
@@ -36,18 +37,29 @@ def network_of(config: Config, tabular_width: int) -> nn.Module:
     Raises:
         ConfigError: the volume is too small for the network.
     """
-    return build_network(
+    bins = bins_count(config)
+    network = build_network(
         config.network,
         shape=config.preprocessing.shape,
         tabular_width=tabular_width,
-        outputs=outputs_count(config),
+        outputs=bins or outputs_count(config),
         channels=len(config.preprocessing.channels),
     )
+    return Distribution(network, bins) if bins else network
 
 
 def outputs_count(config: Config) -> int:
     """The number of outputs: classes, or one number."""
     return len(config.tabular.classes) or 1
+
+
+def bins_count(config: Config) -> int:
+    """The bins of a number that is the mean of a distribution; 0: it is answered as it is.
+
+    The table's own network has none.
+    """
+    binned = config.training.loss == "bins" and config.network.fusion != "tabular"
+    return config.training.bins if binned else 0
 
 
 def image_shape(config: Config) -> tuple[int, ...]:

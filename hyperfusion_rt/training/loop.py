@@ -24,18 +24,18 @@ from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.metrics import balanced_accuracy
-from hyperfusion_rt.models import (
-    initialise_generators,
-    load_embedding,
-    network_of,
-    outputs_count,
-)
-from hyperfusion_rt.models.baselines import TabularNetwork
+from hyperfusion_rt.models import initialise_generators, load_embedding, network_of
+from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.models.output import in_unit, start_at
 from hyperfusion_rt.rules import combine
-from hyperfusion_rt.training.cuda_graph import Captured
+from hyperfusion_rt.training.augmentation import ImageAugmentation, TableAugmentation
 from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.learner import Learner
+from hyperfusion_rt.training.loss import Loss, Scale
+from hyperfusion_rt.training.optimiser import rate
+from hyperfusion_rt.training.pretraining import pretrained
 from hyperfusion_rt.training.run_folder import Member
+from hyperfusion_rt.training.sampling import batches, epoch_samples
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -72,43 +72,6 @@ def split_of(dataset: Dataset, config: Config, member: int) -> Split:
             readable[index] = False
     validation, test = validation[readable[validation]], test[readable[test]]
     return Split(train, validation, test, tabular, encoder)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What a network answers of a number: (number - mean) / spread. Classes: as they are."""
-
-    mean: float = 0.0
-    spread: float = 1.0
-
-    @classmethod
-    def of(cls, config: Config, targets: NDArray[np.float64]) -> Scale:
-        """Of the training part's `targets [N]`."""
-        if config.tabular.classes or not config.training.standardise_target:
-            return cls()
-        spread = float(targets.std())
-        return cls(float(targets.mean()), spread if spread > 0 else 1.0)
-
-
-class Loss:
-    """Cross-entropy with class weights, or the mean squared error."""
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        weights = config.training.class_weights
-        if weights and len(weights) != outputs_count(config):
-            raise ConfigError(
-                f"training.class_weights has {len(weights)} numbers for "
-                f"{outputs_count(config)} classes",
-                code="config-invalid",
-            )
-        self.classes = bool(config.tabular.classes)
-        self.weight = torch.tensor(weights, device=device) if weights else None
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`outputs [B, C]` against `targets float [B]`."""
-        if self.classes:
-            return nn.functional.cross_entropy(outputs, targets.long(), self.weight)
-        return nn.functional.mse_loss(outputs[:, 0], targets)
 
 
 @torch.inference_mode()
@@ -150,6 +113,11 @@ class Trainer:
         self.loss = Loss(config, device)
         self.scale = Scale.of(config, dataset.targets[self.split.train])
         self.targets = (dataset.targets - self.scale.mean) / self.scale.spread
+        augmentation = config.augmentation
+        self.augment = ImageAugmentation(augmentation, config.preprocessing, self.seed)
+        self.augment_rows = TableAugmentation(
+            augmentation, self.split.encoder, dataset.rows, self.seed
+        )
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, float] = (-math.inf, -math.inf)
         self.best_epoch = -1
@@ -161,49 +129,25 @@ class Trainer:
         torch.manual_seed(self.seed)
         config, width = self.config, self.split.encoder.width
         network = network_of(config, width)
-        if config.network.fusion == "hyper":
-            if config.network.architecture == "ad":
-                load_embedding(network, self._pretrain(width))
-            initialise_generators(network, torch.from_numpy(self.split.tabular[self.split.train]))
-        if not config.tabular.classes:
+        inner = network.network if isinstance(network, Distribution) else network
+        fusion, architecture = config.network.fusion, config.network.architecture
+        if fusion == "tabular" and config.training.embedding_epochs:
+            return self._pretrained().to(self.device)
+        if fusion == "hyper":
+            if architecture == "ad":
+                load_embedding(inner, self._pretrained())
+            initialise_generators(inner, torch.from_numpy(self.split.tabular[self.split.train]))
+        if not config.tabular.classes and inner is network:
             start_at(network, float(self.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return network.to(self.device)
 
-    def _pretrain(self, width: int) -> nn.Module:
-        """The tabular-only network, whose embedding the hypernetwork starts from."""
-        training = self.config.training
-        mlp = TabularNetwork(width, outputs_count(self.config), self.config.network.embedding)
-        optimiser = torch.optim.Adam(mlp.parameters(), lr=1e-2, weight_decay=training.weight_decay)
-        tabular = torch.from_numpy(self.split.tabular)
-        targets = torch.from_numpy(self.targets).float()
-        loss = Loss(self.config, torch.device("cpu"))
-        validation = torch.from_numpy(self.split.validation)
-        truth = self.targets[self.split.validation]
-        image = tabular.new_empty(0)
-        best, kept = -math.inf, mlp.state_dict()
-        for epoch in range(training.embedding_epochs):
-            rng = np.random.default_rng([self.seed, 1, epoch])
-            mlp.train()
-            for batch in _batches(self.split.train, 32, rng):
-                index = torch.from_numpy(batch)
-                optimiser.zero_grad()
-                loss(mlp(image, tabular[index]), targets[index]).backward()
-                optimiser.step()
-            mlp.eval()
-            with torch.inference_mode():
-                answers = mlp(image, tabular[validation])
-            if self.loss.classes:
-                count = outputs_count(self.config)
-                score = balanced_accuracy(truth, answers.argmax(1).numpy(), count)
-            else:
-                score = -float(np.square(answers[:, 0].numpy() - truth).mean())
-            if score > best:
-                best = score
-                kept = {name: value.clone() for name, value in mlp.state_dict().items()}
-        mlp.load_state_dict(kept)
-        return mlp
+    def _pretrained(self) -> nn.Module:
+        split = self.split
+        return pretrained(
+            self.config, self.seed, split.tabular, self.targets, split.train, split.validation
+        )
 
     # ---- the epochs
 
@@ -213,35 +157,20 @@ class Trainer:
         write_text(
             self.member.folder / "encoder.json", self.split.encoder.model_dump_json(indent=2)
         )
-        network = self.build()
-        cuda = self.device.type == "cuda"
-        optimiser = torch.optim.Adam(
-            network.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=cuda
-        )
-        half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
-        capture = training.cuda_graph and cuda
-        # A graph cannot read casts that were kept from before it.
-        amp = torch.autocast(
-            self.device.type, half, enabled=training.amp and cuda, cache_enabled=not capture
-        )
-        forward = Captured(network, amp) if capture else network
-        scaler = torch.amp.GradScaler(enabled=training.amp and cuda and half == torch.float16)
-        start = self._restore(network, optimiser, scaler) if resume else 0
+        learner = Learner(self.build(), training, self.loss, self.device)
+        start = self._restore(learner) if resume else 0
         board = self._board(start)
         try:
             for epoch in range(start, training.epochs):
                 if training.patience and epoch - self.best_epoch > training.patience:
                     break
                 began = time.perf_counter()
-                for group in optimiser.param_groups:
-                    group["lr"] = self._rate(epoch)
-                train_loss = self._epoch(network, forward, optimiser, scaler, amp, epoch)
-                row = {"epoch": epoch, "lr": self._rate(epoch), "train_loss": train_loss}
-                row |= self._validate(network)
-                self._keep_best(network, row)
+                row = self._epoch(learner, epoch)
+                row |= self._validate(learner.answers)
+                self._keep(learner.answers, row)
                 row["seconds"] = time.perf_counter() - began
                 self.history.append(row)
-                self._save(network, optimiser, scaler)
+                self._save(learner)
                 for name, value in row.items():
                     if name != "epoch":
                         board.add_scalar(name, value, epoch)
@@ -250,82 +179,83 @@ class Trainer:
         finally:
             board.close()
 
-    def _rate(self, epoch: int) -> float:
+    def _epoch(self, learner: Learner, epoch: int) -> dict[str, Any]:
         training = self.config.training
-        if training.schedule == "constant":
-            return training.lr
-        return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-
-    def _epoch(
-        self,
-        network: nn.Module,
-        forward: Callable[[Tensor, Tensor], Tensor],
-        optimiser: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        amp: torch.autocast,
-        epoch: int,
-    ) -> float:
         rng = np.random.default_rng([self.seed, 0, epoch])
         torch.manual_seed(int(rng.integers(1 << 62)))
-        network.train()
+        learner.network.train()
         # Summed on the device: reading each loss would wait for each step.
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in _batches(self.split.train, self.config.training.batch_size, rng):
-            images = self.dataset.images(batch)
-            # Augmentation of the protocol: one hippocampus per sample, left or right at random.
-            side = rng.integers(images.shape[1], size=len(batch))
-            image = torch.from_numpy(images[np.arange(len(batch)), side]).to(self.device)
-            tabular = torch.from_numpy(self.split.tabular[batch]).to(self.device)
+        balanced = training.sampling == "balanced"
+        samples = epoch_samples(self.split.train, self.dataset.targets, balanced, rng)
+        order = batches(samples, training.batch_size, rng)
+        now = rate(training, epoch * len(order), training.epochs * len(order))
+        for number, batch in enumerate(order):
             targets = torch.from_numpy(self.targets[batch]).float().to(self.device)
-            optimiser.zero_grad(set_to_none=True)
-            with amp:
-                outputs = forward(image, tabular)
-            loss = self.loss(outputs.float(), targets)
-            scaler.scale(loss).backward()
-            scaler.step(optimiser)
-            scaler.update()
-            total += loss.detach().double() * len(batch)
+            step = epoch * len(order) + number
+            loss = learner.step(
+                *self._inputs(batch, epoch, rng),
+                targets,
+                rate(training, step, training.epochs * len(order)),
+            )
+            total += loss.double() * len(batch)
             count += len(batch)
         mean = float(total) / count
         if not math.isfinite(mean):
             raise HyperFusionError(
                 f"the training loss became {mean} in epoch {epoch}: lower training.lr "
-                f"(now {self._rate(epoch):g}) in hfrt.yaml",
+                f"(now {now:g}) in hfrt.yaml",
                 code="training-diverged",
             )
-        return mean
+        return {"epoch": epoch, "lr": now, "train_loss": mean}
+
+    def _inputs(
+        self, batch: NDArray[np.int64], epoch: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """What the network reads of these cases in this epoch, changed at random."""
+        rows = self.split.tabular[batch]
+        if self.config.augmentation.drop_columns:
+            rows = self.augment_rows(epoch, batch.tolist())
+        tabular = torch.from_numpy(rows).to(self.device)
+        # Augmentation of the protocol: one hippocampus per sample, left or right at random.
+        side = rng.integers(len(self.config.preprocessing.boxes), size=len(batch))
+        if self.config.network.fusion == "tabular":
+            return torch.empty(0, device=self.device), tabular
+        images = self.dataset.images(batch)
+        image = torch.from_numpy(images[np.arange(len(batch)), side]).to(self.device)
+        return self.augment(image, epoch, batch.tolist()), tabular
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
         indices = self.split.validation
         outputs = predict(network, self.dataset, self.split, indices, 16)
         truth = self.targets[indices]
-        flat = torch.from_numpy(outputs).flatten(0, 1)
         repeated = torch.from_numpy(truth).repeat_interleave(outputs.shape[1])
-        weight = None if self.loss.weight is None else self.loss.weight.cpu().double()
+        loss = self.loss.of_validation(torch.from_numpy(outputs).flatten(0, 1), repeated)
         values = summarise(self.config, outputs[None])
         if not self.loss.classes:
             error = values[:, 0] - truth
             return {
-                "validation_loss": float((flat[:, 0] - repeated).square().mean()),
+                "validation_loss": loss,
                 "validation_mae": self.scale.spread * float(np.abs(error).mean()),
             }
-        loss = nn.functional.cross_entropy(flat, repeated.long(), weight)
         return {
-            "validation_loss": float(loss),
+            "validation_loss": loss,
             "validation_balanced_accuracy": balanced_accuracy(
                 truth, values.argmax(1), values.shape[1]
             ),
         }
 
-    def _keep_best(self, network: nn.Module, row: dict[str, Any]) -> None:
+    def _keep(self, network: nn.Module, row: dict[str, Any]) -> None:
         from safetensors.torch import save_file
 
         # Ties of the metric, common on small validation sets, go to the smaller loss.
         first = row.get("validation_balanced_accuracy", -row.get("validation_mae", 0.0))
         score = (float(first), -row["validation_loss"])
-        if score <= self.best:
+        better = score > self.best
+        if better:
+            self.best, self.best_epoch = score, row["epoch"]
+        elif self.config.training.keep == "best":
             return
-        self.best, self.best_epoch = score, row["epoch"]
         made = network.state_dict()
         if self.scale != Scale():
             made = in_unit(network, self.scale.mean, self.scale.spread)
@@ -335,18 +265,14 @@ class Trainer:
 
     # ---- what survives a kill
 
-    def _save(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> None:
+    def _save(self, learner: Learner) -> None:
         stream = io.StringIO()
         writer = csv.DictWriter(stream, self.history[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.member.folder / "history.csv", stream.getvalue())
         content = {
-            "network": network.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "scaler": scaler.state_dict(),
+            **learner.state(),
             "history": self.history,
             "best": list(self.best),
             "best_epoch": self.best_epoch,
@@ -354,17 +280,13 @@ class Trainer:
         with replacing(self.member.folder / "checkpoint.pt") as temporary:
             torch.save(content, temporary)
 
-    def _restore(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> int:
+    def _restore(self, learner: Learner) -> int:
         path = self.member.folder / "checkpoint.pt"
         if not path.exists():
             return 0
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
-            network.load_state_dict(content["network"])
-            optimiser.load_state_dict(content["optimiser"])
-            scaler.load_state_dict(content["scaler"])
+            learner.restore(content)
             self.history = content["history"]
             self.best = (content["best"][0], content["best"][1])
             self.best_epoch = content["best_epoch"]
@@ -380,12 +302,3 @@ class Trainer:
 
         folder = str(self.member.folder / "tensorboard")
         return SummaryWriter(folder, purge_step=start)
-
-
-def _batches(
-    indices: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Shuffled batches; a last batch of one sample is left out (batch norm cannot use it)."""
-    order = rng.permutation(indices)
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    return [batch for batch in batches if len(batch) > 1 or len(order) == 1]

@@ -68,7 +68,7 @@ NAMES = {
     "check": {"--config": "hfrt.yaml", "--set": None, "--scans": False, "--json": False},
     "simulate": {
         "--task": "ad", "--subjects": 480, "--seed": 1, "--spacing": 2, "--jobs": None,
-        "--force": False, "--json": False,
+        "--model": "additive", "--scans": 1, "--force": False, "--json": False,
     },
     "preprocess": {
         "--out": None, "--artifact": None, "--preset": None, "--threads": None, "--force": False,

@@ -33,10 +33,11 @@ def published(
     channels: int = 1,
     outputs: int | None = None,
     shape: tuple[int, ...] | None = None,
+    **fields: object,
 ) -> nn.Module:
     """A small network of ours; T = 5, or 2 for brain age; 3 outputs, or 1."""
     torch.manual_seed(1)
-    config = NetworkConfig(architecture=task, features=4, fusion=fusion)
+    config = NetworkConfig(architecture=task, fusion=fusion, **{"features": 4, **fields})
     width, usual = (5, 3) if task == "ad" else (2, 1)
     network = build_network(
         config,

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.metrics import (
     age_bands,
     balanced_accuracy,
@@ -14,6 +15,7 @@ from hyperfusion_rt.metrics import (
     by_group,
     classification,
     regression,
+    repeatability,
 )
 from hyperfusion_rt.metrics.bootstrap import index_of, resample, strata_of
 from hyperfusion_rt.metrics.classification import BINS, reliability, roc
@@ -292,3 +294,86 @@ def test_figures_in_words():
     ]
     for none in ({"cases": 0}, {}, {"cases": 3, "too_few": True}):
         assert figures_in_words(none) == headline(none) == []
+
+
+# ---- repeatability
+
+# Six subjects rated by four judges: Shrout & Fleiss 1979, table 2.
+RATINGS = np.array(
+    [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+)
+
+
+def repeated(table):
+    n, k = table.shape
+    return repeatability(
+        table.ravel(), [f"S{i}" for i in range(n) for _ in range(k)], [*map(str, range(k))] * n
+    )
+
+
+def test_repeatability_against_the_published_example():
+    """Shrout & Fleiss 1979, table 4: ICC(2,1) = .29, ICC(3,1) = .71."""
+    found = repeated(RATINGS)
+    assert (found["subjects"], found["sessions"], found["left_out"]) == (6, 4, 0)
+    assert found["icc_agreement"] == pytest.approx(0.29, abs=0.005)
+    assert found["icc_consistency"] == pytest.approx(0.71, abs=0.005)
+    assert found["within_sd"] == pytest.approx(np.sqrt(6.26), abs=0.002)  # their within-target MS
+    low, high = found["icc_agreement_95"]
+    assert low < found["icc_agreement"] < high
+
+
+def test_repeatability_of_a_known_model():
+    """Values of variance 1 between subjects, 0.25 within: ICC 0.8; a shift costs agreement only."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((1500, 1)) + 0.5 * rng.standard_normal((1500, 2))
+    found = repeated(table)
+    # Four standard errors, (1 - 0.8²) / √1500 and 0.5 / √(2 · 1500).
+    assert found["icc_agreement"] == pytest.approx(0.8, abs=0.037)
+    assert found["icc_consistency"] == pytest.approx(0.8, abs=0.037)
+    assert found["within_sd"] == pytest.approx(0.5, abs=0.037)
+    low, high = found["icc_agreement_95"]
+    assert low < 0.8 < high < low + 0.06
+    shifted = repeated(table + np.array([0, 1]))
+    assert shifted["icc_consistency"] == pytest.approx(found["icc_consistency"])
+    assert shifted["icc_agreement"] == pytest.approx(1 / (1 + 0.25 + 0.5), abs=0.037)
+
+
+def test_a_resample_is_the_figure_of_its_rows():
+    """Counts mean what rows written several times mean."""
+    from hyperfusion_rt.metrics.repeatability import _correlation
+
+    times = np.array([2, 0, 1, 3, 0, 1])
+    written = RATINGS[np.repeat(np.arange(6), times)].astype(float)
+    for agreement in (True, False):
+        counted = _correlation(
+            times[None].astype(float), RATINGS.astype(float), agreement=agreement
+        )
+        whole = _correlation(np.ones((1, len(written))), written, agreement=agreement)
+        assert counted == pytest.approx(whole)
+
+
+def test_repeatability_leaves_out_who_lacks_a_session():
+    table = RATINGS[:, :2].astype(float)
+    table[1, 1] = np.nan
+    names = [f"S{i}" for i in range(6) for _ in range(2)]
+    found = repeatability(table.ravel()[:-1], names[:-1], (["1", "2"] * 6)[:-1])
+    assert (found["subjects"], found["left_out"]) == (4, 2)
+    whole = repeated(RATINGS[[0, 2, 3, 4], :2])
+    assert found["icc_agreement"] == whole["icc_agreement"]
+
+
+def test_repeatability_without_an_answer_says_why():
+    assert repeated(np.ones((5, 2)))["reasons"]["icc_agreement"] == "all values are equal"
+    assert repeated(np.ones((5, 2)))["within_sd"] == 0
+    assert repeated(RATINGS[:1])["reasons"]["within_sd"] == "needs two subjects with every session"
+    alone = repeated(RATINGS[:, :1])
+    assert alone["icc_consistency"] is None
+    assert alone["reasons"]["icc_consistency"] == "needs two sessions"
+    assert repeatability([], [], [])["subjects"] == 0
+    same = repeated(np.arange(6.0)[:, None] + np.zeros(2))
+    assert same["icc_agreement"] == same["icc_consistency"] == 1
+
+
+def test_repeatability_refuses_two_values_of_one_scan():
+    with pytest.raises(HyperFusionError, match=r"'S1', session '2': has several values"):
+        repeatability([1, 2, 3], ["S0", "S1", "S1"], ["1", "2", "2"])

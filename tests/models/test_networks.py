@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.config import LAYERS, PLACES, NetworkConfig
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models import (
     HyperConv3d,
@@ -18,17 +18,18 @@ from hyperfusion_rt.models import (
 )
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.layers import HyperNetwork
+from hyperfusion_rt.models.meeting import ChannelShift
 
 TASKS = {"ad": ((32, 32, 32), 9, 3), "brain-age": ((40, 38, 36), 2, 1)}
 FUSIONS = ["hyper", "image", "tabular", "concat", "film", "daft"]
 PAIRS = list(itertools.product(TASKS, FUSIONS))
 
 
-def network_for(task, fusion, features=2):
+def network_for(task, fusion, features=2, **fields):
     shape, width, outputs = TASKS[task]
     torch.manual_seed(0)
     network = build_network(
-        NetworkConfig(architecture=task, fusion=fusion, features=features),
+        NetworkConfig(architecture=task, fusion=fusion, features=features, **fields),
         shape=shape,
         tabular_width=width,
         outputs=outputs,
@@ -120,18 +121,182 @@ def test_a_table_of_many_columns_does_not_explode():
     assert answers.std() < 10
 
 
-def test_the_embedding_is_taken_over():
-    network, _, tabular, _ = network_for("ad", "hyper")
+@pytest.mark.parametrize(("layers", "count"), [([], 1), (["block4.*", "fc1"], 4)])
+def test_the_embedding_is_taken_over(layers, count):
+    network, _, tabular, _ = network_for("ad", "hyper", hyper_layers=layers)
     trained = TabularNetwork(9, 3)
     load_embedding(network, trained)
-    (net,) = [m for m in network.modules() if isinstance(m, HyperNetwork)]
-    torch.testing.assert_close(
-        net.embedding_model.eval()(tabular), trained.embedding_model.eval()(tabular)
-    )
+    nets = [m for m in network.modules() if isinstance(m, HyperNetwork)]
+    assert len(nets) == count
+    for net in nets:
+        torch.testing.assert_close(
+            net.embedding_model.eval()(tabular), trained.embedding_model.eval()(tabular)
+        )
     with pytest.raises(ConfigError, match="fusion 'hyper'"):
         load_embedding(network_for("ad", "film")[0], trained)
     with pytest.raises(ConfigError, match="does not fit"):
         load_embedding(network, TabularNetwork(4, 3))
+
+
+def by_their_names(network):
+    """The convolutions and linear layers outside of generators, and those with generators."""
+    generated = (HyperConv3d, HyperLinear)
+    return {
+        name.removesuffix(".layer"): isinstance(module, generated)
+        for name, module in network.named_modules()
+        if isinstance(module, (torch.nn.Conv3d, torch.nn.Linear, *generated))
+        and "hyper_net" not in name
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_layers_have_the_names_of_the_configuration(task):
+    assert set(by_their_names(network_for(task, "image")[0])) == set(LAYERS[task])
+    for layer in LAYERS[task]:
+        found = by_their_names(network_for(task, "hyper", hyper_layers=[layer])[0])
+        assert [name for name, generated in found.items() if generated] == [layer]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_layer_generated_starts_and_learns(task):
+    network, image, _, _ = network_for(task, "hyper", features=4, hyper_layers=["*"])
+    torch.manual_seed(1)
+    tabular = torch.randn(200, TASKS[task][1])
+    initialise_generators(network, tabular)
+    nets = dict(network.named_modules())
+    for layer in LAYERS[task]:
+        net = nets[f"{layer}.layer.hyper_net" if f"{layer}.layer" in nets else f"{layer}.hyper_net"]
+        net.eval()
+        with torch.no_grad():
+            spread = 0.25 if task == "brain-age" else net.embedding_model(tabular).var().item()
+        relu = "conv1" in layer or task == "brain-age" or layer in ("fc1", "conv_bn_relu.0")
+        gain = 2 if relu and layer not in ("fc2", "final_layer") else 1
+        size = net.weights_gen.in_features * math.prod(net.weight_shape[1:])
+        found = net.weights_gen.weight.square().mean().item()
+        assert found == pytest.approx(gain / (2 * size * spread), rel=0.25), layer
+    network.train()
+    y = network(image, tabular[:3])
+    assert torch.isfinite(y).all()
+    y.backward(torch.randn_like(y))
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("part", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("task", "layer"), [("ad", "block1.conv1"), ("brain-age", "linear3")])
+def test_how_much_of_a_layer_is_generated_at_first(task, layer, part, rank):
+    """The variance of its output is the same in any case; inputs of variance 1, Var(e) as set."""
+    fields = {"hyper_layers": [layer], "generated_part": part, "generator_rank": rank}
+    network, _, _, _ = network_for(task, "hyper", features=8, **fields)
+    torch.manual_seed(1)
+    tabular = torch.randn(200, TASKS[task][1])
+    initialise_generators(network, tabular)
+    made = dict(network.named_modules())
+    made = made.get(f"{layer}.layer", made[layer])
+    net = made.hyper_net
+    with torch.no_grad():
+        variance = net.eval().embedding_model(tabular).var().item() if task == "ad" else 0.25
+        net.embedding_model = torch.nn.Identity()
+        shape = (400, 8, 3, 3, 3) if task == "ad" else (4000, 32)
+        x = torch.randn(shape)
+        e = torch.randn(len(x), net.weights_gen.in_features) * variance**0.5
+        zero = made(x, 0 * e)
+        found = [y[..., 1, 1, 1] if task == "ad" else y for y in (zero, made(x, e) - zero)]
+    ordinary, generated = (y.square().mean().item() for y in found)
+    assert ordinary == pytest.approx(2 * (1 - part), rel=0.25, abs=1e-6)
+    assert generated == pytest.approx(2 * part, rel=0.3, abs=1e-6)
+
+
+def test_the_table_adds_weights_of_the_rank_that_is_asked_for():
+    layer = network_for("ad", "hyper", hyper_layers=["block3.conv1"], generator_rank=2)[0]
+    layer = layer.block3.conv1.eval()
+    assert sum(p.numel() for p in layer.mix.hyper_net.weights_gen.parameters()) == 8 * 16 * 2
+    rows, x = torch.randn(2, 9), torch.randn(60, 8, 5, 5, 5)
+    with torch.no_grad():
+        first, second = (layer(x, row.expand(60, 9)) for row in rows)
+        change = (first - second)[..., 1, 1, 1]  # [60, Cout]: of the rank, and the bias
+    assert torch.linalg.matrix_rank(change, rtol=1e-5) == 3
+    final = network_for("ad", "hyper", hyper_layers=["fc2"], generator_rank=3)[0].fc2.layer
+    assert isinstance(final, HyperLinear)  # three rows have no higher rank
+
+
+def test_dropout_of_the_embedding_acts_in_training_only():
+    layers = ["block4.downsample.0", "fc1"]
+    fields = {"dropout": 0, "embedding_dropout": 0.5, "hyper_layers": layers}
+    network, image, tabular, _ = network_for("ad", "hyper", **fields)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm3d)):
+            module.eval()
+    with torch.no_grad():
+        assert not torch.equal(network(image, tabular), network(image, tabular))
+        network.eval()
+        assert torch.equal(network(image, tabular), network(image, tabular))
+
+
+# Of a new network: Σ_i i Σ |i-th tensor of its state|, from before layers could be chosen.
+INITIAL = {
+    ("ad", "hyper"): 172698.1542,
+    ("ad", "film"): 120746.8940,
+    ("ad", "daft"): 121307.0206,
+    ("ad", "concat"): 115146.7097,
+    ("ad", "image"): 115022.5190,
+    ("brain-age", "hyper"): 46996.9231,
+    ("brain-age", "film"): 11716.6806,
+    ("brain-age", "daft"): 11808.8369,
+    ("brain-age", "concat"): 10804.7028,
+    ("brain-age", "image"): 10717.0955,
+}
+
+
+@pytest.mark.parametrize(("task", "fusion"), INITIAL)
+def test_a_seed_gives_the_weights_that_it_gave(task, fusion):
+    shape, width, outputs = ((16,) * 3, 5, 3) if task == "ad" else ((36,) * 3, 2, 1)
+    torch.manual_seed(7)
+    config = NetworkConfig(architecture=task, fusion=fusion, features=2)
+    network = build_network(config, shape=shape, tabular_width=width, outputs=outputs)
+    if fusion == "hyper":
+        if task == "ad":
+            load_embedding(network, TabularNetwork(width, outputs))
+        initialise_generators(network, torch.randn(20, width))
+    sums = [value.double().abs().sum().item() for value in network.state_dict().values()]
+    found = sum(i * each for i, each in enumerate(sums, 1))
+    assert found == pytest.approx(INITIAL[task, fusion], rel=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
+@pytest.mark.parametrize(("task", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
+def test_the_table_acts_at_its_place_and_not_before(task, place, fusion):
+    network, image, tabular, _ = network_for(task, fusion, fusion_at=place)
+    before = {"block1": "max_pool3d_1", "stage2": "batchnorm1", "stage3": "batchnorm2"}
+    before |= {f"block{n}": f"block{n - 1}" for n in (2, 3, 4)}
+    before |= {"features": "block4" if task == "ad" else "batchnorm3", "linear2": "linear1"}
+    behind = {"block1": "block1", "features": "fc1" if task == "ad" else "linear1"}
+    behind |= {f"block{n}": f"block{n}" for n in (2, 3, 4)}
+    behind |= {"stage2": "conv2_a", "stage3": "conv3_a", "linear2": "linear2"}
+    seen = {}
+    for name in (before[place], behind[place]):
+        module = getattr(network, name)
+        module.register_forward_hook(lambda _, __, y, name=name: seen.setdefault(name, y))
+    network.eval()
+    both = []
+    for row in (tabular, tabular + 1):
+        seen.clear()
+        network(image, row)
+        both.append((seen[before[place]], seen[behind[place]]))
+    (first, changed), (second, other) = both
+    assert torch.equal(first, second)
+    assert not torch.equal(changed, other)
+
+
+def test_a_row_before_convolutions_is_a_convolution_of_its_broadcast():
+    torch.manual_seed(0)
+    shift = ChannelShift(3, 4)
+    x, row = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 4)
+    joined = torch.cat([x, row[..., None, None, None].expand(2, 4, 4, 5, 6)], 1)
+    weight = torch.cat([torch.eye(3), shift.shift.weight], 1)[..., None, None, None]
+    expected = torch.nn.functional.conv3d(joined, weight, shift.shift.bias)
+    torch.testing.assert_close(shift(x, row), expected)
 
 
 def test_a_table_with_gaps_cannot_initialise():

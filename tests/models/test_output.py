@@ -10,12 +10,16 @@ from hyperfusion_rt.models.registry import build_network
 SHAPE = (36, 36, 36)
 
 
-@pytest.mark.parametrize("fusion", ["hyper", "image", "tabular", "concat", "film", "daft"])
+FIELDS = [{"fusion": fusion} for fusion in ("hyper", "image", "tabular", "concat", "film", "daft")]
+FIELDS += [{"hyper_layers": ["*"]}, {"hyper_layers": ["*"], "generator_rank": 1}]
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
 @pytest.mark.parametrize("architecture", ["ad", "brain-age"])
-def test_the_last_layer_answers_in_the_targets_unit(architecture, fusion):
+def test_the_last_layer_answers_in_the_targets_unit(architecture, fields):
     torch.manual_seed(0)
-    config = NetworkConfig(architecture=architecture, fusion=fusion, features=2)
-    network = build_network(config, shape=SHAPE, tabular_width=3, outputs=1).eval()
+    config = NetworkConfig(architecture=architecture, features=2, **fields)
+    network = build_network(config, shape=SHAPE, tabular_width=3, outputs=2).eval()
     start_at(network, 0.3)
     inputs = torch.randn(2, 1, *SHAPE), torch.randn(2, 3)
     with torch.inference_mode():

@@ -27,7 +27,7 @@ def study(tmp_path_factory):
             "features": [{"name": "PTGENDER", "kind": "categorical"}],
             "stratify": [],
         },
-        "training": {"epochs": 1, "embedding_epochs": 1, "members": 2, "batch_size": 8},
+        "training": {"epochs": 1, "embedding_epochs": 1, "members": 2, "batch_size": 8, "parts": 5},
     }
     run = train(load_config(root / "hfrt.yaml", change), root, name="two")
     export_run(run, root / "two.hfrt", engines=ENGINES)

@@ -16,7 +16,7 @@ from hyperfusion_rt.training.train import train
 pytestmark = pytest.mark.gpu
 SMALL = {
     "network": {"features": 4},
-    "training": {"epochs": 3, "embedding_epochs": 3, "members": 1, "batch_size": 8},
+    "training": {"epochs": 3, "embedding_epochs": 3, "members": 1, "batch_size": 8, "parts": 5},
 }
 
 

@@ -14,7 +14,7 @@ from hyperfusion_rt.training.train import Callbacks, train
 TINY = {
     "network": {"features": 2},
     "tabular": {"imputer": "median"},
-    "training": {"epochs": 1, "embedding_epochs": 1, "batch_size": 8},
+    "training": {"epochs": 1, "embedding_epochs": 1, "batch_size": 8, "parts": 5},
 }
 
 

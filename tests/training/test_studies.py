@@ -19,7 +19,7 @@ from hyperfusion_rt.training.train import Callbacks, train
 
 SMALL = {
     "network": {"features": 2},
-    "training": {"epochs": 2, "embedding_epochs": 3, "batch_size": 8},
+    "training": {"epochs": 2, "embedding_epochs": 3, "batch_size": 8, "parts": 5},
 }
 WHOLE = {"boxes": [{"name": "brain", "center": [0, -17, 5]}], "shape": [36, 48, 40], "spacing": 4.2}
 SEX = [{"name": "PTGENDER", "kind": "categorical"}]

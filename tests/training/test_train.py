@@ -14,7 +14,7 @@ from hyperfusion_rt.training.train import Callbacks, choose_device, train
 
 TINY = {
     "network": {"features": 2},
-    "training": {"epochs": 3, "embedding_epochs": 2, "batch_size": 8},
+    "training": {"epochs": 3, "embedding_epochs": 2, "batch_size": 8, "parts": 5},
 }
 
 
@@ -81,7 +81,7 @@ def test_another_seed_gives_other_numbers(session_cohort, session_run):
 
 @pytest.mark.parametrize("fusion", ["image", "tabular", "concat", "film", "daft"])
 def test_the_baselines_train(session_cohort, fusion):
-    change = {"network": {"features": 2, "fusion": fusion}, "training": {"epochs": 1}}
+    change = {"network": {"features": 2, "fusion": fusion}, "training": {"epochs": 1, "parts": 5}}
     run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name=fusion)
     assert run.metrics["test"]["cases"] == 8
 
@@ -107,7 +107,7 @@ def test_bad_cases_are_left_out_and_listed(cohort, session_cohort):
     fields[-1] = "Unknown disease"
     lines[3] = ",".join(fields)
     (cohort / "data.csv").write_text("\n".join(lines[:-1]))
-    change = {**TINY, "training": {"epochs": 1, "embedding_epochs": 0}}
+    change = {**TINY, "training": {"epochs": 1, "embedding_epochs": 0, "parts": 5}}
     run = train(load_config(cohort / "hfrt.yaml", change), cohort)
     listed = json.loads((run.folder / "left_out.json").read_text())
     left = {subject: reason for subject, _, reason, _ in listed}
@@ -142,14 +142,19 @@ def test_errors_say_what_to_do(session_cohort, tmp_path):
         train(wild, session_cohort, name="wild")
 
 
-def test_brain_age_trains(tmp_path):
+@pytest.fixture(scope="module")
+def ages(tmp_path_factory):
     from hyperfusion_rt.data.simulate import simulate_cohort
 
-    simulate_cohort(tmp_path, task="brain-age", subjects=20, seed=1, spacing=2)
-    change = {
-        "network": {"features": 2},
-        "training": {"epochs": 1, "standardise_target": False},
-    }
-    run = train(load_config(tmp_path / "hfrt.yaml", change), tmp_path)
+    root = tmp_path_factory.mktemp("ages")
+    simulate_cohort(root, task="brain-age", subjects=20, seed=1, spacing=2)
+    return root
+
+
+@pytest.mark.parametrize("loss", ["l1", "bins"])
+def test_brain_age_trains(ages, loss):
+    training = {"epochs": 1, "standardise_target": loss == "bins", "loss": loss, "keep": "best"}
+    change = {"network": {"features": 2}, "training": training}
+    run = train(load_config(ages / "hfrt.yaml", change), ages)
     assert run.metrics["test"]["mae"] < 40
     assert run.metrics["cases"] == {"train": 16, "validation": 2, "test": 2, "left_out": 0}

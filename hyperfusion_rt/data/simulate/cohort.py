@@ -11,6 +11,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -20,16 +21,19 @@ import numpy as np
 from hyperfusion_rt.config import Published
 from hyperfusion_rt.data.simulate import population
 from hyperfusion_rt.data.simulate.optimum import bayes_optimum
+from hyperfusion_rt.data.simulate.population import Model
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.machine import usable_cores
 
 _TASKS: tuple[Published, ...] = get_args(Published)
+_MODELS: tuple[Model, ...] = get_args(Model)
 # How scanners and converters store volumes: most of them RAS or LAS, some sagittal.
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR")
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.data.simulate.anatomy import Template
+    from hyperfusion_rt.data.simulate.anatomy import Brain
+    from hyperfusion_rt.data.simulate.template import Template
 
 _CHANNELS = """\
 preprocessing:
@@ -45,7 +49,7 @@ def subject_id(seed: int, index: int) -> str:
     return f"S{seed}-{index + 1:04d}"
 
 
-def _start(spacing: float) -> None:
+def _start(spacing: float, model: Model) -> None:
     """In each worker: one thread, and a template of its own.
 
     Preparing it takes about as long as importing torch; sending it would need 200 MB of shared
@@ -53,63 +57,96 @@ def _start(spacing: float) -> None:
     """
     import torch
 
-    from hyperfusion_rt.data.simulate.anatomy import load_template
+    from hyperfusion_rt.data.simulate.template import load_template
 
     global _template
     torch.set_num_threads(1)
-    _template = load_template(spacing)
+    _template = load_template(spacing, model)
 
 
 @contextlib.contextmanager
-def _here(spacing: float) -> Iterator[None]:
+def _here(spacing: float, model: Model) -> Iterator[None]:
     """`_start` in this process, undone afterwards."""
     import torch
 
     global _template
     threads = torch.get_num_threads()
     try:
-        _start(spacing)
+        _start(spacing, model)
         yield
     finally:
         torch.set_num_threads(threads)
         _template = None
 
 
-def _make(
-    index: int, *, scans: Path, task: Published, seed: int, flair: bool, volumes: bool
-) -> tuple[dict[str, str], dict[str, Any]]:
+@dataclass(frozen=True)
+class _Plan:
+    """What every subject of a cohort has in common."""
+
+    folder: Path  # of the scans
+    task: Published
+    model: Model
+    seed: int
+    scans: int
+    flair: bool
+    volumes: bool
+
+
+def _make(index: int, plan: _Plan) -> tuple[dict[str, str], dict[str, Any]]:
     """Draw and write subject `index`; returns its row and its truth."""
-    from hyperfusion_rt.data.simulate.anatomy import make_brain
+    from hyperfusion_rt.data.simulate.anatomy import make_head, pose, scan
 
     assert _template is not None, "the worker was not started"
-    rng = np.random.default_rng([seed, _TASKS.index(task), index])
-    subject = population.draw_subject(task, rng)
+    seed = [plan.seed, _TASKS.index(plan.task), index]
+    rng = np.random.default_rng(seed)
+    subject = population.draw_subject(plan.task, rng, plan.model)
     # Of its own: the rest of the subject is the same with and without a FLAIR image.
-    further = np.random.default_rng([seed, _TASKS.index(task), index, 1])
+    further = np.random.default_rng([*seed, 1])
     lesions = population.draw_lesions(subject, further)
-    with_flair = (lesions, further) if flair else None
-    brain = make_brain(_template, subject.atrophy, rng, with_flair)
-    name = subject_id(seed, index)
-    orientation = str(rng.choice(_ORIENTATIONS, p=[0.45, 0.35, 0.1, 0.1]))
-    ending = "_T1w.nii.gz" if flair else ".nii.gz"
-    _write_scan(scans / f"{name}{ending}", brain.voxels, brain.affine, orientation)
-    if brain.flair is not None:
-        path = scans / f"{name}_FLAIR.nii.gz"
-        _write_scan(path, brain.flair, brain.flair_affine, orientation)
+    head = make_head(_template, subject.atrophy, rng)
+    flair = (lesions, further) if plan.flair else None
+    brain = scan(_template, head, rng, flair=flair)
+    orientation = _draw_orientation(rng)
+    name = subject_id(plan.seed, index)
+    _write_images(plan, name, 1, brain, orientation)
+    for session in range(2, plan.scans + 1):
+        again = np.random.default_rng([*seed, 2, session])
+        stored, moved = _draw_orientation(again), pose(_template, again)
+        flair = (lesions, again) if plan.flair else None
+        image = scan(_template, head, again, moved=moved, flair=flair)
+        _write_images(plan, name, session, image, stored)
+    measured = {"hippocampi_ml": brain.hippocampi_ml, "ventricles_ml": brain.ventricles_ml}
+    regions = ("atrophy",) if plan.task == "brain-age" else population.AD[plan.model].regions
     truth = {
         "subject": name,
-        "atrophy": f"{subject.atrophy:.5f}",
-        "hippocampi_ml": f"{brain.hippocampi_ml:.4f}",
-        "ventricles_ml": f"{brain.ventricles_ml:.4f}",
+        **{region: f"{a:.5f}" for region, a in zip(regions, subject.atrophy, strict=True)},
+        **{k: f"{v:.4f}" for k, v in measured.items()},
+        **({} if brain.fissures_ml is None else {"fissures_ml": f"{brain.fissures_ml:.4f}"}),
         "smallest_jacobian": f"{brain.smallest_jacobian:.4f}",
         "orientation": orientation,
         **{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in subject.truth.items()},
     }
-    measured = {
-        "HIPPOCAMPI_ML": f"{brain.hippocampi_ml:.3f}",
-        "VENTRICLES_ML": f"{brain.ventricles_ml:.3f}",
-    }
-    return {"subject": name, **subject.row, **(measured if volumes else {})}, truth
+    row = {"subject": name, **subject.row}
+    if plan.volumes:
+        row |= {k.upper(): f"{v:.3f}" for k, v in measured.items()}
+    return row, truth
+
+
+def _draw_orientation(rng: np.random.Generator) -> str:
+    return str(rng.choice(_ORIENTATIONS, p=[0.45, 0.35, 0.1, 0.1]))
+
+
+def _write_images(plan: _Plan, name: str, session: int, brain: Brain, orientation: str) -> None:
+    """The images of one scan: in a folder of their own if the subject has several scans."""
+    folder = plan.folder
+    if plan.scans > 1:
+        folder = folder / name / f"ses-{session}"
+        folder.mkdir(parents=True)
+    ending = "_T1w.nii.gz" if plan.flair else ".nii.gz"
+    _write_scan(folder / f"{name}{ending}", brain.voxels, brain.affine, orientation)
+    if brain.flair is not None:
+        path = folder / f"{name}_FLAIR.nii.gz"
+        _write_scan(path, brain.flair, brain.flair_affine, orientation)
 
 
 def _write_scan(path: Path, voxels: Any, affine: Any, orientation: str) -> None:
@@ -141,6 +178,8 @@ def simulate_cohort(
     subjects: int,
     seed: int,
     spacing: float = 2,
+    model: Model = "additive",
+    scans: int = 1,
     flair: bool = False,
     volumes: bool = False,
     jobs: int | None = None,
@@ -149,13 +188,20 @@ def simulate_cohort(
 ) -> dict[str, Any]:
     """Write a cohort into the folder `out`.
 
-    `scans/*.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the table,
-    with gaps; with `volumes` also those of hippocampi and ventricles, in ml. With `flair`, each
-    subject has two images, `*_T1w` and `*_FLAIR`, of different grids. `truth.csv`: atrophy, the
-    volumes that the deformation achieved (ml), the values behind the gaps. `hfrt.yaml`: the
+    `scans/SUBJECT.nii.gz`: int16, `spacing` (1 or 2) mm, in several orientations. `data.csv`: the
+    table, with gaps; with `volumes` also those of hippocampi and ventricles, in ml. With `flair`,
+    each subject has two images, `*_T1w` and `*_FLAIR`, of different grids. `truth.csv`: atrophy,
+    the volumes that the deformation achieved (ml), the values behind the gaps. `hfrt.yaml`: the
     configuration to train with. `optimum.json`: how well anybody can do (`bayes_optimum`). Subject
-    i depends on `task`, `seed`, `spacing` and i alone, not on `subjects` or on `jobs`, the worker
-    processes (as many as there are cores).
+    i depends on `task`, `model`, `seed`, `spacing` and i alone, not on `subjects` or on `jobs`, the
+    worker processes (as many as there are cores).
+
+    `model`, of the task `ad`: with `additive`, the table shifts what the atrophy means; with
+    `place`, APOE4 says which region's atrophy is the disease's (`population`). `scans`: how often
+    each subject is scanned. With several, the files are `scans/SUBJECT/ses-1/SUBJECT.nii.gz`, ...;
+    the first is the one of a cohort with one scan, the others are the same brain with new noise,
+    bias field, gain and orientation, in a pose that differs by what a registration leaves. All use
+    the subject's one row of the table.
 
     `force` replaces an earlier cohort in `out`, and nothing else. `on_subject(i)` is called in this
     process after subject i is written. Workers are spawned: a script that calls this needs
@@ -166,9 +212,9 @@ def simulate_cohort(
             cohort), or an argument is out of range.
         MissingExtraError: the simulate extra is not installed.
     """
-    if subjects < 1 or seed < 0:
+    if subjects < 1 or scans < 1 or seed < 0:
         raise ConfigError(
-            f"{subjects} subjects, seed {seed}: use at least 1, and a seed from 0",
+            f"{subjects} subjects, {scans} scans, seed {seed}: use at least 1, and a seed from 0",
             code="option-wrong",
         )
     if spacing not in (1, 2):
@@ -177,19 +223,24 @@ def simulate_cohort(
         )
     if task not in _TASKS:
         raise ConfigError(f"task {task!r}: choose from {', '.join(_TASKS)}", code="option-wrong")
+    if model not in _MODELS:
+        raise ConfigError(f"model {model!r}: choose from {', '.join(_MODELS)}", code="option-wrong")
+    if model != "additive" and task != "ad":
+        raise ConfigError(f"model {model!r}: only task 'ad' has it", code="option-wrong")
     _require_extras()
     _prepare(out, force)
-    make = partial(_make, scans=out / "scans", task=task, seed=seed, flair=flair, volumes=volumes)
+    plan = _Plan(out / "scans", task, model, seed, scans, flair, volumes)
+    make = partial(_make, plan=plan)
     rows, truths = [], []
     workers = max(1, min(jobs or usable_cores(), subjects))
     with contextlib.ExitStack() as stack:
         made: Iterator[tuple[dict[str, str], dict[str, Any]]]
         if workers == 1:
-            stack.enter_context(_here(spacing))
+            stack.enter_context(_here(spacing, model))
             made = map(make, range(subjects))
         else:
             spawn = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, spawn, _start, (spacing,))
+            pool = ProcessPoolExecutor(workers, spawn, _start, (spacing, model))
             # After an error or Ctrl-C, what has not begun is dropped.
             stack.callback(pool.shutdown, cancel_futures=True)
             made = pool.map(make, range(subjects))
@@ -200,14 +251,16 @@ def simulate_cohort(
                 on_subject(index)
     write_text(out / "data.csv", _csv(rows))
     write_text(out / "truth.csv", _csv(truths))
-    optimum = bayes_optimum(task)
+    optimum = bayes_optimum(task, model)
     write_text(out / "optimum.json", json.dumps(optimum, indent=2) + "\n")
     preset = f"{task}-small" if spacing == 2 else task
     write_text(out / "hfrt.yaml", f"preset: {preset}\n{_CHANNELS if flair else ''}")
     return {
         "folder": str(out),
         "task": task,
+        "model": model,
         "subjects": subjects,
+        "scans": scans,
         "seed": seed,
         "optimum": optimum,
     }
@@ -223,7 +276,7 @@ def _require_extras() -> None:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra, "the simulated cohort")
     from hyperfusion_rt.data.mni_template import template_files
-    from hyperfusion_rt.data.simulate.anatomy import PURPOSE
+    from hyperfusion_rt.data.simulate.template import PURPOSE
 
     template_files("simulate", PURPOSE)
 

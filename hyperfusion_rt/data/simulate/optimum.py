@@ -32,28 +32,53 @@ def _log_tail(z: float) -> float:
     return math.log(0.5 * math.erfc(-z / math.sqrt(2)))
 
 
+def _ages(count: int) -> tuple[Float, Float]:
+    """Ages `[count]` of a quadrature, and their weights, which add up to 1."""
+    ages = np.linspace(p.AGE_LOW, p.AGE_HIGH, count)
+    weights = np.exp(-0.5 * ((ages - p.AGE_MEAN) / p.AGE_SD) ** 2)
+    return ages, weights / weights.sum()
+
+
 def _log_remainder(x: Float) -> Float:
-    """log p(x [N]) of `x = AGE_EFFECT (AGE - mean) / sd + NOISE ε`: the ages, integrated out.
+    """log p(x [N]) of `x = effect of the age + NOISE ε`: the ages, integrated out.
 
     A quadrature over 801 ages, at 1601 points that linear interpolation joins (error below 1e-4).
     """
-    ages = np.linspace(p.AGE_LOW, p.AGE_HIGH, 801)
-    years = (ages - p.AGE_MEAN) / p.AGE_SD
-    weights = np.exp(-0.5 * years * years)
+    ages, weights = _ages(801)
     grid = np.linspace(-8, 8, 1601)
-    joint = _log_normal(grid[:, None], p.AGE_EFFECT * years, p.NOISE)
-    density = np.exp(joint) @ (weights / weights.sum())
-    result: Float = np.interp(x, grid, np.log(density))
+    joint = _log_normal(grid[:, None], p.usual_atrophy(ages, 0.5, "additive"), p.NOISE)
+    result: Float = np.interp(x, grid, np.log(np.exp(joint) @ weights))
     return result
 
 
 def _log_image(atrophy: Float, dx: int, male: Float | None = None) -> Float:
     """log p(atrophy [N] | dx), the age integrated out; the sex too when it is not given."""
     centred = atrophy - p.DX_EFFECT[dx]
+    effect = p.AD["additive"].sex
     if male is not None:
-        return _log_remainder(centred - p.SEX_EFFECT * (male - 0.5))
-    woman, man = (_log_remainder(centred - p.SEX_EFFECT * half) for half in (-0.5, 0.5))
+        return _log_remainder(centred - effect * (male - 0.5))
+    woman, man = (_log_remainder(centred - effect * half) for half in (-0.5, 0.5))
     result: Float = np.logaddexp(woman, man) - math.log(2)
+    return result
+
+
+def _log_regions(first: Float, second: Float, usual: Float, weights: Float) -> Float:
+    """log p(first [N], second [N] | dx) of the model `place`, `[2, 3, N]`.
+
+    First where the first region is the disease's, then where the second is. `usual [N or 1, Q]`:
+    the nodes of a quadrature over what is usual for age and sex, with their `weights [Q]`.
+    """
+
+    def densities(atrophy: Float) -> list[Float]:
+        centred = atrophy[:, None] - usual
+        return [np.exp(_log_normal(centred, effect, p.NOISE)) for effect in p.DX_EFFECT]
+
+    one, two = densities(first), densities(second)
+    found = []
+    for affected, other in ((one, two), (two, one)):
+        elsewhere = sum(prior * density for prior, density in zip(p.PRIOR, other, strict=True))
+        found.append([(density * elsewhere) @ weights for density in affected])
+    result: Float = np.log(found)
     return result
 
 
@@ -68,52 +93,80 @@ def _log_marker(marker: p.Marker, value: Float, known: NDArray[np.bool_], dx: in
     return np.where(known, total, 0.0)
 
 
-def _draw(dx: int, count: int, rng: np.random.Generator) -> tuple[dict[str, Float], dict[str, Any]]:
+Values = dict[str, Float]
+Known = dict[str, NDArray[np.bool_]]
+
+
+def _draw(dx: int, count: int, rng: np.random.Generator, model: p.Model) -> tuple[Values, Known]:
     """`count` subjects of one class: values, and what of them is known."""
+    effects = p.AD[model]
     age = rng.normal(p.AGE_MEAN, p.AGE_SD, 2 * count)
     age = age[(age >= p.AGE_LOW) & (age <= p.AGE_HIGH)][:count]
     male = rng.integers(0, 2, count).astype(np.float64)
     values = {m.name: rng.normal(m.means[dx], m.sd, count) for m in p.MARKERS}
-    values |= {"age": age, "male": male}
-    values["atrophy"] = p.mean_atrophy(age, male, dx) + p.NOISE * rng.standard_normal(count)
-    values["apoe4"] = rng.choice(3, count, p=p.APOE4[dx]).astype(np.float64)
+    usual = p.usual_atrophy(age, male, model)
+    values |= {"age": age, "male": male, "usual": usual}
+    values["atrophy"] = usual + p.DX_EFFECT[dx] + p.NOISE * rng.standard_normal(count)
+    values["apoe4"] = rng.choice(3, count, p=effects.apoe4[dx]).astype(np.float64)
     groups = {m.group: m.missing for m in p.MARKERS}
     known = {group: rng.random(count) >= rate for group, rate in groups.items()}
-    known["apoe4"] = rng.random(count) >= p.MISSING_APOE4
+    known["apoe4"] = rng.random(count) >= effects.missing_apoe4
     known["age"] = rng.random(count) >= p.MISSING_AGE
+    if model == "place":
+        elsewhere = p.DX_EFFECT[rng.choice(3, count, p=p.PRIOR)]
+        values["other"] = usual + elsewhere + p.NOISE * rng.standard_normal(count)
     return values, known
 
 
-def _log_table(values: dict[str, Float], known: dict[str, Any], dx: int) -> Float:
+def _log_table(values: Values, known: Known, dx: int, model: p.Model) -> Float:
     """log p(biomarkers | dx) [N]; age and sex do not depend on dx and drop out."""
-    total = np.where(known["apoe4"], np.log(p.APOE4[dx])[values["apoe4"].astype(int)], 0.0)
+    apoe4 = np.asarray(p.AD[model].apoe4[dx])[values["apoe4"].astype(int)]
+    total = np.where(known["apoe4"], np.log(apoe4), 0.0)
     for marker in p.MARKERS:
         total = total + _log_marker(marker, values[marker.name], known[marker.group], dx)
     return total
 
 
-def _log_both(values: dict[str, Float], known: dict[str, Any], dx: int) -> Float:
-    """log p(atrophy, biomarkers | age, sex, dx) [N]; a missing age is integrated out."""
-    mean = p.mean_atrophy(values["age"], values["male"], dx)
-    image = _log_normal(values["atrophy"], mean, p.NOISE)
-    gap = ~known["age"]
-    image[gap] = _log_image(values["atrophy"][gap], dx, values["male"][gap])
-    return image + _log_table(values, known, dx)
+def _additive(values: Values, known: Known) -> dict[str, Float]:
+    """Each observer's log likelihoods of the classes, `[3, N]`."""
+    table = np.stack([_log_table(values, known, dx, "additive") for dx in range(3)])
+    atrophy, gap = values["atrophy"], ~known["age"]
+    image = np.stack([_log_image(atrophy, dx) for dx in range(3)])
+    seen = _log_normal(atrophy, values["usual"] + p.DX_EFFECT[:, None], p.NOISE)
+    seen[:, gap] = [_log_image(atrophy[gap], dx, values["male"][gap]) for dx in range(3)]
+    return {"image": image, "table": table, "both": seen + table}
 
 
-def _ad(samples: int) -> dict[str, Any]:
+def _place(values: Values, known: Known) -> dict[str, Float]:
+    """As `_additive`; and of those who have both but not APOE4."""
+    table = np.stack([_log_table(values, known, dx, "place") for dx in range(3)])
+    affected, other, gap = values["atrophy"], values["other"], ~known["age"]
+    # The effect of two years is a fifth of the noise: the sum is exact to 1e-4.
+    ages, weights = _ages(20)
+    women, men = (p.usual_atrophy(ages, male, "place") for male in (0, 1))
+    everybody = np.concatenate([women, men])[None], np.concatenate([weights, weights]) / 2
+    image = _log_regions(affected, other, *everybody)
+    seen = _log_regions(affected, other, values["usual"][:, None], np.ones(1))
+    usual = np.where(values["male"][gap, None] == 1, men, women)
+    seen[:, :, gap] = _log_regions(affected[gap], other[gap], usual, weights)
+    # Without APOE4, each region is the disease's with probability 1/2.
+    return {
+        "image": np.logaddexp(*image),
+        "table": table,
+        "both": seen[0] + table,
+        "both_without_apoe4": np.logaddexp(*seen) + table,
+    }
+
+
+def _ad(samples: int, model: p.Model) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    recalls: dict[str, list[float]] = {"image": [], "table": [], "both": []}
+    observers = _additive if model == "additive" else _place
+    recalls: dict[str, list[float]] = {}
     for truth in range(3):
-        values, known = _draw(truth, samples, rng)
-        scores = {
-            "image": [_log_image(values["atrophy"], dx) for dx in range(3)],
-            "table": [_log_table(values, known, dx) for dx in range(3)],
-            "both": [_log_both(values, known, dx) for dx in range(3)],
-        }
-        for name, score in scores.items():
+        values, known = _draw(truth, samples, rng, model)
+        for name, score in observers(values, known).items():
             # The balanced accuracy weighs classes alike: its best rule ignores the prior.
-            recalls[name].append(float(np.mean(np.argmax(score, 0) == truth)))
+            recalls.setdefault(name, []).append(float(np.mean(np.argmax(score, 0) == truth)))
     found: dict[str, Any] = {name: float(np.mean(r)) for name, r in recalls.items()}
     found["standard_error"] = {
         name: math.sqrt(sum(x * (1 - x) for x in r) / samples) / 3 for name, r in recalls.items()
@@ -154,10 +207,15 @@ def _brain_age(points: int) -> dict[str, Any]:
     }
 
 
-def bayes_optimum(task: Published, *, samples: int = 60000, points: int = 900) -> dict[str, Any]:
+def bayes_optimum(
+    task: Published, model: p.Model = "additive", *, samples: int = 60000, points: int = 900
+) -> dict[str, Any]:
     """The best possible figure from the image only, the table only, and both.
+
+    With the model `place` also from both without APOE4 (`both_without_apoe4`): what is above it
+    needs a network that reads the image in another way for other people.
 
     AD: the balanced accuracy, with its standard error from `samples` observations per class. Brain
     age: the mean absolute error in years of the posterior median, by quadrature over `points` ages.
     """
-    return _ad(samples) if task == "ad" else _brain_age(points)
+    return _ad(samples, model) if task == "ad" else _brain_age(points)

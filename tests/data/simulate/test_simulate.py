@@ -1,26 +1,18 @@
-"""The simulated cohort: anatomy that answers to its latent, a table as drawn, optima that hold."""
+"""The simulated cohort: what is written, and anatomy that answers to its latent."""
 
 import csv
-import functools
 import json
-import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hyperfusion_rt.config import Task, load_config
-from hyperfusion_rt.data.simulate import (
-    anatomy,
-    bayes_optimum,
-    optimum,
-    population,
-    simulate_cohort,
-)
+from hyperfusion_rt.config import load_config
+from hyperfusion_rt.data.simulate import anatomy, bayes_optimum, population, simulate_cohort
+from hyperfusion_rt.data.simulate import template as templates
 from hyperfusion_rt.data.volumes import load_boxes, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 
@@ -36,14 +28,6 @@ def files(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prepared_once() -> Iterator[None]:
-    """The template is prepared once per spacing in this process, not once per cohort."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anatomy, "load_template", functools.cache(anatomy.load_template))
-        yield
-
-
 @pytest.fixture(scope="module")
 def ad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ad") / "cohort"
@@ -52,15 +36,20 @@ def ad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def template() -> "anatomy.Template":
-    return anatomy.load_template(2)
+def template() -> templates.Template:
+    return templates.load_template(2)
 
 
 @pytest.fixture(scope="module")
-def brains(template: "anatomy.Template") -> dict[float, "anatomy.Brain"]:
+def brains(template: templates.Template) -> dict[float, anatomy.Brain]:
     """One person, five degrees of atrophy: the random parts are the same."""
     latents = (-3.0, -1.5, 0.0, 1.5, 3.0)
-    return {a: anatomy.make_brain(template, a, np.random.default_rng(8)) for a in latents}
+    return {a: made(template, (a,), 8) for a in latents}
+
+
+def made(template: templates.Template, atrophy: tuple[float, ...], seed: int) -> anatomy.Brain:
+    rng = np.random.default_rng(seed)
+    return anatomy.scan(template, anatomy.make_head(template, atrophy, rng), rng)
 
 
 # ---- the folder
@@ -180,7 +169,7 @@ def test_scans_are_int16_in_mni_space_with_a_background_of_zero(ad: Path) -> Non
 
 
 def test_every_orientation_holds_the_same_brain(
-    template: "anatomy.Template", brains: dict[float, "anatomy.Brain"], tmp_path: Path
+    template: templates.Template, brains: dict[float, anatomy.Brain], tmp_path: Path
 ) -> None:
     """A mark at one ear's height lands where it should, however the scan is stored."""
     from hyperfusion_rt.data.simulate import cohort
@@ -213,7 +202,7 @@ def _yaml(folder: Path) -> Path:
 @pytest.mark.parametrize("spacing", [1, 2])
 def test_landmarks_of_the_template(spacing: int) -> None:
     """Known MNI places: inside the body of a ventricle, the corona radiata, the hippocampus."""
-    found = anatomy.load_template(spacing)
+    found = templates.load_template(spacing)
     t1, hippocampi, ventricles, *_, brain = found.channels.numpy()
     inverse = np.linalg.inv(found.affine)
 
@@ -234,7 +223,7 @@ def test_landmarks_of_the_template(spacing: int) -> None:
 # ---- the anatomy
 
 
-def test_volumes_follow_the_atrophy(brains: dict[float, "anatomy.Brain"]) -> None:
+def test_volumes_follow_the_atrophy(brains: dict[float, anatomy.Brain]) -> None:
     hippocampi = [b.hippocampi_ml for b in brains.values()]
     ventricles = [b.ventricles_ml for b in brains.values()]
     assert all(b < 0.95 * a for a, b in pairwise(hippocampi))
@@ -247,10 +236,10 @@ def test_volumes_follow_the_atrophy(brains: dict[float, "anatomy.Brain"]) -> Non
 
 
 @pytest.mark.parametrize("atrophy", [-6.0, -2.0, 0.0, 2.0, 6.0])
-def test_nothing_folds(template: "anatomy.Template", atrophy: float) -> None:
+def test_nothing_folds(template: templates.Template, atrophy: float) -> None:
     for seed in range(3):
-        field = anatomy.velocity(template, atrophy, np.random.default_rng(seed))
-        assert float(anatomy.jacobian(anatomy.exponential(field)).min()) > 0.1
+        head = anatomy.make_head(template, (atrophy,), np.random.default_rng(seed))
+        assert head.smallest_jacobian > 0.1
 
 
 def test_the_growing_field_has_the_divergence_it_was_asked_for() -> None:
@@ -259,7 +248,7 @@ def test_the_growing_field_has_the_divergence_it_was_asked_for() -> None:
 
     axes = np.meshgrid(*[np.arange(n) - n / 2 for n in (32, 28, 24)], indexing="ij")
     growth = np.exp(-sum(a * a for a in axes) / 18)
-    u = anatomy._growing(growth)
+    u = templates._growing(growth)
     divergence = sum(torch.gradient(u[i], spacing=4.0, dim=i)[0] for i in range(3)).numpy()
     inner = np.s_[2:-2, 2:-2, 2:-2]
     wanted = growth.mean() - growth
@@ -275,123 +264,12 @@ def test_a_constant_velocity_is_a_translation() -> None:
     assert torch.allclose(anatomy.jacobian(moved), torch.ones(9, 8, 7), atol=1e-5)
 
 
-def test_the_flow_composes(template: "anatomy.Template") -> None:
+def test_the_flow_composes(template: templates.Template) -> None:
     """exp(v) ∘ exp(-v) is the identity, up to interpolation."""
-    v = anatomy.velocity(template, 1.0, np.random.default_rng(0))
+    v = anatomy.velocity(template, [anatomy.strength(1.0)], np.random.default_rng(0))
     there, back = anatomy.exponential(v), anatomy.exponential(-v)
     points = anatomy._lookup(v.shape[1:]) + back.permute(1, 2, 3, 0) / 4
     rest = back + anatomy._sample(there, points, "border")
     inner = rest[:, 3:-3, 3:-3, 3:-3]
     assert float(inner.abs().max()) < 0.4
     assert float(inner.abs().mean()) < 0.02 * float(there.abs().mean())
-
-
-# ---- the table
-
-
-def _binomial(count: int, trials: int, rate: float) -> None:
-    """Within 4.5 standard deviations."""
-    assert abs(count - trials * rate) <= 4.5 * math.sqrt(trials * rate * (1 - rate)) + 0.5
-
-
-def _draw(task: Task, count: int) -> list[population.Subject]:
-    rng = np.random.default_rng(1)
-    return [population.draw_subject(task, rng) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def people() -> list[population.Subject]:
-    return _draw("ad", 4000)
-
-
-def test_missing_rates(people: list[population.Subject]) -> None:
-    rates = {"AGE": 0.002, "APOE4": 0.09, "FDG": 0.38, "AV45": 0.53, "ABETA": 0.51, "PTGENDER": 0}
-    for name, rate in rates.items():
-        _binomial(sum(p.row[name] == "" for p in people), len(people), rate)
-    for p in people:
-        assert len({p.row[name] == "" for name in ("ABETA", "TAU", "PTAU")}) == 1
-
-
-def test_readings_beyond_the_bounds_are_censored(people: list[population.Subject]) -> None:
-    seen = set()
-    for marker in population.MARKERS:
-        for p in people:
-            reading, value = p.row[marker.name], p.truth[marker.name]
-            if reading == "":
-                continue
-            if value > marker.high or value < marker.low:
-                seen.add(reading)
-                assert reading == (
-                    f">{marker.high:g}" if value > 0 and value > marker.high else f"<{marker.low:g}"
-                )
-            else:
-                assert float(reading) == pytest.approx(value, abs=0.51 * 10**-marker.digits)
-    assert {">1700", "<200", "<80", "<8"} <= seen
-
-
-def test_classes_ages_and_sexes(people: list[population.Subject]) -> None:
-    n = len(people)
-    classes = np.array([p.truth["DX"] for p in people])
-    ages = np.array([p.truth["AGE"] for p in people])
-    for name, rate in zip(population.CLASSES, population.PRIOR, strict=True):
-        _binomial(int((classes == name).sum()), n, float(rate))
-        # The age says nothing of the class.
-        assert abs(ages[classes == name].mean() - ages.mean()) < 4.5 * 7 / math.sqrt(n * rate)
-    assert 55 <= ages.min() < ages.max() <= 92
-    _binomial(sum(p.row["PTGENDER"] == "Male" for p in people), n, 0.5)
-    labels = {p.row["DX"]: p.truth["DX"] for p in people}
-    assert labels == {label: name for name, all_ in population.LABELS.items() for label in all_}
-
-
-# ---- the optimum
-
-
-def test_fusion_is_needed() -> None:
-    ad = bayes_optimum("ad")
-    assert 0.60 < ad["image"] < 0.68
-    assert 0.60 < ad["table"] < 0.68
-    assert 0.80 < ad["both"] < 0.86
-    assert max(ad["standard_error"].values()) < 0.002
-    age = bayes_optimum("brain-age")
-    assert age["table"] == pytest.approx(11.25, abs=0.01)
-    assert 5.5 < age["image"] < 6.5
-    assert 3.4 < age["both"] < 4.0
-
-
-def test_optimum_of_a_case_solved_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Atrophy = γ + σ ε alone: the limits lie half way, so recalls are Φ(γ/2σ), 2Φ - 1, Φ."""
-    for name in ("AGE_EFFECT", "SEX_EFFECT"):
-        monkeypatch.setattr(population, name, 0.0)
-    found = optimum._ad(40000)
-    half = 0.5 * math.erfc(-float(population.DX_EFFECT[2]) / (2 * population.NOISE) / math.sqrt(2))
-    exact = (half + (2 * half - 1) + half) / 3
-    assert abs(found["image"] - exact) < 4.5 * found["standard_error"]["image"]
-
-
-def test_image_against_counts() -> None:
-    """A histogram of drawn subjects instead of likelihoods: the best rule takes the fullest bin."""
-    rng = np.random.default_rng(5)
-    counts, edges = [], np.linspace(-8, 8, 161)
-    for dx in range(3):
-        age = np.array([population.draw_age(rng) for _ in range(30000)])
-        male = rng.integers(0, 2, age.size)
-        atrophy = population.mean_atrophy(age, male, dx)
-        atrophy = atrophy + population.NOISE * rng.standard_normal(age.size)
-        counts.append(np.histogram(atrophy, edges)[0] / age.size)
-    assert np.max(counts, 0).sum() / 3 == pytest.approx(bayes_optimum("ad")["image"], abs=0.008)
-
-
-def test_brain_age_against_drawn_subjects() -> None:
-    """Medians of the ages in narrow bins of atrophy: no formula, the same error."""
-    drawn = _draw("brain-age", 8000)
-    age = np.array([s.truth["AGE"] for s in drawn])
-    male = np.array([s.truth["PTGENDER"] == "Male" for s in drawn])
-    bins = np.digitize([s.atrophy for s in drawn], np.linspace(-4, 4, 41))
-
-    def error(groups: np.ndarray) -> float:
-        rest = [np.abs(age[groups == g] - np.median(age[groups == g])) for g in np.unique(groups)]
-        return float(np.concatenate(rest).mean())
-
-    best = bayes_optimum("brain-age")
-    assert error(bins) == pytest.approx(best["image"], abs=0.25)
-    assert error(bins + 100 * male) == pytest.approx(best["both"], abs=0.25)

@@ -231,6 +231,32 @@ def test_a_shift_needs_a_constant_generator():
     assert ops(apply(rules.absorb_affine_back, graph)) == ["hyper_conv"]
 
 
+@pytest.mark.parametrize("generated", [True, False])
+@pytest.mark.parametrize("volume", [True, False])
+def test_an_affine_map_goes_through_a_sum_of_linear_maps(volume, generated):
+    b = Builder(image=V if volume else (5,), tabular=(3,))
+    add = b.conv if volume else b.linear
+    first = add("image", 6, condition="tabular" if generated else None)
+    graph = b.done(b.affine(b.same("add", first, add("image", 6))))
+    changed = apply(rules.affine_before_add, graph)
+    assert changed.outputs == graph.outputs
+    while rules.absorb_affine_back(changed):
+        pass
+    assert "affine" not in ops(changed)
+    assert changed.nodes[-1].op == "add"
+
+
+def test_an_affine_map_stays_behind_other_sums():
+    for case in ("the image", "read twice", "itself", "of a vector"):
+        b = Builder(image=V)
+        x, y = b.conv("image", 6), b.conv("image", 6)
+        if case == "of a vector":
+            y = b.conv(b.add("reshape", [b.pool(y)], (6, 1, 1, 1)), 6, kernel=1)
+        z = b.same("add", x, {"the image": b.relu(y), "itself": x}.get(case, y))
+        graph = b.done(b.affine(z), *([x] if case == "read twice" else []))
+        apply(rules.affine_before_add, graph, expected=False)
+
+
 @pytest.mark.parametrize(("width", "size", "expected"), [(3, 5, True), (3, 3, True), (5, 3, False)])
 def test_linear_tail_of_the_embedding(width, size, expected):
     b = Builder(image=V, tabular=(width,))

@@ -1,0 +1,414 @@
+"""How good the networks are on simulated subjects whose truth is known, beside their rivals.
+
+    python benchmarks/accuracy.py ad                     # writes benchmarks/results/accuracy-ad.md
+    python benchmarks/accuracy.py brain-age              # and .json
+    python benchmarks/accuracy.py ad --variant place
+    python benchmarks/accuracy.py ad --ablation          # the recipe, one ingredient less each
+
+For each seed: a cohort to train with, and new subjects of another seed, scanned twice (another
+noise, field, gain and pose). Each network is trained by `hfrt train`, exported by `hfrt export`,
+and run by `hfrt infer` on both scans of every new subject, and on scans shifted by half a
+millimetre. Jobs run on one thread each, as many as there are cores; what is done is kept in
+build/accuracy, and a second call goes on. About 5 minutes a network and core, small presets.
+
+Figures are means over the seeds; intervals and p values are of a bootstrap over the new subjects,
+the same for all networks of a seed. They tell nothing of other training cohorts; the seeds beside
+each other do.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import nibabel as nib
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hyperfusion_rt.config import load_config
+from hyperfusion_rt.data.encoder import TabularEncoder, read_target
+from hyperfusion_rt.data.table_file import read_table
+from hyperfusion_rt.machine import describe_machine, usable_cores
+from hyperfusion_rt.metrics.repeatability import repeatability
+
+HERE = Path(__file__).parent
+WORK = HERE.parent / "build" / "accuracy"
+Floats = NDArray[np.float64]
+
+# Seeds that were never looked at while the presets were chosen. New subjects: 100 more.
+SEEDS = "31,32,33"
+MODELS = "hyper,daft,film,concat,image,tabular"
+SHIFTED, SHIFT_MM = 40, 0.5
+SAMPLES = 10000
+
+# Each takes one ingredient of the recipe away.
+ABLATION: dict[str, tuple[str, ...]] = {
+    "the recipe": (),
+    "no augmentation": ("augmentation.policy=none",),
+    "weak decay (0.01)": ("training.weight_decay=0.01", "training.embedding_decay=0.01"),
+    "no average of the weights": ("training.ema=0",),
+    "best epoch of the validation part": ("training.keep=best",),
+    "embedding from random weights": ("training.embedding_epochs=0",),
+    "three parts of five to train with": ("training.parts=5",),
+    "as before this recipe": (
+        "augmentation.policy=none", "training.optimizer=adam", "training.lr=5e-4",
+        "training.weight_decay=1e-3", "training.warmup_epochs=0", "training.ema=0",
+        "training.keep=best", "training.parts=5", "training.epochs=18",
+        "training.embedding_epochs=100", "network.bn_momentum=0.05",
+    ),
+}  # fmt: skip
+
+
+class Task(StrEnum):
+    """What is predicted."""
+
+    ad = "ad"
+    age = "brain-age"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network on one cohort."""
+
+    name: str
+    seed: int
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """Where the cohorts of one study lie."""
+
+    task: Task
+    variant: str
+    subjects: int
+    new: int
+
+    def folder(self, kind: str, seed: int) -> Path:
+        """`train`, `new` or `shifted`."""
+        size = self.subjects if kind == "train" else self.new
+        return WORK / f"{self.task}-{self.variant}-{kind}-{seed}-{size}"
+
+    def make(self, seed: int) -> None:
+        """Simulate what is not there."""
+        model = ["--model", self.variant] if self.task is Task.ad else []
+        common = ["--task", self.task, *model]
+        for kind, count, own, scans in (
+            ("train", self.subjects, seed, 1),
+            ("new", self.new, 100 + seed, 2),
+        ):
+            folder = self.folder(kind, seed)
+            if not (folder / "hfrt.yaml").exists():
+                arguments = ["--subjects", count, "--seed", own, "--scans", scans, "--force"]
+                hfrt("simulate", folder, *common, *arguments)
+        shifted = self.folder("shifted", seed)
+        if not (shifted / "data.csv").exists():
+            shift(self.folder("new", seed), shifted)
+
+
+def hfrt(*arguments: object, folder: Path = WORK, threads: int | None = None) -> None:
+    """Run a command of the command line; its output is shown if it fails."""
+    environment = dict(os.environ)
+    if threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "hyperfusion_rt.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+
+
+def shift(source: Path, target: Path) -> None:
+    """Copies of some scans, moved by half a millimetre along each axis and interpolated once."""
+    for path in sorted(source.glob("scans/*/ses-1/*.nii.gz"))[:SHIFTED]:
+        to = target / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.load(path)
+        step = np.linalg.inv(image.affine)[:3, :3] @ np.full(3, SHIFT_MM)
+        voxels = np.asarray(image.dataobj, np.float32)
+        moved = ndimage.shift(voxels, step, order=1, mode="nearest")
+        inside = ndimage.shift((voxels > 0).astype(np.float32), step, order=1) > 0.5
+        moved = np.where(inside, np.clip(np.rint(moved), 1, 32000), 0).astype(np.int16)
+        nib.save(nib.Nifti1Image(moved, image.affine, image.header), to)
+    (target / "data.csv").write_bytes((source / "data.csv").read_bytes())
+
+
+def run(job: Job, cohorts: Cohorts) -> dict[str, Any]:
+    """Train, export and predict; the answers, from earlier where they are kept."""
+    folder = WORK / "jobs" / f"{cohorts.task}-{cohorts.variant}-{cohorts.subjects}"
+    folder = folder / f"{job.name.replace(' ', '-')}-{job.seed}"
+    kept = folder / "answers.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    root = cohorts.folder("train", job.seed)
+    sets = [part for setting in job.settings for part in ("--set", setting)]
+    name, artifact = f"{folder.name}-{os.getpid()}-{time.time_ns()}", folder / "network.hfrt"
+    began = time.perf_counter()
+    hfrt("train", "--name", name, *sets, folder=root, threads=1)
+    seconds = time.perf_counter() - began
+    hfrt("export", "--run", root / "runs" / name, "--out", artifact, "--force", threads=1)
+    answers = {}
+    for kind in ("new", "shifted"):
+        where, out = cohorts.folder(kind, job.seed), folder / f"{kind}.csv"
+        options = ["--tabular", where / "data.csv", "--out", out, "--force"]
+        hfrt("infer", where / "scans", "--artifact", artifact, *options, threads=1)
+        answers[kind] = read_answers(out)
+    made = {"seconds": seconds, **answers}
+    kept.write_text(json.dumps(made), encoding="utf-8")
+    return made
+
+
+def read_answers(path: Path) -> dict[str, list[float]]:
+    """`subject/session` → probabilities of the classes, or one number."""
+    found = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["status"] != "ok":
+                raise SystemExit(f"{path}: {row['subject']}: {row['status']} {row['reason']}")
+            columns = [name for name in row if name.startswith("p_") or name == "years"]
+            key = f"{row['subject']}/{row['session']}"
+            found[key] = [float(row[name]) for name in columns]
+    return found
+
+
+# ---- figures
+
+
+@dataclass(frozen=True)
+class Study:
+    """The answers of one network for one seed, in the order of the new subjects."""
+
+    truth: Floats  # [N]
+    first: Floats  # [N, C], of the first scan
+    second: Floats  # [N, C], of the second; empty for what reads no scan
+    shifted: tuple[Floats, Floats] | None  # [n, C] each: as they are, and shifted
+    seconds: float
+
+
+def truths(cohorts: Cohorts, seed: int) -> dict[str, float]:
+    """The class index or the number of every new subject."""
+    folder = cohorts.folder("new", seed)
+    spec = load_config(folder / "hfrt.yaml").tabular
+    rows = read_table(folder / "data.csv").rows
+    return {row.subject: float(read_target(row, spec) or 0) for row in rows}
+
+
+def study_of(found: dict[str, Any], truth: dict[str, float]) -> Study:
+    """What a job answered."""
+    new, shifted = found["new"], found["shifted"]
+    ids = sorted(truth)
+    sessions = [np.array([new[f"{one}/{s}"] for one in ids]) for s in ("1", "2")]
+    pairs = tuple(np.array([of[key] for key in sorted(shifted)]) for of in (new, shifted))
+    return Study(
+        np.array([truth[one] for one in ids]), sessions[0], sessions[1], pairs, found["seconds"]
+    )
+
+
+def logistic(cohorts: Cohorts, seed: int) -> Study:
+    """Logistic regression (L2, C = 0.1) on all rows of the training cohort, encoded alike."""
+    from sklearn.linear_model import LogisticRegression
+
+    train, new = cohorts.folder("train", seed), cohorts.folder("new", seed)
+    spec = load_config(train / "hfrt.yaml").tabular
+    rows = read_table(train / "data.csv").rows
+    encoder = TabularEncoder.fit(rows, spec)
+    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=3000)
+    model.fit(encoder.encode(rows), np.array([read_target(row, spec) for row in rows]))
+    truth = truths(cohorts, seed)
+    of = {row.subject: row for row in read_table(new / "data.csv").rows}
+    ids = sorted(truth)
+    answers = model.predict_proba(encoder.encode([of[one] for one in ids]))
+    return Study(np.array([truth[one] for one in ids]), answers, np.empty((0, 3)), None, 0.0)
+
+
+def hits(study: Study) -> Floats:
+    """What a subject adds to the figure: its class's share of the mean recall, or its error."""
+    if study.first.shape[1] == 1:
+        return np.abs(study.first[:, 0] - study.truth)
+    right = (study.first.argmax(1) == study.truth).astype(np.float64)
+    counts = np.bincount(study.truth.astype(int), minlength=study.first.shape[1])
+    weight: Floats = right * len(right) / (counts[study.truth.astype(int)] * len(counts))
+    return weight
+
+
+def resampled(values: Sequence[Floats], truths_of: Sequence[Floats], samples: int) -> Floats:
+    """Means `[samples]` over seeds of bootstrap means over subjects, by class."""
+    total = np.zeros(samples)
+    for seed, (value, truth) in enumerate(zip(values, truths_of, strict=True)):
+        rng = np.random.default_rng([seed, 7])
+        classes = np.unique(truth) if len(np.unique(truth)) < 10 else np.zeros(1)
+        mean = np.zeros(samples)
+        for one in classes:
+            chosen = np.flatnonzero(truth == one) if len(classes) > 1 else np.arange(len(truth))
+            drawn = rng.integers(len(chosen), size=(samples, len(chosen)))
+            mean += value[chosen][drawn].sum(1) / len(truth)
+        total += mean / len(values)
+    return total
+
+
+def icc(studies: Sequence[Study], column: int) -> list[float]:
+    """ICC(2,1) of one answer between the two scans, for each seed."""
+    found = []
+    for study in studies:
+        values = np.concatenate([study.first[:, column], study.second[:, column]])
+        subjects = [str(n) for n in range(len(study.truth))]
+        sessions = ["1"] * len(subjects) + ["2"] * len(subjects)
+        found.append(float(repeatability(values, 2 * subjects, sessions)["icc_agreement"]))
+    return found
+
+
+def measured(studies: Sequence[Study]) -> dict[str, Any]:
+    """The figures of one network over the seeds."""
+    each = [hits(study) for study in studies]
+    spread = resampled(each, [study.truth for study in studies], SAMPLES)
+    found: dict[str, Any] = {
+        "each": [float(one.mean()) for one in each],
+        "mean": float(np.mean([one.mean() for one in each])),
+        "95": np.percentile(spread, [2.5, 97.5]).tolist(),
+        "seconds": float(np.mean([study.seconds for study in studies])),
+    }
+    if studies[0].first.shape[1] > 1:
+        logs = [
+            -np.log(np.maximum(s.first[np.arange(len(s.truth)), s.truth.astype(int)], 1e-9)).mean()
+            for s in studies
+        ]
+        found["log_loss"] = float(np.mean(logs))
+    if studies[0].shifted is not None:
+        moves = [np.abs(a - b).max(1) for a, b in (s.shifted for s in studies if s.shifted)]
+        if not any(move.any() for move in moves):
+            return found  # reads no scan
+        found["shift_median"] = float(np.median(np.concatenate(moves)))
+        agreed = [icc(studies, column) for column in range(studies[0].first.shape[1])]
+        found["icc"] = float(np.mean(agreed))
+        found["icc_lowest"] = float(np.min(agreed))
+    return found
+
+
+def against(studies: Sequence[Study], others: Sequence[Study]) -> dict[str, Any]:
+    """The difference of two networks on the same subjects, with the bootstrap's p."""
+    pairs = [hits(a) - hits(b) for a, b in zip(studies, others, strict=True)]
+    spread = resampled(pairs, [study.truth for study in studies], SAMPLES)
+    beyond = min((spread <= 0).mean(), (spread >= 0).mean())
+    return {
+        "difference": float(np.mean([pair.mean() for pair in pairs])),
+        "95": np.percentile(spread, [2.5, 97.5]).tolist(),
+        "p": float(min(1.0, 2 * max(beyond, 1 / SAMPLES))),
+        "each": [float(pair.mean()) for pair in pairs],
+    }
+
+
+# ---- the report
+
+
+def report(
+    path: Path, command: str, cohorts: Cohorts, seeds: Sequence[int], found: dict[str, Any]
+) -> None:
+    """Write the figures as JSON and as a page."""
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    classes = cohorts.task is Task.ad
+    digits, unit = (3, "") if classes else (2, " y")
+    what = "balanced accuracy" if classes else "mean absolute error (years)"
+    optimum = found["optimum"]
+    machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
+    lines = [
+        f"# {what.capitalize()} on simulated subjects: `{cohorts.task}`, model {cohorts.variant}",
+        "",
+        f"`{command}` · {machine} · {found['date']}",
+        "",
+        f"{cohorts.subjects} subjects to train with, {cohorts.new} new ones, seeds "
+        f"{', '.join(map(str, seeds))} (new: 100 more). Optimum {optimum['both']:.{digits}f}; of "
+        f"the image alone {optimum['image']:.{digits}f}, of the table alone "
+        f"{optimum['table']:.{digits}f}. Shift: the median over subjects of the largest change of "
+        f"an answer when a scan is shifted by {SHIFT_MM} mm along each axis. ICC(2,1): two scans "
+        "of one subject, the mean over answers.",
+        "",
+        f"| | {what} (95 %) | each seed | "
+        + ("log loss | " if classes else "")
+        + "shift | ICC | minutes to train, one core |",
+        "|---|---|---|" + ("---|" if classes else "") + "---|---|---|",
+    ]
+    for name, one in found["networks"].items():
+        low, high = one["95"]
+        each = ", ".join(f"{value:.{digits}f}" for value in one["each"])
+        cells = [name, f"{one['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})", each]
+        if classes:
+            cells.append(f"{one['log_loss']:.3f}")
+        read = "icc" in one
+        cells += [f"{one['shift_median']:.3f}{unit}", f"{one['icc']:.3f}"] if read else ["", ""]
+        cells.append(f"{one['seconds'] / 60:.1f}" if one["seconds"] else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"| {found['first']} minus | difference (95 %) | p | each seed |",
+              "|---|---|---|---|"]  # fmt: skip
+    for name, one in found["pairs"].items():
+        low, high = one["95"]
+        each = ", ".join(f"{value:+.{digits}f}" for value in one["each"])
+        between = f"{one['difference']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+        lines.append(f"| {name} | {between} | {one['p']:.4f} | {each} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(
+    task: Annotated[Task, typer.Argument()],
+    variant: Annotated[str, typer.Option(help="The model that is simulated.")] = "additive",
+    models: Annotated[str, typer.Option(help="Values of network.fusion.")] = MODELS,
+    ablation: Annotated[bool, typer.Option(help="The recipe without each ingredient.")] = False,
+    seeds: Annotated[str, typer.Option(help="Of the cohorts.")] = SEEDS,
+    subjects: Annotated[int, typer.Option(help="To train with.")] = 600,
+    new: Annotated[int, typer.Option(help="New ones of each seed.")] = 200,
+    jobs: Annotated[int, typer.Option(help="Networks at once.")] = usable_cores(),
+) -> None:
+    """Train, export, predict, compare."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    cohorts = Cohorts(task, variant, subjects, new)
+    numbers = [int(seed) for seed in seeds.split(",")]
+    for seed in numbers:
+        cohorts.make(seed)
+    variants = ABLATION if ablation else {m: (f"network.fusion={m}",) for m in models.split(",")}
+    todo = [Job(name, seed, sets) for seed in numbers for name, sets in variants.items()]
+    truth = {seed: truths(cohorts, seed) for seed in numbers}
+    studies: dict[str, list[Study]] = {name: [] for name in variants}
+    with ThreadPoolExecutor(jobs) as pool:
+        for job, found in zip(todo, pool.map(lambda job: run(job, cohorts), todo), strict=True):
+            studies[job.name].append(study_of(found, truth[job.seed]))
+            value = hits(studies[job.name][-1]).mean()
+            print(f"{job.name}, seed {job.seed}: {value:.3f}", flush=True)
+    if task is Task.ad and not ablation:
+        studies["logistic"] = [logistic(cohorts, seed) for seed in numbers]
+    first = next(iter(variants))
+    optimum = (cohorts.folder("new", numbers[0]) / "optimum.json").read_text(encoding="utf-8")
+    made = {
+        "machine": describe_machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "optimum": json.loads(optimum),
+        "networks": {name: measured(found) for name, found in studies.items()},
+        "first": first,
+        "pairs": {
+            name: against(studies[first], found) for name, found in studies.items() if name != first
+        },
+    }
+    kind = "ablation" if ablation else "accuracy"
+    name = f"{kind}-{task}" + (f"-{variant}" if variant != "additive" else "")
+    if subjects != 600:
+        name += f"-{subjects}"
+    command = " ".join(["python", "benchmarks/accuracy.py", *sys.argv[1:]])
+    report(HERE / "results" / f"{name}.md", command, cohorts, numbers, made)
+
+
+if __name__ == "__main__":
+    typer.run(main)
