@@ -143,7 +143,9 @@ def shift(source: Path, target: Path) -> None:
         inside = ndimage.shift((voxels > 0).astype(np.float32), step, order=1) > 0.5
         moved = np.where(inside, np.clip(np.rint(moved), 1, 32000), 0).astype(np.int16)
         nib.save(nib.Nifti1Image(moved, image.affine, image.header), to)
-    (target / "data.csv").write_bytes((source / "data.csv").read_bytes())
+    header, *rows = (source / "data.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [row for row in rows if (target / "scans" / row.split(",")[0]).exists()]
+    (target / "data.csv").write_text("".join([header, *kept]), encoding="utf-8")
 
 
 def run(job: Job, cohorts: Cohorts) -> dict[str, Any]:
@@ -152,25 +154,29 @@ def run(job: Job, cohorts: Cohorts) -> dict[str, Any]:
     folder = folder / f"{job.name.replace(' ', '-')}-{job.seed}"
     kept = folder / "answers.json"
     if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
+        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return known
     folder.mkdir(parents=True, exist_ok=True)
     root = cohorts.folder("train", job.seed)
     sets = [part for setting in job.settings for part in ("--set", setting)]
-    name, artifact = f"{folder.name}-{os.getpid()}-{time.time_ns()}", folder / "network.hfrt"
-    began = time.perf_counter()
-    hfrt("train", "--name", name, *sets, folder=root, threads=1)
-    seconds = time.perf_counter() - began
-    hfrt("export", "--run", root / "runs" / name, "--out", artifact, "--force", threads=1)
+    artifact, trained = folder / "network.hfrt", folder / "seconds.json"
+    if not trained.exists():
+        name = f"{folder.name}-{os.getpid()}-{time.time_ns()}"
+        hfrt("train", "--name", name, *sets, folder=root, threads=1)
+        made = root / "runs" / name
+        hfrt("export", "--run", made, "--out", artifact, "--force", threads=1)
+        with open(made / "member-0" / "history.csv", newline="", encoding="utf-8") as file:
+            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+        trained.write_text(json.dumps(sum(seconds)), encoding="utf-8")
     answers = {}
     for kind in ("new", "shifted"):
         where, out = cohorts.folder(kind, job.seed), folder / f"{kind}.csv"
         options = ["--tabular", where / "data.csv", "--out", out, "--force"]
         hfrt("infer", where / "scans", "--artifact", artifact, *options, threads=1)
         answers[kind] = read_answers(out)
-    made = {"seconds": seconds, **answers}
-    kept.write_text(json.dumps(made), encoding="utf-8")
-    return made
+    found = {"seconds": json.loads(trained.read_text(encoding="utf-8")), **answers}
+    kept.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def read_answers(path: Path) -> dict[str, list[float]]:
