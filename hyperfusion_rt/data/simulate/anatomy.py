@@ -160,8 +160,8 @@ def scan(
 ) -> Brain:
     """Scan a head: bias field, gain and noise come from `rng`.
 
-    `moved`: its `pose`. `flair`: with a FLAIR image; how bright its lesions are, 0 to
-    1, and what it is drawn with.
+    `moved`: its `pose`. `flair`: with a FLAIR image; how bright its lesions are, 0 to 1, and what
+    it is drawn with.
     """
     shape = tuple(template.channels.shape[1:])
     fine = interpolate(head.displacement[None], shape, mode="trilinear", align_corners=False)[0]
