@@ -68,7 +68,8 @@ def test_command_lines_parse(page, generate):
                 wrong.append(line)
                 continue
             known = {option for p in commands[name].params for option in p.opts} | {"--help"}
-            words = shlex.split(re.split(r"&&|[;|>]|  #", rest)[0], comments=True)
+            plain = re.sub(r"'[^']*'", "quoted", rest)
+            words = shlex.split(re.split(r"&&|[;|>]|  #", plain)[0], comments=True)
             options = {word.split("=")[0] for word in words if word.startswith("-")}
             wrong += [f"{line}: {option}" for option in options - known]
     assert wrong == []

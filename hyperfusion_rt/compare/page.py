@@ -19,6 +19,7 @@ from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.metrics import FEWEST
 from hyperfusion_rt.metrics.classification import reliability, roc
 from hyperfusion_rt.metrics.words import is_empty
+from hyperfusion_rt.runtime.evaluation import cases_of
 from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts, Confusion
 from hyperfusion_rt.runtime.outputs.report import Page
 
@@ -53,7 +54,7 @@ def comparison_page(found: Compared, cases: Cases, answers: Sequence[Answers]) -
     page.table(*tables.model_rows(spec, found.models))
     page.add(Charts((_intervals(spec, found.models, main), *_learning(found.comparison, shown))))
     _pairs(page, spec, found.pairs)
-    page.heading("Curves")
+    page.heading("Curves" if spec.classes else "Predicted against true")
     page.add(Charts(tuple(_curves(spec, cases, shown))))
     if spec.classes:
         _confusions(page, spec, found.models)
@@ -67,7 +68,7 @@ def comparison_page(found: Compared, cases: Cases, answers: Sequence[Answers]) -
     _not_done(page, found.models)
     page.heading("How it was made")
     for note in found.notes:
-        page.text(f"{note}.")
+        page.text(f"{note[:1].upper()}{note[1:]}.")
     page.text(_RIVALS)
     page.table(["", ""], _origin(found.comparison))
     return page
@@ -235,7 +236,8 @@ def _groups(page: Page, spec: TableSpec, models: Sequence[Result], main: str) ->
             rows.append([item.name, *cells])
         most = {g: max(i.groups[by].get(g, {"cases": 0})["cases"] for i in shown) for g in groups}
         page.heading(f"By {by}" + (" (years)" if by == "age" else "") + f": {name}")
-        page.table(["", *(f"{g or 'not known'} ({most[g]} cases)" for g in groups)], rows)
+        titles = [f"{group or 'not known'} ({cases_of(most[group])})" for group in groups]
+        page.table(["", *titles], rows)
 
 
 def _not_done(page: Page, models: Sequence[Result]) -> None:

@@ -21,7 +21,7 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.fingerprint import TrainingCases
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.runtime.evaluation import ages_of, columns_of_groups, sexes_of
+from hyperfusion_rt.runtime.evaluation import ages_of, cases_of, columns_of_groups, sexes_of
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of
 from hyperfusion_rt.training.parts import parts_of
 from hyperfusion_rt.training.train import Callbacks
@@ -170,7 +170,7 @@ def _external(options: CompareOptions) -> External | None:
 
 
 def _notes(base: Config, dataset: Dataset, parts: _Parts, folds: Sequence[int]) -> list[str]:
-    notes = [f"{len(dataset.check.left_out)} cases are left out"] * bool(dataset.check.left_out)
+    notes = [f"left out: {cases_of(len(dataset.check.left_out))}"] * bool(dataset.check.left_out)
     if base.training.split_column or base.training.split_file:
         notes.append("the study itself gives the parts: under each seed they are the same")
     else:
@@ -200,8 +200,8 @@ def _twins(dataset: Dataset, parts: _Parts) -> list[str]:
     if not twins:
         return []
     return [
-        f"{len(twins)} images stand under more than one subject, {len(apart)} of them in two "
-        "parts: what is trained on is then also tested on. 'hfrt check --scans' names them"
+        f"images that stand under more than one subject: {len(twins)}; in two parts: {len(apart)}, "
+        "so that what is trained on is also tested on. 'hfrt check --scans' names them"
     ]
 
 

@@ -3,7 +3,7 @@
 They see what a network sees of the table: rows through the encoder that is fitted on the training
 rows. `logistic` and `ridge` (of a number) read the encoded row; `boosting`, gradient boosting of
 trees over histograms, reads the numbers before gaps are filled. They learn from the training rows
-of their fold alone, with the class weights of `training.class_weights`. Their settings are those
+of their fold alone, with the weights that classes have in `training`. Their settings are those
 of `_GRIDS` that do best in a cross-validation inside the training rows, grouped by subject, by
 what networks keep their best epoch by: balanced accuracy, or the mean absolute error.
 """
@@ -56,7 +56,7 @@ class TableModel:
         else:
             parts = min(_INNER, len(set(subjects)))
         grid = _GRIDS[self.kind]
-        estimator = self._estimator()
+        estimator = self._estimator(y)
         if parts < 2:  # nothing to choose by: the middle of each
             chosen = {name: values[len(values) // 2] for name, values in grid.items()}
             return estimator.set_params(**chosen).fit(x, y), chosen
@@ -69,11 +69,11 @@ class TableModel:
         search.fit(x, y)
         return search.best_estimator_, dict(search.best_params_)
 
-    def _estimator(self) -> Any:
+    def _estimator(self, y: Any) -> Any:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
         from sklearn.linear_model import LogisticRegression, Ridge
 
-        weights = dict(enumerate(self.config.training.class_weights)) or None
+        weights = self._class_weights(y) if self.classes else None
         if self.kind == "logistic":
             return LogisticRegression(max_iter=10_000, class_weight=weights)
         if self.kind == "ridge":
@@ -83,6 +83,16 @@ class TableModel:
         if self.classes:
             return HistGradientBoostingClassifier(class_weight=weights, **settings)
         return HistGradientBoostingRegressor(**settings)
+
+    def _class_weights(self, y: Any) -> dict[int, float]:
+        """What a training row of each class counts, in a network's training, too."""
+        training = self.config.training
+        given = training.class_weights or (1.0,) * self.classes
+        found = {}
+        for c, count in zip(*np.unique(y, return_counts=True), strict=True):
+            share = len(y) / count if training.sampling == "balanced" else 1.0
+            found[int(c)] = given[int(c)] * float(share)
+        return found
 
     def _inputs(self, dataset: Dataset, indices: NDArray[np.int64]) -> Floats:
         rows = [dataset.cases[int(i)].row for i in indices]

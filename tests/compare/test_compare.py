@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +14,7 @@ import yaml
 from hyperfusion_rt.compare.compare import compare
 from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.compare.plan import Comparison, Job, models_of
+from hyperfusion_rt.compare.table_models import TableModel
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.metrics import classification
@@ -212,6 +215,20 @@ def test_trainings_in_processes_of_their_own_give_the_same(compared, session_coh
     assert chosen(own) == chosen(alone)
 
 
+def test_trainings_on_a_cluster_give_the_same(compared, session_cohort):
+    pytest.importorskip("ray", reason="ray is not installed: the cluster was not tested")
+    command = [sys.executable, "-m", "hyperfusion_rt.cli", "compare", "--models", "logistic"]
+    command += ["--folds", "3", *SETTINGS, "--executor", "ray", "--threads", "1"]
+    # Of its own: Ray leaves processes and signal handlers behind.
+    made = subprocess.run(
+        [*command, "--name", "ray"], cwd=session_cohort, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    own = rows_of(session_cohort / "compare" / "ray" / "predictions.csv")
+    alone = rows_of(compared.comparison.folder / "predictions.csv")
+    assert own == [r for r in alone if (r["model"], r["seed"]) == ("logistic", "0")]
+
+
 def test_an_external_test_set(session_cohort, tmp_path, hfrt):
     other = tmp_path / "other"
     (other / "scans").mkdir(parents=True)
@@ -363,7 +380,7 @@ def test_targets_that_are_no_number_are_left_out(session_cohort, tmp_path, hfrt)
     assert status == 0, err
     found = json.loads(out)
     assert found["models"][0]["figures"]["cases"] == 37
-    assert "3 cases are left out" in found["notes"]
+    assert "left out: 3 cases" in found["notes"]
 
 
 def test_a_subject_on_two_sides_is_refused(session_cohort, tmp_path, hfrt):
@@ -407,8 +424,19 @@ def test_an_image_under_two_names_is_reported(session_cohort, tmp_path, hfrt):
     status, out, err = hfrt(root, "compare", "--models", "logistic", "--folds", 3, "--json")
     assert status == 0, err
     (note,) = [n for n in json.loads(out)["notes"] if "more than one subject" in n]
-    assert note.startswith("1 images stand under more than one subject")
+    assert note.startswith("images that stand under more than one subject: 1; in two parts: ")
     assert "the same image stands in several places" in err
+
+
+# ---- the rivals
+
+
+def test_classes_weigh_as_in_the_networks_training(session_cohort):
+    change = {"training": {"class_weights": (1.0, 2.0, 4.0), "sampling": "balanced"}}
+    config = load_config(session_cohort / "hfrt.yaml", change)
+    model = object.__new__(TableModel)  # of its fit only the weights are looked at
+    model.config, model.classes = config, 3
+    assert model._class_weights(np.array([0, 0, 0, 2])) == {0: 4 / 3, 2: 16.0}
 
 
 # ---- the plan
