@@ -98,7 +98,7 @@ _AD_RECIPE: dict[str, Any] = {
     "augmentation": {"policy": "light"},
 }
 _BRAIN_AGE_RECIPE: dict[str, Any] = {
-    "network": {"bn_momentum": 0.1},
+    "network": {"bn_momentum": 0.1, "generated_part": 0.1},
     "training": {**_RECIPE, "loss": "l1", "standardise_target": True},
     "augmentation": {"policy": "light", "flip": True},
 }

@@ -46,15 +46,14 @@ class LayerFactory:
         plain = nn.Conv3d(cin, cout, kernel, stride, padding)
         if name not in self.generated:
             return plain
-        window = {"stride": stride, "padding": padding}
         rank = self._rank(cout, cin * kernel**3)
         if not rank:
-            hyper = HyperConv3d(cin, cout, kernel, **window, **self._hyper())
+            hyper = HyperConv3d(cin, cout, kernel, stride=stride, padding=padding, **self._hyper())
             return self._starting(hyper, relu)
         return self._starting(
             LowRank(
-                nn.Conv3d(cin, cout, kernel, **window, bias=False),
-                nn.Conv3d(cin, rank, kernel, **window, bias=False),
+                nn.Conv3d(cin, cout, kernel, stride, padding, bias=False),
+                nn.Conv3d(cin, rank, kernel, stride, padding, bias=False),
                 HyperConv3d(rank, cout, 1, constant=False, **self._hyper()),
             ),
             relu,
