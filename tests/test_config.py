@@ -254,3 +254,22 @@ def test_the_older_name_of_the_architecture_is_read_over_a_preset(tmp_path):
     path = tmp_path / "hfrt.yaml"
     path.write_text("preset: ad\nnetwork: {task: brain-age}\n")
     assert load_config(path).network.architecture == "brain-age"
+
+
+def test_the_recipe_goes_with_the_task():
+    """What the preset says of a number's loss does not stand in the way of classes."""
+    two = {"target": "DX", "classes": {"a": [], "b": []}}
+    assert preset("brain-age-small").training.loss == "l1"
+    assert preset("brain-age-small", {"tabular": two}).training.loss == "mse"
+    with pytest.raises(ConfigError, match="is of a number"):
+        preset("brain-age-small", {"tabular": two, "training": {"loss": "huber"}})
+
+
+@pytest.mark.parametrize("name", ["ad", "brain-age"])
+def test_the_published_protocols_stay_as_they_are(name):
+    found = preset(name)
+    assert (found.training.optimizer, found.training.schedule) == ("adam", "constant")
+    assert (found.training.ema, found.training.warmup_epochs) == (0, 0)
+    assert (found.training.keep, found.training.loss) == ("best", "mse")
+    assert found.augmentation == config.Augmentation()
+    assert (found.network.generated_part, found.network.bn_momentum) == (1, 0.05)

@@ -201,7 +201,7 @@ def _twins(dataset: Dataset, parts: _Parts) -> list[str]:
         return []
     return [
         f"images that stand under more than one subject: {len(twins)}; in two parts: {len(apart)}, "
-        "so that what is trained on is also tested on. 'hfrt check --scans' names them"
+        "so that what is trained on is also tested on. 'hfrt check' with `scans` names them"
     ]
 
 

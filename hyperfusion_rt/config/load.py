@@ -27,6 +27,9 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     augmentation = change.get("augmentation")
     if isinstance(augmentation, dict) and "policy" in augmentation:
         base = {**base, "augmentation": {}}  # another policy brings all its own fields
+    elif isinstance(base.get("augmentation"), dict) and "boxes" in change.get("preprocessing", {}):
+        # Whether a flip keeps its meaning depends on the boxes.
+        base = {**base, "augmentation": {**base["augmentation"], "flip": False}}
     merged = merge(base, change)
     table, training = merged["tabular"], merged["training"]
     if not (isinstance(table, dict) and isinstance(training, dict)):
@@ -40,6 +43,10 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         table.pop("classes", None)
     if ("classes" in given or "classes" not in table) and "class_weights" not in trained:
         training.pop("class_weights", None)
+    # What goes with classes alone, or with a number alone.
+    for name in ("loss",) if table.get("classes") else ("label_smoothing", "sampling"):
+        if name not in trained:
+            training.pop(name, None)
     if table["target"] != base["tabular"]["target"] or merged["task"] != base["task"]:
         table["unit"] = given.get("unit", "")
         if "standardise_target" not in trained:

@@ -32,6 +32,7 @@ CODE = (
     "artifact.scan_reference",
     "clock",
     "config",
+    "config.augmentation",
     "config.base",
     "config.load",
     "config.merge",

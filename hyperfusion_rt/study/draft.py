@@ -32,6 +32,7 @@ from hyperfusion_rt.training.leakage import leak
 
 # Fewer subjects in a part: its figures say little.
 _PART = 8
+_USUAL_PARTS, _LARGE_PART = 5, 24
 _FEWEST_PARTS = 3
 # More features than that are rarely meant.
 _WIDE = 30
@@ -310,6 +311,7 @@ def _parts(name: str, target: Target, subjects: int) -> int:
 
     A class with too few cases for that is not waited for.
     """
-    most = preset(name).training.parts
+    # Many parts leave more to train with, and few to test: that is for many subjects.
+    most = min(preset(name).training.parts, max(_USUAL_PARTS, subjects // _LARGE_PART))
     rarest = min((n for n in target.counts.values() if n >= _FEWEST_PARTS), default=subjects)
     return max(_FEWEST_PARTS, min(most, subjects // _PART, rarest))

@@ -103,7 +103,9 @@ def test_the_readme_commands_as_typed(tmp_path, hfrt):
     root = tmp_path / "cohort"
     assert hfrt(tmp_path, "simulate", "cohort", "--subjects", 25)[0] == 1  # not emptied unasked
     text = (root / "hfrt.yaml").read_text()
-    (root / "hfrt.yaml").write_text(text + "network: {features: 2}\ntraining: {epochs: 1}\n")
+    (root / "hfrt.yaml").write_text(
+        text + "network: {features: 2}\ntraining: {epochs: 1, parts: 5}\n"
+    )
     status, out, _ = hfrt(root, "train", "--json")
     assert status == 0
     assert json.loads(out)["test"]["cases"] == 5

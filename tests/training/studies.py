@@ -16,6 +16,7 @@ tabular:
   - {name: ABETA, kind: censored}
   - {name: EDU, kind: numeric}
   stratify: [SEX]
+training: {parts: 5}
 """
 AGES = """\
 preset: brain-age-small

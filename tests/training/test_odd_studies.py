@@ -181,7 +181,8 @@ def test_the_command_says_what_is_odd_on_standard_error(study, hfrt):
 
     root = study(edit)
     flags = ["--set", "network.features=2", "--set", "training.epochs=1", "--set",
-             "training.embedding_epochs=1", "--set", "tabular.imputer=median"]  # fmt: skip
+             "training.embedding_epochs=1", "--set", "tabular.imputer=median", "--set",
+             "training.parts=5"]  # fmt: skip
     status, out, err = hfrt(root, "train", "--json", *flags)
     assert status == 0
     assert json.loads(out)["test"]["cases"] == 8
