@@ -35,6 +35,17 @@ def test_only_what_multiplies_decays():
         assert decay[id(parameter)] == expected, name
 
 
+def test_ordinary_weights_beside_generated_ones_decay():
+    name = "block4.downsample.0.layer.hyper_net.weights_gen.bias"
+    for part, expected in ((1.0, 0.0), (0.1, 0.2)):
+        change = {"features": 2, "generated_part": part}
+        config = preset("ad-small", {"network": change, "training": {"weight_decay": 0.2}})
+        network = network_of(config, 5)
+        optimiser = make_optimiser(network, config.training)
+        decay = {id(p): g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
+        assert decay[id(network.get_parameter(name))] == expected
+
+
 def test_the_published_penalty_is_on_everything():
     config = preset("ad", {"network": {"features": 2}})
     optimiser = make_optimiser(network_of(config, 5), config.training)

@@ -158,3 +158,21 @@ def test_brain_age_trains(ages, loss):
     run = train(load_config(ages / "hfrt.yaml", change), ages)
     assert run.metrics["test"]["mae"] < 40
     assert run.metrics["cases"] == {"train": 16, "validation": 2, "test": 2, "left_out": 0}
+
+
+def test_generated_layers_of_ones_own_choice_train_and_export(session_cohort, tmp_path):
+    from hyperfusion_rt.export import export_run
+
+    network = {
+        "features": 2,
+        "hyper_layers": ["block4.*", "fc*"],
+        "generated_part": 0.2,
+        "generator_rank": 1,
+        "embedding_dropout": 0.1,
+    }
+    change = {**TINY, "network": network, "training": {**TINY["training"], "epochs": 1}}
+    run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name="chosen")
+    names = load_file(run.member(0).weights)
+    assert "block4.conv2.layer.mix.hyper_net.weights_gen.weight" in names
+    artifact = export_run(run, tmp_path / "chosen.hfrt")
+    assert artifact.engines == ["native", "onnx"]
