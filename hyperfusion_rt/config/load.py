@@ -14,6 +14,10 @@ from hyperfusion_rt.config.study import OLDER_TASKS, Config
 from hyperfusion_rt.errors import ConfigError
 
 
+def _has_boxes(preprocessing: Any) -> bool:
+    return isinstance(preprocessing, dict) and "boxes" in preprocessing
+
+
 def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """The preset `base` with `change` merged into it.
 
@@ -27,7 +31,7 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     augmentation = change.get("augmentation")
     if isinstance(augmentation, dict) and "policy" in augmentation:
         base = {**base, "augmentation": {}}  # another policy brings all its own fields
-    elif isinstance(base.get("augmentation"), dict) and "boxes" in change.get("preprocessing", {}):
+    elif "augmentation" in base and _has_boxes(change.get("preprocessing")):
         # Whether a flip keeps its meaning depends on the boxes.
         base = {**base, "augmentation": {**base["augmentation"], "flip": False}}
     merged = merge(base, change)

@@ -9,6 +9,7 @@ from hyperfusion_rt.training.dataset import check_study
 
 AD = """\
 preset: ad-small
+training: {parts: 5}
 tabular:
   features:
   - {name: AGE, kind: numeric}
@@ -16,7 +17,6 @@ tabular:
   - {name: ABETA, kind: censored}
   - {name: EDU, kind: numeric}
   stratify: [SEX]
-training: {parts: 5}
 """
 AGES = """\
 preset: brain-age-small
