@@ -40,6 +40,8 @@ Step = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 _SPACING = 2
+# Half of the preset's: the demo shall take minutes.
+_EPOCHS = 10
 # The second was never looked at while the preset was chosen.
 _SEED, _NEW_SEED = 1, 101
 # torch.compile is left to `hfrt bench`: it would compile for half a minute.
@@ -156,7 +158,7 @@ def _simulate(folder: Path, count: int, seed: int, step: Step) -> None:
 
 
 def _train(root: Path, step: Step) -> Run:
-    config = load_config(root / "hfrt.yaml")
+    config = load_config(root / "hfrt.yaml", {"training": {"epochs": _EPOCHS}})
 
     def on_epoch(member: int, epoch: int, row: dict[str, Any]) -> None:
         step("training", epoch + 1, config.training.epochs)
