@@ -116,7 +116,8 @@ class ImageAugmentation:
         # Everything is drawn, whatever is used: a field that is changed changes nothing else.
         angles = np.deg2rad(config.rotation) * rng.uniform(-1, 1, 3)
         scale = np.exp(math.log1p(config.scaling) * rng.uniform(-1, 1, 3))
-        scale[0] *= -1 if (rng.uniform() < 0.5) & config.flip else 1
+        flipped = rng.uniform() < 0.5
+        scale[0] *= -1 if flipped and config.flip else 1
         found: dict[str, Any] = {
             "matrix": _rotation(angles) @ np.diag(scale),
             "shift": config.shift * rng.uniform(-1, 1, 3),
@@ -132,12 +133,13 @@ class ImageAugmentation:
         found["noise"] = config.noise * rng.uniform(0, 1, channels) * happens[3]
         # Blur and slices are of the scan: the same for all its channels.
         sigma = config.blur * rng.uniform() * happens[4, 0]
-        thick = rng.uniform(1, max(1.0, config.resolution / self.spacing)) if happens[5, 0] else 1.0
-        axis = rng.integers(3)
+        most = max(1.0, config.resolution / self.spacing)
+        thick = 1 + (most - 1) * rng.uniform() * happens[5, 0]
+        axis, start = rng.integers(3), rng.uniform()
         for number, size in enumerate(self.shape):
             matrix = _gaussian(size, sigma / self.spacing)
             if number == axis and thick > 1:
-                matrix = _slices(size, thick, rng.uniform()) @ matrix
+                matrix = _slices(size, thick, start) @ matrix
             found[f"resample{number}"] = matrix
         found["seed"] = rng.integers(1 << 62)
         return found
@@ -176,16 +178,22 @@ class ImageAugmentation:
         grey = grey.clamp_min(_EPSILON) ** draws.gamma.to(device)[..., None, None, None]
         changed = torch.where(scored, grey * span + low, images) * inside
         if draws.resample is not None:
+            # The background has no value: what is blurred is the brain alone.
+            both = torch.cat([changed, inside.to(changed.dtype)], 1)
             for axis, matrix in enumerate(draws.resample):
                 letters = "dhw"[axis]
-                changed = torch.einsum(
+                both = torch.einsum(
                     f"bij,bc{'dhw'.replace(letters, 'j')}->bc{'dhw'.replace(letters, 'i')}",
                     matrix.to(device),
-                    changed,
+                    both,
                 )
+            values, weight = both.chunk(2, 1)
+            changed = values / weight.clamp_min(_EPSILON) * inside
         if self.config.noise:
             white = torch.stack([self._white(seed, images[0]) for seed in draws.seeds])
-            changed = changed + draws.noise.to(device)[..., None, None, None] * white
+            spread = _moments(images, inside)[1]
+            changed = changed + draws.noise.to(device)[..., None, None, None] * spread * white
+            changed = torch.where(scored, changed, changed.clamp(0, 1))  # a quantity's range
         return changed
 
     @staticmethod

@@ -78,6 +78,39 @@ def test_quantities_keep_their_grey_scale(images):
     assert torch.equal(augmentation(box, **fields)(images, 0, range(4)), images)
 
 
+def test_noise_of_quantities_is_relative_to_their_spread_and_keeps_their_range(images):
+    fixed = {"shape": SHAPE, "normalisation": "fixed-range", "range": (0, 1)}
+    box = preset("ad-small", {"preprocessing": fixed}).preprocessing
+    quantities = torch.where(images != 0, (0.5 + 0.01 * images).clamp(0.01, 1), 0.0)
+    change = augmentation(box, noise=1, probability=1)
+    sds = change.draw(0, range(4)).noise[:, 0]
+    changed = change(quantities, 0, range(4))
+    for sd, old, new in zip(sds, quantities, changed, strict=True):
+        inside = old != 0
+        added = (new - old)[inside].std() / old[inside].std()
+        assert abs(float(added / sd) - 1) < 0.03
+    high = change(torch.where(images != 0, torch.rand_like(images), 0.0), 0, range(4))
+    assert 0 <= float(high.min()) and float(high.max()) <= 1
+
+
+@pytest.mark.parametrize("field", ["blur", "resolution"])
+def test_what_is_smoothed_is_the_brain_alone(images, field):
+    flat = torch.where(images != 0, 3.0, 0.0)
+    fixed = {"shape": SHAPE, "normalisation": "fixed-range", "range": (0, 5)}
+    box = preset("ad-small", {"preprocessing": fixed}).preprocessing
+    changed = augmentation(box, probability=1, **{field: 6.0})(flat, 0, range(4))
+    torch.testing.assert_close(changed, flat)
+
+
+def test_a_field_changes_no_draw_of_another():
+    one = augmentation(policy="strong").draw(3, [5])
+    for name in ("flip", "resolution", "blur", "noise", "gamma", "elastic", "bias_field"):
+        changed = {name: True if name == "flip" else 0.0}
+        other = augmentation(policy="strong", **changed).draw(3, [5])
+        assert other.seeds == one.seeds, name
+        torch.testing.assert_close(other.shift, one.shift)
+
+
 def test_a_shift_moves_by_so_many_mm(images):
     change = augmentation(shift=6)  # voxels are 2 mm
     draws = change.draw(0, [7])
