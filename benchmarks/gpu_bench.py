@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_bench.py                 # every layer; writes gpu_bench-<device>.json
     python benchmarks/gpu_bench.py --layer late    # those whose name holds `late`; writes nothing
+    python benchmarks/gpu_bench.py --dtype bf16    # one type alone, in a file of its own
 
 Each contender is compared with float64 first. A CUDA graph holds several calls, so launches from
 Python are not timed; the contenders take turns, and the median of their times is kept. Without a
@@ -193,19 +194,12 @@ def main() -> None:
     """Measure, print, write; exit status 1 where our own result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layer", default="", help="only layers whose name holds this")
-    only = parser.parse_args().layer
+    parser.add_argument("--dtype", default="", choices=["", *LIMIT], help="only this type")
+    chosen = parser.parse_args()
+    only, types = chosen.layer, [chosen.dtype] if chosen.dtype else list(LIMIT)
     if not torch.cuda.is_available():
         print("no GPU on this machine: nothing was timed and nothing is written")
         return
-    rows = []
-    for name, layer in LAYERS.items():
-        if only not in name:
-            continue
-        for dtype in ("tf32", "fp16", "bf16"):
-            rows += measure(name, layer, dtype)
-            for row in rows[-len(contenders(layer)) :]:
-                times = [str(row.get(k, "")) for k in ("forward_us", "forward_backward_us")]
-                print(name, dtype, row["contender"], *times, row.get("failed", ""), sep=" | ")
     properties = torch.cuda.get_device_properties(0)
     machine = {
         "device": properties.name,
@@ -216,9 +210,29 @@ def main() -> None:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+    device = re.sub("[^A-Za-z0-9]+", "-", properties.name)
+    path = HERE / f"gpu_bench-{'-'.join([device, *([chosen.dtype] if chosen.dtype else [])])}.json"
+    rows = []
+    for name, layer in LAYERS.items():
+        if only not in name:
+            continue
+        for dtype in types:
+            rows += measure(name, layer, dtype)
+            for row in rows[-len(contenders(layer)) :]:
+                times = [str(row.get(k, "")) for k in ("forward_us", "forward_backward_us")]
+                print(
+                    name,
+                    dtype,
+                    row["contender"],
+                    *times,
+                    row.get("failed", ""),
+                    sep=" | ",
+                    flush=True,
+                )
+        if not only:  # after every layer: a run that is cut off has measured the ones before
+            made = {"machine": machine, "layers": len(LAYERS), "rows": rows}
+            path.write_text(json.dumps(made, indent=1) + "\n")
     if not only:
-        path = HERE / f"gpu_bench-{re.sub('[^A-Za-z0-9]+', '-', properties.name)}.json"
-        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
         print(path)
     wrong = [r for r in rows if r["contender"].split(",")[0] in OURS and "failed" in r]
     for row in wrong:
