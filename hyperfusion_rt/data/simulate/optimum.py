@@ -127,7 +127,7 @@ def _log_table(values: Values, known: Known, dx: int, model: p.Model) -> Float:
     return total
 
 
-def _additive(values: Values, known: Known) -> dict[str, Float]:
+def additive(values: Values, known: Known) -> dict[str, Float]:
     """Each observer's log likelihoods of the classes, `[3, N]`."""
     table = np.stack([_log_table(values, known, dx, "additive") for dx in range(3)])
     atrophy, gap = values["atrophy"], ~known["age"]
@@ -137,8 +137,8 @@ def _additive(values: Values, known: Known) -> dict[str, Float]:
     return {"image": image, "table": table, "both": seen + table}
 
 
-def _place(values: Values, known: Known) -> dict[str, Float]:
-    """As `_additive`; and of those who have both but not APOE4."""
+def place(values: Values, known: Known) -> dict[str, Float]:
+    """As `additive`; and of those who have both but not APOE4."""
     table = np.stack([_log_table(values, known, dx, "place") for dx in range(3)])
     affected, other, gap = values["atrophy"], values["other"], ~known["age"]
     # The effect of two years is a fifth of the noise: the sum is exact to 1e-4.
@@ -160,7 +160,7 @@ def _place(values: Values, known: Known) -> dict[str, Float]:
 
 def _ad(samples: int, model: p.Model) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    observers = _additive if model == "additive" else _place
+    observers = additive if model == "additive" else place
     recalls: dict[str, list[float]] = {}
     for truth in range(3):
         values, known = _draw(truth, samples, rng, model)
