@@ -12,6 +12,8 @@ from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.simulate import bayes_optimum, simulate_cohort
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
+from hyperfusion_rt.runtime.evaluation import agreement
+from hyperfusion_rt.runtime.outputs.table import record
 from hyperfusion_rt.runtime.predictor import load
 from hyperfusion_rt.training.cross_validation import CrossValidation, cross_validate
 from hyperfusion_rt.training.dataset import check_study
@@ -102,13 +104,13 @@ def test_from_the_study_to_predictions(root, tmp_path, name):
         assert "years" not in said
     assert {e.comparison.drift_tolerance for e in manifest.engines} == {tolerance}
     # What training wrote is what the engine says.
-    found = {
-        p.subject: p.values + (() if p.sd is None else (p.sd,))
-        for p in load(artifact.folder).predict(root / "scans", root / "data.csv")
-    }
+    predictions = list(load(artifact.folder).predict(root / "scans", root / "data.csv"))
+    found = {p.subject: [record(manifest, p)[column] for column in columns] for p in predictions}
+    agreed = agreement(manifest, predictions)
+    assert agreed.figures["cases"] == 4
+    assert ("coverage_95" in agreed.figures) == ("sd" in columns)
     for row in rows:
         exact = [float(row[column]) for column in columns]
-        assert len(found[row["subject"]]) == len(columns)
         assert np.allclose(found[row["subject"]], exact, rtol=1e-3, atol=tolerance)
 
 
