@@ -313,10 +313,14 @@ def options_page() -> str:
 
 def columns() -> list[Column]:
     """All columns that a table can have: of classes, of years, of raw scans."""
-    # Of a manifest only the classes are read.
+    # Of a manifest only these are read.
     classes, years, number = (
         SimpleNamespace(
-            classes=names, unit=unit, table=SimpleNamespace(target="TARGET"), training_cases=()
+            classes=names,
+            unit=unit,
+            table=SimpleNamespace(target="TARGET"),
+            training_cases=(),
+            answers_sd=unit == "UNIT",
         )
         for names, unit in ((("CN", "MCI", "AD"), "probability"), ((), "years"), ((), "UNIT"))
     )

@@ -9,6 +9,7 @@ from hyperfusion_rt.models.ad import ADNetwork, check_shape
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
 from hyperfusion_rt.models.distribution import Distribution
+from hyperfusion_rt.models.gaussian import Gaussian
 
 
 def build_network(
@@ -37,14 +38,16 @@ def network_of(config: Config, tabular_width: int) -> nn.Module:
     Raises:
         ConfigError: the volume is too small for the network.
     """
-    bins = bins_count(config)
+    bins, deviates = bins_count(config), answers_sd(config)
     network = build_network(
         config.network,
         shape=config.preprocessing.shape,
         tabular_width=tabular_width,
-        outputs=bins or outputs_count(config),
+        outputs=bins or (2 if deviates else outputs_count(config)),
         channels=len(config.preprocessing.channels),
     )
+    if deviates:
+        return Gaussian(network)
     return Distribution(network, bins) if bins else network
 
 
@@ -60,6 +63,11 @@ def bins_count(config: Config) -> int:
     """
     binned = config.training.loss == "bins" and config.network.fusion != "tabular"
     return config.training.bins if binned else 0
+
+
+def answers_sd(config: Config) -> bool:
+    """Whether the network answers a number's standard deviation, too; the table's own does not."""
+    return config.training.loss == "gaussian" and config.network.fusion != "tabular"
 
 
 def image_shape(config: Config) -> tuple[int, ...]:
