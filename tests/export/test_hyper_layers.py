@@ -82,7 +82,7 @@ def test_a_layer_of_low_rank_exports(architecture, layer, tmp_path):
         assert generated == [f"{layer}.mix"]
 
 
-@pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
+@pytest.mark.parametrize("fusion", ["film", "daft", "concat", "tabmixer", "attention"])
 @pytest.mark.parametrize(("architecture", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
 def test_every_place_exports(architecture, place, fusion, tmp_path):
     config = NetworkConfig(architecture=architecture, features=2, fusion=fusion, fusion_at=place)
