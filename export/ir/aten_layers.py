@@ -281,7 +281,7 @@ def _alike(sizes: Sequence[int], wanted: Sequence[int]) -> Pooling:
     """The pooling that is the adaptive one where its windows are of one size and evenly apart, as
     two along an axis always are. Two windows on one voxel: what pads it does not count.
     """
-    found = []
+    found: list[tuple[int, int, int]] = []
     for size, count in zip(sizes, wanted, strict=True):
         starts = [i * size // count for i in range(count)]
         widths = {-(-(i + 1) * size // count) - start for i, start in enumerate(starts)}
@@ -289,7 +289,7 @@ def _alike(sizes: Sequence[int], wanted: Sequence[int]) -> Pooling:
         if (size, count) == (1, 2):
             found.append((2, 1, 1))
         elif len(widths) == len(steps) == 1 and steps != {0}:
-            found.append((*widths, *steps, 0))
+            found.append((widths.pop(), steps.pop(), 0))
         else:
             raise UnsupportedError(f"from {size} to {count} voxels: windows of several sizes")
     kernel, stride, padding = (triple(along) for along in zip(*found, strict=True))

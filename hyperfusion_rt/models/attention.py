@@ -23,7 +23,8 @@ class ColumnTokens(nn.Module):
 
     i: the column's inputs, a number or one per category (FT-Transformer, Gorishniy et al.,
     NeurIPS 2021). m_n: its gap flag; the token of a missing value is learned, and what was imputed
-    does not count (TIP, Du et al., ECCV 2024). A column without gaps in training has no flag.
+    does not count (TIP, Du et al., ECCV 2024; here each column has its own). A column without gaps
+    in training has no flag.
     """
 
     owner: Tensor
@@ -40,7 +41,7 @@ class ColumnTokens(nn.Module):
             owner[n, list(column.inputs)] = 1
             if column.gap is not None:
                 gap[n, column.gap] = 1
-        self.has_gaps = bool(gap.any())
+        self.has_gaps = any(column.gap is not None for column in columns)
         # [N, T]: whether input t is a value of column n, or its gap flag.
         self.register_buffer("owner", owner, persistent=False)
         self.register_buffer("gap", gap, persistent=False)
@@ -50,7 +51,8 @@ class ColumnTokens(nn.Module):
         tokens = F.linear(row, self._of(self.owner), self.bias.flatten())
         if not self.has_gaps:
             return tokens
-        flags = F.linear(row, self.gap.repeat_interleave(self.bias.shape[1], 0))
+        count, width = self.bias.shape
+        flags = F.linear(row, self.gap[:, None].expand(count, width, -1).flatten(0, 1))
         return (1 - flags) * tokens + F.linear(row, self._of(self.gap))
 
     def _of(self, which: Tensor) -> Tensor:

@@ -31,14 +31,15 @@ class Mixing(nn.Module):
         return m + self._along(self.down, F.gelu(hidden))
 
     def _along(self, layer: nn.Linear, m: Tensor) -> Tensor:
-        own = {"dtype": layer.weight.dtype, "device": layer.weight.device}
-        outer, inner = torch.eye(self.outer, **own), torch.eye(self.inner, **own)
+        of, on = layer.weight.dtype, layer.weight.device
+        outer, inner = (torch.eye(n, dtype=of, device=on) for n in (self.outer, self.inner))
         weight = torch.kron(outer, torch.kron(layer.weight, inner))
         return F.linear(m, weight, self._everywhere(layer.bias))
 
     def _everywhere(self, rows: Tensor) -> Tensor:
         """`[size, ...]` → `[outer * size * inner, ...]`."""
-        return rows.repeat_interleave(self.inner, 0).repeat(self.outer, *[1] * (rows.dim() - 1))
+        shape = (self.outer, len(rows), self.inner, *rows.shape[1:])
+        return rows[None, :, None].expand(shape).flatten(0, 2)
 
 
 class TabMixer(nn.Module):
@@ -48,13 +49,13 @@ class TabMixer(nn.Module):
         m = mixing over positions (m, e),   m = mixing over channels (m, e)
         (a, b) = W' m,   y = (1 + a) · x + b
 
-    Taken from the paper: perceptrons along one axis after the other, as in MLP-Mixer (Tolstikhin
-    et al., NeurIPS 2021), each of which reads the embedded row, too, and changes the features of a
-    network at one place. Different here: a scan has no time, so that only space and channels are
-    mixed; the map is averaged to 2x2x2 positions and mapped to `width` channels first, so that a
-    box may have any size; batch norm in front instead of layer norm, for it folds away at export;
-    and the result comes back as a scale and a shift of the channels, as in FiLM. Features
-    `[B, C]` have one position, and only channels are mixed.
+    Taken from the paper's abstract: perceptrons that mix along one axis after the other, as in
+    MLP-Mixer (Tolstikhin et al., NeurIPS 2021), exchange what the row and the features of a network
+    say. The rest is ours: a scan has no time, so that only space and channels are mixed; the map is
+    averaged to 2x2x2 positions and mapped to `width` channels first, so that a box may have any
+    size; each perceptron reads the embedded row; batch norm in front instead of layer norm, for it
+    folds away at export; and the result comes back as a scale and a shift of the channels, as in
+    FiLM. Features `[B, C]` have one position, and only channels are mixed.
     """
 
     def __init__(
