@@ -124,7 +124,7 @@ class TorchIO(Library):
 
     name, package = "TorchIO", "torchio"
     device = "no: CPU, sample by sample"
-    seeding = "by the global generator, set before each sample"
+    seeding = "the global generator would have to be set before each sample"
 
     def transforms(self) -> dict[str, list[Any]]:
         """See `Library`; mm and degrees, as ours."""
@@ -162,7 +162,7 @@ class Monai(Library):
 
     name, package = "MONAI", "monai"
     device = "in part: bias field and noise are drawn by NumPy; sample by sample"
-    seeding = "by each transform's generator, set before each sample"
+    seeding = "each transform's generator would have to be set before each sample"
 
     def __init__(self, box: Preprocessing) -> None:
         super().__init__(box)
@@ -208,7 +208,7 @@ class BatchGenerators(Library):
 
     name, package = "batchgeneratorsv2", "batchgeneratorsv2"
     device = "no: CPU, sample by sample"
-    seeding = "by two global generators, set before each sample"
+    seeding = "two global generators would have to be set before each sample"
 
     def transforms(self) -> dict[str, list[Any]]:
         """See `Library`; voxels and radians. It has no shift and no multiplicative bias field."""
@@ -254,7 +254,7 @@ class Kornia(Library):
 
     name, package = "Kornia", "kornia"
     device = "yes"
-    seeding = "by the global generator, for a whole batch"
+    seeding = "the global generator draws for a whole batch"
 
     def changes(self) -> dict[str, Batch]:
         """See `Library`; degrees and parts of the volume."""
@@ -328,7 +328,9 @@ def page(content: dict[str, Any]) -> str:
         "turns. Strengths are those of the policy `strong`; each change happens to every sample. "
         "*All changes*: affine, elastic, bias field, gamma, blur, noise.",
         "",
-        f"Machine: {machine}. {versions}. Load of the machine at the start: {content['load']}.",
+        f"Machine: {machine}. {versions}. Load at the start: {content['load']}. Where "
+        "that is more than the threads, elapsed times are longer by the other work: compare them "
+        "within their line.",
         "",
         "hyperfusion_rt also finds the brain, keeps its edge and normalises it again, in every "
         "row, which the others leave to further steps. Libraries draw otherwise: uniform where "
@@ -348,7 +350,7 @@ def page(content: dict[str, Any]) -> str:
                     if ms is None:
                         cells.append("not installed")
                     else:
-                        cells.append(f"{ms[row][threads]:.0f}" if row in ms else "has it not")
+                        cells.append(f"{ms[row][threads]:.0f}" if row in ms else "not offered")
                 lines.append(f"| {row} | {threads} | {' | '.join(cells)} |")
     lines += ["", "## Where it runs, what a sample depends on, what the background is", ""]
     lines += [
@@ -362,13 +364,11 @@ def page(content: dict[str, Any]) -> str:
             lines.append(f"| {kind.name} | {kind.device} | not installed | not installed |")
             continue
         one = first[kind.name]
-        seeded = f"{'yes' if one['by sample'] else 'no'}, {kind.seeding}"
-        stays = "no: changed by noise"
-        if kind is Ours:
-            stays = "yes"
-            assert one["background stays 0"]
-        elif one["background stays 0"]:
-            stays = "no: mixed with the brain's edge"
+        seeded = f"{'yes' if one['by sample'] else 'no'}: {kind.seeding}"
+        # Even where it stays 0, it is a grey value for the brain's edge.
+        mixed = "no: it blurs the brain's edge"
+        stays = "yes" if kind is Ours else mixed
+        stays += "" if one["background stays 0"] else " and gets noise"
         lines.append(f"| {kind.name} | {kind.device} | {seeded} | {stays} |")
     return "\n".join(lines) + "\n"
 

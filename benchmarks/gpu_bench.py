@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import statistics
 import sys
@@ -121,7 +122,11 @@ LIMIT = {"tf32": 5e-3, "fp16": 5e-3, "bf16": 4e-2}
 
 
 def _graph(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """CALLS calls, as one graph."""
+    """CALLS calls, as one graph.
+
+    Autograd remembers the stream that it first saw a leaf on: calls before the capture are on its
+    own stream, or the capture would depend on another one and fail.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -129,7 +134,7 @@ def _graph(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         for _ in range(CALLS):
             call()
     return graph
@@ -150,8 +155,8 @@ def _times(graphs: dict[str, torch.cuda.CUDAGraph]) -> dict[str, float]:
     return {name: statistics.median(of) for name, of in taken.items()}
 
 
-def measure(name: str, layer: Layer, dtype: str) -> list[dict[str, Any]]:
-    """Forward, and where there are gradients forward and backward, of every contender."""
+def measure(name: str, layer: Layer, dtype: str, skip: str) -> list[dict[str, Any]]:
+    """Forward, and where there are gradients forward and backward, of all contenders but one."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     arguments = layer.arguments(dtype, "cuda")
     if layer.op != "hyper_linear":
@@ -160,26 +165,30 @@ def measure(name: str, layer: Layer, dtype: str) -> list[dict[str, Any]]:
         if "weight" in arguments:
             arguments["weight"] = arguments["weight"].contiguous(memory_format=last)
     expected = exact(layer, arguments)
-    trained = {n: t.detach().requires_grad_() for n, t in arguments.items()}
-    leaves = list(trained.values())
     # PyTorch's convolutions need one type: its contenders get weights that were cast before.
     cast = {n: t.to(arguments["x"].dtype) for n, t in arguments.items()}
     rows, forward, both = [], {}, {}
     for who, call in contenders(layer).items():
+        if who == skip:
+            continue
         row = {"layer": name, "dtype": dtype, "contender": who}
         rows.append(row)
         try:
             with torch.no_grad():
                 given = arguments if who.split(",")[0] in OURS else cast
-                row["error"] = error(call(given), expected)
+                y = call(given)
+                row["error"] = error(y, expected)
                 if row["error"] > LIMIT[dtype]:
                     row["failed"] = f"off float64 by {row['error']:.1e}"
                     continue
                 forward[who] = _graph(lambda call=call, given=given: call(given))
             if layer.op != "conv3d_block" and ", " not in who:
-                dy = torch.randn_like(call(trained))
+                dy = torch.randn_like(y)
+                trained = {n: t.detach().requires_grad_() for n, t in arguments.items()}
                 both[who] = _graph(
-                    lambda call=call, dy=dy: torch.autograd.grad(call(trained), leaves, dy)
+                    lambda call=call, dy=dy, leaves=trained: torch.autograd.grad(
+                        call(leaves), list(leaves.values()), dy
+                    )
                 )
         except Exception as problem:  # a contender that cannot do it is a result
             row["failed"] = f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
@@ -190,13 +199,23 @@ def measure(name: str, layer: Layer, dtype: str) -> list[dict[str, Any]]:
     return rows
 
 
+def apart(name: str, dtype: str, skip: str) -> list[dict[str, Any]]:
+    """`measure` in a process of its own: a kernel that reads beyond its memory ends that alone."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        try:
+            return pool.apply(measure, (name, LAYERS[name], dtype, skip))
+        except Exception as problem:
+            why = f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
+            return [{"layer": name, "dtype": dtype, "contender": "all", "failed": why}]
+
+
 def main() -> None:
     """Measure, print, write; exit status 1 where our own result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layer", default="", help="only layers whose name holds this")
     parser.add_argument("--dtype", default="", choices=["", *LIMIT], help="only this type")
+    parser.add_argument("--skip", default="", help="a contender to leave out: it compiles long")
     chosen = parser.parse_args()
-    only, types = chosen.layer, [chosen.dtype] if chosen.dtype else list(LIMIT)
     if not torch.cuda.is_available():
         print("no GPU on this machine: nothing was timed and nothing is written")
         return
@@ -211,30 +230,24 @@ def main() -> None:
         "cudnn": torch.backends.cudnn.version(),
     }
     device = re.sub("[^A-Za-z0-9]+", "-", properties.name)
-    path = HERE / f"gpu_bench-{'-'.join([device, *([chosen.dtype] if chosen.dtype else [])])}.json"
+    path = HERE / f"gpu_bench-{'-'.join([device, *filter(None, [chosen.dtype])])}.json"
     rows = []
-    for name, layer in LAYERS.items():
-        if only not in name:
+    for name in LAYERS:
+        if chosen.layer not in name:
             continue
-        for dtype in types:
-            rows += measure(name, layer, dtype)
-            for row in rows[-len(contenders(layer)) :]:
+        for dtype in [chosen.dtype] if chosen.dtype else LIMIT:
+            found = apart(name, dtype, chosen.skip)
+            rows += found
+            for row in found:
                 times = [str(row.get(k, "")) for k in ("forward_us", "forward_backward_us")]
-                print(
-                    name,
-                    dtype,
-                    row["contender"],
-                    *times,
-                    row.get("failed", ""),
-                    sep=" | ",
-                    flush=True,
-                )
-        if not only:  # after every layer: a run that is cut off has measured the ones before
+                cells = [name, dtype, row["contender"], *times, row.get("failed", "")]
+                print(" | ".join(cells), flush=True)
+        if not chosen.layer:  # after every layer: what is cut off has measured the ones before
             made = {"machine": machine, "layers": len(LAYERS), "rows": rows}
             path.write_text(json.dumps(made, indent=1) + "\n")
-    if not only:
+    if not chosen.layer:
         print(path)
-    wrong = [r for r in rows if r["contender"].split(",")[0] in OURS and "failed" in r]
+    wrong = [r for r in rows if "failed" in r and r["contender"].split(",")[0] in (*OURS, "all")]
     for row in wrong:
         print(f"{row['layer']}, {row['dtype']}, {row['contender']}: {row['failed']}",
               file=sys.stderr)  # fmt: skip

@@ -47,7 +47,7 @@ from hyperfusion_rt.export.targets.tensorrt_engine import OnPhase, export_tensor
 from hyperfusion_rt.export.targets.triton_server import check_target, write_repository
 from hyperfusion_rt.files import replacing_folder, sha256
 from hyperfusion_rt.machine import installed
-from hyperfusion_rt.models import image_shape
+from hyperfusion_rt.models import answers_sd, image_shape
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.training.results import EXPORT_CASES, load_member
@@ -354,6 +354,7 @@ def _manifest(
         task=config.task,
         classes=tuple(config.tabular.classes),
         unit="probability" if config.tabular.classes else config.tabular.unit,
+        answers_sd=answers_sd(config),
         target_spread=run.target_spread,
         preprocessing=config.preprocessing,
         table=config.tabular,

@@ -112,7 +112,7 @@ CODES: dict[str, str] = {
     "run-cohort-changed": "the cohort has changed since the run began",
     "run-checkpoint-unreadable": "a run cannot be continued from its last epoch",
     "study-refused": "several things are wrong with a study; the message lists them",
-    "training-diverged": "the training loss is no longer finite",
+    "training-diverged": "the training loss, or an answer of the network, is not finite",
     "training-process-died": "the process of a training ended without a word",
     "comparison-no-result": "no training of a comparison has a result",
     # artifacts

@@ -49,6 +49,17 @@ def spread(outputs: NDArray[np.floating], classes: bool, index: int) -> float | 
     return None if len(members) == 1 else float(members[:, index].std())
 
 
+def mixture(outputs: NDArray[np.floating]) -> Float:
+    """`[2]`: mean and standard deviation of the even mixture of `outputs [M, N, 2]`.
+
+    Each of M members on N boxes answers the mean and the standard deviation of a normal
+    distribution. The variance is the mean variance and the variance of the means (the law of total
+    variance).
+    """
+    means, deviations = np.moveaxis(np.asarray(outputs, np.float64), -1, 0)
+    return np.array([means.mean(), np.sqrt(np.square(deviations).mean() + means.var())])
+
+
 def combine(outputs: NDArray[np.floating], classes: bool, how: Rule) -> Float:
     """Combine raw `outputs [M, N, C]` of M members on N boxes into `[C]`.
 
@@ -61,7 +72,8 @@ def combine(outputs: NDArray[np.floating], classes: bool, how: Rule) -> Float:
       is each class's share of the votes;
     - `most_confident`: the member of the smallest entropy alone.
 
-    Without: numbers, averaged over both; `how` must be `mean`.
+    Without: numbers, averaged over both; `how` must be `mean`. So are standard deviations here, as
+    engines do it; what they are together says `mixture`.
     """
     members = per_member(outputs, classes)
     if how == "mean":

@@ -35,9 +35,10 @@ from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 # Version 3 had no `scan_reference`, and every scan's background was what is exactly 0. Those to
-# 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes.
+# 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes. Those to
+# 5 knew no standard deviations.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
@@ -123,6 +124,8 @@ class Manifest(Frozen):
     """The content of `manifest.json`. `members` holds one fitted tabular encoder each.
 
     `unit`: of the answer: `probability`, or that of the target ("" where it has none).
+    `answers_sd`: whether members answer `[2]`, a number and its standard deviation; `output` is
+    then the mean of each, and what both are together `rules.mixture` says of `members`.
     `target_spread`: the standard deviation of a target that is a number, in the training part.
     `training_cases`: hashes by which a case is known that it was trained on; None of older
     artifacts, and where the export left them out.
@@ -133,6 +136,7 @@ class Manifest(Frozen):
     task: Task
     classes: tuple[str, ...]
     unit: str
+    answers_sd: bool = False
     target_spread: float | None = None
     preprocessing: Preprocessing
     table: TableSpec

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.compare.late import external_answers, image_answers
 from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, External, Job
 from hyperfusion_rt.compare.table_models import TableModel, train_table_model
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import HyperFusionError, reason_of
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.training.cross_validation import test_rows
 from hyperfusion_rt.training.dataset import Dataset, gather, gather_external
 from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
-from hyperfusion_rt.training.results import answered, load_member
+from hyperfusion_rt.training.results import answered, columns_of_answer, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, choose_device, train
 
@@ -42,7 +42,6 @@ def work(
     comparison.forget_failure(job)
     try:
         _train(comparison, job, device, callbacks)
-        _check_answers(comparison, job)
         _predict_external(comparison, job, device)
     except Exception as error:
         code, reason = reason_of(error, job.model)
@@ -72,19 +71,9 @@ def _train(
             callbacks=callbacks,
         )
     else:
-        train_table_model(place, kind, config, gather(config, root))
-
-
-def _check_answers(comparison: Comparison, job: Job) -> None:
-    """A network whose weights are no longer finite answers nothing: that is no result."""
-    run = Run.open(comparison.place(job))
-    known, tested = run.metrics["test"]["cases"], len(test_rows(run))
-    if tested < known:
-        raise HyperFusionError(
-            f"{job.model}: gives no finite answer to {known - tested} of {known} test cases: did "
-            "the training diverge? Lower training.lr",
-            code="training-diverged",
-        )
+        dataset = gather(config, root)
+        beside = image_answers(comparison, job, dataset) if kind == "late" else None
+        train_table_model(place, kind, config, dataset, beside)
 
 
 # ---- the external test set
@@ -102,12 +91,18 @@ def _predict_external(comparison: Comparison, job: Job, device: str | None) -> N
     else:
         own = gather(config, root)
         split = split_of(own, config, 0)
-        model = TableModel(kind, config, own, split)
-        index = np.flatnonzero(np.isfinite(_encoded(dataset, split.encoder)).all(1))
-        values = model(dataset, index)
+        readable, beside, others = _encoded(dataset, split.encoder), None, None
+        if kind == "late":
+            beside = image_answers(comparison, job, own)
+            others = external_answers(comparison, job, dataset)
+            readable = np.hstack([readable, others])
+        model = TableModel(kind, config, own, split, beside)
+        index = np.flatnonzero(np.isfinite(readable).all(1))
+        values = model(dataset, index, others)
     spec = config.tabular
     stream = io.StringIO()
-    columns = ["subject", "session", *(["prediction"] if spec.classes else []), *spec.answers]
+    columns = ["subject", "session", *(["prediction"] if spec.classes else [])]
+    columns += columns_of_answer(spec, values.shape[1])
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     for i, answer in zip(index, values, strict=True):

@@ -92,8 +92,10 @@ class Config(Frozen):
             raise ValueError(
                 f"training.loss {training.loss} is of a number, not of classes; drop it"
             )
-        if training.loss == "bins" and not training.standardise_target:
-            raise ValueError("training.loss bins needs training.standardise_target: true")
+        if training.loss in ("bins", "gaussian") and not training.standardise_target:
+            raise ValueError(
+                f"training.loss {training.loss} needs training.standardise_target: true"
+            )
         if self.augmentation.flip:
             aside = [b.name for b in self.preprocessing.boxes if b.mirror or b.center[0] != 0]
             if aside:

@@ -59,6 +59,9 @@ class TableSpec(Frozen):
         return answer_columns(tuple(self.classes), self.target, self.unit)
 
 
+SD = "sd"  # the column of a number's standard deviation, where the network answers one
+
+
 def answer_columns(classes: Sequence[str], target: str, unit: str) -> tuple[str, ...]:
     """`p_` and each class; of a number `years`, or `predicted_` and its column in the table."""
     if classes:

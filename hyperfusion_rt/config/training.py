@@ -75,11 +75,13 @@ class TrainingConfig(Finite):
     label_smoothing: float = Field(
         0, ge=0, lt=1, description="the part of a class's weight that all classes share"
     )
-    loss: Literal["mse", "l1", "huber", "bins"] = Field(
+    loss: Literal["mse", "l1", "huber", "bins", "gaussian"] = Field(
         "mse",
         description="of a number: the mean squared error; the mean absolute error; between, "
-        "squared up to one standard deviation; or `bins`: the network answers a distribution, "
-        "whose mean is the answer, within 3 standard deviations of the training part's mean",
+        "squared up to one standard deviation; `bins`: the network answers a distribution, "
+        "whose mean is the answer, within 3 standard deviations of the training part's mean; or "
+        "`gaussian`, the negative log likelihood: the network answers a number and its standard "
+        "deviation (column `sd`), how far off it expects to be for this case",
     )
     bins: int = Field(40, ge=4, description="with `loss: bins`: how many")
     embedding_epochs: int = Field(

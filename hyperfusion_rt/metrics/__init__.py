@@ -2,7 +2,7 @@
 
 from hyperfusion_rt.metrics.classification import balanced_accuracy, classification
 from hyperfusion_rt.metrics.groups import FEWEST, age_bands, by_group
-from hyperfusion_rt.metrics.regression import regression
+from hyperfusion_rt.metrics.regression import deviation, regression
 from hyperfusion_rt.metrics.repeatability import repeatability
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "balanced_accuracy",
     "by_group",
     "classification",
+    "deviation",
     "regression",
     "repeatability",
 ]

@@ -61,6 +61,24 @@ def regression(
     return found | {"chance": chance, "reasons": reasons}
 
 
+def deviation(truth: Array, predicted: Array, sd: Array) -> dict[str, Any]:
+    """How well predicted standard deviations `sd [N]` fit the errors; all in one unit.
+
+    `coverage_68`, `coverage_95`: the share of cases whose truth lies within 1 and within 1.96 `sd`
+    of the prediction, 0.683 and 0.95 where the errors are normal and `sd` is right. `nll`: the mean
+    negative log likelihood, natural logarithm. Nothing without a case.
+    """
+    if not len(truth):
+        return {}
+    sd = np.asarray(sd, np.float64)
+    away = np.abs(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)) / sd
+    return {
+        "coverage_68": float(np.mean(away <= 1)),
+        "coverage_95": float(np.mean(away <= 1.96)),
+        "nll": float(np.mean(np.log(sd) + 0.5 * away**2) + 0.5 * np.log(2 * np.pi)),
+    }
+
+
 def number_statistics(truth: Array, predicted: Array) -> dict[str, Statistic]:
     """The statistics behind the figures of `regression`, by name, with its arguments."""
     truth = np.asarray(truth, np.float64)

@@ -19,11 +19,14 @@ _OF_NUMBERS = {
     "r": "correlation with the truth",
     "bias": "mean error (predicted - true)",
     "bias_slope": "slope of the error on the truth",
+    "coverage_68": "truth within 1 predicted sd (0.68 is right)",
+    "coverage_95": "truth within 1.96 predicted sd (0.95 is right)",
+    "nll": "negative log likelihood",
 }
 # Where a figure's chance level stands, and what chance is.
 _CHANCE = {"balanced_accuracy": "chance", "auc": "auc_chance", "mae": "chance"}
 _MAIN = ("balanced accuracy", "AUC", "macro F1", "mean absolute error", "correlation")
-_WITHOUT_UNIT = ("r", "bias_slope")
+_WITHOUT_UNIT = ("r", "bias_slope", "coverage_68", "coverage_95", "nll")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from hyperfusion_rt.models.initialisation import initialise_generators, load_embedding
 from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear
 from hyperfusion_rt.models.registry import (
+    answers_sd,
     bins_count,
     build_network,
     image_shape,
@@ -13,6 +14,7 @@ from hyperfusion_rt.models.registry import (
 __all__ = [
     "HyperConv3d",
     "HyperLinear",
+    "answers_sd",
     "bins_count",
     "build_network",
     "image_shape",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.distribution import Distribution
+from hyperfusion_rt.models.gaussian import Gaussian
 
 _LAST = ("fc2", "final_layer")
 # What the layer adds at the end; of a generated one, whatever the row.
@@ -36,10 +37,16 @@ def start_at(network: nn.Module, value: float) -> None:
 
 
 def in_unit(network: nn.Module, mean: float, spread: float) -> dict[str, Tensor]:
-    """A copy of the state of `network`, changed to answer `mean + spread · output`."""
+    """A copy of the state of `network`, changed to answer `mean + spread · output`.
+
+    Of a `Gaussian`, the standard deviation is only multiplied.
+    """
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
     if isinstance(network, Distribution):
         return {**state, "centres": mean + spread * state["centres"]}
+    if isinstance(network, Gaussian):
+        shift = spread * state["shift"] + state["shift"].new_tensor([[mean, 0.0]])
+        return {**state, "scale": spread * state["scale"], "shift": shift}
     prefix, last = _last(network)
     for name, _ in last.named_parameters():
         if "embedding_model" not in name and "filters" not in name:

@@ -16,7 +16,7 @@ from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.number_check import are_years, impossible_age, means_age
 from hyperfusion_rt.data.table_file import Row, is_missing, read_number, where
 from hyperfusion_rt.errors import CODES, TableError
-from hyperfusion_rt.metrics import age_bands, by_group, classification, regression
+from hyperfusion_rt.metrics import age_bands, by_group, classification, deviation, regression
 from hyperfusion_rt.metrics.words import in_lines
 from hyperfusion_rt.runtime.prediction import Prediction
 
@@ -52,7 +52,10 @@ def measure(
     truth = np.array(truths, np.float64)
     if manifest.classes:
         return classification(truth.astype(np.intp), values, manifest.classes, subjects)
-    return regression(truth, values.reshape(-1), manifest.unit, subjects)
+    found = regression(truth, values.reshape(-1), manifest.unit, subjects)
+    if manifest.answers_sd:
+        found |= deviation(truth, values.reshape(-1), [item.sd for item in predictions])
+    return found
 
 
 def cases_of(count: int) -> str:

@@ -33,15 +33,15 @@ class Prediction:
     """One case's result.
 
     `values`: probabilities in the order of `manifest.classes`, or the number in `manifest.unit`;
-    empty unless `status` is `ok`. `spread`: standard deviation over the members, None for one
-    member. `reason`:
-    why there is no prediction; `code`: the kind of fault (`errors.CODES`), empty where there is a
-    prediction. `known`: it failed before, and neither scan nor row has changed since. `warnings`:
-    what a reader of this prediction should know. `quality`: of a raw scan's
-    registration, figures by name. `scan`: the file, where there is one, and `stamp` what tells it
-    from a changed one (`files.stamp`), taken before it was read. `truth`: the cell of the target's
-    column, None where the table has no such column. `seen`: whether the case stood in the training
-    or validation part, by its subject's id, its scan or both.
+    empty unless `status` is `ok`. `sd`: the standard deviation of that number as the network
+    answers it, None where it answers none. `spread`: standard deviation over the members, None for
+    one member. `reason`: why there is no prediction; `code`: the kind of fault (`errors.CODES`),
+    empty where there is a prediction. `known`: it failed before, and neither scan nor row has
+    changed since. `warnings`: what a reader of this prediction should know. `quality`: of a raw
+    scan's registration, figures by name. `scan`: the file, where there is one, and `stamp` what
+    tells it from a changed one (`files.stamp`), taken before it was read. `truth`: the cell of the
+    target's column, None where the table has no such column. `seen`: whether the case stood in the
+    training or validation part, by its subject's id, its scan or both.
     """
 
     subject: str
@@ -59,6 +59,7 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     truth: str | None = None
     seen: Seen = ""
+    sd: float | None = None
 
 
 def by_case(item: Prediction) -> tuple[str, str]:

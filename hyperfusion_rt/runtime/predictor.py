@@ -26,7 +26,7 @@ from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp_of
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
-from hyperfusion_rt.rules import spread
+from hyperfusion_rt.rules import mixture, spread
 from hyperfusion_rt.runtime.case_input import CaseInput, CaseReader, as_batch
 from hyperfusion_rt.runtime.engines.choose import open_engine, open_parts
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
@@ -208,8 +208,8 @@ class Predictor:
     ) -> tuple[NDArray[np.float64], float | None]:
         """Run every member on the boxes `images [N, C, D, H, W]` of one case and combine.
 
-        `tabular`: one encoded row `[T]` per member. Returns probabilities or a number `[C]`, and
-        the members' spread.
+        `tabular`: one encoded row `[T]` per member. Returns probabilities or a number `[C]` (`[2]`
+        with its standard deviation, where the network answers one), and the members' spread.
 
         Raises:
             EngineError: an output is not finite.
@@ -230,7 +230,10 @@ class Predictor:
             )
         manifest = self.manifest
         members = raw.reshape(len(manifest.members), len(manifest.preprocessing.boxes), -1)
-        return values, spread(members, bool(manifest.classes), int(values.argmax()))
+        index = int(values.argmax()) if manifest.classes else 0
+        if manifest.answers_sd:
+            values[1] = mixture(members)[1]
+        return values, spread(members, bool(manifest.classes), index)
 
     def _free_memory(self) -> int | None:
         """What `max_memory` leaves for scans, now that the engine is loaded.
@@ -299,7 +302,7 @@ class Predictor:
                 return [self._failed(inputs[0].case, error, inputs[0].stamp)]
             # One odd case must not fail the others of its batch.
             return [prediction for item in inputs for prediction in self._finish([item])]
-        done = []
+        done, deviates = [], self.manifest.answers_sd
         for index, item in enumerate(inputs):
             case = item.case
             try:
@@ -312,7 +315,8 @@ class Predictor:
                     case.subject,
                     case.session,
                     "ok",
-                    values=tuple(float(v) for v in values),
+                    values=tuple(float(v) for v in (values[:1] if deviates else values)),
+                    sd=float(values[1]) if deviates else None,
                     spread=spread,
                     seconds=replace(item.seconds, infer=seconds),
                     quality=item.scan.quality,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from hyperfusion_rt.config import Config
-from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.config import SD, Config
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import check_parts_rotate
 from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
@@ -159,16 +159,26 @@ def _fold(
     old = Run.open(folder) if folder.exists() else None
     if old is not None and old.metrics:
         return old
-    return train(
-        config,
-        root,
-        name=folder.name,
-        parent=made.folder,
-        resume=old,
-        like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
-        device=device,
-        callbacks=callbacks,
-    )
+    try:
+        return train(
+            config,
+            root,
+            name=folder.name,
+            parent=made.folder,
+            resume=old,
+            like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
+            device=device,
+            callbacks=callbacks,
+        )
+    except HyperFusionError as error:
+        if error.code != "training-diverged":
+            raise
+        # All folds have one configuration, so it cannot change for the rest of them.
+        raise HyperFusionError(
+            f"{error}. Do so in hfrt.yaml and begin another cross-validation, without `resume`; "
+            "the finished folds of this one are kept",
+            code=error.code,
+        ) from error
 
 
 def _damaged(folder: Path, what: str) -> ConfigError:
@@ -204,8 +214,9 @@ def _tested(run: Run) -> list[dict[str, str]]:
 def _pooled(config: Config, rows: list[dict[str, str]]) -> dict[str, Any]:
     """The figures of all test predictions together."""
     spec = config.tabular
-    values = np.array([[float(row[name]) for name in spec.answers] for row in rows])
-    values = values.reshape(len(rows), len(spec.answers))
+    names = [*spec.answers, *([SD] if rows and SD in rows[0] else [])]
+    values = np.array([[float(row[name]) for name in names] for row in rows])
+    values = values.reshape(len(rows), len(names))
     classes = list(spec.classes)
     truth = [classes.index(row["truth"]) if classes else float(row["truth"]) for row in rows]
     subjects = [row["subject"] for row in rows]

@@ -24,10 +24,11 @@ from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.metrics import balanced_accuracy
-from hyperfusion_rt.models import initialise_generators, load_embedding, network_of
+from hyperfusion_rt.models import answers_sd, initialise_generators, load_embedding, network_of
 from hyperfusion_rt.models.distribution import Distribution
+from hyperfusion_rt.models.gaussian import Gaussian
 from hyperfusion_rt.models.output import in_unit, start_at
-from hyperfusion_rt.rules import combine
+from hyperfusion_rt.rules import combine, mixture
 from hyperfusion_rt.training.augmentation import ImageAugmentation, TableAugmentation
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.learner import Learner
@@ -95,10 +96,24 @@ def predict(
 
 
 def summarise(config: Config, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities or numbers `[N, C]` from members' raw `outputs [M, N, boxes, C]`."""
+    """Probabilities or numbers `[N, C]` from members' raw `outputs [M, N, boxes, C]`.
+
+    Of networks that answer standard deviations, `[N, 2]`: mean and standard deviation.
+    """
     how = config.training.combine
     cases = range(outputs.shape[1])
+    if answers_sd(config):
+        return np.array([mixture(outputs[:, i]) for i in cases]).reshape(-1, 2)
     return np.stack([combine(outputs[:, i], bool(config.tabular.classes), how) for i in cases])
+
+
+def diverged(what: str, lr: float) -> HyperFusionError:
+    """That a training has come to nothing, and what helps."""
+    return HyperFusionError(
+        f"{what}: lower training.lr (now {lr:g}), cut the gradient (training.clip_gradient), or "
+        "take another training.seed; the same again would end the same",
+        code="training-diverged",
+    )
 
 
 class Trainer:
@@ -127,9 +142,9 @@ class Trainer:
     def build(self) -> nn.Module:
         """The network with its initial weights, the embedding trained first where it has one."""
         torch.manual_seed(self.seed)
-        config, width = self.config, self.split.encoder.width
-        network = network_of(config, width)
-        inner = network.network if isinstance(network, Distribution) else network
+        config, encoder = self.config, self.split.encoder
+        network = network_of(config, encoder.width, encoder.input_columns)
+        inner = network.network if isinstance(network, (Distribution, Gaussian)) else network
         fusion, architecture = config.network.fusion, config.network.architecture
         if fusion == "tabular" and config.training.embedding_epochs:
             return self._pretrained().to(self.device)
@@ -137,8 +152,8 @@ class Trainer:
             if architecture == "ad":
                 load_embedding(inner, self._pretrained())
             initialise_generators(inner, torch.from_numpy(self.split.tabular[self.split.train]))
-        if not config.tabular.classes and inner is network:
-            start_at(network, float(self.targets[self.split.train].mean()))
+        if not config.tabular.classes and not isinstance(network, Distribution):
+            start_at(inner, float(self.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return network.to(self.device)
@@ -178,6 +193,11 @@ class Trainer:
                     on_epoch(epoch, row)
         finally:
             board.close()
+        if not self.member.weights.exists():
+            raise self._diverged("no epoch gave finite answers to the validation part")
+
+    def _diverged(self, what: str) -> HyperFusionError:
+        return diverged(f"{what} ({self.member.folder})", self.config.training.lr)
 
     def _epoch(self, learner: Learner, epoch: int) -> dict[str, Any]:
         training = self.config.training
@@ -202,11 +222,7 @@ class Trainer:
             count += len(batch)
         mean = float(total) / count
         if not math.isfinite(mean):
-            raise HyperFusionError(
-                f"the training loss became {mean} in epoch {epoch}: lower training.lr "
-                f"(now {now:g}) in hfrt.yaml",
-                code="training-diverged",
-            )
+            raise self._diverged(f"the training loss became {mean} in epoch {epoch}")
         return {"epoch": epoch, "lr": now, "train_loss": mean}
 
     def _inputs(
@@ -230,20 +246,18 @@ class Trainer:
         outputs = predict(network, self.dataset, self.split, indices, 16)
         truth = self.targets[indices]
         repeated = torch.from_numpy(truth).repeat_interleave(outputs.shape[1])
+        figure = "balanced_accuracy" if self.loss.classes else "mae"
+        if not np.isfinite(outputs).all():
+            if self.config.training.keep == "last":
+                raise self._diverged("the answers to the validation part are no longer finite")
+            return {"validation_loss": math.nan, f"validation_{figure}": math.nan}
         loss = self.loss.of_validation(torch.from_numpy(outputs).flatten(0, 1), repeated)
         values = summarise(self.config, outputs[None])
-        if not self.loss.classes:
-            error = values[:, 0] - truth
-            return {
-                "validation_loss": loss,
-                "validation_mae": self.scale.spread * float(np.abs(error).mean()),
-            }
-        return {
-            "validation_loss": loss,
-            "validation_balanced_accuracy": balanced_accuracy(
-                truth, values.argmax(1), values.shape[1]
-            ),
-        }
+        if self.loss.classes:
+            score = balanced_accuracy(truth, values.argmax(1), values.shape[1])
+        else:
+            score = self.scale.spread * float(np.abs(values[:, 0] - truth).mean())
+        return {"validation_loss": loss, f"validation_{figure}": score}
 
     def _keep(self, network: nn.Module, row: dict[str, Any]) -> None:
         from safetensors.torch import save_file
@@ -251,7 +265,8 @@ class Trainer:
         # Ties of the metric, common on small validation sets, go to the smaller loss.
         first = row.get("validation_balanced_accuracy", -row.get("validation_mae", 0.0))
         score = (float(first), -row["validation_loss"])
-        better = score > self.best
+        # A NaN compares with nothing: as second number it would be taken, and never given up.
+        better = all(map(math.isfinite, score)) and score > self.best
         if better:
             self.best, self.best_epoch = score, row["epoch"]
         elif self.config.training.keep == "best":

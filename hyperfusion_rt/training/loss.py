@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy, huber_loss, kl_div, l1_loss, mse_
 
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.models import bins_count, outputs_count
+from hyperfusion_rt.models import answers_sd, bins_count, outputs_count
 from hyperfusion_rt.models.distribution import soft_labels
+from hyperfusion_rt.models.gaussian import negative_log_likelihood
 
 _OF_NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": mse_loss,
@@ -54,9 +55,9 @@ class Loss:
         self.weight = torch.tensor(weights, device=device) if weights else None
         self.smoothing = config.training.label_smoothing
         kind = config.training.loss
-        self.bins = bins_count(config)
+        self.bins, self.deviates = bins_count(config), answers_sd(config)
         # The table's own network answers a number whatever the others do.
-        self.error = _OF_NUMBERS["mse" if kind == "bins" else kind]
+        self.error = _OF_NUMBERS.get(kind, mse_loss)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """`outputs [B, C]`, of bins their logits, against `targets float [B]`."""
@@ -67,6 +68,11 @@ class Loss:
         if self.classes:
             truth = targets.long()
             return cross_entropy(outputs, truth, self.weight, label_smoothing=self.smoothing)
+        return self._of_numbers(outputs, targets)
+
+    def _of_numbers(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.deviates and outputs.shape[1] == 2:
+            return negative_log_likelihood(outputs, targets)
         return self.error(outputs[:, 0], targets)
 
     def of_validation(self, outputs: Tensor, targets: Tensor) -> float:
@@ -75,6 +81,6 @@ class Loss:
         As in training, without smoothing; of bins, the mean squared error.
         """
         if not self.classes:
-            return float(self.error(outputs[:, 0], targets))
+            return float(self._of_numbers(outputs, targets))
         weight = None if self.weight is None else self.weight.cpu().to(outputs.dtype)
         return float(cross_entropy(outputs, targets.long(), weight))

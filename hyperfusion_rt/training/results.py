@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hyperfusion_rt.config import Config, TableSpec
+from hyperfusion_rt.config import SD, Config, TableSpec
 from hyperfusion_rt.files import replacing, write_text
-from hyperfusion_rt.metrics import classification, regression
+from hyperfusion_rt.metrics import classification, deviation, regression
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
 from hyperfusion_rt.training.dataset import Dataset
-from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
+from hyperfusion_rt.training.loop import Split, diverged, predict, split_of, summarise
 from hyperfusion_rt.training.run_folder import Member, Run
 
 # As many real cases as the largest batch of the comparison made at export.
@@ -34,7 +34,8 @@ Floats = NDArray[np.float64]
 def load_member(run: Run, member: Member) -> torch.nn.Module:
     """The trained network of `member`, in eval mode, on the CPU."""
     config = run.config
-    network = network_of(config, member.encoder.width)
+    encoder = member.encoder
+    network = network_of(config, encoder.width, encoder.input_columns)
     network.load_state_dict(read_state(member.weights))
     return network.eval()
 
@@ -44,6 +45,9 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
 
     A case with a category that a member has not learned is not counted: `not_evaluated`. Writes
     `predictions.csv`, and keeps a few cases for the comparison at export.
+
+    Raises:
+        HyperFusionError: a member's answer is not finite.
     """
     config = run.config
     splits = [split_of(dataset, config, index) for index in range(len(run.members))]
@@ -52,6 +56,12 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
         known = np.flatnonzero(np.isfinite(split.tabular).all(1))
         network = load_member(run, member).to(device)
         found = predict(network, dataset, split, known, _BATCH)
+        if not np.isfinite(found).all():
+            bad = int(np.sum(~np.isfinite(found).all((1, 2))))
+            raise diverged(
+                f"no finite answer to {bad} of {len(known)} cases ({member.folder})",
+                config.training.lr,
+            )
         every = np.full((len(dataset.cases), *found.shape[1:]), np.nan)
         every[known] = found
         outputs.append(every)
@@ -96,7 +106,8 @@ def figures(
     """The figures of answers `values [N, C]` against `truth [N]`, of `subjects [N]`."""
     if spec.classes:
         return classification(truth.astype(int), values, list(spec.classes), subjects)
-    return regression(truth, values[:, 0], spec.unit, subjects)
+    found = regression(truth, values[:, 0], spec.unit, subjects)
+    return found | (deviation(truth, values[:, 0], values[:, 1]) if values.shape[1] == 2 else {})
 
 
 def _rows(
@@ -132,9 +143,15 @@ def _rows(
                 }
 
 
+def columns_of_answer(spec: TableSpec, count: int) -> tuple[str, ...]:
+    """What the columns of an answer of `count` numbers are called."""
+    return (*spec.answers, SD) if count > len(spec.answers) else spec.answers
+
+
 def answered(spec: TableSpec, answer: Floats) -> dict[str, str]:
-    """One answer `[C]` as cells of a table."""
-    cells = dict(zip(spec.answers, (f"{value:.6g}" for value in answer), strict=True))
+    """One answer `[C]`, a number perhaps with its standard deviation, as cells of a table."""
+    names = columns_of_answer(spec, len(answer))
+    cells = dict(zip(names, (f"{value:.6g}" for value in answer), strict=True))
     if spec.classes:
         cells = {"prediction": list(spec.classes)[int(answer.argmax())], **cells}
     return cells
@@ -144,6 +161,7 @@ def write_table(path: Path, spec: TableSpec, rows: Sequence[dict[str, Any]]) -> 
     """Write predictions as a table."""
     columns = ["subject", "session", "part", "member", "split", "truth"]
     columns += [*(["prediction"] if spec.classes else []), *spec.answers]
+    columns += [SD] if any(SD in row for row in rows) else []
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()

@@ -14,6 +14,7 @@ from hyperfusion_rt.metrics import (
     bootstrap,
     by_group,
     classification,
+    deviation,
     regression,
     repeatability,
 )
@@ -377,3 +378,32 @@ def test_repeatability_without_an_answer_says_why():
 def test_repeatability_refuses_two_values_of_one_scan():
     with pytest.raises(HyperFusionError, match=r"'S1', session '2': has several values"):
         repeatability([1, 2, 3], ["S0", "S1", "S1"], ["1", "2", "2"])
+
+
+# ---- predicted standard deviations
+
+
+def test_deviations_of_numbers_worked_by_hand():
+    found = deviation(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 5, 10]), np.array([1.0, 2, 2, 2]))
+    assert (found["coverage_68"], found["coverage_95"]) == (0.75, 0.75)
+    exact = -stats.norm.logpdf([0, 1, 2, 6], 0, [1, 2, 2, 2]).mean()
+    assert found["nll"] == pytest.approx(exact)
+    assert deviation(np.empty(0), np.empty(0), np.empty(0)) == {}
+
+
+def test_right_deviations_cover_what_they_should():
+    rng = np.random.default_rng(0)
+    truth, sd = rng.uniform(40, 90, 40_000), rng.uniform(1, 9, 40_000)
+    predicted = rng.normal(truth, sd)
+    right = deviation(truth, predicted, sd)
+    assert right["coverage_68"] == pytest.approx(0.683, abs=0.01)
+    assert right["coverage_95"] == pytest.approx(0.95, abs=0.005)
+    assert all(deviation(truth, predicted, f * sd)["nll"] > right["nll"] for f in (0.8, 1.2))
+    numbers = regression(truth[:50], predicted[:50], "years")
+    words = figures_in_words(numbers | deviation(truth[:50], predicted[:50], sd[:50]))
+    assert [w.name for w in words if "predicted sd" in w.name or "likelihood" in w.name] == [
+        "truth within 1 predicted sd (0.68 is right)",
+        "truth within 1.96 predicted sd (0.95 is right)",
+        "negative log likelihood",
+    ]
+    assert all("years" not in w.value for w in words[-3:])

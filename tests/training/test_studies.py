@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from hyperfusion_rt.config import load_config
-from hyperfusion_rt.data.simulate import simulate_cohort
-from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.data.simulate import bayes_optimum, simulate_cohort
+from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
+from hyperfusion_rt.runtime.evaluation import agreement
+from hyperfusion_rt.runtime.outputs.table import record
 from hyperfusion_rt.runtime.predictor import load
 from hyperfusion_rt.training.cross_validation import CrossValidation, cross_validate
 from hyperfusion_rt.training.dataset import check_study
+from hyperfusion_rt.training.learner import Learner
 from hyperfusion_rt.training.train import Callbacks, train
 
 SMALL = {
@@ -60,6 +63,11 @@ STUDIES = {
         "preprocessing": WHOLE,
         "network": {"architecture": "brain-age", "fusion": "film"},
     },
+    "ml and its deviation, hippocampi": {
+        "task": "regression",
+        "tabular": ML,
+        "training": {"loss": "gaussian", "members": 2},
+    },
     "ml, table alone": {
         "task": "regression",
         "tabular": ML,
@@ -76,7 +84,7 @@ def test_from_the_study_to_predictions(root, tmp_path, name):
     run = train(config, root, name=name)
     with open(run.folder / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 20
+    assert len(rows) == 20 * (1 if config.training.members == 1 else 3)
     assert {row["split"] for row in rows} == {"train", "validation", "test"}
     artifact = export_run(run, tmp_path / "x.hfrt", engines=("native", "onnx"))
     manifest = artifact.manifest
@@ -87,18 +95,36 @@ def test_from_the_study_to_predictions(root, tmp_path, name):
         assert {row["truth"] for row in rows} == {"no", "yes"}
     else:
         columns, tolerance = ["predicted_VENTRICLES_ML"], 0.01 * spread
+        if config.training.loss == "gaussian":
+            columns.append("sd")
+            rows = [row for row in rows if row["member"] == "all"]
+            assert 0 <= run.metrics["test"]["coverage_95"] <= 1
         assert (manifest.unit, manifest.target_spread) == ("ml", spread)
         said = json.dumps([run.metrics, manifest.model_dump(mode="json")["table"]])
         assert "years" not in said
     assert {e.comparison.drift_tolerance for e in manifest.engines} == {tolerance}
     # What training wrote is what the engine says.
-    found = {
-        p.subject: p.values
-        for p in load(artifact.folder).predict(root / "scans", root / "data.csv")
-    }
+    predictions = list(load(artifact.folder).predict(root / "scans", root / "data.csv"))
+    found = {p.subject: [record(manifest, p)[column] for column in columns] for p in predictions}
+    agreed = agreement(manifest, predictions)
+    assert agreed.figures["cases"] == 4
+    assert ("coverage_95" in agreed.figures) == ("sd" in columns)
     for row in rows:
         exact = [float(row[column]) for column in columns]
         assert np.allclose(found[row["subject"]], exact, rtol=1e-3, atol=tolerance)
+
+
+def test_the_optimum_says_what_it_does_not_count(root):
+    found = json.loads((root / "optimum.json").read_text())
+    plain = bayes_optimum("ad")
+    assert found == bayes_optimum("ad", volumes=True)
+    assert {name: found[name] for name in ("image", "both")} == {
+        name: plain[name] for name in ("image", "both")
+    }
+    assert "table" not in found
+    assert "table" not in found["standard_error"]
+    assert found["table_without_volumes"] == plain["table"]
+    assert "the volumes in the table are not counted" in found["method"]
 
 
 def test_any_unit_trains_alike(root):
@@ -225,6 +251,30 @@ def test_folds_of_another_cohort_or_damaged_ones_are_not_mixed(root, tmp_path, h
     status, err = resumed()
     assert status == 0, err
     assert (made.folder / "metrics.json").read_text() == figures
+
+
+def test_a_fold_that_diverges_says_what_helps_and_leaves_the_others(root, monkeypatch):
+    change = merged(SMALL, {"training": {"parts": 3, "epochs": 1}})
+    config = load_config(root / "hfrt.yaml", change)
+    folds, step = [], Learner.step
+
+    def diverge_in_the_second(*arguments):
+        return step(*arguments) * (float("nan") if len(folds) == 2 else 1)
+
+    monkeypatch.setattr(Learner, "step", diverge_in_the_second)
+    with pytest.raises(HyperFusionError) as caught:
+        cross_validate(config, root, name="diverging", on_fold=lambda n, _: folds.append(n))
+    assert caught.value.code == "training-diverged"
+    for word in ("fold-1", "training.lr", "training.clip_gradient", "training.seed", "are kept"):
+        assert word in str(caught.value)
+    assert "delete" not in str(caught.value)
+    made = CrossValidation.latest(root / "runs")
+    assert made.folder.name == "diverging"
+    assert (made.fold(0) / "metrics.json").exists()
+    monkeypatch.setattr(Learner, "step", step)
+    first = (made.fold(0) / "metrics.json").stat().st_mtime_ns
+    assert cross_validate(config, root, resume=made).metrics["test"]["cases"] == 20
+    assert (made.fold(0) / "metrics.json").stat().st_mtime_ns == first
 
 
 def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):

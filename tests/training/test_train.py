@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.training import loop
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, choose_device, train
 
@@ -79,7 +81,9 @@ def test_another_seed_gives_other_numbers(session_cohort, session_run):
     assert numbers(run)[0] != numbers(session_run)[0]
 
 
-@pytest.mark.parametrize("fusion", ["image", "tabular", "concat", "film", "daft"])
+@pytest.mark.parametrize(
+    "fusion", ["image", "tabular", "concat", "film", "daft", "tabmixer", "attention"]
+)
 def test_the_baselines_train(session_cohort, fusion):
     change = {"network": {"features": 2, "fusion": fusion}, "training": {"epochs": 1, "parts": 5}}
     run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name=fusion)
@@ -90,6 +94,47 @@ def test_early_stop(session_cohort):
     change = {**TINY, "training": {"epochs": 50, "patience": 1, "lr": 1e-9, "embedding_epochs": 0}}
     run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name="stop")
     assert len(numbers(run)) < 20
+
+
+def spoilt(monkeypatch, epochs):
+    """In these epochs the network's answers to the validation part are NaN."""
+    calls, predict = [], loop.predict
+
+    def answers(*arguments):
+        calls.append(0)
+        return predict(*arguments) * (np.nan if len(calls) - 1 in epochs else 1)
+
+    monkeypatch.setattr(loop, "predict", answers)
+
+
+def test_an_epoch_without_finite_answers_is_never_the_best(session_cohort, monkeypatch):
+    spoilt(monkeypatch, {0, 2})
+    change = {**TINY, "training": {**TINY["training"], "keep": "best"}}
+    run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name="nan-first")
+    history = numbers(run)
+    assert [row["validation_loss"] == "nan" for row in history] == [True, False, True]
+    kept = torch.load(run.member(0).folder / "checkpoint.pt", weights_only=True)
+    assert kept["best_epoch"] == 1
+    assert np.isfinite(kept["best"]).all()
+
+
+@pytest.mark.parametrize(("keep", "epochs"), [("last", {2}), ("best", {0, 1, 2})])
+def test_a_network_without_finite_answers_is_not_kept_in_silence(
+    session_cohort, monkeypatch, keep, epochs
+):
+    spoilt(monkeypatch, epochs)
+    change = {**TINY, "training": {**TINY["training"], "keep": keep}}
+    config = load_config(session_cohort / "hfrt.yaml", change)
+    with pytest.raises(HyperFusionError, match=r"validation part.*lower training\.lr") as caught:
+        train(config, session_cohort, name=f"nan-{keep}")
+    assert caught.value.code == "training-diverged"
+    run = Run.latest(session_cohort / "runs", finished=False)
+    assert run.folder.name == f"nan-{keep}"
+    assert not run.metrics
+    weights = run.member(0).weights
+    assert weights.exists() == (keep == "last")  # of the epoch before
+    if keep == "last":
+        assert all(torch.isfinite(value).all() for value in load_file(weights).values())
 
 
 def test_bad_cases_are_left_out_and_listed(cohort, session_cohort):
@@ -151,9 +196,9 @@ def ages(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("loss", ["l1", "bins"])
+@pytest.mark.parametrize("loss", ["l1", "bins", "gaussian"])
 def test_brain_age_trains(ages, loss):
-    training = {"epochs": 1, "standardise_target": loss == "bins", "loss": loss, "keep": "best"}
+    training = {"epochs": 1, "standardise_target": loss != "l1", "loss": loss, "keep": "best"}
     change = {"network": {"features": 2}, "training": training}
     run = train(load_config(ages / "hfrt.yaml", change), ages)
     assert run.metrics["test"]["mae"] < 40

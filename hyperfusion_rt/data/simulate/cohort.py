@@ -251,7 +251,7 @@ def simulate_cohort(
                 on_subject(index)
     write_text(out / "data.csv", _csv(rows))
     write_text(out / "truth.csv", _csv(truths))
-    optimum = bayes_optimum(task, model)
+    optimum = bayes_optimum(task, model, volumes=volumes)
     write_text(out / "optimum.json", json.dumps(optimum, indent=2) + "\n")
     preset = f"{task}-small" if spacing == 2 else task
     write_text(out / "hfrt.yaml", f"preset: {preset}\n{_CHANNELS if flair else ''}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfusion_rt.artifact.manifest import Manifest
-from hyperfusion_rt.config import answer_columns
+from hyperfusion_rt.config import SD, answer_columns
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.files import replacing, shown, write_text
 from hyperfusion_rt.runtime.prediction import Prediction
@@ -88,12 +88,22 @@ def quality_column(name: str) -> Column:
     return Column(name, "number", f"Raw scans only: {meaning}", unit)
 
 
+def sd_column(unit: str) -> Column:
+    """The column of a number's standard deviation."""
+    meaning = (
+        "Standard deviation of the predicted number as the network answers it, members and boxes "
+        "together; only where training.loss was gaussian"
+    )
+    return Column(SD, "number", meaning, si_unit(unit))
+
+
 def value_columns(manifest: Manifest) -> list[Column]:
     """The columns of an answer: probabilities, or a number."""
     names = answer_columns(manifest.classes, manifest.table.target, manifest.unit)
     if not manifest.classes:
         meaning = f"Predicted {manifest.table.target}"
-        return [Column(names[0], "number", meaning, si_unit(manifest.unit))]
+        columns = [Column(names[0], "number", meaning, si_unit(manifest.unit))]
+        return [*columns, sd_column(manifest.unit)] if manifest.answers_sd else columns
     return [
         Column(name, "number", f"Probability of the class {label}", "1")
         for name, label in zip(names, manifest.classes, strict=True)
@@ -143,11 +153,15 @@ def label(manifest: Manifest, prediction: Prediction) -> str:
 
 def record(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
     """One line of the table: a name and a value per column, None where there is nothing."""
-    values: Sequence[float | None] = prediction.values or [None] * (len(manifest.classes) or 1)
+    names = [column.name for column in value_columns(manifest)]
+    values: Sequence[float | None] = prediction.values
+    if manifest.answers_sd:
+        values = [*values, prediction.sd]
+    if not prediction.values:
+        values = [None] * len(names)
     row: dict[str, Any] = {"subject": prediction.subject, "session": prediction.session}
     if manifest.classes:
         row["prediction"] = label(manifest, prediction) or None
-    names = [column.name for column in value_columns(manifest)]
     row |= dict(zip(names, values, strict=True))
     if prediction.truth is not None:
         row["truth"] = prediction.truth or None
