@@ -22,6 +22,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -173,7 +174,7 @@ def _shifted(voxels: NDArray[np.int16], step: Floats) -> NDArray[np.int16]:
 def run(job: Job, cohorts: Cohorts) -> dict[str, Any]:
     """Train, export and predict; the answers, from earlier where they are kept."""
     folder = WORK / "jobs" / f"{cohorts.task}-{cohorts.variant}-{cohorts.subjects}"
-    folder = folder / f"{job.name.replace(' ', '-')}-{job.seed}"
+    folder = folder / f"{re.sub('[^a-z0-9.]+', '-', job.name)}-{job.seed}"
     kept = folder / "answers.json"
     if kept.exists():
         known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -425,7 +426,10 @@ def report(
 def main(
     task: Annotated[Task, typer.Argument()],
     variant: Annotated[str, typer.Option(help="The model that is simulated.")] = "additive",
-    models: Annotated[str, typer.Option(help="Values of network.fusion.")] = MODELS,
+    models: Annotated[
+        str,
+        typer.Option(help="Values of network.fusion, each with +section.field=value if need be."),
+    ] = MODELS,
     ablation: Annotated[bool, typer.Option(help="The recipe without each ingredient.")] = False,
     seeds: Annotated[str, typer.Option(help="Of the cohorts.")] = SEEDS,
     subjects: Annotated[int, typer.Option(help="To train with.")] = 600,
@@ -438,7 +442,9 @@ def main(
     numbers = [int(seed) for seed in seeds.split(",")]
     for seed in numbers:
         cohorts.make(seed)
-    variants = ABLATION if ablation else {m: (f"network.fusion={m}",) for m in models.split(",")}
+    variants = ABLATION
+    if not ablation:
+        variants = {m: tuple(f"network.fusion={m}".split("+")) for m in models.split(",")}
     todo = [Job(name, seed, sets) for seed in numbers for name, sets in variants.items()]
     truth = {seed: truths(cohorts, seed) for seed in numbers}
     studies: dict[str, list[Study]] = {name: [] for name in variants}

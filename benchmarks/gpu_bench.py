@@ -122,7 +122,11 @@ LIMIT = {"tf32": 5e-3, "fp16": 5e-3, "bf16": 4e-2}
 
 
 def _graph(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """CALLS calls, as one graph."""
+    """CALLS calls, as one graph.
+
+    Autograd remembers the stream that it first saw a leaf on: calls before the capture are on its
+    own stream, or the capture would depend on another one and fail.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -130,7 +134,7 @@ def _graph(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         for _ in range(CALLS):
             call()
     return graph
@@ -161,8 +165,6 @@ def measure(name: str, layer: Layer, dtype: str, skip: str) -> list[dict[str, An
         if "weight" in arguments:
             arguments["weight"] = arguments["weight"].contiguous(memory_format=last)
     expected = exact(layer, arguments)
-    trained = {n: t.detach().requires_grad_() for n, t in arguments.items()}
-    leaves = list(trained.values())
     # PyTorch's convolutions need one type: its contenders get weights that were cast before.
     cast = {n: t.to(arguments["x"].dtype) for n, t in arguments.items()}
     rows, forward, both = [], {}, {}
@@ -174,15 +176,19 @@ def measure(name: str, layer: Layer, dtype: str, skip: str) -> list[dict[str, An
         try:
             with torch.no_grad():
                 given = arguments if who.split(",")[0] in OURS else cast
-                row["error"] = error(call(given), expected)
+                y = call(given)
+                row["error"] = error(y, expected)
                 if row["error"] > LIMIT[dtype]:
                     row["failed"] = f"off float64 by {row['error']:.1e}"
                     continue
                 forward[who] = _graph(lambda call=call, given=given: call(given))
             if layer.op != "conv3d_block" and ", " not in who:
-                dy = torch.randn_like(call(trained))
+                dy = torch.randn_like(y)
+                trained = {n: t.detach().requires_grad_() for n, t in arguments.items()}
                 both[who] = _graph(
-                    lambda call=call, dy=dy: torch.autograd.grad(call(trained), leaves, dy)
+                    lambda call=call, dy=dy, leaves=trained: torch.autograd.grad(
+                        call(leaves), list(leaves.values()), dy
+                    )
                 )
         except Exception as problem:  # a contender that cannot do it is a result
             row["failed"] = f"{type(problem).__name__}: {str(problem).splitlines()[0]}"

@@ -199,18 +199,19 @@ def layers() -> str:
     def code(names: Iterable[str]) -> str:
         return ", ".join(f"`{name}`" for name in names)
 
+    alike, late = ("film", "daft", "tabmixer"), ("concat", "attention")
     layers, places = [], []
     for name in config.LAYERS:
-        usual = {f: config.NetworkConfig(architecture=name, fusion=f) for f in ("film", "concat")}
+        usual = [config.NetworkConfig(architecture=name, fusion=f[0]) for f in (alike, late)]
         published = config.NetworkConfig(architecture=name).generated
         layers.append([code([name]), code(config.LAYERS[name]), code(published)])
-        unless = [f"`{network.place}`" for network in usual.values()]
+        unless = [f"`{network.place}`" for network in usual]
         places.append([code([name]), code(config.PLACES[name]), *unless])
     return (
         "### Layers of the networks\n\nWhat `network.hyper_layers` can name.\n\n"
         + table(("network", "layers", "generated unless told"), layers)
         + "### Places of the networks\n\nWhat `network.fusion_at` can name.\n\n"
-        + table(("network", "places", "`film` and `daft`, unless told", "`concat`"), places)
+        + table(("network", "places", f"{code(alike)}, unless told", code(late)), places)
     )
 
 

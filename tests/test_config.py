@@ -90,7 +90,7 @@ def test_a_fault_of_a_configuration_file_has_its_code(tmp_path, text, code):
             "preprocessing.channels.0.file: there is no such field; did you mean 'files'?",
         ),
         ("network: {fussion: film}", "network.fussion: there is no such field; did you mean"),
-        ("network: {fusion: flim}", "'film' or 'daft'; did you mean 'film'?"),
+        ("network: {fusion: flim}", "'tabmixer' or 'attention'; did you mean 'film'?"),
         ("task: regresion", "did you mean 'regression'?"),
         ("training: {epochs: yes}", "training.epochs: must be a number; YAML reads this as true"),
         ("network: {features: on}", "network.features: must be a number"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -267,12 +268,32 @@ def _adaptive(kind: str) -> Callable[..., Any]:
         if wanted == [1, 1, 1]:
             pooled = c.emit(f"global_{kind}_pool", [x], x.shape[1:2], Subsampling())
             return c.emit("reshape", [pooled], (x.shape[1], 1, 1, 1))
-        if any(f % n for f, n in zip(x.shape[2:], wanted, strict=True)):
-            raise UnsupportedError(f"from {x.shape[2:]} to {wanted}: not a whole multiple")
         grid = Grid(size=triple(wanted))
+        if any(f % n for f, n in zip(x.shape[2:], wanted, strict=True)):
+            window = _alike(x.shape[2:], grid.size)
+            return c.emit(f"{kind}_pool", [x], (x.shape[1], *grid.size), window)
         return c.emit(f"adaptive_{kind}_pool", [x], (x.shape[1], *grid.size), grid)
 
     return handler
+
+
+def _alike(sizes: Sequence[int], wanted: Sequence[int]) -> Pooling:
+    """The pooling that is the adaptive one where its windows are of one size and evenly apart, as
+    two along an axis always are. Two windows on one voxel: what pads it does not count.
+    """
+    found: list[tuple[int, int, int]] = []
+    for size, count in zip(sizes, wanted, strict=True):
+        starts = [i * size // count for i in range(count)]
+        widths = {-(-(i + 1) * size // count) - start for i, start in enumerate(starts)}
+        steps = {b - a for a, b in itertools.pairwise(starts)} or {1}
+        if (size, count) == (1, 2):
+            found.append((2, 1, 1))
+        elif len(widths) == len(steps) == 1 and steps != {0}:
+            found.append((widths.pop(), steps.pop(), 0))
+        else:
+            raise UnsupportedError(f"from {size} to {count} voxels: windows of several sizes")
+    kernel, stride, padding = (triple(along) for along in zip(*found, strict=True))
+    return Pooling(kernel=kernel, stride=stride, padding=padding, count_include_pad=False)
 
 
 def _sizes(size: Any) -> list[Any]:

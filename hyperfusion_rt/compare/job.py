@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.compare.late import external_answers, image_answers
 from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, External, Job
 from hyperfusion_rt.compare.table_models import TableModel, train_table_model
 from hyperfusion_rt.config import Config
@@ -70,7 +71,9 @@ def _train(
             callbacks=callbacks,
         )
     else:
-        train_table_model(place, kind, config, gather(config, root))
+        dataset = gather(config, root)
+        beside = image_answers(comparison, job, dataset) if kind == "late" else None
+        train_table_model(place, kind, config, dataset, beside)
 
 
 # ---- the external test set
@@ -88,9 +91,14 @@ def _predict_external(comparison: Comparison, job: Job, device: str | None) -> N
     else:
         own = gather(config, root)
         split = split_of(own, config, 0)
-        model = TableModel(kind, config, own, split)
-        index = np.flatnonzero(np.isfinite(_encoded(dataset, split.encoder)).all(1))
-        values = model(dataset, index)
+        readable, beside, others = _encoded(dataset, split.encoder), None, None
+        if kind == "late":
+            beside = image_answers(comparison, job, own)
+            others = external_answers(comparison, job, dataset)
+            readable = np.hstack([readable, others])
+        model = TableModel(kind, config, own, split, beside)
+        index = np.flatnonzero(np.isfinite(readable).all(1))
+        values = model(dataset, index, others)
     spec = config.tabular
     stream = io.StringIO()
     columns = ["subject", "session", *(["prediction"] if spec.classes else [])]

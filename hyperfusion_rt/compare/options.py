@@ -23,8 +23,9 @@ class CompareOptions(Options):
 
     models: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = Field(
         None,
-        description="The models, with commas: values of network.fusion, and of the table alone "
-        "logistic (of a number: ridge) and boosting. Default: image, table, network.fusion, and "
+        description="The models, with commas: values of network.fusion; of the table alone "
+        "logistic (of a number: ridge) and boosting; late, boosting of the table and of what image "
+        "answers. Default: image, table, network.fusion, and "
         "these two. With an older comparison that goes on: further models.",
     )
     folds: int | None = Field(

@@ -30,7 +30,8 @@ Floats = NDArray[np.float64]
 _RIVALS = (
     "logistic, ridge and boosting (scikit-learn) read the table alone, through the encoder that "
     "networks have: fitted on the training rows of each fold. Their settings are chosen by a "
-    "cross-validation inside these rows."
+    "cross-validation inside these rows. late is boosting that also reads what image answers; it "
+    "learns from the answers of each member to its validation cases."
 )
 
 

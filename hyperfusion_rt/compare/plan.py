@@ -29,8 +29,9 @@ from hyperfusion_rt.training.run_folder import new_folder, newest_of
 from hyperfusion_rt.yaml_text import explain, read_yaml
 
 PLAN = "comparison.json"
-Kind = Literal["network", "logistic", "ridge", "boosting"]
+Kind = Literal["network", "logistic", "ridge", "boosting", "late"]
 _OF_CLASSES = {"logistic": True, "ridge": False}  # which answer classes, and which numbers
+IMAGE = "image"  # the model whose answers `late` reads
 _ALIAS = {"table": "tabular"}  # what a value of network.fusion is called here
 # What all models of a comparison have alike.
 _ALIKE = (
@@ -241,6 +242,19 @@ def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = No
             raise ConfigError(f"`models`: {model.name} stands there twice", code="option-wrong")
         seen.add(model.folder.casefold())
     return found
+
+
+def check_sources(models: Sequence[Model]) -> None:
+    """`late` reads what `image` answers.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if any(m.kind == "late" for m in models) and all(m.name != IMAGE for m in models):
+        raise ConfigError(
+            f"`models`: late reads what {IMAGE} answers; name {IMAGE}, too, and leave out `ablate`",
+            code="option-conflict",
+        )
 
 
 def _changed(base: Config, change: dict[str, Any], name: str) -> Config:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import hyperfusion_rt
 from hyperfusion_rt.compare.job import external_dataset
 from hyperfusion_rt.compare.options import CompareOptions
-from hyperfusion_rt.compare.plan import Comparison, External, Plan, models_of
+from hyperfusion_rt.compare.plan import Comparison, External, Plan, check_sources, models_of
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.fingerprint import TrainingCases
@@ -41,6 +41,7 @@ def begin(root: Path, base: Config, options: CompareOptions, callbacks: Callback
         training = {"parts": options.folds or base.training.parts, "test_part": None}
         base = base.model_copy(update={"training": base.training.model_copy(update=training)})
     models = models_of(base, options.models, options.ablate)
+    check_sources(models)
     _refuse_unknown(options.against, [model.name for model in models])
     dataset = _gather(base, root, callbacks)
     if dataset.parts.named:
@@ -86,6 +87,7 @@ def go_on(root: Path, options: CompareOptions, callbacks: Callbacks) -> Comparis
     base, known = plan.base, {model.name for model in plan.models}
     new = models_of(base, options.models) if options.models else []
     models = (*plan.models, *(model for model in new if model.name not in known))
+    check_sources(models)
     _refuse_unknown(options.against, [model.name for model in models])
     dataset = _gather(base, Path(plan.root), callbacks)
     seeds = max(plan.seeds, options.seeds)

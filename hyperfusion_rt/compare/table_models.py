@@ -1,8 +1,9 @@
-"""Models of the table alone, from scikit-learn: what an image must be worth more than.
+"""Models of the table from scikit-learn: what an image must be worth more than.
 
 They see what a network sees of the table: rows through the encoder that is fitted on the training
 rows. `logistic` and `ridge` (of a number) read the encoded row; `boosting`, gradient boosting of
-trees over histograms, reads the numbers before gaps are filled. They learn from the training rows
+trees over histograms, reads the numbers before gaps are filled; `late` does, too, and beside them
+what the image network answered (`compare.late`). They learn from the training rows
 of their fold alone, with the weights that classes have in `training`. Their settings are those
 of `_GRIDS` that do best in a cross-validation inside the training rows, grouped by subject, by
 what networks keep their best epoch by: balanced accuracy, or the mean absolute error.
@@ -29,20 +30,33 @@ _GRIDS: dict[Kind, dict[str, list[Any]]] = {
     "logistic": {"C": [0.001, 0.01, 0.1, 1.0, 10.0]},
     "ridge": {"alpha": [0.1, 1.0, 10.0, 100.0, 1000.0]},
     "boosting": {"max_iter": [30, 100], "max_depth": [1, 3]},
+    "late": {"max_iter": [30, 100], "max_depth": [1, 3]},
 }
 Floats = NDArray[np.float64]
 
 
 class TableModel:
-    """One of them, fitted on the training part of a split."""
+    """One of them, fitted on the training part of a split.
 
-    def __init__(self, kind: Kind, config: Config, dataset: Dataset, split: Split) -> None:
+    `beside [cases, C]`: further columns. With them it learns from the cases outside the test part
+    that have them, wherever their answers come from.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        config: Config,
+        dataset: Dataset,
+        split: Split,
+        beside: Floats | None = None,
+    ) -> None:
         from threadpoolctl import threadpool_limits
 
         self.kind, self.config, self.encoder = kind, config, split.encoder
         self.classes = len(config.tabular.classes)
-        train = split.train
-        x, y = self._inputs(dataset, train), dataset.targets[train]
+        train = split.train if beside is None else _with(beside, split)
+        self.learned = len(train)
+        x, y = self._inputs(dataset, train, beside), dataset.targets[train]
         subjects = np.array([dataset.cases[i].subject for i in train])
         with threadpool_limits(1):  # tables are small: threads would only wait for each other
             self.model, self.chosen = self._fit(x, y.astype(int) if self.classes else y, subjects)
@@ -94,17 +108,22 @@ class TableModel:
             found[int(c)] = given[int(c)] * float(share)
         return found
 
-    def _inputs(self, dataset: Dataset, indices: NDArray[np.int64]) -> Floats:
+    def _inputs(
+        self, dataset: Dataset, indices: NDArray[np.int64], beside: Floats | None
+    ) -> Floats:
         rows = [dataset.cases[int(i)].row for i in indices]
-        if self.kind == "boosting":
-            return self.encoder.numbers(rows)
+        if self.kind in ("boosting", "late"):
+            numbers = self.encoder.numbers(rows)
+            return numbers if beside is None else np.hstack([numbers, beside[indices]])
         return np.asarray(self.encoder.encode(rows), np.float64)
 
-    def __call__(self, dataset: Dataset, indices: NDArray[np.int64]) -> Floats:
+    def __call__(
+        self, dataset: Dataset, indices: NDArray[np.int64], beside: Floats | None = None
+    ) -> Floats:
         """Probabilities or numbers `[len(indices), C]` of cases that the encoder can read."""
         if not len(indices):
             return np.empty((0, self.classes or 1))
-        x = self._inputs(dataset, indices)
+        x = self._inputs(dataset, indices, beside)
         if not self.classes:
             return np.asarray(self.model.predict(x), np.float64)[:, None]
         found = np.zeros((len(x), self.classes))  # 0 for a class that no training row has
@@ -112,16 +131,28 @@ class TableModel:
         return found
 
 
-def train_table_model(folder: Path, kind: Kind, config: Config, dataset: Dataset) -> None:
-    """Fit one, and write what a run folder has of it: configuration, predictions, figures."""
+def _with(beside: Floats, split: Split) -> NDArray[np.int64]:
+    """The cases outside the test part that have further columns, and a row that can be read."""
+    known = np.isfinite(beside).all(1) & np.isfinite(split.tabular).all(1)
+    return np.setdiff1d(np.flatnonzero(known), split.test)
+
+
+def train_table_model(
+    folder: Path, kind: Kind, config: Config, dataset: Dataset, beside: Floats | None = None
+) -> None:
+    """Fit one, and write what a run folder has of it: configuration, predictions, figures.
+
+    `beside`: as of `TableModel`. It learns from validation cases, too, and predicts the test part
+    alone.
+    """
     split = split_of(dataset, config, 0)
-    model = TableModel(kind, config, dataset, split)
+    model = TableModel(kind, config, dataset, split, beside)
     spec, targets = config.tabular, dataset.targets
     write_text(folder / "config.json", config.model_dump_json(indent=2))
     rows = []
-    for part in ("validation", "test"):
+    for part in ("validation", "test") if beside is None else ("test",):
         chosen: NDArray[np.int64] = getattr(split, part)
-        for i, answer in zip(chosen, model(dataset, chosen), strict=True):
+        for i, answer in zip(chosen, model(dataset, chosen, beside), strict=True):
             case, target = dataset.cases[i], targets[i]
             rows.append(
                 {
@@ -139,7 +170,11 @@ def train_table_model(folder: Path, kind: Kind, config: Config, dataset: Dataset
     metrics = {
         "model": kind,
         "settings": model.chosen,
-        "cases": {name: len(getattr(split, name)) for name in ("train", "validation", "test")},
-        "test": figures(spec, targets[split.test], model(dataset, split.test), subjects),
+        "cases": {
+            "train": model.learned,
+            "validation": len(split.validation) if beside is None else 0,
+            "test": len(split.test),
+        },
+        "test": figures(spec, targets[split.test], model(dataset, split.test, beside), subjects),
     }
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")

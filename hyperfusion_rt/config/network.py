@@ -11,7 +11,7 @@ from hyperfusion_rt.config.base import Frozen, no_truth_value
 
 # The published studies: their networks, presets, and what is simulated.
 Published = Literal["ad", "brain-age"]
-Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft"]
+Fusion = Literal["hyper", "image", "tabular", "concat", "film", "daft", "tabmixer", "attention"]
 
 # Every convolution and linear layer of a network, by its place in it, and which of them the
 # published networks generate.
@@ -32,15 +32,21 @@ GENERATED: dict[Published, tuple[str, ...]] = {
     "brain-age": ("linear1", "linear2", "linear3", "final_layer"),
 }
 
-# Where a network's features meet the table under the fusions `film`, `daft` and `concat`, and where
+# Where a network's features meet the table under the fusions that have one such place, and where
 # they do unless told.
 PLACES: dict[Published, tuple[str, ...]] = {
     "ad": ("block1", "block2", "block3", "block4", "features"),
     "brain-age": ("stage2", "stage3", "features", "linear2"),
 }
 MEETS: dict[Published, dict[str, str]] = {
-    "ad": {"film": "block4", "daft": "block4", "concat": "features"},
-    "brain-age": {"film": "stage3", "daft": "stage3", "concat": "linear2"},
+    "ad": {
+        **dict.fromkeys(("film", "daft", "tabmixer"), "block4"),
+        **dict.fromkeys(("concat", "attention"), "features"),
+    },
+    "brain-age": {
+        **dict.fromkeys(("film", "daft", "tabmixer"), "stage3"),
+        **dict.fromkeys(("concat", "attention"), "linear2"),
+    },
 }
 
 # Three stages of two 3x3x3 convolutions leave one voxel of so many.
@@ -66,8 +72,9 @@ class NetworkConfig(Frozen):
     )
     fusion: Fusion = Field(
         "hyper",
-        description="how the table meets the image: `hyper` generates weights; `concat`, `film` "
-        "and `daft` are baselines with both, `image` and `tabular` with one of them",
+        description="how the table meets the image: `hyper` generates weights; `concat`, `film`, "
+        "`daft`, `tabmixer` and `attention` are baselines with both, `image` and `tabular` with "
+        "one of them",
     )
     hyper_layers: tuple[str, ...] = Field(
         (),
@@ -77,10 +84,11 @@ class NetworkConfig(Frozen):
     )
     fusion_at: str | None = Field(
         None,
-        description="which input the fusions `film`, `daft` and `concat` change: of a block or "
-        "stage, `features` (those of the whole box, before the first linear layer) or `linear2`; "
-        "empty: `block4` or `stage3`, and for `concat` `features` or `linear2`. In front of a "
-        "block or stage, `concat` adds a linear map of the row to the channels",
+        description="which input the fusions `film`, `daft`, `tabmixer`, `concat` and `attention` "
+        "change: of a block or stage, `features` (those of the whole box, before the first linear "
+        "layer) or `linear2`; empty: `block4` or `stage3`, and for `concat` and `attention` "
+        "`features` or `linear2`. In front of a block or stage, `concat` adds a linear map of the "
+        "row to the channels",
     )
     features: int = Field(
         16, ge=1, description="channels after the first convolution; later layers have multiples"

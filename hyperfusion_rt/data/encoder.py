@@ -23,6 +23,7 @@ from hyperfusion_rt.data.encoder_columns import (
     Column,
     Fitted,
     ImputerStep,
+    InputColumn,
     NumericColumn,
     owners_of,
     parts,
@@ -106,6 +107,18 @@ class TabularEncoder(Fitted):
     def width(self) -> int:
         """T, the number of inputs."""
         return len(self.names)
+
+    @property
+    def input_columns(self) -> tuple[InputColumn, ...]:
+        """Where each column of the table stands among the T inputs."""
+        found = []
+        at = 0
+        for column in self.columns:
+            inputs = range(at, at + len(parts(column)))
+            gap = inputs.stop if column.missing_rate > 0 else None
+            found.append(InputColumn(tuple(inputs), gap))
+            at = inputs.stop + (gap is not None)
+        return tuple(found)
 
     def check_columns(self, table: Table) -> None:
         """Check that the table has every column that encoding reads.

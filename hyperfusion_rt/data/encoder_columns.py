@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -56,6 +56,18 @@ class CategoricalColumn(Fitted):
 
 
 Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
+
+
+class InputColumn(NamedTuple):
+    """Which inputs of a network a column of the table has: its values, and its gap flag if any."""
+
+    inputs: tuple[int, ...]
+    gap: int | None
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.inputs if self.gap is None else (*self.inputs, self.gap)
 
 
 class ImputerStep(Fitted):

@@ -6,9 +6,12 @@ attribute names are those of the published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import PLACES, Fusion, NetworkConfig, Shape
+from hyperfusion_rt.data.encoder_columns import InputColumn
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
 from hyperfusion_rt.models.layers import Conditioned, conditioned, tabular_embedding
@@ -92,15 +95,22 @@ class LastBlock(nn.Module):
 class ADNetwork(nn.Module):
     """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`: logits, or numbers.
 
-    `channels`: C, the images of a case; a volume may have any size. `fusion`: where the table comes
-    in: `hyper` generates the layers `config.generated`; `film` and `daft` scale and shift the input
-    of `config.place`, `concat` joins the row to it; `image` ignores the table.
+    `columns`: of the table, T inputs in all. `channels`: C, the images of a case; a volume may have
+    any size. `fusion`: where the table comes in: `hyper` generates the layers `config.generated`;
+    `film`, `daft`, `tabmixer` and `attention` change the input of `config.place`, `concat` joins
+    the row to it; `image` ignores the table.
     """
 
     def __init__(
-        self, config: NetworkConfig, *, tabular_width: int, outputs: int, channels: int = 1
+        self,
+        config: NetworkConfig,
+        *,
+        columns: Sequence[InputColumn],
+        outputs: int,
+        channels: int = 1,
     ) -> None:
         super().__init__()
+        tabular_width = sum(len(column.positions) for column in columns)
         f, momentum, rate = config.features, config.bn_momentum, config.dropout
         self.fusion: Fusion = config.fusion
         make = LayerFactory(
@@ -120,10 +130,10 @@ class ADNetwork(nn.Module):
         self.block3 = Block(make, "block3", 4 * f, 8 * f, 2, 0.2 * rate, momentum)
         self.place, features = config.place, 16 * f
         if self.place == "features":
-            self.affine, features = meeting(config.fusion, features, tabular_width, volume=False)
+            self.affine, features = meeting(config.fusion, features, columns, volume=False)
         elif self.place:
             channels = f * 2 ** PLACES["ad"].index(self.place)
-            self.affine, _ = meeting(config.fusion, channels, tabular_width, volume=True)
+            self.affine, _ = meeting(config.fusion, channels, columns, volume=True)
         self.block4 = LastBlock(make, 8 * f, 16 * f, 0.3 * rate, momentum)
         self.drop1, self.drop2 = nn.Dropout(0.6 * rate), nn.Dropout(0.5 * rate)
         self.fc1 = Conditioned(make.linear("fc1", features, 4 * f, relu=True))

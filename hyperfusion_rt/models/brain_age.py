@@ -7,10 +7,12 @@ names are those of the published checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import NetworkConfig, Shape
+from hyperfusion_rt.data.encoder_columns import InputColumn
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
 from hyperfusion_rt.models.layers import Conditioned, conditioned
@@ -37,9 +39,9 @@ def flat_features(features: int, shape: Shape) -> int:
 class BrainAgeNetwork(nn.Module):
     """`forward(image [B, C, D, H, W], tabular [B, T]) -> [B, outputs]`.
 
-    `channels`: C, the images of a case. `fusion`: `hyper` generates the layers `config.generated`,
-    `film` and `daft` scale and shift the input of `config.place`, `concat` joins the row to it;
-    `image` ignores the table.
+    `columns`: of the table, T inputs in all. `channels`: C, the images of a case. `fusion`: `hyper`
+    generates the layers `config.generated`; `film`, `daft`, `tabmixer` and `attention` change the
+    input of `config.place`, `concat` joins the row to it; `image` ignores the table.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class BrainAgeNetwork(nn.Module):
         config: NetworkConfig,
         *,
         shape: Shape,
-        tabular_width: int,
+        columns: Sequence[InputColumn],
         outputs: int,
         channels: int = 1,
     ) -> None:
         super().__init__()
+        tabular_width = sum(len(column.positions) for column in columns)
         f, momentum = config.features, config.bn_momentum
         stages = ((channels, f), (f, 2 * f), (2 * f, 4 * f))
         make = LayerFactory(config, tabular_width, 1, lambda: nn.Linear(tabular_width, 1))
@@ -72,7 +75,7 @@ class BrainAgeNetwork(nn.Module):
             self.affine, sizes[self.place] = meeting(
                 config.fusion,
                 sizes[self.place],
-                tabular_width,
+                columns,
                 volume=self.place.startswith("stage"),
             )
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import Fusion
+from hyperfusion_rt.data.encoder_columns import InputColumn
+from hyperfusion_rt.models.attention import TableAttention
+from hyperfusion_rt.models.tabmixer import TabMixer
 
 
 def _along(row: Tensor, x: Tensor) -> Tensor:
@@ -66,12 +71,17 @@ class Join(nn.Module):
 
 
 def meeting(
-    fusion: Fusion, channels: int, condition_features: int, *, volume: bool
+    fusion: Fusion, channels: int, columns: Sequence[InputColumn], *, volume: bool
 ) -> tuple[nn.Module, int]:
-    """What `film`, `daft` or `concat` does to features, and how many come out of it.
+    """What a fusion with one place does to features there, and how many come out of it.
 
-    `volume`: the features are `[B, C, D, H, W]`, not `[B, C]`.
+    `columns`: of the table; `volume`: the features are `[B, C, D, H, W]`, not `[B, C]`.
     """
+    condition_features = sum(len(column.positions) for column in columns)
+    if fusion == "attention":
+        return TableAttention(channels, columns), channels
+    if fusion == "tabmixer":
+        return TabMixer(channels, condition_features, volume=volume), channels
     if fusion == "concat" and volume:
         return ChannelShift(channels, condition_features), channels
     if fusion == "concat":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from hyperfusion_rt.config import Config, NetworkConfig, Shape
+from hyperfusion_rt.data.encoder_columns import InputColumn
 from hyperfusion_rt.models.ad import ADNetwork, check_shape
+from hyperfusion_rt.models.attention import columns_alone
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
 from hyperfusion_rt.models.distribution import Distribution
@@ -13,27 +17,39 @@ from hyperfusion_rt.models.gaussian import Gaussian
 
 
 def build_network(
-    config: NetworkConfig, *, shape: Shape, tabular_width: int, outputs: int, channels: int = 1
+    config: NetworkConfig,
+    *,
+    shape: Shape,
+    tabular_width: int,
+    outputs: int,
+    channels: int = 1,
+    columns: Sequence[InputColumn] = (),
 ) -> nn.Module:
     """The network that `config` names, with PyTorch's initial weights.
 
     `forward(image [B, channels, *shape], tabular [B, T]) -> [B, outputs]`.
 
+    Args:
+        columns: which of the T inputs belong to one column of the table; none: each is one.
+
     Raises:
         ConfigError: the volume is too small for the network.
     """
+    columns = columns or columns_alone(tabular_width)
     if config.fusion == "tabular":
         return TabularNetwork(tabular_width, outputs, config.embedding)
     if config.architecture == "ad":
         check_shape(shape)
-        return ADNetwork(config, tabular_width=tabular_width, outputs=outputs, channels=channels)
-    return BrainAgeNetwork(
-        config, shape=shape, tabular_width=tabular_width, outputs=outputs, channels=channels
-    )
+        return ADNetwork(config, columns=columns, outputs=outputs, channels=channels)
+    return BrainAgeNetwork(config, shape=shape, columns=columns, outputs=outputs, channels=channels)
 
 
-def network_of(config: Config, tabular_width: int) -> nn.Module:
+def network_of(
+    config: Config, tabular_width: int, columns: Sequence[InputColumn] = ()
+) -> nn.Module:
     """The network that a whole configuration describes, for a table of this width.
+
+    `columns`: as of `build_network`; of an encoder: its `input_columns`.
 
     Raises:
         ConfigError: the volume is too small for the network.
@@ -45,6 +61,7 @@ def network_of(config: Config, tabular_width: int) -> nn.Module:
         tabular_width=tabular_width,
         outputs=bins or (2 if deviates else outputs_count(config)),
         channels=len(config.preprocessing.channels),
+        columns=columns,
     )
     if deviates:
         return Gaussian(network)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from hyperfusion_rt.config import Augmentation, Preprocessing
 from hyperfusion_rt.data.encoder import TabularEncoder
@@ -34,26 +33,29 @@ _ELASTIC_MM, _BIAS_MM = 24.0, 60.0
 # averaged over positions, is 0.479 ** 1.5.
 _SPLINE_SD = 0.479**1.5
 _EPSILON = 1e-6
+# Voxels of images that a core's caches hold beside what is made of them.
+_CACHED = 1 << 17
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for B samples of C channels.
+    """What was drawn for B samples of C channels: float32, on the CPU.
 
     `matrix [B, 3, 3]`, `shift [B, 3]`: from the voxel of the new volume to that of the old one,
     about the centre, in mm; `elastic [B, 3, d, h, w]`: control points in mm. Of values: `bias
     [B, C, d, h, w]`, `gamma [B, C]` (exponent), `contrast [B, C, 2]` (factor, offset), `noise
-    [B, C]` (SD), `resample` (one `[B, n, n]` matrix per axis), `seeds [B]` of the noise.
+    [B, C]` (SD), `resample` (a `[B, n, n]` matrix per axis), `seeds [B]` of the noise. What
+    happens to none of the samples is None.
     """
 
     matrix: Tensor
     shift: Tensor
     elastic: Tensor | None
     bias: Tensor | None
-    gamma: Tensor
+    gamma: Tensor | None
     contrast: Tensor
-    noise: Tensor
-    resample: tuple[Tensor, Tensor, Tensor] | None
+    noise: Tensor | None
+    resample: tuple[Tensor | None, ...]
     seeds: tuple[int, ...]
 
 
@@ -68,22 +70,15 @@ class ImageAugmentation:
 
     def __call__(self, images: Tensor, epoch: int, samples: Sequence[int]) -> Tensor:
         """The changed samples; `samples` are their numbers in the cohort."""
-        config = self.config
-        if not (config.moves or config.changes_values):
+        if not (self.config.moves or self.config.changes_values):
             return images
-        draws = self.draw(epoch, samples)
-        changed, inside = images, images != 0
-        spread = _moments(images, inside)[1]
-        if config.moves:
-            changed, inside = self._move(changed, inside, draws)
-        if config.changes_values:
-            changed = self._change(changed, inside, draws)
-        # Interpolation takes noise away: the normalisation comes after, as it does for scans.
-        mean, now = _moments(changed, inside)
-        scored = self.scored.to(images.device)[None, :, None, None, None]
-        factor, offset = draws.contrast.to(images.device)[..., None, None, None].unbind(2)
-        normal = (changed - mean) * (spread / now) * factor + offset
-        return torch.where(scored, normal, changed) * inside
+        # On a CPU a few at a time: they stay in the caches, and what happens to none of them costs
+        # nothing.
+        step = len(samples)
+        if images.device.type == "cpu":
+            step = max(1, torch.get_num_threads() * _CACHED // images[0].numel())
+        parts = [slice(i, i + step) for i in range(0, len(samples), step)]
+        return torch.cat([self.apply(images[p], self.draw(epoch, samples[p])) for p in parts])
 
     # ---- drawing
 
@@ -95,19 +90,26 @@ class ImageAugmentation:
         def stack(name: str) -> Tensor:
             return torch.from_numpy(np.stack([one[name] for one in drawn]).astype(np.float32))
 
-        config = self.config
-        resample = None
-        if config.changes_values and (config.blur or config.resolution):
-            resample = (stack("resample0"), stack("resample1"), stack("resample2"))
+        def unless(nothing: float, name: str) -> Tensor | None:
+            return stack(name) if any((one[name] != nothing).any() for one in drawn) else None
+
+        def matrices(axis: int) -> Tensor | None:
+            found = [one["resample"][axis] for one in drawn]
+            if all(matrix is None for matrix in found):
+                return None
+            same = np.eye(self.shape[axis])
+            filled = np.stack([same if matrix is None else matrix for matrix in found])
+            return torch.from_numpy(filled.astype(np.float32))
+
         return Draws(
             matrix=stack("matrix"),
             shift=stack("shift"),
-            elastic=stack("elastic") if config.elastic else None,
-            bias=stack("bias") if config.changes_values and config.bias_field else None,
-            gamma=stack("gamma"),
+            elastic=unless(0, "elastic"),
+            bias=unless(0, "bias"),
+            gamma=unless(1, "gamma"),
             contrast=stack("contrast"),
-            noise=stack("noise"),
-            resample=resample,
+            noise=unless(0, "noise"),
+            resample=tuple(matrices(axis) for axis in range(3)),
             seeds=tuple(int(one["seed"]) for one in drawn),
         )
 
@@ -136,11 +138,10 @@ class ImageAugmentation:
         most = max(1.0, config.resolution / self.spacing)
         thick = 1 + (most - 1) * rng.uniform() * happens[5, 0]
         axis, start = rng.integers(3), rng.uniform()
-        for number, size in enumerate(self.shape):
-            matrix = _gaussian(size, sigma / self.spacing)
-            if number == axis and thick > 1:
-                matrix = _slices(size, thick, start) @ matrix
-            found[f"resample{number}"] = matrix
+        found["resample"] = [_gaussian(size, sigma / self.spacing) for size in self.shape]
+        if thick > 1:
+            slices, blur = _slices(self.shape[axis], thick, start), found["resample"][axis]
+            found["resample"][axis] = slices if blur is None else slices @ blur
         found["seed"] = rng.integers(1 << 62)
         return found
 
@@ -150,50 +151,66 @@ class ImageAugmentation:
 
     # ---- applying
 
-    def _move(self, images: Tensor, inside: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """`images [B, C, D, H, W]`, changed as was drawn for them."""
+        inside = (images != 0).to(images.dtype)
+        spread = _moments(images, inside)[1]
+        changed = images
+        if self.config.moves:
+            changed, inside = self._move(images, draws)
+        if self.config.changes_values:
+            changed = self._change(changed, inside, draws)
+        # Interpolation takes noise away: the normalisation comes after, as it does for scans.
+        mean, now = _moments(changed, inside)
+        factor, offset = (_of(values, images) for values in draws.contrast.unbind(2))
+        scored = _of(self.scored[None], images)
+        factor = torch.where(scored, factor * spread / now, 1.0)
+        offset = torch.where(scored, offset - mean * factor, 0.0)
+        return torch.addcmul(offset, changed, factor).mul_(inside)
+
+    def _move(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         device = images.device
-        size = torch.tensor(self.shape, dtype=torch.float32, device=device)
-        grid = self._centred.to(device)  # [D, H, W, 3], voxels from the centre
-        points = torch.einsum("bij,dhwj->bdhwi", draws.matrix.to(device), grid)
-        points = points + draws.shift.to(device)[:, None, None, None] / self.spacing
+        matrix, shift = draws.matrix.to(device), draws.shift.to(device) / self.spacing
+        centred = [torch.arange(n, device=device) - (n - 1) / 2 for n in self.shape]
+        elastic = None
         if draws.elastic is not None:
-            field = self._smooth(draws.elastic.to(device), _ELASTIC_MM) / self.spacing
-            points = points + field.movedim(1, -1)
-        normalised = (2 * points / (size - 1).clamp_min(1)).flip(-1)
-        both = torch.cat([images, inside.to(images.dtype)], 1)
-        moved = grid_sample(both, normalised, padding_mode="border", align_corners=True)
-        values, weight = moved.chunk(2, 1)
+            elastic = self._smooth(draws.elastic.to(device), _ELASTIC_MM) / self.spacing
+        points = []
+        for axis, size in enumerate(self.shape):
+            # Where the old volume is read along this axis: a sum of what each new axis adds.
+            d, h, w = (matrix[:, axis, i, None] * centred[i] for i in range(3))
+            w = w + shift[:, axis, None] + (size - 1) / 2
+            at = (d[:, :, None] + h[:, None])[..., None] + w[:, None, None]
+            points.append(at if elastic is None else at.add_(elastic[:, axis]))
+        values, weight = _interpolate(images, points)
         # The brain's edge is made of brain voxels alone, as the background has no value.
-        inside = weight > 0.5
-        return torch.where(inside, values / weight.clamp_min(0.5), 0.0), inside
+        values.div_(weight.clamp_min(0.5))
+        inside = weight.gt_(0.5)
+        return values.mul_(inside), inside
 
     def _change(self, images: Tensor, inside: Tensor, draws: Draws) -> Tensor:
-        device = images.device
-        scored = self.scored.to(device)[None, :, None, None, None]
-        low = images.amin((2, 3, 4), keepdim=True)
-        span = (images.amax((2, 3, 4), keepdim=True) - low).clamp_min(_EPSILON)
-        grey = (images - low) / span
-        if draws.bias is not None:
-            grey = grey * self._smooth(draws.bias.to(device), _BIAS_MM).exp()
-        grey = grey.clamp_min(_EPSILON) ** draws.gamma.to(device)[..., None, None, None]
-        changed = torch.where(scored, grey * span + low, images) * inside
-        if draws.resample is not None:
+        scored = _of(self.scored[None], images)
+        changed = images
+        if draws.bias is not None or draws.gamma is not None:
+            low = images.amin((2, 3, 4), keepdim=True)
+            span = (images.amax((2, 3, 4), keepdim=True) - low).clamp_min(_EPSILON)
+            grey = ((images - low) / span).log_()
+            if draws.bias is not None:
+                grey += self._smooth(draws.bias.to(images.device), _BIAS_MM)
+            grey = grey.clamp_min_(math.log(_EPSILON))
+            if draws.gamma is not None:
+                grey *= _of(draws.gamma, images)
+            changed = torch.where(scored, grey.exp_().mul_(span).add_(low), images).mul_(inside)
+        if any(matrix is not None for matrix in draws.resample):
             # The background has no value: what is blurred is the brain alone.
-            both = torch.cat([changed, inside.to(changed.dtype)], 1)
-            for axis, matrix in enumerate(draws.resample):
-                letters = "dhw"[axis]
-                both = torch.einsum(
-                    f"bij,bc{'dhw'.replace(letters, 'j')}->bc{'dhw'.replace(letters, 'i')}",
-                    matrix.to(device),
-                    both,
-                )
-            values, weight = both.chunk(2, 1)
-            changed = values / weight.clamp_min(_EPSILON) * inside
-        if self.config.noise:
+            weight = _along(inside, draws.resample).clamp_min_(_EPSILON)
+            changed = _along(changed, draws.resample).div_(weight).mul_(inside)
+        if draws.noise is not None:
             white = torch.stack([self._white(seed, images[0]) for seed in draws.seeds])
             spread = _moments(images, inside)[1]
-            changed = changed + draws.noise.to(device)[..., None, None, None] * spread * white
-            changed = torch.where(scored, changed, changed.clamp(0, 1))  # a quantity's range
+            changed = white.mul_(_of(draws.noise, images) * spread).add_(changed)
+            # A quantity keeps its range.
+            changed = torch.where(scored, changed, changed.clamp(0, 1)).mul_(inside)
         return changed
 
     @staticmethod
@@ -201,15 +218,69 @@ class ImageAugmentation:
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
-    @cached_property
-    def _centred(self) -> Tensor:
-        axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.shape]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-
     def _smooth(self, points: Tensor, distance: float) -> Tensor:
         """A cubic B-spline field `[B, C, D, H, W]` of control points `[B, C, d, h, w]`."""
-        splines = [_splines(n, self.spacing / distance).to(points.device) for n in self.shape]
-        return torch.einsum("bcijk,di,hj,wk->bcdhw", points, *splines)
+        return _along(points, self._splines[distance])
+
+    @cached_property
+    def _splines(self) -> dict[float, list[Tensor]]:
+        """By the control points' distance in mm: the weights `[1, size, points]` of each axis."""
+        return {
+            distance: [_spline(n, self.spacing / distance)[None] for n in self.shape]
+            for distance in (_ELASTIC_MM, _BIAS_MM)
+        }
+
+
+def _interpolate(images: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Trilinear interpolation of `images [B, C, D, H, W]`, and of 1 where they are not 0.
+
+    `points`: the voxels to read, `[B, D, H, W]` along each axis; they are overwritten. Beyond the
+    border it is repeated. `grid_sample` gives the same and takes three to five times as long on
+    CPUs: in three dimensions it is not vectorised there, and it reads the second volume, too.
+    """
+    batch, _, *shape = images.shape
+    # The first of the eight voxels around each point, and the steps to the others.
+    first = torch.arange(batch, dtype=torch.int32, device=images.device)[:, None, None, None]
+    first = first * math.prod(shape)
+    steps, fractions = [], []
+    for axis, (at, size) in enumerate(zip(points, shape, strict=True)):
+        low = at.clamp_(0, size - 1).floor().clamp_max_(max(size - 2, 0))
+        steps.append(math.prod(shape[axis + 1 :]) if size > 1 else 0)
+        first = first.add(low.int(), alpha=steps[axis])
+        fractions.append(at.sub_(low).flatten())
+    first = first.flatten()
+
+    def between(flat: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        if axis == 3:
+            found = flat.index_select(0, first)
+            return found, found.sign().abs_()
+        low, high = between(flat, axis + 1), between(flat[steps[axis] :], axis + 1)
+        values, weight = (a.lerp_(b, fractions[axis]) for a, b in zip(low, high, strict=True))
+        return values, weight
+
+    read = [between(channel.flatten(), 0) for channel in images.unbind(1)]
+    values, weight = (
+        torch.stack([one.view(batch, *shape) for one in channels], 1)
+        for channels in zip(*read, strict=True)
+    )
+    return values, weight
+
+
+def _of(values: Tensor, images: Tensor) -> Tensor:
+    """`[B, C]` as `[B, C, 1, 1, 1]`, where the images are."""
+    return values.to(images.device)[:, :, None, None, None]
+
+
+def _along(volumes: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """`volumes [B, C, d, h, w]`, multiplied along each axis by a matrix `[B or 1, n, size]`."""
+    first, second, third = (m if m is None else m.to(volumes.device) for m in matrices)
+    if third is not None:
+        volumes = (volumes.flatten(1, 3) @ third.mT).unflatten(1, volumes.shape[1:4])
+    if second is not None:
+        volumes = second[:, None, None] @ volumes
+    if first is not None:
+        volumes = (first[:, None] @ volumes.flatten(3)).unflatten(3, volumes.shape[3:])
+    return volumes
 
 
 def _rotation(angles: Floats) -> Floats:
@@ -224,7 +295,7 @@ def _rotation(angles: Floats) -> Floats:
     return matrix
 
 
-def _splines(size: int, step: float) -> Tensor:
+def _spline(size: int, step: float) -> Tensor:
     """Weights `[size, points]` of cubic B-splines; voxels lie `step` control points apart."""
     at = torch.arange(size, dtype=torch.float64) * step + 1
     far = (at[:, None] - torch.arange(int((size - 1) * step) + 4)).abs()
@@ -233,13 +304,18 @@ def _splines(size: int, step: float) -> Tensor:
     return weights.float()
 
 
-def _gaussian(size: int, sigma: float) -> Floats:
-    """A Gaussian blur as a matrix `[size, size]`; the border's voxels are repeated."""
+def _gaussian(size: int, sigma: float) -> Floats | None:
+    """A Gaussian blur as a matrix `[size, size]`; the border's voxels are repeated. None: none."""
     if sigma < 0.05:
-        return np.eye(size)
+        return None
     reach = math.ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return _repeated(size, weights / weights.sum())
+    far = np.arange(-reach, size + reach) - np.arange(size)[:, None]
+    weights = np.where(np.abs(far) <= reach, np.exp(-0.5 * (far / sigma) ** 2), 0.0)
+    weights /= weights.sum(1, keepdims=True)
+    matrix = weights[:, reach : reach + size]
+    matrix[:, 0] += weights[:, :reach].sum(1)
+    matrix[:, -1] += weights[:, reach + size :].sum(1)
+    return matrix
 
 
 def _slices(size: int, thick: float, start: float) -> Floats:
@@ -256,27 +332,17 @@ def _slices(size: int, thick: float, start: float) -> Floats:
     empty = mean.sum(1) < 1e-6
     mean, centres = mean[~empty], centres[~empty]
     mean /= mean.sum(1, keepdims=True)
-    between = np.stack(
-        [np.interp(np.arange(size), centres, unit) for unit in np.eye(len(centres))], 1
-    )
+    at = np.arange(size).clip(centres[0], centres[-1])
+    between = (1 - np.abs(at[:, None] - centres) / thick).clip(0)
     matrix: Floats = between @ mean
     return matrix
 
 
-def _repeated(size: int, weights: Floats) -> Floats:
-    """A convolution as a matrix; beyond the border its voxels are repeated."""
-    reach = len(weights) // 2
-    matrix = np.zeros((size, size))
-    for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
-        matrix[np.arange(size), np.clip(np.arange(size) + offset, 0, size - 1)] += weight
-    return matrix
-
-
 def _moments(images: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation inside, each `[B, C, 1, 1, 1]`."""
+    """Mean and standard deviation inside, `[B, C, 1, 1, 1]` each; outside, `images` are 0."""
     count = inside.sum((2, 3, 4), keepdim=True).clamp_min(1)
-    mean = (images * inside).sum((2, 3, 4), keepdim=True) / count
-    variance = ((images - mean).square() * inside).sum((2, 3, 4), keepdim=True) / count
+    mean = images.sum((2, 3, 4), keepdim=True) / count
+    variance = ((images - mean).mul_(inside)).square_().sum((2, 3, 4), keepdim=True) / count
     return mean, variance.sqrt().clamp_min(_EPSILON)
 
 

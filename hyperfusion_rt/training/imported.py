@@ -31,7 +31,7 @@ def run_from_state(
     Raises:
         ConfigError: the weights do not fit the network that `config` describes.
     """
-    network = network_of(config, encoder.width)
+    network = network_of(config, encoder.width, encoder.input_columns)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

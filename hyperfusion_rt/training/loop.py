@@ -142,8 +142,8 @@ class Trainer:
     def build(self) -> nn.Module:
         """The network with its initial weights, the embedding trained first where it has one."""
         torch.manual_seed(self.seed)
-        config, width = self.config, self.split.encoder.width
-        network = network_of(config, width)
+        config, encoder = self.config, self.split.encoder
+        network = network_of(config, encoder.width, encoder.input_columns)
         inner = network.network if isinstance(network, (Distribution, Gaussian)) else network
         fusion, architecture = config.network.fusion, config.network.architecture
         if fusion == "tabular" and config.training.embedding_epochs:

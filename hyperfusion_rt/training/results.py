@@ -34,7 +34,8 @@ Floats = NDArray[np.float64]
 def load_member(run: Run, member: Member) -> torch.nn.Module:
     """The trained network of `member`, in eval mode, on the CPU."""
     config = run.config
-    network = network_of(config, member.encoder.width)
+    encoder = member.encoder
+    network = network_of(config, encoder.width, encoder.input_columns)
     network.load_state_dict(read_state(member.weights))
     return network.eval()
 

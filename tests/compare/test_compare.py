@@ -281,6 +281,7 @@ def test_an_external_test_set(session_cohort, tmp_path, hfrt):
         (["--folds", "12"], "cohort-too-small", "lower --folds"),
         (["--folds", "2"], "usage-wrong", "--folds"),
         (["--test", "scans"], "option-conflict", "--test and --test-table go together"),
+        (["--models", "hyper,late"], "option-conflict", "name image, too"),
         (["--ablate", "network.features"], "option-wrong", "section.field=value;value"),
         (["--ablate", "tabular.target=AGE;DX"], "option-wrong", "have this alike"),
         (["--ablate", "network.fetures=2;4"], "config-invalid", "fetures"),

@@ -11,7 +11,7 @@ from hyperfusion_rt.export.ir.graph import run
 from hyperfusion_rt.models import HyperConv3d, build_network
 
 SHAPES = {"ad": (16, 24, 16), "brain-age": (36, 44, 36)}
-FUSIONS = ("hyper", "film", "daft", "concat", "image", "tabular")
+FUSIONS = ("hyper", "film", "daft", "concat", "image", "tabular", "tabmixer", "attention")
 
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:

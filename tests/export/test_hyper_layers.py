@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hyperfusion_rt.config import LAYERS, PLACES, NetworkConfig
+from hyperfusion_rt.data.encoder_columns import InputColumn
 from hyperfusion_rt.export.build import gflop
 from hyperfusion_rt.export.fuse.fuser import plan
 from hyperfusion_rt.export.ir.cut import cut
@@ -23,11 +24,18 @@ SHAPES = {"ad": (6, 9, 7), "brain-age": (36, 37, 36)}
 WIDTHS = {"ad": 5, "brain-age": 2}
 
 
-def agrees(config, path, channels=1):
+def agrees(config, path, channels=1, columns=()):
     """Compare the engines with float64; returns the native one."""
     shape, width = SHAPES[config.architecture], WIDTHS[config.architecture]
     torch.manual_seed(1)
-    network = build_network(config, shape=shape, tabular_width=width, outputs=3, channels=channels)
+    network = build_network(
+        config,
+        shape=shape,
+        tabular_width=width,
+        outputs=3,
+        channels=channels,
+        columns=columns,
+    )
     initialise_generators(network, torch.randn(50, width))
     shaken(network)
     graph = lower(network, {"image": (channels, *shape), "tabular": (width,)})
@@ -82,11 +90,19 @@ def test_a_layer_of_low_rank_exports(architecture, layer, tmp_path):
         assert generated == [f"{layer}.mix"]
 
 
-@pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
+@pytest.mark.parametrize("fusion", ["film", "daft", "concat", "tabmixer", "attention"])
 @pytest.mark.parametrize(("architecture", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
 def test_every_place_exports(architecture, place, fusion, tmp_path):
     config = NetworkConfig(architecture=architecture, features=2, fusion=fusion, fusion_at=place)
     agrees(config, tmp_path / "x.onnx")
+
+
+def test_tokens_of_missing_values_export(tmp_path):
+    config = NetworkConfig(architecture="ad", features=2, fusion="attention")
+    columns = (InputColumn((0,), 1), InputColumn((2, 3), None), InputColumn((4,), None))
+    engine = agrees(config, tmp_path / "x.onnx", columns=columns)
+    # The table does not enter the volume.
+    assert not any(len(op.shape) == 4 for op in engine.head.program.ops)
 
 
 @pytest.mark.parametrize("layer", ["conv_bn_relu.0", "block2.*", "*"])

@@ -21,7 +21,7 @@ from hyperfusion_rt.models.layers import HyperNetwork
 from hyperfusion_rt.models.meeting import ChannelShift
 
 TASKS = {"ad": ((32, 32, 32), 9, 3), "brain-age": ((40, 38, 36), 2, 1)}
-FUSIONS = ["hyper", "image", "tabular", "concat", "film", "daft"]
+FUSIONS = ["hyper", "image", "tabular", "concat", "film", "daft", "tabmixer", "attention"]
 PAIRS = list(itertools.product(TASKS, FUSIONS))
 
 
@@ -264,7 +264,7 @@ def test_a_seed_gives_the_weights_that_it_gave(task, fusion):
     assert found == pytest.approx(INITIAL[task, fusion], rel=1e-6)
 
 
-@pytest.mark.parametrize("fusion", ["film", "daft", "concat"])
+@pytest.mark.parametrize("fusion", ["film", "daft", "concat", "tabmixer", "attention"])
 @pytest.mark.parametrize(("task", "place"), [(a, p) for a in PLACES for p in PLACES[a]])
 def test_the_table_acts_at_its_place_and_not_before(task, place, fusion):
     network, image, tabular, _ = network_for(task, fusion, fusion_at=place)

@@ -1,16 +1,19 @@
 """A number gets its unit in the last layer, whatever the network."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from hyperfusion_rt.config import NetworkConfig
+from hyperfusion_rt.config.network import Fusion
 from hyperfusion_rt.models.output import in_unit, start_at
 from hyperfusion_rt.models.registry import build_network
 
 SHAPE = (36, 36, 36)
 
 
-FIELDS = [{"fusion": fusion} for fusion in ("hyper", "image", "tabular", "concat", "film", "daft")]
+FIELDS = [{"fusion": fusion} for fusion in get_args(Fusion)]
 FIELDS += [{"hyper_layers": ["*"]}, {"hyper_layers": ["*"], "generator_rank": 1}]
 
 

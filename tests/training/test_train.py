@@ -81,7 +81,9 @@ def test_another_seed_gives_other_numbers(session_cohort, session_run):
     assert numbers(run)[0] != numbers(session_run)[0]
 
 
-@pytest.mark.parametrize("fusion", ["image", "tabular", "concat", "film", "daft"])
+@pytest.mark.parametrize(
+    "fusion", ["image", "tabular", "concat", "film", "daft", "tabmixer", "attention"]
+)
 def test_the_baselines_train(session_cohort, fusion):
     change = {"network": {"features": 2, "fusion": fusion}, "training": {"epochs": 1, "parts": 5}}
     run = train(load_config(session_cohort / "hfrt.yaml", change), session_cohort, name=fusion)

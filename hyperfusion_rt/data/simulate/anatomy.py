@@ -171,6 +171,9 @@ def scan(
         points = points @ turn.T + shift[:, 0]
         fine = _sample(fine, points, "border")
     points = points + fine.permute(1, 2, 3, 0) / template.spacing
+    # The rest is air: half of the voxels. A FLAIR image, of thicker slices, is made of the whole.
+    box = (slice(None),) * 3 if flair else _around(template.bounds, points)
+    points = points[box]
     t1, hippocampi, ventricles, horns, rim, brain, *fissures = _sample(
         template.channels, points, "zeros"
     )
@@ -181,13 +184,14 @@ def scan(
     fissures_ml = float((fissures[0] + lost * rim).sum()) * ml if fissures else None
     opening = sum(r.opening * s for r, s in zip(regions, head.strengths, strict=True))
     lost = torch.maximum(lost, horns * min(max(_OPEN + opening, 0.0), 1.0))
-    image = (t1 + lost * (template.csf - t1)).numpy() * _bias(shape, rng)
+    image = (t1 + lost * (template.csf - t1)).numpy() * _bias(shape, rng)[box]
     sigma = np.float32(_NOISE * _WHITE)
-    real = image + sigma * rng.standard_normal(shape, np.float32)
-    imaginary = sigma * rng.standard_normal(shape, np.float32)
+    real = image + sigma * rng.standard_normal(shape, np.float32)[box]
+    imaginary = sigma * rng.standard_normal(shape, np.float32)[box]
     magnitude = np.float32(rng.uniform(2.0, 4.0)) * np.hypot(real, imaginary)
     inside = brain.numpy() > 0.5
-    voxels = np.where(inside, np.clip(np.rint(magnitude), 1, 32000), 0).astype(np.int16)
+    voxels = np.zeros(shape, np.int16)
+    voxels[box] = np.where(inside, np.clip(np.rint(magnitude), 1, 32000), 0)
     made = Brain(
         voxels,
         template.affine,
@@ -201,6 +205,16 @@ def scan(
     clean = (t1 + lost * (template.csf - t1)) / _WHITE
     image2, affine = _flair(template, clean, ventricles, brain, *flair)
     return replace(made, flair=image2, flair_affine=affine)
+
+
+def _around(bounds: Tensor, points: Tensor) -> tuple[slice, ...]:
+    """The box of those voxels `[x, y, z]` whose `points [x, y, z, 3]` are within `bounds [2, 3]`."""
+    inside = ((points >= bounds[0]) & (points <= bounds[1])).all(-1)
+    found = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        along = inside.any(others[1]).any(others[0]).nonzero()
+        found.append(slice(int(along[0]), int(along[-1]) + 1))
+    return tuple(found)
 
 
 def _flair(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -103,6 +104,12 @@ class Template:
     regions: tuple[Region, ...]
     fields: Tensor
     csf: float
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """The first and the last voxel `[2, 3]` along each axis that the masks reach."""
+        used = (self.channels[1:] != 0).any(0).nonzero()
+        return torch.stack([used.amin(0) - 1, used.amax(0) + 1])
 
 
 def _distance_to_path(points: Float, path: Path3) -> Float:
