@@ -244,7 +244,8 @@ def test_an_external_test_set(session_cohort, tmp_path, hfrt):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows({**row, "subject": name} for row, name in zip(rows, names, strict=True))
-    command = ["compare", "--models", "image,logistic", "--folds", 3, "--name", "out", *SETTINGS]
+    models = "image,logistic,late"
+    command = ["compare", "--models", models, "--folds", 3, "--name", "out", *SETTINGS]
     command += ["--test", other / "scans", "--test-table", other / "data.csv", "--json"]
     status, out, err = hfrt(session_cohort, *command)
     assert status == 0, err
