@@ -98,7 +98,7 @@ def test_cases_of_one_class_teach_nothing(late, session_cohort):
     dataset = gather(config, session_cohort)
     split, answers = split_of(dataset, config, 0), image_answers(late, job, dataset)
     answers[dataset.targets != 1] = np.nan
-    with pytest.raises(CohortError, match="raise training.members"):
+    with pytest.raises(CohortError, match=r"raise training\.members"):
         TableModel("late", config, dataset, split, answers)
 
 
