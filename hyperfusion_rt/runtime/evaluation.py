@@ -54,7 +54,8 @@ def measure(
         return classification(truth.astype(np.intp), values, manifest.classes, subjects)
     found = regression(truth, values.reshape(-1), manifest.unit, subjects)
     if manifest.answers_sd:
-        found |= deviation(truth, values.reshape(-1), [item.sd for item in predictions])
+        sd = np.array([item.sd for item in predictions], np.float64)
+        found |= deviation(truth, values.reshape(-1), sd)
     return found
 
 
