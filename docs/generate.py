@@ -172,6 +172,8 @@ def configuration() -> str:
         text += fields_table(model, model.model_fields, "each of" not in title)
         if model is config.NetworkConfig:
             text += layers()
+        if model is config.Augmentation:
+            text += policies()
     presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
@@ -191,6 +193,22 @@ def configuration() -> str:
         rows = [(f"`{f.name}`", f.kind, ", ".join(f.categories)) for f in spec.features]
         text += "\n\n" + table(("column", "kind", "categories"), rows)
     return text
+
+
+def policies() -> str:
+    """What each policy of the augmentation sets."""
+    unset = config.Augmentation()
+    found = {name: config.Augmentation(policy=name) for name in config.POLICIES}
+    rows = [
+        (f"`{field}`", *(plain(getattr(one, field)) for one in found.values()))
+        for field in config.Augmentation.model_fields
+        if field != "policy"
+        and any(getattr(one, field) != getattr(unset, field) for one in found.values())
+    ]
+    return (
+        "### Policies\n\nWhat `augmentation.policy` sets; other fields have their defaults. "
+        "[Which to choose](../how-to/augment.md).\n\n" + table(("field", *found), rows)
+    )
 
 
 def layers() -> str:

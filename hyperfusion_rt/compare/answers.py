@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, Job, Model
+from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, Job, Model, rows_of
 from hyperfusion_rt.compare.prepare import CASES, EXTERNAL_CASES
 from hyperfusion_rt.config import TableSpec
-from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.training.cross_validation import test_rows
 from hyperfusion_rt.training.run_folder import Run
 
@@ -74,7 +71,7 @@ def read_cases(comparison: Comparison, *, external: bool = False) -> Cases:
     """
     path = comparison.folder / (EXTERNAL_CASES if external else CASES)
     spec = comparison.plan.base.tabular
-    rows = _rows(path)
+    rows = rows_of(path)
     seeds = [] if external else [f"seed_{seed}" for seed in range(comparison.plan.seeds)]
     parts = np.array([[int(row[name]) for row in rows] for name in seeds], np.int64)
     return Cases(
@@ -110,7 +107,7 @@ def read_external(comparison: Comparison, cases: Cases) -> list[Answers]:
         jobs, failed = _jobs_of(comparison, model)
         values = np.full((len(jobs), len(cases.keys), len(spec.answers)), np.nan)
         for one, job in zip(values, jobs, strict=True):
-            _fill(one, _rows(comparison.place(job) / EXTERNAL), spec, at)
+            _fill(one, rows_of(comparison.place(job) / EXTERNAL), spec, at)
         found.append(Answers(model, values, jobs, failed))
     return found
 
@@ -134,11 +131,3 @@ def _fill(
 
 def _truth(spec: TableSpec, text: str) -> float:
     return float(list(spec.classes).index(text)) if spec.classes else float(text)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None

@@ -8,14 +8,13 @@ answer of all members together.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.compare.plan import EXTERNAL, IMAGE, Comparison, Job
+from hyperfusion_rt.compare.plan import EXTERNAL, IMAGE, Comparison, Job, rows_of
 from hyperfusion_rt.config import TableSpec
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.training.cross_validation import test_rows
@@ -38,7 +37,7 @@ def image_answers(comparison: Comparison, job: Job, dataset: Dataset) -> Floats:
         ConfigError: that network is not trained.
     """
     run = Run.open(_image_run(comparison, job))
-    rows = [row for row in _rows(run.folder / TABLE) if row["split"] == "validation"]
+    rows = [row for row in rows_of(run.folder / TABLE) if row["split"] == "validation"]
     return _columns([*rows, *test_rows(run)], comparison.plan.base.tabular, dataset)
 
 
@@ -48,7 +47,7 @@ def external_answers(comparison: Comparison, job: Job, dataset: Dataset) -> Floa
     Raises:
         ConfigError: that network has not predicted them.
     """
-    rows = _rows(_image_run(comparison, job) / EXTERNAL)
+    rows = rows_of(_image_run(comparison, job) / EXTERNAL)
     return _columns(rows, comparison.plan.base.tabular, dataset)
 
 
@@ -75,11 +74,3 @@ def _columns(rows: Iterable[dict[str, str]], spec: TableSpec, dataset: Dataset) 
     with np.errstate(invalid="ignore"):
         found: Floats = sums / counts
     return np.log(np.maximum(found, _SMALLEST)) if spec.classes else found
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None

@@ -12,6 +12,7 @@ compare/NAME/
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -212,6 +213,19 @@ class Comparison:
 
 
 EXTERNAL = "external.csv"  # in a job's folder: its predictions of the external test set
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that a comparison wrote.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
 
 
 def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = None) -> list[Model]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.compare.plan import Kind
 from hyperfusion_rt.config import Config
+from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.loop import Split, split_of
@@ -40,6 +41,9 @@ class TableModel:
 
     `beside [cases, C]`: further columns. With them it learns from the cases outside the test part
     that have them, wherever their answers come from.
+
+    Raises:
+        CohortError: these are too few.
     """
 
     def __init__(
@@ -57,6 +61,12 @@ class TableModel:
         train = split.train if beside is None else _with(beside, split)
         self.learned = len(train)
         x, y = self._inputs(dataset, train, beside), dataset.targets[train]
+        if beside is not None and len(np.unique(y)) < (2 if self.classes else 1):
+            raise CohortError(
+                f"late: the {len(train)} validation cases that it learns from are not of two "
+                "classes; raise training.members, so that more parts are validated",
+                code="cohort-too-small",
+            )
         subjects = np.array([dataset.cases[i].subject for i in train])
         with threadpool_limits(1):  # tables are small: threads would only wait for each other
             self.model, self.chosen = self._fit(x, y.astype(int) if self.classes else y, subjects)

@@ -45,9 +45,7 @@ class Augmentation(Finite):
 
     _numbers = field_validator("*", mode="before")(no_truth_value)
 
-    policy: Policy = Field(
-        "none", description="what the other fields are where they are not given: see the guide"
-    )
+    policy: Policy = Field("none", description="what the other fields are where they are not given")
     rotation: float = Field(
         0, ge=0, le=180, description="the largest angle around each axis, in degrees"
     )

@@ -12,6 +12,7 @@ from hyperfusion_rt.compare.late import image_answers
 from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.compare.plan import Comparison, Job
 from hyperfusion_rt.compare.table_models import TableModel
+from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import split_of
 
@@ -89,6 +90,16 @@ def test_the_images_answers_count(late, session_cohort):
     model = TableModel("late", config, dataset, split, told)
     found = model(dataset, split.test, told).argmax(1)
     assert (found == dataset.targets[split.test]).mean() > 0.8
+
+
+def test_cases_of_one_class_teach_nothing(late, session_cohort):
+    job = Job(model="late", seed=0, fold=0)
+    config = late.config(job)
+    dataset = gather(config, session_cohort)
+    split, answers = split_of(dataset, config, 0), image_answers(late, job, dataset)
+    answers[dataset.targets != 1] = np.nan
+    with pytest.raises(CohortError, match=r"raise training\.members"):
+        TableModel("late", config, dataset, split, answers)
 
 
 def test_without_an_answer_of_the_image_network_it_has_none(late):

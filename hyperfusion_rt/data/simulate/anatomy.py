@@ -208,7 +208,7 @@ def scan(
 
 
 def _around(bounds: Tensor, points: Tensor) -> tuple[slice, ...]:
-    """The box of those voxels `[x, y, z]` whose `points [x, y, z, 3]` are within `bounds [2, 3]`."""
+    """The box of voxels `[x, y, z]` whose `points [x, y, z, 3]` lie within `bounds [2, 3]`."""
     inside = ((points >= bounds[0]) & (points <= bounds[1])).all(-1)
     found = []
     for others in ((1, 2), (0, 2), (0, 1)):
