@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,8 +87,11 @@ def folds_of(truth: Index, repetition: int) -> Index:
     """The fold of each `[N]`, as many of each class in all of them."""
     found = np.empty(len(truth), np.int64)
     split = StratifiedKFold(FOLDS, shuffle=True, random_state=repetition)
-    for fold, (_, test) in enumerate(split.split(truth, truth)):
-        found[test] = fold
+    with warnings.catch_warnings():
+        # A class of fewer than five is in fewer folds.
+        warnings.filterwarnings("ignore", "The least populated class")
+        for fold, (_, test) in enumerate(split.split(truth, truth)):
+            found[test] = fold
     return found
 
 
