@@ -15,7 +15,13 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "benchmarks/*.md")
+OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "kernels/README.md",
+    "benchmarks/*.md",
+    "benchmarks/results/*.md",
+)
 PICTURES = ("benchmarks/*.png",)
 _LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
