@@ -26,7 +26,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -242,7 +242,6 @@ def truths(cohorts: Cohorts, seed: int) -> dict[str, float]:
 def study_of(found: dict[str, Any], truth: dict[str, float]) -> Study:
     """What a job answered."""
     new = {key.split("/")[0]: value for key, value in found["new"].items()}
-    ids = sorted(truth)
 
     def pairs(kind: str) -> tuple[Floats, Floats]:
         keys = sorted(found[kind])
@@ -251,23 +250,23 @@ def study_of(found: dict[str, Any], truth: dict[str, float]) -> Study:
 
     again = sorted({key.split("/")[0] for key in found["again"]})
     first, second = (np.array([found["again"][f"{one}/{s}"] for one in again]) for s in "12")
-    return Study(
-        np.array([truth[one] for one in ids]),
-        np.array([new[one] for one in ids]),
-        (first, second),
-        pairs("moved"),
-        pairs("shifted"),
-        found["seconds"],
-    )
+    more = (first, second), pairs("moved"), pairs("shifted"), found["seconds"]
+    return Study(*in_order(truth, new), *more)
+
+
+def in_order(
+    truth: dict[str, float], answers: Mapping[str, Sequence[float] | Floats]
+) -> tuple[Floats, Floats]:
+    """Truth `[N]` and answers `[N, C]` of the new subjects."""
+    ids = sorted(truth)
+    return np.array([truth[one] for one in ids]), np.array([answers[one] for one in ids])
 
 
 def exact(cohorts: Cohorts, seed: int) -> Study:
     """The exact observer on the same subjects."""
     variant = cast(Model, cohorts.variant)
     answers = observed(cohorts.folder("new", seed), cohorts.task.value, variant)
-    truth = truths(cohorts, seed)
-    ids = sorted(truth)
-    return Study(np.array([truth[one] for one in ids]), np.array([answers[one] for one in ids]))
+    return Study(*in_order(truths(cohorts, seed), answers))
 
 
 def logistic(cohorts: Cohorts, seed: int) -> Study:
@@ -280,11 +279,10 @@ def logistic(cohorts: Cohorts, seed: int) -> Study:
     encoder = TabularEncoder.fit(rows, spec)
     model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=3000)
     model.fit(encoder.encode(rows), np.array([read_target(row, spec) for row in rows]))
-    truth = truths(cohorts, seed)
-    of = {row.subject: row for row in read_table(new / "data.csv").rows}
-    ids = sorted(truth)
-    answers = model.predict_proba(encoder.encode([of[one] for one in ids]))
-    return Study(np.array([truth[one] for one in ids]), answers)
+    rows = read_table(new / "data.csv").rows
+    answers = model.predict_proba(encoder.encode(rows))
+    of = {row.subject: answer for row, answer in zip(rows, answers, strict=True)}
+    return Study(*in_order(truths(cohorts, seed), of))
 
 
 def hits(study: Study) -> Floats:

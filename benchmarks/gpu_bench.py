@@ -18,6 +18,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +202,9 @@ def measure(name: str, layer: Layer, dtype: str, skip: str) -> list[dict[str, An
 
 def apart(name: str, dtype: str, skip: str) -> list[dict[str, Any]]:
     """`measure` in a process of its own: a kernel that reads beyond its memory ends that alone."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.apply(measure, (name, LAYERS[name], dtype, skip))
+            return pool.submit(measure, name, LAYERS[name], dtype, skip).result()
         except Exception as problem:
             why = f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
             return [{"layer": name, "dtype": dtype, "contender": "all", "failed": why}]

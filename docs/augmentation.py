@@ -22,13 +22,8 @@ SAMPLES, SEED = 5, 3
 TIMES = 3  # the last column, of what `strong` sets
 # Of the table, no image: `drop_columns`.
 FIELDS = [name for name in POLICIES["strong"] if name != "drop_columns"]
-BLOCKS, LABEL, TITLE, GAP, DPI = (
-    2,
-    84,
-    20,
-    4,
-    100,
-)  # rows stand in two blocks; pixels; dots per inch
+BLOCKS = 2  # side by side
+LABEL, TITLE, GAP, DPI = 84, 20, 4, 100  # pixels; dots per inch
 
 
 def changed(image: Tensor, **fields: float | str) -> Tensor:

@@ -27,11 +27,12 @@ from hyperfusion_rt.training.loop import Split, split_of
 from hyperfusion_rt.training.results import TABLE, answered, figures, write_table
 
 _INNER = 5  # parts of the cross-validation inside the training rows
+_TREES = {"max_iter": [30, 100], "max_depth": [1, 3]}
 _GRIDS: dict[Kind, dict[str, list[Any]]] = {
     "logistic": {"C": [0.001, 0.01, 0.1, 1.0, 10.0]},
     "ridge": {"alpha": [0.1, 1.0, 10.0, 100.0, 1000.0]},
-    "boosting": {"max_iter": [30, 100], "max_depth": [1, 3]},
-    "late": {"max_iter": [30, 100], "max_depth": [1, 3]},
+    "boosting": _TREES,
+    "late": _TREES,
 }
 Floats = NDArray[np.float64]
 

@@ -77,8 +77,8 @@ _BRAIN_AGE: dict[str, Any] = {
 }
 
 
-# What wins on simulated cohorts: see docs/training.md. Weights decay apart from the gradient, the
-# average of the weights is kept, and samples are moved a little.
+# What wins on simulated cohorts: see docs/how-to/recipe.md. Weights decay apart from the gradient,
+# the average of the weights is kept, and samples are moved a little.
 _RECIPE: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 1e-3,

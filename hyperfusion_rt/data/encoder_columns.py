@@ -70,6 +70,11 @@ class InputColumn(NamedTuple):
         return self.inputs if self.gap is None else (*self.inputs, self.gap)
 
 
+def width_of(columns: Sequence[InputColumn]) -> int:
+    """T, the number of inputs of all columns."""
+    return sum(len(column.positions) for column in columns)
+
+
 class ImputerStep(Fitted):
     """Where column `target` is missing: `clip(x @ coefficients + intercept, low, high)`.
 

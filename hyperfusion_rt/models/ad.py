@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import PLACES, Fusion, NetworkConfig, Shape
-from hyperfusion_rt.data.encoder_columns import InputColumn
+from hyperfusion_rt.data.encoder_columns import InputColumn, width_of
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
 from hyperfusion_rt.models.layers import Conditioned, conditioned, tabular_embedding
@@ -110,7 +110,7 @@ class ADNetwork(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        tabular_width = sum(len(column.positions) for column in columns)
+        tabular_width = width_of(columns)
         f, momentum, rate = config.features, config.bn_momentum, config.dropout
         self.fusion: Fusion = config.fusion
         make = LayerFactory(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import NetworkConfig, Shape
-from hyperfusion_rt.data.encoder_columns import InputColumn
+from hyperfusion_rt.data.encoder_columns import InputColumn, width_of
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
 from hyperfusion_rt.models.layers import Conditioned, conditioned
@@ -54,7 +54,7 @@ class BrainAgeNetwork(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        tabular_width = sum(len(column.positions) for column in columns)
+        tabular_width = width_of(columns)
         f, momentum = config.features, config.bn_momentum
         stages = ((channels, f), (f, 2 * f), (2 * f, 4 * f))
         make = LayerFactory(config, tabular_width, 1, lambda: nn.Linear(tabular_width, 1))

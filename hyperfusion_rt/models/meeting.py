@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import Fusion
-from hyperfusion_rt.data.encoder_columns import InputColumn
+from hyperfusion_rt.data.encoder_columns import InputColumn, width_of
 from hyperfusion_rt.models.attention import TableAttention
 from hyperfusion_rt.models.tabmixer import TabMixer
 
@@ -77,7 +77,7 @@ def meeting(
 
     `columns`: of the table; `volume`: the features are `[B, C, D, H, W]`, not `[B, C]`.
     """
-    condition_features = sum(len(column.positions) for column in columns)
+    condition_features = width_of(columns)
     if fusion == "attention":
         return TableAttention(channels, columns), channels
     if fusion == "tabmixer":

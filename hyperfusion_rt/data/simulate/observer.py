@@ -35,6 +35,7 @@ def observed(folder: Path, task: Published, model: p.Model = "additive") -> dict
 
     Raises:
         KeyError: the cohort is of another task or model.
+        ValueError: the two tables do not list the same subjects in the same order.
     """
     truth, seen = _table(folder / "truth.csv"), _table(folder / "data.csv")
     if seen["subject"] != truth["subject"]:
@@ -70,9 +71,7 @@ def observed(folder: Path, task: Published, model: p.Model = "additive") -> dict
 
 
 def _ages(atrophy: Float, male: Float) -> Float:
-    """The posterior median `[N]` of the age; its prior is even between YOUNG and OLD."""
-    ages = p.YOUNG + (np.arange(_POINTS) + 0.5) * (p.OLD - p.YOUNG) / _POINTS
+    """The posterior median `[N]` of the age; its prior is even."""
+    ages = optimum.even_ages(_POINTS)
     far = atrophy[:, None] - p.mean_atrophy_at_age(ages[None], male[:, None])
-    cumulated = np.cumsum(np.exp(-0.5 * (far / p.AGE_NOISE) ** 2), 1)
-    medians: Float = ages[np.argmax(cumulated >= 0.5 * cumulated[:, -1:], 1)]
-    return medians
+    return optimum.median_age(np.exp(-0.5 * (far / p.AGE_NOISE) ** 2), ages)

@@ -179,8 +179,21 @@ def _ad(samples: int, model: p.Model) -> dict[str, Any]:
     return found
 
 
+def even_ages(points: int) -> Float:
+    """Nodes `[points]` of a quadrature over the ages of the brain-age model."""
+    ages: Float = p.YOUNG + (np.arange(points) + 0.5) * (p.OLD - p.YOUNG) / points
+    return ages
+
+
+def median_age(density: Float, ages: Float) -> Float:
+    """The posterior median `[N]` of `density [N, ages]`, up to a factor in each row."""
+    cumulated = np.cumsum(density, 1)
+    medians: Float = ages[np.argmax(cumulated >= 0.5 * cumulated[:, -1:], 1)]
+    return medians
+
+
 def _brain_age(points: int) -> dict[str, Any]:
-    ages = p.YOUNG + (np.arange(points) + 0.5) * (p.OLD - p.YOUNG) / points
+    ages = even_ages(points)
     atrophy = np.linspace(-5, 5, 2 * points)
     step = atrophy[1] - atrophy[0]
     density = [
@@ -191,8 +204,7 @@ def _brain_age(points: int) -> dict[str, Any]:
     def mae(joint: Float) -> float:
         """Expected |age - posterior median| of a joint density [atrophy, age]."""
         joint = joint / points
-        cumulated = np.cumsum(joint, 1)
-        median = ages[np.argmax(cumulated >= 0.5 * cumulated[:, -1:], 1)]
+        median = median_age(joint, ages)
         return float((joint * np.abs(ages[None] - median[:, None])).sum() * step)
 
     return {
