@@ -125,7 +125,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "preset": "ad-small",
             "preprocessing": {"shape": (32, 48, 32), "spacing": 2.0},
             "network": {"features": 8},
-            "training": {"epochs": 20},
+            "training": {"epochs": 40},
         },
     ),
     "brain-age": _BRAIN_AGE,
