@@ -4,13 +4,17 @@
     python benchmarks/accuracy.py brain-age              # and .json
     python benchmarks/accuracy.py ad --variant place
     python benchmarks/accuracy.py ad --ablation          # the recipe, one ingredient less each
+    python benchmarks/accuracy.py ad --subjects 150,300,600,1200,2400 --seeds 51   # a curve
 
 For each seed: a cohort to train with, and new subjects of another seed. Each network is trained by
 `hfrt train`, exported by `hfrt export`, and run by `hfrt infer` on every new subject; on a second
 scan (another noise, field, gain and pose) of the first of them; and on scans that lie half a
 millimetre elsewhere. Jobs run on one thread each, as many as there are cores; what is done is kept
 in build/accuracy, and a second call goes on. About 9 minutes a network and core, small presets.
-The exact observer stands beside the networks: what he reaches on the very same subjects.
+Beside the networks stand, on the very same subjects, a logistic regression on the table; the exact
+observer; and two who see the true atrophy of each region but know nothing of the model: logistic
+regressions on atrophy and table, alone (`linear`) and with all their products (`products`). What is
+between these two is what an interaction of image and table is worth.
 
 Figures are means over the seeds; intervals and p values are of a bootstrap over the new subjects,
 the same for all networks of a seed. They tell nothing of other training cohorts; the seeds beside
@@ -36,20 +40,28 @@ from typing import Annotated, Any, cast
 import nibabel as nib
 import numpy as np
 import typer
+from accuracy_figures import (
+    Floats,
+    Page,
+    Study,
+    against,
+    comparison,
+    curve,
+    hits,
+    measured,
+)
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.encoder import TabularEncoder, read_target
 from hyperfusion_rt.data.simulate.observer import observed
-from hyperfusion_rt.data.simulate.population import Model
-from hyperfusion_rt.data.table_file import read_table
+from hyperfusion_rt.data.simulate.population import AD, Model
+from hyperfusion_rt.data.table_file import Row, read_table
 from hyperfusion_rt.machine import describe_machine, usable_cores
-from hyperfusion_rt.metrics.repeatability import repeatability
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / "build" / "accuracy"
-Floats = NDArray[np.float64]
 
 # Seeds that were never looked at while the presets were chosen. New subjects: 100 more.
 SEEDS = "51,52,53"
@@ -57,7 +69,6 @@ MODELS = "hyper,daft,film,concat,image,tabular"
 AGAIN = 100  # new subjects with a second scan
 MOVED, SHIFT_MM = 40, 0.5
 AXES = "xyz"
-SAMPLES = 10000
 
 # Each takes one ingredient of the recipe away.
 ABLATION: dict[str, tuple[str, ...]] = {
@@ -215,20 +226,7 @@ def read_answers(path: Path) -> dict[str, list[float]]:
     return found
 
 
-# ---- figures
-
-
-@dataclass(frozen=True)
-class Study:
-    """The answers of one network for one seed."""
-
-    truth: Floats  # [N], of the new subjects in order
-    answers: Floats  # [N, C]
-    scans: tuple[Floats, Floats] | None = None  # [n, C] each: two scans of the same subjects
-    # Pairs [m, C] of a scan and of the same half a millimetre elsewhere.
-    moved: tuple[Floats, Floats] | None = None
-    shifted: tuple[Floats, Floats] | None = None
-    seconds: float = 0.0
+# ---- answers
 
 
 def truths(cohorts: Cohorts, seed: int) -> dict[str, float]:
@@ -262,6 +260,9 @@ def in_order(
     return np.array([truth[one] for one in ids]), np.array([answers[one] for one in ids])
 
 
+# ---- who needs no training, or none of the image
+
+
 def exact(cohorts: Cohorts, seed: int) -> Study:
     """The exact observer on the same subjects."""
     variant = cast(Model, cohorts.variant)
@@ -269,156 +270,112 @@ def exact(cohorts: Cohorts, seed: int) -> Study:
     return Study(*in_order(truths(cohorts, seed), answers))
 
 
-def logistic(cohorts: Cohorts, seed: int) -> Study:
-    """Logistic regression (L2, C = 0.1) on all rows of the training cohort, encoded alike."""
-    from sklearn.linear_model import LogisticRegression
+def regression(cohorts: Cohorts, seed: int, *, atrophy: bool, products: bool) -> Study:
+    """Logistic regression on all rows of the training cohort, encoded as for the networks.
+
+    With `atrophy` it also sees the true atrophy of each region, with `products` their products with
+    the table's inputs. L2, C chosen by cross-validation within the training cohort.
+    """
+    from sklearn.linear_model import LogisticRegressionCV
 
     train, new = cohorts.folder("train", seed), cohorts.folder("new", seed)
     spec = load_config(train / "hfrt.yaml").tabular
     rows = read_table(train / "data.csv").rows
     encoder = TabularEncoder.fit(rows, spec)
-    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=3000)
-    model.fit(encoder.encode(rows), np.array([read_target(row, spec) for row in rows]))
-    rows = read_table(new / "data.csv").rows
-    answers = model.predict_proba(encoder.encode(rows))
-    of = {row.subject: answer for row, answer in zip(rows, answers, strict=True)}
+
+    def inputs(folder: Path) -> tuple[list[Row], Floats]:
+        found = read_table(folder / "data.csv").rows
+        columns = [encoder.encode(found).astype(np.float64)]
+        if atrophy:
+            truth = read_table(folder / "truth.csv").rows
+            regions = AD[cast(Model, cohorts.variant)].regions
+            seen = np.array([[float(row.values[region]) for region in regions] for row in truth])
+            columns.append(seen)
+            if products:
+                columns.append((seen[:, :, None] * columns[0][:, None]).reshape(len(found), -1))
+        return found, np.concatenate(columns, 1)
+
+    model = LogisticRegressionCV(
+        Cs=np.logspace(-3, 1, 9).tolist(), cv=5, scoring="neg_log_loss",
+        class_weight="balanced", max_iter=5000,
+    )  # fmt: skip
+    _, known = inputs(train)
+    model.fit(known, np.array([read_target(row, spec) for row in rows]))
+    rows, asked = inputs(new)
+    of = {row.subject: p for row, p in zip(rows, model.predict_proba(asked), strict=True)}
     return Study(*in_order(truths(cohorts, seed), of))
 
 
-def hits(study: Study) -> Floats:
-    """What a subject adds to the figure: its class's share of the mean recall, or its error."""
-    if study.answers.shape[1] == 1:
-        return np.abs(study.answers[:, 0] - study.truth)
-    right = (study.answers.argmax(1) == study.truth).astype(np.float64)
-    counts = np.bincount(study.truth.astype(int), minlength=study.answers.shape[1])
-    weight: Floats = right * len(right) / (counts[study.truth.astype(int)] * len(counts))
-    return weight
+def others(cohorts: Cohorts, seed: int) -> dict[str, Study]:
+    """Who needs no network."""
+    found = {}
+    if cohorts.task is Task.ad:
+        found = {
+            "logistic regression on the table": regression(
+                cohorts, seed, atrophy=False, products=False
+            ),
+            "linear in true atrophy and table": regression(
+                cohorts, seed, atrophy=True, products=False
+            ),
+            "with their products": regression(cohorts, seed, atrophy=True, products=True),
+        }
+    return found | {"exact observer": exact(cohorts, seed)}
 
 
-def resampled(values: Sequence[Floats], truths_of: Sequence[Floats], samples: int) -> Floats:
-    """Means `[samples]` over seeds of bootstrap means over subjects, by class."""
-    total = np.zeros(samples)
-    for seed, (value, truth) in enumerate(zip(values, truths_of, strict=True)):
-        rng = np.random.default_rng([seed, 7])
-        classes = np.unique(truth) if len(np.unique(truth)) < 10 else np.zeros(1)
-        mean = np.zeros(samples)
-        for one in classes:
-            chosen = np.flatnonzero(truth == one) if len(classes) > 1 else np.arange(len(truth))
-            drawn = rng.integers(len(chosen), size=(samples, len(chosen)))
-            mean += value[chosen][drawn].sum(1) / len(truth)
-        total += mean / len(values)
-    return total
+TITLES = {
+    "accuracy": "the networks and their rivals",
+    "ablation": "the recipe, one ingredient less each",
+    "curve": "more subjects to train with",
+}
 
 
-def icc(studies: Sequence[Study], column: int) -> list[float]:
-    """ICC(2,1) of one answer between the two scans, for each seed."""
-    found = []
-    for first, second in (study.scans for study in studies if study.scans):
-        values = np.concatenate([first[:, column], second[:, column]])
-        subjects = [str(n) for n in range(len(first))]
-        sessions = ["1"] * len(subjects) + ["2"] * len(subjects)
-        found.append(float(repeatability(values, 2 * subjects, sessions)["icc_agreement"]))
-    return found
+def explained(
+    cohorts: Cohorts, sizes: Sequence[int], seeds: Sequence[int], optimum: Mapping[str, float]
+) -> str:
+    """What was simulated, and what the columns mean."""
+    digits = 3 if cohorts.task is Task.ad else 2
+    best = [f"{optimum[name]:.{digits}f}" for name in ("both", "image", "table")]
+    text = (
+        f"{', '.join(map(str, sizes))} simulated subjects to train with, {cohorts.new} new ones to "
+        f"answer for, seeds {', '.join(map(str, seeds))} (new: 100 more). Optimum {best[0]}, of "
+        f"the image alone {best[1]}, of the table alone {best[2]}"
+    )
+    if "both_without_apoe4" in optimum:
+        text += f", of both without APOE4 {optimum['both_without_apoe4']:.{digits}f}"
+    text += (
+        "; the exact observer's row is what he reaches on these very subjects. Means over the "
+        "seeds; intervals and p values of a bootstrap over the new subjects."
+    )
+    if len(sizes) == 1:
+        text += (
+            f" Moved: the median over {MOVED} subjects a seed and the axes of an answer's largest "
+            f"change when a scan lies {SHIFT_MM} mm elsewhere along an axis; shifted: along all "
+            f"three at once, the voxels interpolated. ICC(2,1): two scans of {AGAIN} subjects a "
+            "seed, the mean over answers."
+        )
+    return text
 
 
-def change(pairs: Sequence[tuple[Floats, Floats] | None]) -> float:
-    """The median over scans of an answer's largest change."""
-    return float(np.median(np.concatenate([np.abs(a - b).max(1) for a, b in filter(None, pairs)])))
-
-
-def measured(studies: Sequence[Study]) -> dict[str, Any]:
-    """The figures of one network over the seeds."""
-    each = [hits(study) for study in studies]
-    spread = resampled(each, [study.truth for study in studies], SAMPLES)
-    found: dict[str, Any] = {
-        "each": [float(one.mean()) for one in each],
-        "mean": float(np.mean([one.mean() for one in each])),
-        "95": np.percentile(spread, [2.5, 97.5]).tolist(),
-        "seconds": float(np.mean([study.seconds for study in studies])),
-    }
-    if studies[0].answers.shape[1] > 1:
-        logs = [
-            -np.log(
-                np.maximum(s.answers[np.arange(len(s.truth)), s.truth.astype(int)], 1e-9)
-            ).mean()
-            for s in studies
-        ]
-        found["log_loss"] = float(np.mean(logs))
-    pairs = [study.moved for study in studies]
-    if any(pair is not None and (pair[0] != pair[1]).any() for pair in pairs):  # reads scans
-        found["moved_median"] = change(pairs)
-        found["shift_median"] = change([study.shifted for study in studies])
-        agreed = [icc(studies, column) for column in range(studies[0].answers.shape[1])]
-        found["icc"] = float(np.mean(agreed))
-        found["icc_lowest"] = float(np.min(agreed))
-    return found
-
-
-def against(studies: Sequence[Study], others: Sequence[Study]) -> dict[str, Any]:
-    """The difference of two networks on the same subjects, with the bootstrap's p."""
-    pairs = [hits(a) - hits(b) for a, b in zip(studies, others, strict=True)]
-    spread = resampled(pairs, [study.truth for study in studies], SAMPLES)
-    beyond = min((spread <= 0).mean(), (spread >= 0).mean())
-    return {
-        "difference": float(np.mean([pair.mean() for pair in pairs])),
-        "95": np.percentile(spread, [2.5, 97.5]).tolist(),
-        "p": float(min(1.0, 2 * max(beyond, 1 / SAMPLES))),
-        "each": [float(pair.mean()) for pair in pairs],
-    }
-
-
-# ---- the report
-
-
-def report(
-    path: Path, command: str, cohorts: Cohorts, seeds: Sequence[int], found: dict[str, Any]
-) -> None:
-    """Write the figures as JSON and as a page."""
-    path.parent.mkdir(exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    classes = cohorts.task is Task.ad
-    digits, unit = (3, "") if classes else (2, " y")
-    what = "balanced accuracy" if classes else "mean absolute error (years)"
-    optimum = found["optimum"]
-    machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
-    lines = [
-        f"# {what.capitalize()} on simulated subjects: `{cohorts.task}`, model {cohorts.variant}",
-        "",
-        f"`{command}` · {machine} · {found['date']}",
-        "",
-        f"{cohorts.subjects} subjects to train with, {cohorts.new} new ones, seeds "
-        f"{', '.join(map(str, seeds))} (new: 100 more). Optimum {optimum['both']:.{digits}f}; of "
-        f"the image alone {optimum['image']:.{digits}f}, of the table alone "
-        f"{optimum['table']:.{digits}f}; the observer's row is what he reaches on these very "
-        f"subjects. Moved: the median over {MOVED} subjects a seed and the axes of an answer's "
-        f"largest change when a scan lies {SHIFT_MM} mm elsewhere along an axis; shifted: along "
-        "all three at once, the voxels interpolated. ICC(2,1): two scans of "
-        f"{AGAIN} subjects a seed, the mean over answers.",
-        "",
-        f"| | {what} (95 %) | each seed | "
-        + ("log loss | " if classes else "")
-        + "moved | shifted | ICC | minutes to train, one core |",
-        "|---|---|---|" + ("---|" if classes else "") + "---|---|---|---|",
-    ]
-    for name, one in found["networks"].items():
-        low, high = one["95"]
-        each = ", ".join(f"{value:.{digits}f}" for value in one["each"])
-        cells = [name, f"{one['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})", each]
-        if classes:
-            cells.append(f"{one['log_loss']:.3f}")
-        read = "icc" in one
-        moves = [f"{one[k]:.3f}{unit}" for k in ("moved_median", "shift_median")] if read else []
-        cells += [*moves, f"{one['icc']:.3f}"] if read else ["", "", ""]
-        cells.append(f"{one['seconds'] / 60:.1f}" if one["seconds"] else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"| {found['first']} minus | difference (95 %) | p | each seed |",
-              "|---|---|---|---|"]  # fmt: skip
-    for name, one in found["pairs"].items():
-        low, high = one["95"]
-        each = ", ".join(f"{value:+.{digits}f}" for value in one["each"])
-        between = f"{one['difference']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-        lines.append(f"| {name} | {between} | {one['p']:.4f} | {each} |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def compare(
+    task: Task, variant: str, subjects: int, new: int, seeds: Sequence[int],
+    variants: Mapping[str, tuple[str, ...]], jobs: int,
+) -> dict[str, list[Study]]:  # fmt: skip
+    """The answers of all networks, and of those who need none, for each seed."""
+    cohorts = Cohorts(task, variant, subjects, new)
+    for seed in seeds:
+        cohorts.make(seed)
+    todo = [Job(name, seed, sets) for seed in seeds for name, sets in variants.items()]
+    truth = {seed: truths(cohorts, seed) for seed in seeds}
+    studies: dict[str, list[Study]] = {name: [] for name in variants}
+    with ThreadPoolExecutor(jobs) as pool:
+        for job, found in zip(todo, pool.map(lambda job: run(job, cohorts), todo), strict=True):
+            studies[job.name].append(study_of(found, truth[job.seed]))
+            value = hits(studies[job.name][-1]).mean()
+            print(f"{subjects} subjects, {job.name}, seed {job.seed}: {value:.3f}", flush=True)
+    for seed in seeds:
+        for name, study in others(cohorts, seed).items():
+            studies.setdefault(name, []).append(study)
+    return studies
 
 
 def main(
@@ -430,49 +387,43 @@ def main(
     ] = MODELS,
     ablation: Annotated[bool, typer.Option(help="The recipe without each ingredient.")] = False,
     seeds: Annotated[str, typer.Option(help="Of the cohorts.")] = SEEDS,
-    subjects: Annotated[int, typer.Option(help="To train with.")] = 600,
+    subjects: Annotated[str, typer.Option(help="To train with; several make a curve.")] = "600",
     new: Annotated[int, typer.Option(help="New ones of each seed.")] = 600,
     jobs: Annotated[int, typer.Option(help="Networks at once.")] = usable_cores(),
 ) -> None:
     """Train, export, predict, compare."""
     WORK.mkdir(parents=True, exist_ok=True)
-    cohorts = Cohorts(task, variant, subjects, new)
-    numbers = [int(seed) for seed in seeds.split(",")]
-    for seed in numbers:
-        cohorts.make(seed)
+    numbers, sizes = ([int(one) for one in text.split(",")] for text in (seeds, subjects))
     variants = ABLATION
     if not ablation:
         variants = {m: tuple(f"network.fusion={m}".split("+")) for m in models.split(",")}
-    todo = [Job(name, seed, sets) for seed in numbers for name, sets in variants.items()]
-    truth = {seed: truths(cohorts, seed) for seed in numbers}
-    studies: dict[str, list[Study]] = {name: [] for name in variants}
-    with ThreadPoolExecutor(jobs) as pool:
-        for job, found in zip(todo, pool.map(lambda job: run(job, cohorts), todo), strict=True):
-            studies[job.name].append(study_of(found, truth[job.seed]))
-            value = hits(studies[job.name][-1]).mean()
-            print(f"{job.name}, seed {job.seed}: {value:.3f}", flush=True)
-    if task is Task.ad and not ablation:
-        studies["logistic"] = [logistic(cohorts, seed) for seed in numbers]
-    if not ablation:
-        studies["exact observer"] = [exact(cohorts, seed) for seed in numbers]
-    first = next(iter(variants))
-    optimum = (cohorts.folder("new", numbers[0]) / "optimum.json").read_text(encoding="utf-8")
-    made = {
-        "machine": describe_machine(),
-        "date": time.strftime("%Y-%m-%d"),
-        "optimum": json.loads(optimum),
-        "networks": {name: measured(found) for name, found in studies.items()},
-        "first": first,
-        "pairs": {
-            name: against(studies[first], found) for name, found in studies.items() if name != first
-        },
+    studies = {size: compare(task, variant, size, new, numbers, variants, jobs) for size in sizes}
+    networks = {
+        size: {n: measured(found) for n, found in of.items()} for size, of in studies.items()
     }
-    kind = "ablation" if ablation else "accuracy"
+    folder = Cohorts(task, variant, sizes[0], new).folder("new", numbers[0])
+    optimum = json.loads((folder / "optimum.json").read_text(encoding="utf-8"))
+    kind = "ablation" if ablation else "curve" if len(sizes) > 1 else "accuracy"
     name = f"{kind}-{task}" + (f"-{variant}" if variant != "additive" else "")
-    if subjects != 600:
-        name += f"-{subjects}"
-    command = " ".join(["python", "benchmarks/accuracy.py", *sys.argv[1:]])
-    report(HERE / "results" / f"{name}.md", command, cohorts, numbers, made)
+    page = Page(
+        HERE / "results" / name,
+        f"{task}, model {variant}: {TITLES[kind]}",
+        " ".join(["python", "benchmarks/accuracy.py", *sys.argv[1:]]),
+        explained(Cohorts(task, variant, sizes[0], new), sizes, numbers, optimum),
+        classes=task is Task.ad,
+    )
+    about = {
+        "machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), "optimum": optimum
+    }  # fmt: skip
+    if len(sizes) > 1:
+        made = about | {"sizes": {str(size): networks[size] for size in sizes}}
+        page.write(made, curve(page, made))
+        return
+    [of], [figures] = studies.values(), networks.values()
+    first = next(iter(variants))
+    pairs = {n: against(of[first], found) for n, found in of.items() if n != first}
+    made = about | {"networks": figures, "first": first, "pairs": pairs}
+    page.write(made, comparison(page, made))
 
 
 if __name__ == "__main__":
