@@ -15,12 +15,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, TextIO
 
 from hyperfusion_rt.errors import HyperFusionError
 
 INTERRUPTED = 130  # the exit status after Ctrl-C or SIGTERM
 NO_READER = 141  # as the system's own programs have it: 128 + SIGPIPE
+signalled: list[int] = []  # the signals that asked this command to stop
 
 
 class Results(io.TextIOWrapper):
@@ -84,12 +86,13 @@ def _lost(error: OSError) -> NoReturn:
 
 def main() -> None:
     """Run the command line; whatever goes wrong is one line and an exit status."""
-    for name in ("SIGTERM", "SIGHUP"):
+    signalled.clear()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name)
         # A scheduler's SIGTERM is treated like Ctrl-C: nothing half-made is left. What nohup
         # ignores stays ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, _interrupt)
     # Not where they are replaced already: in a test, or in a program that calls this function.
     own = all(s is None or type(s) is io.TextIOWrapper for s in (sys.stdout, sys.stderr))
     cut = False
@@ -111,6 +114,11 @@ def main() -> None:
     if cut:  # else the command has said itself how far it came
         status = _ended(status, HyperFusionError("interrupted", code="run-interrupted"))
     sys.exit(status)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    signalled.append(number)
+    raise KeyboardInterrupt
 
 
 def _run() -> int:
@@ -136,11 +144,14 @@ def _run() -> int:
         return _ended(status, HyperFusionError(text, code="usage-wrong"))
     except KeyboardInterrupt:
         raise
-    except HyperFusionError as error:
-        return _failed(error)
-    except MemoryError:
-        return _failed(HyperFusionError("there was not enough memory", code="out-of-memory"))
     except Exception as error:
+        # Raised within a callback, say, the interrupt was lost, and this is what came of it.
+        if signalled:
+            raise KeyboardInterrupt from None
+        if isinstance(error, HyperFusionError):
+            return _failed(error)
+        if isinstance(error, MemoryError):
+            return _failed(HyperFusionError("there was not enough memory", code="out-of-memory"))
         return _failed(unexpected(error))
     return 0
 

@@ -102,6 +102,22 @@ def test_an_interrupt_at_any_time_is_one_line(tmp_path, number, after):
     assert err == "interrupted\n"
 
 
+def test_an_interrupt_that_is_lost_on_its_way(tmp_path):
+    """As in a callback, where Python ignores it: what fails because of it is not to blame."""
+    code = (
+        "import contextlib, os, signal, sys\n"
+        "from hyperfusion_rt.cli import app, start\n"
+        "def run(arguments):\n"
+        "    with contextlib.suppress(KeyboardInterrupt):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    raise RuntimeError('a worker died')\n"
+        "app.run = run\n"
+        "start.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (start.INTERRUPTED, "interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
