@@ -40,7 +40,7 @@ Step = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 _SPACING = 2
-# Half of the preset's: the demo shall take minutes.
+# A quarter of the preset's: the demo shall take minutes.
 _EPOCHS = 10
 # The second was never looked at while the preset was chosen.
 _SEED, _NEW_SEED = 1, 101

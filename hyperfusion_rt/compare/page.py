@@ -130,7 +130,10 @@ def _learning(comparison: Comparison, answers: Sequence[Answers]) -> list[Chart]
         Axis.around(f"validation {name}" + (f" ({unit})" if unit else ""), [y for _, y in places]),
     )
     for colour, model, points in curves:
-        chart.line([point for point in points if np.isfinite(point[1])], colour)
+        finite = [point for point in points if np.isfinite(point[1])]
+        chart.line(finite, colour)
+        if len(finite) == 1:  # a line of one point is not seen
+            chart.points(finite, colour)
         chart.legend.append((colour, model))
     chart.note = "The mean over the trainings that reached the epoch."
     return [chart]
