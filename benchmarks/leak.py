@@ -195,7 +195,7 @@ def page(found: Sequence[dict[str, Any]], machine: dict[str, str], date: str) ->
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Rows of a cohort.")] = "60,150,600",
+    sizes: Annotated[str, typer.Option(help="Rows of a cohort.")] = "60,150",
     logistic: Annotated[int, typer.Option(min=2, help="Repetitions.")] = 100,
     network: Annotated[int, typer.Option(min=2, help="Repetitions.")] = 20,
     out: Annotated[Path, typer.Option(help="The page; the figures lie beside it.")] = OUT,
