@@ -277,7 +277,8 @@ def regression(cohorts: Cohorts, seed: int, *, atrophy: bool, products: bool) ->
     With `atrophy` it also sees the true atrophy of each region, with `products` their products with
     the table's inputs. L2, C chosen by cross-validation within the training cohort.
     """
-    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
 
     train, new = cohorts.folder("train", seed), cohorts.folder("new", seed)
     spec = load_config(train / "hfrt.yaml").tabular
@@ -296,9 +297,9 @@ def regression(cohorts: Cohorts, seed: int, *, atrophy: bool, products: bool) ->
                 columns.append((seen[:, :, None] * columns[0][:, None]).reshape(len(found), -1))
         return found, np.concatenate(columns, 1)
 
-    model = LogisticRegressionCV(
-        Cs=np.logspace(-3, 1, 9).tolist(), cv=5, scoring="neg_log_loss",
-        class_weight="balanced", max_iter=5000,
+    model = GridSearchCV(
+        LogisticRegression(class_weight="balanced", max_iter=5000),
+        {"C": np.logspace(-3, 1, 9)}, cv=5, scoring="neg_log_loss",
     )  # fmt: skip
     _, known = inputs(train)
     model.fit(known, np.array([read_target(row, spec) for row in rows]))
