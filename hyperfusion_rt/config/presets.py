@@ -90,7 +90,6 @@ _RECIPE: dict[str, Any] = {
     "keep": "last",
     "parts": 10,
     "embedding_epochs": 30,
-    "embedding_start": "random",
     "embedding_decay": 1.0,
 }
 _AD_RECIPE: dict[str, Any] = {

@@ -149,8 +149,7 @@ class Trainer:
         if fusion == "tabular" and config.training.embedding_epochs:
             return self._pretrained().to(self.device)
         if fusion == "hyper":
-            from_table = config.training.embedding_start == "table"
-            if architecture == "ad" and from_table and config.training.embedding_epochs:
+            if architecture == "ad":
                 load_embedding(inner, self._pretrained())
             initialise_generators(inner, torch.from_numpy(self.split.tabular[self.split.train]))
         if not config.tabular.classes and not isinstance(network, Distribution):
