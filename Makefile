@@ -2,9 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Not compiled to bytecode: Python does so for the modules that it imports, pip for ten times as many.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-  -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
