@@ -13,8 +13,8 @@ millimetre elsewhere. Jobs run on one thread each, as many as there are cores; w
 in build/accuracy, and a second call goes on. About 9 minutes a network and core, small presets.
 Beside the networks stand, on the very same subjects, a logistic regression on the table; the exact
 observer; and two who see the true atrophy of each region but know nothing of the model: logistic
-regressions on atrophy and table, alone (`linear`) and with all their products (`products`). What is
-between these two is what an interaction of image and table is worth.
+regressions on atrophy and table, without and with all their products. What is between these two is
+what an interaction of image and table is worth.
 
 Figures are means over the seeds; intervals and p values are of a bootstrap over the new subjects,
 the same for all networks of a seed. They tell nothing of other training cohorts; the seeds beside
@@ -40,16 +40,7 @@ from typing import Annotated, Any, cast
 import nibabel as nib
 import numpy as np
 import typer
-from accuracy_figures import (
-    Floats,
-    Page,
-    Study,
-    against,
-    comparison,
-    curve,
-    hits,
-    measured,
-)
+from accuracy_figures import Floats, Page, Study, against, comparison, curve, hits, measured
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -270,56 +261,50 @@ def exact(cohorts: Cohorts, seed: int) -> Study:
     return Study(*in_order(truths(cohorts, seed), answers))
 
 
-def regression(cohorts: Cohorts, seed: int, *, atrophy: bool, products: bool) -> Study:
-    """Logistic regression on all rows of the training cohort, encoded as for the networks.
+def regressions(cohorts: Cohorts, seed: int) -> dict[str, Study]:
+    """Logistic regressions on all rows of the training cohort, encoded as for the networks.
 
-    With `atrophy` it also sees the true atrophy of each region, with `products` their products with
-    the table's inputs. L2, C chosen by cross-validation within the training cohort.
+    Of the table alone; with the true atrophy of each region; and with its products with the table's
+    inputs. L2, C chosen by cross-validation within the training cohort.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 
     train, new = cohorts.folder("train", seed), cohorts.folder("new", seed)
     spec = load_config(train / "hfrt.yaml").tabular
-    rows = read_table(train / "data.csv").rows
+    rows, asked = (read_table(folder / "data.csv").rows for folder in (train, new))
     encoder = TabularEncoder.fit(rows, spec)
 
-    def inputs(folder: Path) -> tuple[list[Row], Floats]:
-        found = read_table(folder / "data.csv").rows
-        columns = [encoder.encode(found).astype(np.float64)]
-        if atrophy:
-            truth = read_table(folder / "truth.csv").rows
-            regions = AD[cast(Model, cohorts.variant)].regions
-            seen = np.array([[float(row.values[region]) for region in regions] for row in truth])
-            columns.append(seen)
-            if products:
-                columns.append((seen[:, :, None] * columns[0][:, None]).reshape(len(found), -1))
-        return found, np.concatenate(columns, 1)
+    def inputs(folder: Path, rows: Sequence[Row]) -> tuple[Floats, Floats, Floats]:
+        table = encoder.encode(rows).astype(np.float64)
+        regions = AD[cast(Model, cohorts.variant)].regions
+        truth = read_table(folder / "truth.csv").rows
+        atrophy = np.array([[float(row.values[region]) for region in regions] for row in truth])
+        linear = np.concatenate([table, atrophy], 1)
+        products = (atrophy[:, :, None] * table[:, None]).reshape(len(rows), -1)
+        return table, linear, np.concatenate([linear, products], 1)
 
-    model = GridSearchCV(
-        LogisticRegression(class_weight="balanced", max_iter=5000),
-        {"C": np.logspace(-3, 1, 9)}, cv=5, scoring="neg_log_loss",
-    )  # fmt: skip
-    _, known = inputs(train)
-    model.fit(known, np.array([read_target(row, spec) for row in rows]))
-    rows, asked = inputs(new)
-    of = {row.subject: p for row, p in zip(rows, model.predict_proba(asked), strict=True)}
-    return Study(*in_order(truths(cohorts, seed), of))
+    classes, truth = np.array([read_target(row, spec) for row in rows]), truths(cohorts, seed)
+    names = (
+        "logistic regression on the table",
+        "linear in true atrophy and table",
+        "with their products",
+    )
+    found = {}
+    for name, known, seen in zip(names, inputs(train, rows), inputs(new, asked), strict=True):
+        model = GridSearchCV(
+            LogisticRegression(class_weight="balanced", max_iter=5000),
+            {"C": np.logspace(-3, 1, 9)}, cv=5, scoring="neg_log_loss",
+        ).fit(known, classes)  # fmt: skip
+        answers = model.predict_proba(seen)
+        of = {row.subject: answer for row, answer in zip(asked, answers, strict=True)}
+        found[name] = Study(*in_order(truth, of))
+    return found
 
 
 def others(cohorts: Cohorts, seed: int) -> dict[str, Study]:
     """Who needs no network."""
-    found = {}
-    if cohorts.task is Task.ad:
-        found = {
-            "logistic regression on the table": regression(
-                cohorts, seed, atrophy=False, products=False
-            ),
-            "linear in true atrophy and table": regression(
-                cohorts, seed, atrophy=True, products=False
-            ),
-            "with their products": regression(cohorts, seed, atrophy=True, products=True),
-        }
+    found = regressions(cohorts, seed) if cohorts.task is Task.ad else {}
     return found | {"exact observer": exact(cohorts, seed)}
 
 
@@ -358,11 +343,9 @@ def explained(
 
 
 def compare(
-    task: Task, variant: str, subjects: int, new: int, seeds: Sequence[int],
-    variants: Mapping[str, tuple[str, ...]], jobs: int,
-) -> dict[str, list[Study]]:  # fmt: skip
-    """The answers of all networks, and of those who need none, for each seed."""
-    cohorts = Cohorts(task, variant, subjects, new)
+    cohorts: Cohorts, seeds: Sequence[int], variants: Mapping[str, tuple[str, ...]], jobs: int
+) -> dict[str, list[Study]]:
+    """The answers of all networks for each seed."""
     for seed in seeds:
         cohorts.make(seed)
     todo = [Job(name, seed, sets) for seed in seeds for name, sets in variants.items()]
@@ -370,12 +353,10 @@ def compare(
     studies: dict[str, list[Study]] = {name: [] for name in variants}
     with ThreadPoolExecutor(jobs) as pool:
         for job, found in zip(todo, pool.map(lambda job: run(job, cohorts), todo), strict=True):
-            studies[job.name].append(study_of(found, truth[job.seed]))
-            value = hits(studies[job.name][-1]).mean()
-            print(f"{subjects} subjects, {job.name}, seed {job.seed}: {value:.3f}", flush=True)
-    for seed in seeds:
-        for name, study in others(cohorts, seed).items():
-            studies.setdefault(name, []).append(study)
+            study = study_of(found, truth[job.seed])
+            studies[job.name].append(study)
+            what = f"{cohorts.subjects} subjects, {job.name}, seed {job.seed}"
+            print(f"{what}: {hits(study).mean():.3f}", flush=True)
     return studies
 
 
@@ -395,22 +376,32 @@ def main(
     """Train, export, predict, compare."""
     WORK.mkdir(parents=True, exist_ok=True)
     numbers, sizes = ([int(one) for one in text.split(",")] for text in (seeds, subjects))
+    if ablation and len(sizes) > 1:
+        raise SystemExit("--ablation takes one number of subjects")
     variants = ABLATION
     if not ablation:
         variants = {m: tuple(f"network.fusion={m}".split("+")) for m in models.split(",")}
-    studies = {size: compare(task, variant, size, new, numbers, variants, jobs) for size in sizes}
+    cohorts = [Cohorts(task, variant, size, new) for size in sizes]
+    studies = {one.subjects: compare(one, numbers, variants, jobs) for one in cohorts}
+    if not ablation:
+        for one in cohorts:
+            for seed in numbers:
+                for name, study in others(one, seed).items():
+                    studies[one.subjects].setdefault(name, []).append(study)
     networks = {
-        size: {n: measured(found) for n, found in of.items()} for size, of in studies.items()
+        size: {name: measured(found) for name, found in of.items()} for size, of in studies.items()
     }
-    folder = Cohorts(task, variant, sizes[0], new).folder("new", numbers[0])
-    optimum = json.loads((folder / "optimum.json").read_text(encoding="utf-8"))
+    optimum_file = cohorts[0].folder("new", numbers[0]) / "optimum.json"
+    optimum = json.loads(optimum_file.read_text(encoding="utf-8"))
     kind = "ablation" if ablation else "curve" if len(sizes) > 1 else "accuracy"
-    name = f"{kind}-{task}" + (f"-{variant}" if variant != "additive" else "")
+    parts = [kind, task, *([variant] if variant != "additive" else [])]
+    if len(sizes) == 1 and sizes != [600]:
+        parts.append(str(sizes[0]))
     page = Page(
-        HERE / "results" / name,
+        HERE / "results" / "-".join(parts),
         f"{task}, model {variant}: {TITLES[kind]}",
         " ".join(["python", "benchmarks/accuracy.py", *sys.argv[1:]]),
-        explained(Cohorts(task, variant, sizes[0], new), sizes, numbers, optimum),
+        explained(cohorts[0], sizes, numbers, optimum),
         classes=task is Task.ad,
     )
     about = {

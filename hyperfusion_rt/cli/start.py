@@ -144,14 +144,14 @@ def _run() -> int:
         return _ended(status, HyperFusionError(text, code="usage-wrong"))
     except KeyboardInterrupt:
         raise
+    except HyperFusionError as error:
+        return _failed(error)
+    except MemoryError:
+        return _failed(HyperFusionError("there was not enough memory", code="out-of-memory"))
     except Exception as error:
         # Raised within a callback, say, the interrupt was lost, and this is what came of it.
         if signalled:
             raise KeyboardInterrupt from None
-        if isinstance(error, HyperFusionError):
-            return _failed(error)
-        if isinstance(error, MemoryError):
-            return _failed(HyperFusionError("there was not enough memory", code="out-of-memory"))
         return _failed(unexpected(error))
     return 0
 

@@ -102,20 +102,32 @@ def test_an_interrupt_at_any_time_is_one_line(tmp_path, number, after):
     assert err == "interrupted\n"
 
 
-def test_an_interrupt_that_is_lost_on_its_way(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("RuntimeError('a worker died')", (start.INTERRUPTED, "interrupted\n")),
+        # A command that ends in order after an interrupt can still fail by itself.
+        (
+            "HyperFusionError('x.csv: the disk is full', code='output-cannot-be-written')",
+            (1, "error: x.csv: the disk is full\n"),
+        ),
+    ],
+)
+def test_an_interrupt_that_is_lost_on_its_way(error, expected):
     """As in a callback, where Python ignores it: what fails because of it is not to blame."""
     code = (
         "import contextlib, os, signal, sys\n"
         "from hyperfusion_rt.cli import app, start\n"
+        "from hyperfusion_rt.errors import HyperFusionError\n"
         "def run(arguments):\n"
         "    with contextlib.suppress(KeyboardInterrupt):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    raise RuntimeError('a worker died')\n"
+        f"    raise {error}\n"
         "app.run = run\n"
         "start.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (start.INTERRUPTED, "interrupted\n")
+    assert (done.returncode, done.stderr) == expected
 
 
 @pytest.mark.parametrize(
