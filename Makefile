@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
+.PHONY: demo test test-slow lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -12,7 +12,11 @@ demo: $(VENV)/demo.stamp
 
 # A worker for each of two cores; a file stays with one of them, as do its fixtures.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# What takes seconds to a minute a test: raw scans, nights with kills, other people's networks.
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -21,7 +25,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy -p hyperfusion_rt
 	$(BIN)/lint-imports
 
-check: test lint
+check: test test-slow lint
 
 # The site, in build/site. Strict: a broken link fails. The reference pages are made from the code;
 # a test holds them against it.

@@ -202,6 +202,7 @@ def test_a_failed_training_does_not_stop_the_others(session_cohort, tmp_path, hf
     assert kept.failure(Job(model="table", seed=0, fold=0))[0] == "training-diverged"
 
 
+@pytest.mark.slow
 def test_trainings_in_processes_of_their_own_give_the_same(compared, session_cohort, hfrt):
     command = ["compare", "--models", "logistic", "--folds", 3, *SETTINGS]
     status, out, err = hfrt(session_cohort, *command, "--jobs", 2, "--name", "two", "--json")
@@ -216,6 +217,7 @@ def test_trainings_in_processes_of_their_own_give_the_same(compared, session_coh
     assert chosen(own) == chosen(alone)
 
 
+@pytest.mark.slow
 def test_trainings_on_a_cluster_give_the_same(compared, session_cohort):
     pytest.importorskip("ray", reason="ray is not installed: the cluster was not tested")
     command = [sys.executable, "-m", "hyperfusion_rt.cli", "compare", "--models", "logistic"]
@@ -230,6 +232,7 @@ def test_trainings_on_a_cluster_give_the_same(compared, session_cohort):
     assert own == [r for r in alone if (r["model"], r["seed"]) == ("logistic", "0")]
 
 
+@pytest.mark.slow
 def test_an_external_test_set(session_cohort, tmp_path, hfrt):
     other = tmp_path / "other"
     (other / "scans").mkdir(parents=True)

@@ -16,6 +16,8 @@ from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.training.dataset import gather
 from hyperfusion_rt.training.loop import split_of
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("p_CN", "p_MCI", "p_AD")
 
 

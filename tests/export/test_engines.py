@@ -259,6 +259,7 @@ MONAI = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MONAI)
 def test_networks_that_others_wrote(name, tmp_path):
     with warnings.catch_warnings():

@@ -114,6 +114,7 @@ class Layer(torch.nn.Module):
         return hyper_conv3d(x, e, *self.arguments, padding=1).relu()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["triton", "reference"])
 def test_opcheck(dtype):
     arguments = make((3, 3, 3), 1, 2, 2, 2, 3, dtype)
@@ -143,6 +144,7 @@ def test_gradcheck_of_the_op_on_the_reference():
     assert torch.autograd.gradcheck(op, (*arguments, shift, residual))
 
 
+@pytest.mark.slow
 def test_the_compiler_takes_it_whole():
     arguments = make((3, 3, 3), 1, 2, 2, 2, 3, torch.float32)
     layer = Layer(arguments[2:])

@@ -183,6 +183,7 @@ def test_the_onnx_exporter_takes_every_op_with_a_dynamic_batch():
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_the_compiler_takes_every_op_with_a_dynamic_batch():
     chain = Chain()
     compiled = torch.compile(chain, dynamic=True, backend="aot_eager", fullgraph=True)

@@ -153,6 +153,7 @@ def test_any_unit_trains_alike(root):
     assert np.abs(found[2] - found[0]).max() < 0.02 * spread
 
 
+@pytest.mark.slow
 def test_every_case_is_tested_once(root):
     change = merged(SMALL, {"training": {"parts": 4, "epochs": 1, "members": 2}})
     config = load_config(root / "hfrt.yaml", change)

@@ -96,6 +96,7 @@ def test_a_moved_copy_comes_back(subject, original, tmp_path):
     assert np.corrcoef(boxes[0].ravel(), boxes[1].ravel())[0, 1] > 0.85
 
 
+@pytest.mark.slow
 def test_the_same_bits_every_time(subject, original):
     again = register(subject[0], PRE)
     assert np.array_equal(again.transform, original.transform)
@@ -128,6 +129,7 @@ def refuse(path, voxels, affine, match, *codes):
     assert error.value.code in codes
 
 
+@pytest.mark.slow
 def test_what_is_no_head_is_refused(subject, tmp_path):
     _, voxels, affine = subject
     rng = np.random.default_rng(0)
@@ -142,6 +144,7 @@ def test_what_is_no_head_is_refused(subject, tmp_path):
     refuse(path, voxels, large, "registered", "scan-not-registered")
 
 
+@pytest.mark.slow
 def test_a_box_beyond_the_scan_is_refused(subject, tmp_path):
     _, voxels, affine = subject
     cut = affine.copy()
@@ -157,6 +160,7 @@ def test_a_box_beyond_the_scan_is_refused(subject, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_noise_is_flagged(subject, tmp_path):
     _, voxels, affine = subject
     rng = np.random.default_rng(0)
@@ -242,6 +246,7 @@ def test_two_series_in_a_folder_are_refused(dicom):
     assert error.value.code == "dicom-several-series"
 
 
+@pytest.mark.slow
 def test_commands_on_raw_scans(cohort, subject, dicom, hfrt):
     scans = sorted((cohort / "scans").iterdir())
     folder = cohort / "raw"

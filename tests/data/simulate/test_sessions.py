@@ -43,6 +43,7 @@ def thrice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate(tmp_path_factory.mktemp("thrice") / "cohort", scans=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ad", "brain-age", "place"])
 def test_a_subject_stays_what_it_was(name: str, tmp_path: Path) -> None:
     """The table to the letter, voxels to what another machine rounds otherwise."""

@@ -69,6 +69,7 @@ def test_what_is_written(ad: Path) -> None:
         assert float(row["smallest_jacobian"]) > 0
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_jobs_and_the_size(ad: Path, tmp_path: Path) -> None:
     """Two workers and fewer subjects: the first ones are the same, byte for byte."""
     seen: list[int] = []

@@ -68,6 +68,7 @@ def values(path: Path) -> dict[str, tuple[float, ...]]:
     return {p.subject: (*p.values, p.spread) for p in read_journal(path).predictions}
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_and_repeat_nothing(night):
     rng = random.Random(3)
     path = night / "killed.csv.journal"
@@ -520,6 +521,7 @@ def test_an_unreadable_scan_is_a_row(cohort, hfrt, monkeypatch):
     assert "cannot be read: Permission denied" in rows[second.name.split(".")[0]]["reason"]
 
 
+@pytest.mark.slow
 def test_ray_with_a_worker_killed(night):
     pytest.importorskip("ray", reason="ray is not installed: the cluster was not tested")
     ray = ("--out", "r.csv", "--executor", "ray", "--workers", 2, "--threads", 1)

@@ -37,6 +37,7 @@ def off(found, expected):
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_the_fused_kernels_in_the_interpreter(plan, monkeypatch):
     """As on CUDA, but on CPU tensors: every convolution of the trunk is one Triton launch."""
     pytest.importorskip("triton", reason="Triton is not installed: its kernels are NOT checked")
@@ -75,6 +76,7 @@ def probabilities(path):
     return np.array([[float(row[c]) for c in row if c.startswith("p_")] for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_exported_and_used(session_run, cohort, hfrt, precision):
     out = cohort / "torch.hfrt"
