@@ -90,6 +90,12 @@ class NetworkConfig(Frozen):
         "`features` or `linear2`. In front of a block or stage, `concat` adds a linear map of the "
         "row to the channels",
     )
+    bottleneck: int = Field(
+        7,
+        ge=1,
+        description="of the fusions `film` and `daft`: length of what they make of the row before "
+        "it scales and shifts channels; 7 is that of the published comparison",
+    )
     features: int = Field(
         16, ge=1, description="channels after the first convolution; later layers have multiples"
     )

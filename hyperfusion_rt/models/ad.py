@@ -130,10 +130,10 @@ class ADNetwork(nn.Module):
         self.block3 = Block(make, "block3", 4 * f, 8 * f, 2, 0.2 * rate, momentum)
         self.place, features = config.place, 16 * f
         if self.place == "features":
-            self.affine, features = meeting(config.fusion, features, columns, volume=False)
+            self.affine, features = meeting(config, features, columns, volume=False)
         elif self.place:
             channels = f * 2 ** PLACES["ad"].index(self.place)
-            self.affine, _ = meeting(config.fusion, channels, columns, volume=True)
+            self.affine, _ = meeting(config, channels, columns, volume=True)
         self.block4 = LastBlock(make, 8 * f, 16 * f, 0.3 * rate, momentum)
         self.drop1, self.drop2 = nn.Dropout(0.6 * rate), nn.Dropout(0.5 * rate)
         self.fc1 = Conditioned(make.linear("fc1", features, 4 * f, relu=True))

@@ -73,7 +73,7 @@ class BrainAgeNetwork(nn.Module):
         self.place = config.place
         if self.place:
             self.affine, sizes[self.place] = meeting(
-                config.fusion,
+                config,
                 sizes[self.place],
                 columns,
                 volume=self.place.startswith("stage"),

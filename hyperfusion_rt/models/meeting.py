@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hyperfusion_rt.config import Fusion
+from hyperfusion_rt.config import NetworkConfig
 from hyperfusion_rt.data.encoder_columns import InputColumn, width_of
 from hyperfusion_rt.models.attention import TableAttention
 from hyperfusion_rt.models.tabmixer import TabMixer
@@ -28,13 +28,13 @@ class ChannelAffine(nn.Module):
     """
 
     def __init__(
-        self, channels: int, condition_features: int, *, with_image: bool, hidden: int = 7
+        self, channels: int, condition_features: int, *, with_image: bool, bottleneck: int = 7
     ) -> None:
         super().__init__()
         self.with_image = with_image
         width = condition_features + (channels if with_image else 0)
-        self.reduce = nn.Linear(width, hidden, bias=False)
-        self.expand = nn.Linear(hidden, 2 * channels, bias=False)
+        self.reduce = nn.Linear(width, bottleneck, bias=False)
+        self.expand = nn.Linear(bottleneck, 2 * channels, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x [B, C, ...]`, `condition [B, T]` → the shape of x."""
@@ -71,13 +71,13 @@ class Join(nn.Module):
 
 
 def meeting(
-    fusion: Fusion, channels: int, columns: Sequence[InputColumn], *, volume: bool
+    config: NetworkConfig, channels: int, columns: Sequence[InputColumn], *, volume: bool
 ) -> tuple[nn.Module, int]:
     """What a fusion with one place does to features there, and how many come out of it.
 
     `columns`: of the table; `volume`: the features are `[B, C, D, H, W]`, not `[B, C]`.
     """
-    condition_features = width_of(columns)
+    fusion, condition_features = config.fusion, width_of(columns)
     if fusion == "attention":
         return TableAttention(channels, columns), channels
     if fusion == "tabmixer":
@@ -86,4 +86,10 @@ def meeting(
         return ChannelShift(channels, condition_features), channels
     if fusion == "concat":
         return Join(), channels + condition_features
-    return ChannelAffine(channels, condition_features, with_image=fusion == "daft"), channels
+    affine = ChannelAffine(
+        channels,
+        condition_features,
+        with_image=fusion == "daft",
+        bottleneck=config.bottleneck,
+    )
+    return affine, channels

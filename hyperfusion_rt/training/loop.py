@@ -10,7 +10,8 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,21 +210,38 @@ class Trainer:
         balanced = training.sampling == "balanced"
         samples = epoch_samples(self.split.train, self.dataset.targets, balanced, rng)
         order = batches(samples, training.batch_size, rng)
-        now = rate(training, epoch * len(order), training.epochs * len(order))
-        for number, batch in enumerate(order):
+        first = rate(training, epoch * len(order), training.epochs * len(order))
+        inputs = self._ahead(order, epoch, rng)
+        for number, (batch, known) in enumerate(zip(order, inputs, strict=True)):
             targets = torch.from_numpy(self.targets[batch]).float().to(self.device)
             step = epoch * len(order) + number
-            loss = learner.step(
-                *self._inputs(batch, epoch, rng),
-                targets,
-                rate(training, step, training.epochs * len(order)),
-            )
+            now = rate(training, step, training.epochs * len(order))
+            loss = learner.step(*known, targets, now)
             total += loss.double() * len(batch)
             count += len(batch)
         mean = float(total) / count
         if not math.isfinite(mean):
             raise self._diverged(f"the training loss became {mean} in epoch {epoch}")
-        return {"epoch": epoch, "lr": now, "train_loss": mean}
+        return {"epoch": epoch, "lr": first, "train_loss": mean}
+
+    def _ahead(
+        self, order: Sequence[NDArray[np.int64]], epoch: int, rng: np.random.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs of each batch, in this order.
+
+        On a CPU the next ones are made while the network learns from these: neither keeps all
+        cores busy.
+        """
+        made = (self._inputs(batch, epoch, rng) for batch in order)
+        if self.device.type != "cpu":
+            yield from made
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ready = pool.submit(next, made)
+            for _ in order[1:]:
+                now, ready = ready.result(), pool.submit(next, made)
+                yield now
+            yield ready.result()
 
     def _inputs(
         self, batch: NDArray[np.int64], epoch: int, rng: np.random.Generator

@@ -289,6 +289,15 @@ def test_the_table_acts_at_its_place_and_not_before(task, place, fusion):
     assert not torch.equal(changed, other)
 
 
+@pytest.mark.parametrize("fusion", ["film", "daft"])
+def test_what_scales_and_shifts_channels_is_as_wide_as_told(fusion):
+    for width in (7, 20):
+        given = {} if width == 7 else {"bottleneck": width}
+        network, image, tabular, _ = network_for("ad", fusion, **given)
+        assert network.affine.reduce.out_features == width
+        assert torch.isfinite(network(image, tabular)).all()
+
+
 def test_a_row_before_convolutions_is_a_convolution_of_its_broadcast():
     torch.manual_seed(0)
     shift = ChannelShift(3, 4)
