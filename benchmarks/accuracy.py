@@ -68,13 +68,16 @@ ABLATION: dict[str, tuple[str, ...]] = {
     "weak decay (0.01)": ("training.weight_decay=0.01", "training.embedding_decay=0.01"),
     "no average of the weights": ("training.ema=0",),
     "best epoch of the validation part": ("training.keep=best",),
-    "embedding from random weights": ("training.embedding_epochs=0",),
+    "embedding from the table's network": ("training.embedding_start=table",),
+    "embedding of 8 numbers": ("network.embedding=8",),
+    "generated weights alone at first": ("network.generated_part=1",),
     "three parts of five to train with": ("training.parts=5",),
     "as before this recipe": (
         "augmentation.policy=none", "training.optimizer=adam", "training.lr=5e-4",
         "training.weight_decay=1e-3", "training.warmup_epochs=0", "training.ema=0",
         "training.keep=best", "training.parts=5", "training.epochs=18",
-        "training.embedding_epochs=100", "network.bn_momentum=0.05",
+        "training.embedding_epochs=100", "training.embedding_start=table",
+        "network.bn_momentum=0.05", "network.embedding=8", "network.generated_part=1",
     ),
 }  # fmt: skip
 

@@ -104,6 +104,9 @@ class NetworkConfig(Frozen):
         ge=1,
         description="length of the table's embedding in the AD network and the tabular baseline",
     )
+    tabular_embedding: int | None = Field(
+        None, ge=1, description="the same of the tabular baseline; empty: as `embedding`"
+    )
     embedding_dropout: float = Field(
         0.0,
         ge=0,
@@ -163,6 +166,12 @@ class NetworkConfig(Frozen):
                 f"{', '.join(places)}"
             )
         return given
+
+    @property
+    def embedded(self) -> int:
+        """Length of the table's embedding under this fusion."""
+        own = self.tabular_embedding if self.fusion == "tabular" else None
+        return own or self.embedding
 
     @property
     def place(self) -> str | None:

@@ -90,10 +90,17 @@ _RECIPE: dict[str, Any] = {
     "keep": "last",
     "parts": 10,
     "embedding_epochs": 30,
+    "embedding_start": "random",
     "embedding_decay": 1.0,
 }
 _AD_RECIPE: dict[str, Any] = {
-    "network": {"bn_momentum": 0.1, "dropout": 0.5},
+    "network": {
+        "bn_momentum": 0.1,
+        "dropout": 0.5,
+        "embedding": 32,
+        "tabular_embedding": 8,
+        "generated_part": 0.1,
+    },
     "training": _RECIPE,
     "augmentation": {"policy": "light"},
 }

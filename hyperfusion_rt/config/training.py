@@ -87,10 +87,16 @@ class TrainingConfig(Finite):
     embedding_epochs: int = Field(
         100,
         ge=0,
-        description="epochs of the table's own network, which the embedding of the AD network and "
-        "the baseline `tabular` start from; 0: from random weights",
+        description="epochs of the table's own network: the baseline `tabular`, and what the "
+        "embedding of the AD network may start from; 0: none",
     )
     embedding_lr: float = Field(1e-2, gt=0, description="the learning rate of these epochs")
+    embedding_start: Literal["table", "random"] = Field(
+        "table",
+        description="what the embedding of the AD network starts from: the table's own network, as "
+        "published, which is blind to a column that says nothing without the image; or random "
+        "weights",
+    )
     standardise_target: bool = Field(
         True,
         description="a target that is a number is learned in units of its standard deviation from "

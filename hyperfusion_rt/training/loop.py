@@ -150,7 +150,8 @@ class Trainer:
         if fusion == "tabular" and config.training.embedding_epochs:
             return self._pretrained().to(self.device)
         if fusion == "hyper":
-            if architecture == "ad":
+            from_table = config.training.embedding_start == "table"
+            if architecture == "ad" and from_table and config.training.embedding_epochs:
                 load_embedding(inner, self._pretrained())
             initialise_generators(inner, torch.from_numpy(self.split.tabular[self.split.train]))
         if not config.tabular.classes and not isinstance(network, Distribution):

@@ -35,7 +35,7 @@ def pretrained(
     100 epochs on some 60 rows is luck.
     """
     training = config.training
-    network = TabularNetwork(tabular.shape[1], outputs_count(config), config.network.embedding)
+    network = TabularNetwork(tabular.shape[1], outputs_count(config), config.network.embedded)
     decay = training.weight_decay
     if training.optimizer == "adamw":
         decay = training.decay_of_embedding

@@ -298,6 +298,15 @@ def test_what_scales_and_shifts_channels_is_as_wide_as_told(fusion):
         assert torch.isfinite(network(image, tabular)).all()
 
 
+def test_the_baseline_of_the_table_has_a_width_of_its_own():
+    widths = {"embedding": 20, "tabular_embedding": 5}
+    assert network_for("ad", "tabular", **widths)[0].embedding_model[0].out_features == 5
+    assert network_for("ad", "tabular", embedding=20)[0].embedding_model[0].out_features == 20
+    network, *_ = network_for("ad", "hyper", **widths)
+    [embedding] = [m.embedding_model for m in network.modules() if isinstance(m, HyperNetwork)]
+    assert embedding[0].out_features == 20
+
+
 def test_a_row_before_convolutions_is_a_convolution_of_its_broadcast():
     torch.manual_seed(0)
     shift = ChannelShift(3, 4)

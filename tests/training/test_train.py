@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.training import loop
-from hyperfusion_rt.training.run_folder import Run
+from hyperfusion_rt.training.dataset import gather
+from hyperfusion_rt.training.run_folder import Member, Run
 from hyperfusion_rt.training.train import Callbacks, choose_device, train
 
 TINY = {
@@ -221,3 +222,21 @@ def test_generated_layers_of_ones_own_choice_train_and_export(session_cohort, tm
     assert "block4.conv2.layer.mix.hyper_net.weights_gen.weight" in names
     artifact = export_run(run, tmp_path / "chosen.hfrt")
     assert artifact.engines == ["native", "onnx"]
+
+
+@pytest.mark.parametrize(
+    ("start", "epochs", "same"), [("table", 2, True), ("table", 0, False), ("random", 2, False)]
+)
+def test_the_embedding_starts_from_the_tables_network_or_not(
+    session_cohort, tmp_path, monkeypatch, start, epochs, same
+):
+    training = {**TINY["training"], "embedding_start": start, "embedding_epochs": epochs}
+    config = load_config(session_cohort / "hfrt.yaml", {**TINY, "training": training})
+    trained, plain = [], loop.pretrained
+    monkeypatch.setattr(loop, "pretrained", lambda *a: trained.append(plain(*a)) or trained[0])
+    dataset = gather(config, session_cohort)
+    network = loop.Trainer(config, dataset, Member(tmp_path), 0, torch.device("cpu")).build()
+    [embedding] = {m.embedding_model for m in network.modules() if hasattr(m, "embedding_model")}
+    assert len(trained) == same
+    for one in trained:
+        assert torch.equal(embedding[0].weight, one.embedding_model[0].weight)
