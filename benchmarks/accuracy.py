@@ -70,6 +70,7 @@ ABLATION: dict[str, tuple[str, ...]] = {
     "best epoch of the validation part": ("training.keep=best",),
     "embedding from the table's network": ("training.embedding_start=table",),
     "embedding of 8 numbers": ("network.embedding=8",),
+    "embedding with a bent PReLU": ("network.embedding_slope=0.25",),
     "generated weights alone at first": ("network.generated_part=1",),
     "three parts of five to train with": ("training.parts=5",),
     "as before this recipe": (
@@ -77,7 +78,8 @@ ABLATION: dict[str, tuple[str, ...]] = {
         "training.weight_decay=1e-3", "training.warmup_epochs=0", "training.ema=0",
         "training.keep=best", "training.parts=5", "training.epochs=18",
         "training.embedding_epochs=100", "training.embedding_start=table",
-        "network.bn_momentum=0.05", "network.embedding=8", "network.generated_part=1",
+        "network.bn_momentum=0.05", "network.generated_part=1", "network.embedding=8",
+        "network.embedding_slope=0.25",
     ),
 }  # fmt: skip
 

@@ -104,8 +104,10 @@ class NetworkConfig(Frozen):
         ge=1,
         description="length of the table's embedding in the AD network and the tabular baseline",
     )
-    tabular_embedding: int | None = Field(
-        None, ge=1, description="the same of the tabular baseline; empty: as `embedding`"
+    embedding_slope: float = Field(
+        0.25,
+        description="of the embedding's PReLU for negative numbers, at first; with 1 the embedding "
+        "starts as a linear map of the row",
     )
     embedding_dropout: float = Field(
         0.0,
@@ -166,12 +168,6 @@ class NetworkConfig(Frozen):
                 f"{', '.join(places)}"
             )
         return given
-
-    @property
-    def embedded(self) -> int:
-        """Length of the table's embedding under this fusion."""
-        own = self.tabular_embedding if self.fusion == "tabular" else None
-        return own or self.embedding
 
     @property
     def place(self) -> str | None:

@@ -98,7 +98,7 @@ _AD_RECIPE: dict[str, Any] = {
         "bn_momentum": 0.1,
         "dropout": 0.5,
         "embedding": 32,
-        "tabular_embedding": 8,
+        "embedding_slope": 1.0,
         "generated_part": 0.1,
     },
     "training": _RECIPE,

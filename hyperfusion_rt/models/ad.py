@@ -117,7 +117,7 @@ class ADNetwork(nn.Module):
             config,
             tabular_width,
             config.embedding,
-            lambda: tabular_embedding(tabular_width, config.embedding),
+            lambda: tabular_embedding(tabular_width, config.embedding, config.embedding_slope),
         )
         self.conv_bn_relu = nn.Sequential(
             make.conv("conv_bn_relu.0", channels, f, 3, padding=1, relu=True),

@@ -13,9 +13,11 @@ class TabularNetwork(nn.Module):
     Its `embedding_model` is what the AD network's hypernetwork starts from.
     """
 
-    def __init__(self, tabular_width: int, outputs: int, embedding: int = 8) -> None:
+    def __init__(
+        self, tabular_width: int, outputs: int, embedding: int = 8, slope: float = 0.25
+    ) -> None:
         super().__init__()
-        self.embedding_model = tabular_embedding(tabular_width, embedding)
+        self.embedding_model = tabular_embedding(tabular_width, embedding, slope)
         self.final_layer = nn.Linear(embedding, outputs)
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:

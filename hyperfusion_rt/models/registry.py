@@ -37,7 +37,7 @@ def build_network(
     """
     columns = columns or columns_alone(tabular_width)
     if config.fusion == "tabular":
-        return TabularNetwork(tabular_width, outputs, config.embedded)
+        return TabularNetwork(tabular_width, outputs, config.embedding, config.embedding_slope)
     if config.architecture == "ad":
         check_shape(shape)
         return ADNetwork(config, columns=columns, outputs=outputs, channels=channels)

@@ -35,7 +35,8 @@ def pretrained(
     100 epochs on some 60 rows is luck.
     """
     training = config.training
-    network = TabularNetwork(tabular.shape[1], outputs_count(config), config.network.embedded)
+    size, slope = config.network.embedding, config.network.embedding_slope
+    network = TabularNetwork(tabular.shape[1], outputs_count(config), size, slope)
     decay = training.weight_decay
     if training.optimizer == "adamw":
         decay = training.decay_of_embedding

@@ -298,13 +298,17 @@ def test_what_scales_and_shifts_channels_is_as_wide_as_told(fusion):
         assert torch.isfinite(network(image, tabular)).all()
 
 
-def test_the_baseline_of_the_table_has_a_width_of_its_own():
-    widths = {"embedding": 20, "tabular_embedding": 5}
-    assert network_for("ad", "tabular", **widths)[0].embedding_model[0].out_features == 5
-    assert network_for("ad", "tabular", embedding=20)[0].embedding_model[0].out_features == 20
-    network, *_ = network_for("ad", "hyper", **widths)
-    [embedding] = [m.embedding_model for m in network.modules() if isinstance(m, HyperNetwork)]
-    assert embedding[0].out_features == 20
+def test_an_embedding_can_start_as_a_linear_map():
+    rows = torch.randn(5, 9)
+    for fusion in ("tabular", "hyper"):
+        curved = network_for("ad", fusion)[0]
+        network = network_for("ad", fusion, embedding_slope=1.0)[0]
+        bent, straight = (
+            next(m.embedding_model for m in one.modules() if hasattr(m, "embedding_model")).eval()
+            for one in (curved, network)
+        )
+        torch.testing.assert_close(straight(-rows), 2 * straight(0 * rows) - straight(rows))
+        assert not torch.allclose(bent(-rows), 2 * bent(0 * rows) - bent(rows))
 
 
 def test_a_row_before_convolutions_is_a_convolution_of_its_broadcast():
