@@ -18,7 +18,7 @@ def training(**change):
 
 
 def test_only_what_multiplies_decays():
-    config = preset("ad-small", {"network": {"features": 2}, "training": {
+    config = preset("ad-small", {"network": {"features": 2, "generated_part": 1.0}, "training": {
         "weight_decay": 0.1, "generator_decay": 0.3, "embedding_decay": 0.7}})  # fmt: skip
     network = network_of(config, 5)
     optimiser = make_optimiser(network, config.training)

@@ -52,6 +52,7 @@ def ensemble_of(task, networks, shape=None, boxes=2, channels=1):
     )
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fusion", FUSIONS)
