@@ -97,6 +97,10 @@ def test_a_fault_of_a_configuration_file_has_its_code(tmp_path, text, code):
         ("training: {seed: 010}", "line 2: YAML reads 010 as another number"),
         ("training: {epochs: 1:30}", "YAML reads 1:30 as another number"),
         ("training: {lr: .inf}", "training.lr: Input should be a finite number"),
+        (
+            "network: {embedding_slope: .nan}",
+            "network.embedding_slope: Input should be a finite number",
+        ),
         ("training: {batch_size: 1}", "training.batch_size: Input should be greater than"),
     ],
 )

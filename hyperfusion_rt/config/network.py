@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from hyperfusion_rt.config.base import Frozen, no_truth_value
+from hyperfusion_rt.config.base import Finite, no_truth_value
 
 # The published studies: their networks, presets, and what is simulated.
 Published = Literal["ad", "brain-age"]
@@ -60,7 +60,7 @@ def named_now(network: Any) -> Any:
     return network
 
 
-class NetworkConfig(Frozen):
+class NetworkConfig(Finite):
     """Which network, and how large."""
 
     _numbers = field_validator("*", mode="before")(no_truth_value)

@@ -73,10 +73,7 @@ class BrainAgeNetwork(nn.Module):
         self.place = config.place
         if self.place:
             self.affine, sizes[self.place] = meeting(
-                config,
-                sizes[self.place],
-                columns,
-                volume=self.place.startswith("stage"),
+                config, sizes[self.place], columns, volume=self.place.startswith("stage")
             )
 
         self.linear1 = Conditioned(make.linear("linear1", sizes["features"], 16, relu=True))

@@ -10,7 +10,7 @@ from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
 from hyperfusion_rt.kernels.geometry import Triple
 
 
-def tabular_embedding(width: int, size: int, slope: float = 0.25) -> nn.Sequential:
+def tabular_embedding(width: int, size: int, slope: float) -> nn.Sequential:
     """Linear(T → K) · BatchNorm · PReLU: the AD network's embedding of a row `[B, T]`.
 
     `slope`: of the PReLU for negative numbers, at first.

@@ -28,7 +28,7 @@ class ChannelAffine(nn.Module):
     """
 
     def __init__(
-        self, channels: int, condition_features: int, *, with_image: bool, bottleneck: int = 7
+        self, channels: int, condition_features: int, *, with_image: bool, bottleneck: int
     ) -> None:
         super().__init__()
         self.with_image = with_image
@@ -86,10 +86,5 @@ def meeting(
         return ChannelShift(channels, condition_features), channels
     if fusion == "concat":
         return Join(), channels + condition_features
-    affine = ChannelAffine(
-        channels,
-        condition_features,
-        with_image=fusion == "daft",
-        bottleneck=config.bottleneck,
-    )
-    return affine, channels
+    daft, size = fusion == "daft", config.bottleneck
+    return ChannelAffine(channels, condition_features, with_image=daft, bottleneck=size), channels

@@ -211,19 +211,18 @@ class Trainer:
         balanced = training.sampling == "balanced"
         samples = epoch_samples(self.split.train, self.dataset.targets, balanced, rng)
         order = batches(samples, training.batch_size, rng)
-        first = rate(training, epoch * len(order), training.epochs * len(order))
+        steps = training.epochs * len(order)
+        rates = [rate(training, epoch * len(order) + n, steps) for n in range(len(order))]
         inputs = self._ahead(order, epoch, rng)
-        for number, (batch, known) in enumerate(zip(order, inputs, strict=True)):
+        for batch, known, now in zip(order, inputs, rates, strict=True):
             targets = torch.from_numpy(self.targets[batch]).float().to(self.device)
-            step = epoch * len(order) + number
-            now = rate(training, step, training.epochs * len(order))
             loss = learner.step(*known, targets, now)
             total += loss.double() * len(batch)
             count += len(batch)
         mean = float(total) / count
         if not math.isfinite(mean):
             raise self._diverged(f"the training loss became {mean} in epoch {epoch}")
-        return {"epoch": epoch, "lr": first, "train_loss": mean}
+        return {"epoch": epoch, "lr": rates[0], "train_loss": mean}
 
     def _ahead(
         self, order: Sequence[NDArray[np.int64]], epoch: int, rng: np.random.Generator
