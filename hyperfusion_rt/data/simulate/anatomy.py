@@ -94,9 +94,10 @@ def exponential(field: Tensor) -> Tensor:
 
 def jacobian(displacement: Tensor) -> Tensor:
     """The determinant of dφ/dx `[x, y, z]` for a displacement in mm on the coarse grid."""
-    rows = torch.stack([torch.stack(torch.gradient(d, spacing=COARSE_MM)) for d in displacement])
-    matrix = rows.permute(2, 3, 4, 0, 1) + torch.eye(3)
-    determinant: Tensor = torch.linalg.det(matrix)
+    rows = [torch.stack(torch.gradient(d, spacing=COARSE_MM)) for d in displacement]
+    for axis, row in enumerate(rows):
+        row[axis] += 1
+    determinant: Tensor = (rows[0] * torch.linalg.cross(rows[1], rows[2], dim=0)).sum(0)
     return determinant
 
 
@@ -165,18 +166,20 @@ def scan(
     """
     shape = tuple(template.channels.shape[1:])
     fine = interpolate(head.displacement[None], shape, mode="trilinear", align_corners=False)[0]
-    points = _lookup(shape)
-    if moved is not None:
+    box = _box(template, head, moved)
+    points = _lookup(shape)[box]
+    if moved is None:
+        fine = fine[(slice(None), *box)]
+    else:
         turn, shift = torch.from_numpy(moved[:3].astype(np.float32)).split([3, 1], 1)
         points = points @ turn.T + shift[:, 0]
         fine = _sample(fine, points, "border")
     points = points + fine.permute(1, 2, 3, 0) / template.spacing
-    # The rest is air: half of the voxels. A FLAIR image, of thicker slices, is made of the whole.
-    box = (slice(None),) * 3 if flair else _around(template.bounds, points)
-    points = points[box]
-    t1, hippocampi, ventricles, horns, rim, brain, *fissures = _sample(
-        template.channels, points, "zeros"
-    )
+    # The rest, three quarters of the voxels, is air.
+    seen = torch.zeros(shape, dtype=torch.bool)
+    seen[box] = inside = template.touched(points)
+    sampled = _sample(template.channels, points[inside][None, None], "zeros")[:, 0, 0]
+    t1, hippocampi, ventricles, horns, rim, brain, *fissures = sampled
     regions, ml = template.regions, template.spacing**3 / 1000
     # Tissue that is lost leaves CSF behind; with less atrophy than average there is more of it.
     lost = _weighted(head.strengths, [r.thinning * rim + r.loss * hippocampi for r in regions])
@@ -184,14 +187,14 @@ def scan(
     fissures_ml = float((fissures[0] + lost * rim).sum()) * ml if fissures else None
     opening = sum(r.opening * s for r, s in zip(regions, head.strengths, strict=True))
     lost = torch.maximum(lost, horns * min(max(_OPEN + opening, 0.0), 1.0))
-    image = (t1 + lost * (template.csf - t1)).numpy() * _bias(shape, rng)[box]
+    clean, at = t1 + lost * (template.csf - t1), seen.numpy()
+    image = clean.numpy() * _bias(shape, rng)[at]
     sigma = np.float32(_NOISE * _WHITE)
-    real = image + sigma * rng.standard_normal(shape, np.float32)[box]
-    imaginary = sigma * rng.standard_normal(shape, np.float32)[box]
+    real = image + sigma * rng.standard_normal(shape, np.float32)[at]
+    imaginary = sigma * rng.standard_normal(shape, np.float32)[at]
     magnitude = np.float32(rng.uniform(2.0, 4.0)) * np.hypot(real, imaginary)
-    inside = brain.numpy() > 0.5
     voxels = np.zeros(shape, np.int16)
-    voxels[box] = np.where(inside, np.clip(np.rint(magnitude), 1, 32000), 0)
+    voxels[at] = np.where(brain.numpy() > 0.5, np.clip(np.rint(magnitude), 1, 32000), 0)
     made = Brain(
         voxels,
         template.affine,
@@ -202,19 +205,28 @@ def scan(
     )
     if flair is None:
         return made
-    clean = (t1 + lost * (template.csf - t1)) / _WHITE
-    image2, affine = _flair(template, clean, ventricles, brain, *flair)
+    # A FLAIR image, of thicker slices, is made of the whole.
+    whole = torch.zeros(3, *shape)
+    whole[:, seen] = torch.stack([clean / _WHITE, ventricles, brain])
+    image2, affine = _flair(template, whole[0], whole[1], whole[2], *flair)
     return replace(made, flair=image2, flair_affine=affine)
 
 
-def _around(bounds: Tensor, points: Tensor) -> tuple[slice, ...]:
-    """The box of voxels `[x, y, z]` whose `points [x, y, z, 3]` lie within `bounds [2, 3]`."""
-    inside = ((points >= bounds[0]) & (points <= bounds[1])).all(-1)
-    found = []
-    for others in ((1, 2), (0, 2), (0, 1)):
-        along = inside.any(others[1]).any(others[0]).nonzero()
-        found.append(slice(int(along[0]), int(along[-1]) + 1))
-    return tuple(found)
+def _box(
+    template: Template, head: Head, moved: NDArray[np.float64] | None
+) -> tuple[slice, slice, slice]:
+    """Voxels outside which nothing of the template can be seen, however the head is deformed."""
+    shape = template.channels.shape[1:]
+    far = float(head.displacement.abs().max()) / template.spacing
+    if moved is not None:
+        corners = np.stack(np.meshgrid(*[(0, n) for n in shape])).reshape(3, -1)
+        far += float(np.abs(moved[:3, :3] @ corners + moved[:3, 3:] - corners).max())
+    first, last = template.bounds
+    x, y, z = (
+        slice(max(math.floor(low - far), 0), min(math.ceil(high + far) + 1, n))
+        for low, high, n in zip(first.tolist(), last.tolist(), shape, strict=True)
+    )
+    return x, y, z
 
 
 def _flair(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import max_pool3d, pad
 
 from hyperfusion_rt.data.mni_template import template_files
 from hyperfusion_rt.data.simulate.population import Model
@@ -106,10 +107,28 @@ class Template:
     csf: float
 
     @cached_property
-    def bounds(self) -> Tensor:
-        """The first and the last voxel `[2, 3]` along each axis that the masks reach."""
-        used = (self.channels[1:] != 0).any(0).nonzero()
-        return torch.stack([used.amin(0) - 1, used.amax(0) + 1])
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The first and the last voxel `[3]` with a sample that is not 0, and one more."""
+        used = (self.channels != 0).any(0).nonzero()
+        return used.amin(0) - 1, used.amax(0) + 1
+
+    @cached_property
+    def _cells(self) -> Tensor:
+        """Whether a cell of 8 voxels has any that is not 0 `[X + 3, Y + 3, Z + 3]`.
+
+        Cell i lies between the voxels i - 2 and i - 1, the outermost ones in the air.
+        """
+        used = (self.channels != 0).any(0)[None].float()
+        return max_pool3d(pad(used, (2, 2, 2, 2, 2, 2)), 2, 1)[0] > 0
+
+    def touched(self, points: Tensor) -> Tensor:
+        """Which voxel coordinates `points [..., 3]` may have samples other than 0."""
+        sizes = self._cells.shape
+        index = torch.zeros(points.shape[:-1], dtype=torch.int64)
+        for axis, size in enumerate(sizes):
+            cell = (points[..., axis].floor() + 2).clamp(0, size - 1)
+            index = index * size + cell.long()
+        return self._cells.flatten()[index]
 
 
 def _distance_to_path(points: Float, path: Path3) -> Float:
