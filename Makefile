@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Not compiled: Python does that, in less time, for the part that is imported.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+  -c constraints.txt
 
 .PHONY: demo test test-slow lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:

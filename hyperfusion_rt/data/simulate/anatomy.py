@@ -169,7 +169,7 @@ def scan(
     box = _box(template, head, moved)
     points = _lookup(shape)[box]
     if moved is None:
-        fine = fine[(slice(None), *box)]
+        fine = fine[:, box[0], box[1], box[2]]
     else:
         turn, shift = torch.from_numpy(moved[:3].astype(np.float32)).split([3, 1], 1)
         points = points @ turn.T + shift[:, 0]
