@@ -38,7 +38,8 @@ class CompareOptions(Options):
     ablate: str | None = Field(
         None,
         description="A field of the configuration and its values, FIELD=VALUE;VALUE: each network "
-        "is trained with each value, instead of with that of the configuration.",
+        "is trained with each value, instead of with that of the configuration. "
+        "`network.hyper_layers` alone: each layer of the network is generated alone.",
     )
     against: str | None = Field(
         None, description="Test each model against this one only; default: all pairs."

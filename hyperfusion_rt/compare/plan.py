@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from hyperfusion_rt.config import Config, Frozen, Fusion
+from hyperfusion_rt.config import LAYERS, Config, Frozen, Fusion
 from hyperfusion_rt.config.merge import merge
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
@@ -32,6 +32,7 @@ from hyperfusion_rt.yaml_text import explain, read_yaml
 PLAN = "comparison.json"
 Kind = Literal["network", "logistic", "ridge", "boosting", "late"]
 _OF_CLASSES = {"logistic": True, "ridge": False}  # which answer classes, and which numbers
+_HYPER_LAYERS = "network.hyper_layers"
 IMAGE = "image"  # the model whose answers `late` reads
 _ALIAS = {"table": "tabular"}  # what a value of network.fusion is called here
 # What all models of a comparison have alike.
@@ -238,7 +239,9 @@ def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = No
     Raises:
         ConfigError: an unknown or repeated name, or a configuration that is wrong.
     """
-    variants = _variants(ablate) if ablate else [("", {})]
+    unchanged: list[tuple[str, dict[str, Any]]] = [("", {})]
+    variants = _variants(ablate, base) if ablate else unchanged
+    of_hyper = ablate is not None and _field(ablate) == _HYPER_LAYERS
     found: list[Model] = []
     for given in names or _usual(base):
         name = next((short for short, fusion in _ALIAS.items() if given == fusion), given)
@@ -247,7 +250,8 @@ def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = No
             found.append(Model(name=name, kind=kind, config=_alone(base)))
             continue
         fusion = {"network": {"fusion": _ALIAS.get(name, name)}}
-        for text, change in variants:
+        # The other networks have no generated layer: their variants would all be the same.
+        for text, change in unchanged if of_hyper and name != "hyper" else variants:
             config = _changed(base, merge(fusion, change), f"{name}{text}")
             found.append(Model(name=f"{name}{text}", kind="network", config=config))
     seen: set[str] = set()
@@ -314,18 +318,28 @@ def _alone(base: Config) -> Config:
     return base.model_copy(update={"training": base.training.model_copy(update={"members": 1})})
 
 
-def _variants(text: str) -> list[tuple[str, dict[str, Any]]]:
+def _field(ablate: str) -> str:
+    """The name in `FIELD=VALUE;VALUE`."""
+    return ablate.partition("=")[0].strip()
+
+
+def _variants(text: str, base: Config) -> list[tuple[str, dict[str, Any]]]:
     """(what is added to the name, change) of each value of `FIELD=VALUE;VALUE`.
+
+    `network.hyper_layers` without values: each layer of the architecture alone.
 
     Raises:
         ConfigError: it is written another way, or all models must have the field alike.
     """
-    name, equals, values = text.partition("=")
-    name = name.strip()
+    name, (_, equals, values) = _field(text), text.partition("=")
     texts = [value.strip() for value in values.split(";")]
-    if not equals or not name or not all(texts):
+    if name == _HYPER_LAYERS and not equals:
+        texts = [f"[{layer}]" for layer in LAYERS[base.network.architecture]]
+    elif not equals or not name or not all(texts):
         raise ConfigError(
-            f"`ablate` {text}: write it as section.field=value;value", code="option-wrong"
+            f"`ablate` {text}: write it as section.field=value;value (only {_HYPER_LAYERS} has "
+            "values of its own: each layer alone)",
+            code="option-wrong",
         )
     if any(name == fixed or fixed.startswith(f"{name}.") for fixed in _ALIKE):
         raise ConfigError(

@@ -15,7 +15,7 @@ from hyperfusion_rt.compare.compare import compare
 from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.compare.plan import Comparison, Job, models_of
 from hyperfusion_rt.compare.table_models import TableModel
-from hyperfusion_rt.config import load_config
+from hyperfusion_rt.config import LAYERS, load_config
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.metrics import classification
 from hyperfusion_rt.training.train import train
@@ -466,6 +466,21 @@ def test_variants_of_each_network(session_cohort):
     ]
     assert [m.name for m in found if m.kind != "network"] == ["logistic"]
     assert found[0].folder == "image_features=2"
+
+
+def test_each_layer_generated_alone(session_cohort):
+    base = load_config(session_cohort / "hfrt.yaml")
+    found = models_of(base, ["film", "hyper"], "network.hyper_layers")
+    assert [(m.name, m.config.network.generated) for m in found] == [
+        ("film", ()),
+        *((f"hyper hyper_layers=[{one}]", (one,)) for one in LAYERS["ad"]),
+    ]
+    given = models_of(base, ["film", "hyper"], "network.hyper_layers=[fc1];[fc1,fc2]")
+    assert [(m.name, m.config.network.generated) for m in given] == [
+        ("film", ()),
+        ("hyper hyper_layers=[fc1]", ("fc1",)),
+        ("hyper hyper_layers=[fc1,fc2]", ("fc1", "fc2")),
+    ]
 
 
 def test_nothing_to_show(session_cohort, tmp_path):
