@@ -17,8 +17,8 @@ def test_a_folder_that_is_not_a_demos_is_never_replaced(tmp_path):
 
 def test_a_demo_is_replaced_only_with_force(tmp_path):
     (tmp_path / "cohort").mkdir()
-    (tmp_path / "cohort" / "hfrt.yaml").write_text("")
+    (tmp_path / "cohort" / "optimum.json").write_text("")
     with pytest.raises(ConfigError, match="or replace it with `force`") as caught:
         demo(tmp_path, subjects=60, held_out=30)
     assert caught.value.code == "output-exists"
-    assert (tmp_path / "cohort" / "hfrt.yaml").exists()
+    assert (tmp_path / "cohort" / "optimum.json").exists()

@@ -41,6 +41,8 @@ preprocessing:
   - {name: T1w, files: "*_T1w.nii.gz"}
   - {name: FLAIR, files: "*_FLAIR.nii.gz", t1_weighted: false}
 """
+# Written first: what has it is a cohort, perhaps an unfinished one. `hfrt.yaml` is written last.
+MARK = "optimum.json"
 _template: Template | None = None
 
 
@@ -228,7 +230,8 @@ def simulate_cohort(
     if model != "additive" and task != "ad":
         raise ConfigError(f"model {model!r}: only task 'ad' has it", code="option-wrong")
     _require_extras()
-    _prepare(out, force)
+    optimum = bayes_optimum(task, model, volumes=volumes)
+    _prepare(out, force, optimum)
     plan = _Plan(out / "scans", task, model, seed, scans, flair, volumes)
     make = partial(_make, plan=plan)
     rows, truths = [], []
@@ -251,8 +254,6 @@ def simulate_cohort(
                 on_subject(index)
     write_text(out / "data.csv", _csv(rows))
     write_text(out / "truth.csv", _csv(truths))
-    optimum = bayes_optimum(task, model, volumes=volumes)
-    write_text(out / "optimum.json", json.dumps(optimum, indent=2) + "\n")
     preset = f"{task}-small" if spacing == 2 else task
     write_text(out / "hfrt.yaml", f"preset: {preset}\n{_CHANNELS if flair else ''}")
     return {
@@ -281,19 +282,22 @@ def _require_extras() -> None:
     template_files("simulate", PURPOSE)
 
 
-def _prepare(out: Path, force: bool) -> None:
+def _prepare(out: Path, force: bool, optimum: dict[str, Any]) -> None:
     try:
         if out.exists() and any(out.iterdir()):
-            ours = (out / "truth.csv").exists() and (out / "scans").is_dir()
+            ours = (out / MARK).exists()
             if not force or not ours:
                 hint = "replace it with `force`" if ours else "it holds something else"
                 raise ConfigError(
                     f"{out}: is not empty; choose another folder ({hint})", code="output-exists"
                 )
-            for name in ("data.csv", "truth.csv", "optimum.json", "hfrt.yaml"):
+            for name in ("hfrt.yaml", "data.csv", "truth.csv"):
                 (out / name).unlink(missing_ok=True)
-            shutil.rmtree(out / "scans")
-        (out / "scans").mkdir(parents=True)
+            if (out / "scans").exists():
+                shutil.rmtree(out / "scans")
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / MARK, json.dumps(optimum, indent=2) + "\n")
+        (out / "scans").mkdir()
     except OSError as error:
         raise HyperFusionError(
             f"{out}: cannot be written: {error.strerror or error}", code="output-cannot-be-written"

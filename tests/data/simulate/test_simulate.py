@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_force_replaces_a_cohort(tmp_path: Path) -> None:
             tmp_path, task="ad", subjects=subjects, seed=3, spacing=2, jobs=1, force=True
         )
     assert [p.name for p in (tmp_path / "scans").iterdir()] == ["S3-0001.nii.gz"]
+
+
+def test_force_replaces_an_unfinished_cohort(tmp_path: Path) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    for step in (stop, None):
+        with nullcontext() if step is None else pytest.raises(KeyboardInterrupt):
+            simulate_cohort(
+                tmp_path, task="ad", subjects=1, seed=3, spacing=2, jobs=1, force=True,
+                on_subject=step,
+            )  # fmt: skip
+        assert (tmp_path / "hfrt.yaml").exists() == (step is None)
 
 
 @pytest.mark.parametrize(
