@@ -46,6 +46,7 @@ from scipy import ndimage
 
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.encoder import TabularEncoder, read_target
+from hyperfusion_rt.data.simulate import OPTIMUM
 from hyperfusion_rt.data.simulate.observer import observed
 from hyperfusion_rt.data.simulate.population import AD, Model
 from hyperfusion_rt.data.table_file import Row, read_table
@@ -396,7 +397,7 @@ def main(
     networks = {
         size: {name: measured(found) for name, found in of.items()} for size, of in studies.items()
     }
-    optimum_file = cohorts[0].folder("new", numbers[0]) / "optimum.json"
+    optimum_file = cohorts[0].folder("new", numbers[0]) / OPTIMUM
     optimum = json.loads(optimum_file.read_text(encoding="utf-8"))
     kind = "ablation" if ablation else "curve" if len(sizes) > 1 else "accuracy"
     parts = [kind, task, *([variant] if variant != "additive" else [])]

@@ -21,7 +21,7 @@ from hyperfusion_rt.bench.options import BenchOptions
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.cohort import join
 from hyperfusion_rt.data.scan_search import find_scans
-from hyperfusion_rt.data.simulate import MARK, simulate_cohort
+from hyperfusion_rt.data.simulate import OPTIMUM, simulate_cohort
 from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
@@ -111,7 +111,7 @@ def demo(
     metrics = result.agreement.figures
     tell(f"predicted {result.summary['ok']} new subjects: {_short(metrics)}")
 
-    optimum = json.loads((new_root / MARK).read_text(encoding="utf-8"))
+    optimum = json.loads((new_root / OPTIMUM).read_text(encoding="utf-8"))
     speed = _time(run, artifact, new_root, out / _CHART, step)
     found = _Findings(run, trained, result, metrics, optimum, speed)
     _page(found, out).write(out / "predictions.html")
@@ -126,7 +126,7 @@ def demo(
 def _prepare(out: Path, force: bool) -> None:
     if not out.exists():
         return
-    ours = (out / "cohort" / MARK).exists() or not any(out.iterdir())
+    ours = (out / "cohort" / OPTIMUM).exists() or not any(out.iterdir())
     if not ours:
         raise ConfigError(
             f"{out}: exists and is not a demo's folder; choose another one", code="output-exists"

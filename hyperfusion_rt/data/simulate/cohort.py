@@ -42,7 +42,7 @@ preprocessing:
   - {name: FLAIR, files: "*_FLAIR.nii.gz", t1_weighted: false}
 """
 # Written first: what has it is a cohort, perhaps an unfinished one. `hfrt.yaml` is written last.
-MARK = "optimum.json"
+OPTIMUM = "optimum.json"
 _template: Template | None = None
 
 
@@ -285,7 +285,7 @@ def _require_extras() -> None:
 def _prepare(out: Path, force: bool, optimum: dict[str, Any]) -> None:
     try:
         if out.exists() and any(out.iterdir()):
-            ours = (out / MARK).exists()
+            ours = (out / OPTIMUM).exists()
             if not force or not ours:
                 hint = "replace it with `force`" if ours else "it holds something else"
                 raise ConfigError(
@@ -296,7 +296,7 @@ def _prepare(out: Path, force: bool, optimum: dict[str, Any]) -> None:
             if (out / "scans").exists():
                 shutil.rmtree(out / "scans")
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / MARK, json.dumps(optimum, indent=2) + "\n")
+        write_text(out / OPTIMUM, json.dumps(optimum, indent=2) + "\n")
         (out / "scans").mkdir()
     except OSError as error:
         raise HyperFusionError(

@@ -107,12 +107,6 @@ class Template:
     csf: float
 
     @cached_property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """The first and the last voxel `[3]` with a sample that is not 0, and one more."""
-        used = (self.channels != 0).any(0).nonzero()
-        return used.amin(0) - 1, used.amax(0) + 1
-
-    @cached_property
     def _cells(self) -> Tensor:
         """Whether a cell of 8 voxels has any that is not 0 `[X + 3, Y + 3, Z + 3]`.
 
@@ -120,6 +114,12 @@ class Template:
         """
         used = (self.channels != 0).any(0)[None].float()
         return max_pool3d(pad(used, (2, 2, 2, 2, 2, 2)), 2, 1)[0] > 0
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest voxel coordinates `[3]` of what `touched` may find."""
+        used = self._cells.nonzero()
+        return used.amin(0) - 2, used.amax(0) - 1
 
     def touched(self, points: Tensor) -> Tensor:
         """Which voxel coordinates `points [..., 3]` may have samples other than 0."""
