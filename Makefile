@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# pip would compile on one core; COMPILE takes all. torch has a file that only newer Pythons compile.
+# pip would compile all on one core. What is imported compiles at its first import, and is kept.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
   -c constraints.txt
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
@@ -101,12 +101,10 @@ $(BIN)/python:
 
 $(VENV)/demo.stamp: $(BIN)/python $(SOURCES)
 	$(INSTALL) -e '.[cpu,train,bench]'
-	$(COMPILE)
 	touch $@
 
 $(VENV)/dev.stamp: $(BIN)/python $(SOURCES)
 	$(INSTALL) -e '.[dev]'
-	$(COMPILE)
 	touch $@ $(VENV)/demo.stamp
 
 clean:
