@@ -243,7 +243,8 @@ def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = No
     variants = _variants(ablate, base) if ablate else unchanged
     of_hyper = ablate is not None and _field(ablate) == _HYPER_LAYERS
     found: list[Model] = []
-    for given in names or _usual(base):
+    names, varied = names or _usual(base), not ablate
+    for given in names:
         name = next((short for short, fusion in _ALIAS.items() if given == fusion), given)
         kind = _kind(name, base)
         if kind != "network":
@@ -254,6 +255,13 @@ def models_of(base: Config, names: Sequence[str] | None, ablate: str | None = No
         for text, change in unchanged if of_hyper and name != "hyper" else variants:
             config = _changed(base, merge(fusion, change), f"{name}{text}")
             found.append(Model(name=f"{name}{text}", kind="network", config=config))
+            varied |= bool(text)
+    if not varied:
+        raise ConfigError(
+            f"`ablate` {ablate}: changes none of {', '.join(names)}; name "
+            f"{'hyper' if of_hyper else 'a network'} among `models`",
+            code="option-conflict",
+        )
     seen: set[str] = set()
     for model in found:
         if model.folder.casefold() in seen:

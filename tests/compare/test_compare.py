@@ -290,6 +290,16 @@ def test_an_external_test_set(session_cohort, tmp_path, hfrt):
         (["--ablate", "tabular.target=AGE;DX"], "option-wrong", "have this alike"),
         (["--ablate", "network.fetures=2;4"], "config-invalid", "fetures"),
         (["--ablate", "network.features=0;4"], "config-invalid", "features"),
+        (
+            ["--ablate", "network.hyper_layers", "--models", "film,image"],
+            "option-conflict",
+            "changes none of film, image; name hyper",
+        ),
+        (
+            ["--ablate", "network.features=4;8", "--models", "logistic"],
+            "option-conflict",
+            "changes none of logistic; name a network",
+        ),
         (["--resume", "--name", "never"], "run-not-found", "never"),
         (["--ray-address", "here"], "option-conflict", "--executor ray"),
     ],
