@@ -10,11 +10,11 @@ For each seed: a cohort to train with, and new subjects of another seed. Each ne
 `hfrt train`, exported by `hfrt export`, and run by `hfrt infer` on every new subject; on a second
 scan (another noise, field, gain and pose) of the first of them; and on scans that lie half a
 millimetre elsewhere. Jobs run on one thread each, as many as there are cores; what is done is kept
-in build/accuracy, and a second call goes on. About 9 minutes a network and core, small presets.
-Beside the networks stand, on the very same subjects, a logistic regression on the table; the exact
-observer; and two who see the true atrophy of each region but know nothing of the model: logistic
-regressions on atrophy and table, without and with all their products. What is between these two is
-what an interaction of image and table is worth.
+in build/accuracy, and a second call goes on, also in the middle of a training. About 9 minutes a
+network and core, small presets. Beside the networks stand, on the very same subjects, a logistic
+regression on the table; the exact observer; and two who see the true atrophy of each region but
+know nothing of the model: logistic regressions on atrophy and table, without and with all their
+products. What is between these two is what an interaction of image and table is worth.
 
 Figures are means over the seeds; intervals and p values are of a bootstrap over the new subjects,
 the same for all networks of a seed. They tell nothing of other training cohorts; the seeds beside
@@ -192,9 +192,10 @@ def run(job: Job, cohorts: Cohorts) -> dict[str, Any]:
     sets = [part for setting in job.settings for part in ("--set", setting)]
     artifact, trained = folder / "network.hfrt", folder / "seconds.json"
     if not trained.exists():
-        name = f"{folder.name}-{os.getpid()}-{time.time_ns()}"
-        hfrt("train", "--name", name, *sets, folder=root, threads=1)
-        made = root / "runs" / name
+        made = root / "runs" / folder.name
+        begun = (made / "config.json").exists()
+        how = ["--resume", "--run", made] if begun else ["--name", made.name, *sets]
+        hfrt("train", *how, folder=root, threads=1)
         hfrt("export", "--run", made, "--out", artifact, "--force", threads=1)
         with open(made / "member-0" / "history.csv", newline="", encoding="utf-8") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
