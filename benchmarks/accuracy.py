@@ -4,7 +4,8 @@
     python benchmarks/accuracy.py brain-age              # and .json
     python benchmarks/accuracy.py ad --variant place
     python benchmarks/accuracy.py ad --ablation          # the recipe, one ingredient less each
-    python benchmarks/accuracy.py ad --subjects 150,300,600,1200,2400 --seeds 63   # a curve
+    python benchmarks/accuracy.py ad --subjects 150,300,600,1200 --seeds 63   # a curve
+    python benchmarks/accuracy.py ad --subjects 2400 --add --seeds 63         # a size more
 
 For each seed: a cohort to train with, and new subjects of another seed. Each network is trained by
 `hfrt train`, exported by `hfrt export`, and run by `hfrt infer` on every new subject; on a second
@@ -62,9 +63,9 @@ AGAIN = 100  # new subjects with a second scan
 MOVED, SHIFT_MM = 40, 0.5
 AXES = "xyz"
 
-# Each takes one ingredient of the recipe away.
+# The recipe, and without one ingredient each.
 ABLATION: dict[str, tuple[str, ...]] = {
-    "the recipe": (),
+    "hyper": ("network.fusion=hyper",),
     "no augmentation": ("augmentation.policy=none",),
     "weak decay (0.01)": ("training.weight_decay=0.01", "training.embedding_decay=0.01"),
     "no average of the weights": ("training.ema=0",),
@@ -378,12 +379,13 @@ def main(
     seeds: Annotated[str, typer.Option(help="Of the cohorts.")] = SEEDS,
     subjects: Annotated[str, typer.Option(help="To train with; several make a curve.")] = "600",
     new: Annotated[int, typer.Option(help="New ones of each seed.")] = 600,
+    add: Annotated[bool, typer.Option(help="Add these sizes to the curve that is there.")] = False,
     jobs: Annotated[int, typer.Option(help="Networks at once.")] = usable_cores(),
 ) -> None:
     """Train, export, predict, compare."""
     WORK.mkdir(parents=True, exist_ok=True)
     numbers, sizes = ([int(one) for one in text.split(",")] for text in (seeds, subjects))
-    if ablation and len(sizes) > 1:
+    if ablation and (len(sizes) > 1 or add):
         raise SystemExit("--ablation takes one number of subjects")
     variants = ABLATION
     if not ablation:
@@ -400,29 +402,36 @@ def main(
     }
     optimum_file = cohorts[0].folder("new", numbers[0]) / OPTIMUM
     optimum = json.loads(optimum_file.read_text(encoding="utf-8"))
-    kind = "ablation" if ablation else "curve" if len(sizes) > 1 else "accuracy"
+    kind = "ablation" if ablation else "curve" if add or len(sizes) > 1 else "accuracy"
     parts = [kind, task, *([variant] if variant != "additive" else [])]
-    if len(sizes) == 1 and sizes != [600]:
+    if kind == "accuracy" and sizes != [600]:
         parts.append(str(sizes[0]))
+    path = HERE / "results" / "-".join(parts)
+    command = " ".join(["python", "benchmarks/accuracy.py", *sys.argv[1:]])
+    runs = [{"command": command, "machine": describe_machine(), "date": time.strftime("%Y-%m-%d")}]
+    about: dict[str, Any] = {"optimum": optimum}
+    if kind == "curve":
+        by_size = {str(size): networks[size] for size in sizes}
+        if add:
+            before = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            if next(iter(before["sizes"].values())).keys() != networks[sizes[0]].keys():
+                raise SystemExit(f"{path}.json holds other networks: name the same --models")
+            runs = before["runs"] + runs
+            by_size = dict(sorted((before["sizes"] | by_size).items(), key=lambda one: int(one[0])))
+        sizes = [int(size) for size in by_size]
+        about |= {"sizes": by_size}
+    else:
+        [of], [figures] = studies.values(), networks.values()
+        first = next(iter(variants))
+        pairs = {n: against(of[first], found) for n, found in of.items() if n != first}
+        about |= {"networks": figures, "first": first, "pairs": pairs}
     page = Page(
-        HERE / "results" / "-".join(parts),
+        path,
         f"{task}, model {variant}: {TITLES[kind]}",
-        " ".join(["python", "benchmarks/accuracy.py", *sys.argv[1:]]),
         explained(cohorts[0], sizes, numbers, optimum),
         classes=task is Task.ad,
     )
-    about = {
-        "machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), "optimum": optimum
-    }  # fmt: skip
-    if len(sizes) > 1:
-        made = about | {"sizes": {str(size): networks[size] for size in sizes}}
-        page.write(made, curve(page, made))
-        return
-    [of], [figures] = studies.values(), networks.values()
-    first = next(iter(variants))
-    pairs = {n: against(of[first], found) for n, found in of.items() if n != first}
-    made = about | {"networks": figures, "first": first, "pairs": pairs}
-    page.write(made, comparison(page, made))
+    page.write({"runs": runs} | about, (curve if kind == "curve" else comparison)(page, about))
 
 
 if __name__ == "__main__":

@@ -119,12 +119,12 @@ def against(studies: Sequence[Study], others: Sequence[Study]) -> dict[str, Any]
 class Page:
     """What is measured: `classes` (balanced accuracy) or years; where it is written, and of what.
 
-    `text`: what the rows are, before the table. `path`: without a suffix.
+    `text`: what the rows are, before the table. `path`: without a suffix. What is written holds
+    `runs`: the commands, each with its machine and its day.
     """
 
     path: Path
     title: str
-    command: str
     text: str
     classes: bool
 
@@ -147,9 +147,11 @@ class Page:
         self.path.parent.mkdir(exist_ok=True)
         text = json.dumps(found, indent=1) + "\n"
         self.path.with_suffix(".json").write_text(text, encoding="utf-8")
-        machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
-        origin = f"`{self.command}` · {machine} · {found['date']}"
-        head = [f"# {self.title}", "", origin, "", self.text, ""]
+        head = [f"# {self.title}", ""]
+        for run in found["runs"]:
+            machine = ", ".join(f"{name} {value}" for name, value in run["machine"].items())
+            head += [f"`{run['command']}` · {machine} · {run['date']}", ""]
+        head += [self.text, ""]
         self.path.with_suffix(".md").write_text("\n".join([*head, *lines]) + "\n", "utf-8")
 
 
