@@ -28,7 +28,7 @@ from scipy import ndimage
 
 import hyperfusion_rt
 from hyperfusion_rt.data.mni_template import template_files
-from hyperfusion_rt.data.raw.alignment import turn
+from hyperfusion_rt.data.raw.image import turn
 from hyperfusion_rt.data.raw.register import Registered, register
 from hyperfusion_rt.data.volumes import Volume, extract, read_volume
 from hyperfusion_rt.errors import ScanError

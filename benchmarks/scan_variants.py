@@ -15,7 +15,7 @@ from isal import igzip
 from scan_collection import resample
 from scipy import ndimage
 
-from hyperfusion_rt.data.raw.alignment import turn
+from hyperfusion_rt.data.raw.image import turn
 
 Scan = tuple[np.ndarray, np.ndarray]
 # mm, as scans are stored.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import hyperfusion_rt
-from hyperfusion_rt.data.raw.alignment import turn
+from hyperfusion_rt.data.raw.image import turn
 from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.data.volumes import Volume, extract, read_volume
 from hyperfusion_rt.machine import describe_machine

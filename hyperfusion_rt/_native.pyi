@@ -45,6 +45,38 @@ def sample_means(
     points: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None: ...
+def block_means(voxels: Floats, step: tuple[int, ...], out: Floats) -> None: ...
+def smooth(
+    voxels: Floats, sigma: tuple[float, float, float], truncate: float, out: Floats
+) -> None: ...
+def sample_linear(
+    voxels: Floats,
+    matrix: NDArray[np.float64],
+    nearest: bool,
+    mask: NDArray[np.uint8] | None,
+    out: Floats,
+) -> None: ...
+def sample_cubic(
+    voxels: Floats,
+    matrix: NDArray[np.float64],
+    mask: NDArray[np.uint8] | None,
+    out: Floats,
+) -> None: ...
+
+class LocalCorrelation:
+    centre: Sequence[float]
+    radius: float
+
+    def __init__(self, image: Floats, compared: NDArray[np.uint8], sigma: float) -> None: ...
+    def at(
+        self,
+        scan: Floats,
+        matrix: NDArray[np.float64],
+        least: float,
+        normal: NDArray[np.float64] | None,
+        gradient: NDArray[np.float64] | None,
+    ) -> tuple[float, float, float, float]: ...
+
 def peak_gflops(threads: int, seconds: float = 0.2) -> float: ...
 def available_isas() -> list[str]: ...
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hyperfusion_rt.data.raw.alignment import Float, Matrix, require_sitk
-from hyperfusion_rt.errors import ScanError
+from hyperfusion_rt.errors import MissingExtraError, ScanError
 from hyperfusion_rt.files import shown
+
+Float = NDArray[np.float32]
+Matrix = NDArray[np.float64]
 
 # Transfer syntaxes that GDCM, SimpleITK's reader, decodes: below 1.2.840.10008.1.2.
 _SYNTAX = "0002|0010"
@@ -22,6 +26,21 @@ _UNPACK = (
 )
 # Value representations of DICOM's elements, as a data set without a preamble begins with.
 _KINDS = (b"UL", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"OB", b"ST", b"AE", b"PN")
+
+
+def require_sitk() -> Any:
+    """SimpleITK, silenced.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import SimpleITK
+    except ImportError:
+        raise MissingExtraError("SimpleITK", "raw", "DICOM folders") from None
+    # What its readers warn of is checked here, and said in an error of ours.
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    return SimpleITK
 
 
 def is_dicom_folder(path: Path) -> bool:

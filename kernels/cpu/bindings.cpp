@@ -1,4 +1,7 @@
-// The only C++ file that knows Python. The argument types are the checks; the kernels do the rest.
+// With bindings_registration.cpp the only C++ that knows Python. The argument types are the checks;
+// the kernels do the rest.
+#include "bindings.hpp"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -441,4 +444,5 @@ NB_MODULE(_native, m) {
         "Measured float32 multiply-adds in registers, GFLOP/s over all threads: the machine's "
         "limit.");
   define_engine(m);
+  define_registration(m);
 }

@@ -8,25 +8,32 @@ from pathlib import Path
 import numpy as np
 
 from hyperfusion_rt.config import Preprocessing
-from hyperfusion_rt.data.raw.alignment import (
-    TISSUE,
-    Fit,
-    Image,
-    Matrix,
-    Template,
-    to_mm,
-)
+from hyperfusion_rt.data.raw.field import Field
+from hyperfusion_rt.data.raw.image import Image, Matrix, sample, to_mm
+from hyperfusion_rt.data.raw.pose import Fit
+from hyperfusion_rt.data.raw.template import Template
 from hyperfusion_rt.data.scan_check import pearson
 from hyperfusion_rt.data.volumes import sampling_matrix
 from hyperfusion_rt.errors import ScanError
+
+# Grey matter is brighter than this part of the brain's median, CSF is darker.
+TISSUE = 0.65
+_BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two poses are apart
 
 
 @dataclass(frozen=True)
 class Quality:
     """How well a scan lies on the template.
 
+    disagreement: how far the pose found in wide windows lies from the one found in narrow ones,
+        mm, mean over the brain.
+    misfit: the weighted mean square of the differences of local values of scan and template
+        (`data.raw.pose`), 0 for the template itself.
+    residual: the robust standard deviation of the logarithm of brightness that neither a bias field
+        nor a contrast of tissues explains.
+    csf, grey: brightness of CSF and grey matter over that of white matter.
     correlation: Pearson's r of the bias-corrected scan and the template inside the brain mask, at
-        2 mm.
+        2 mm. It decides nothing.
     overlap: Dice coefficient of the template's grey and white matter (probability above 0.5) and
         what is brighter than CSF (0.65 of the brain's median) within 4 mm of the brain mask, at
         2 mm. Skull and scalp lie farther away, so it means the same with and without them.
@@ -39,6 +46,11 @@ class Quality:
     stripped: the skull was removed before.
     """
 
+    disagreement: float
+    misfit: float
+    residual: float
+    csf: float
+    grey: float
     correlation: float
     overlap: float
     snr: float
@@ -50,20 +62,30 @@ class Quality:
     def figures(self) -> dict[str, float]:
         """The figures as columns of a table."""
         named = {f"coverage_{name}": part for name, part in self.coverage.items()}
-        names = ("correlation", "overlap", "snr", "rotation", "scale")
+        names = (
+            "disagreement", "misfit", "residual", "csf", "grey", "correlation", "overlap", "snr",
+            "rotation", "scale",
+        )  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, **named}
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Below `refuse_*` a scan is an error, below `flag_*` it carries a warning.
+    """Beyond `refuse_*` a scan is an error, beyond `flag_*` it carries a warning.
 
-    Coverage is refused below `Preprocessing.min_coverage`. `scale` gives the smallest and largest
-    volume factor. The defaults' reasons are the tables of benchmarks/raw.md.
+    Disagreement, misfit and residual are bounds from above, overlap and snr from below. Coverage is
+    refused below `Preprocessing.min_coverage`. Pairs are the smallest and the largest value. The
+    defaults' reasons are the tables of benchmarks/raw.md.
     """
 
-    refuse_correlation: float = 0.6
-    flag_correlation: float = 0.75
+    refuse_disagreement: float = 3.0
+    flag_disagreement: float = 1.5
+    refuse_misfit: float = 0.16
+    flag_misfit: float = 0.12
+    refuse_residual: float = 0.12
+    flag_residual: float = 0.09
+    refuse_csf: tuple[float, float] = (-0.5, 0.85)
+    refuse_grey: tuple[float, float] = (0.45, 0.97)
     refuse_overlap: float = 0.75
     flag_overlap: float = 0.85
     refuse_snr: float = 3.0
@@ -81,7 +103,7 @@ def _noise(scan: Image, template: Template, transform: Matrix) -> float:
     """The signal to noise ratio in white matter; 0 where it cannot be told."""
     at = np.rint(to_mm(np.linalg.inv(scan.affine) @ transform, template.white)).astype(np.intp)
     size = np.asarray(scan.voxels.shape)[:, None]
-    at = np.unique(at[:, ((at > 0) & (at < size - 1)).all(0)], axis=1)
+    at = at[:, ((at > 0) & (at < size - 1)).all(0)]
     if at.shape[1] < 100:
         return 0.0
     middle = scan.voxels[tuple(at)].astype(np.float64)
@@ -112,35 +134,91 @@ def _coverage(
     return found
 
 
+def distance(first: Matrix, second: Matrix, template: Template) -> float:
+    """How far two poses `[4, 4]` are apart, mm of the template, mean over the brain."""
+    level = template.levels[2]
+    points = to_mm(level.affine, np.stack(np.nonzero(level.away == 0))[:, ::_BRAIN_STEP])
+    apart = (first - second)[:3, :3] @ points + (first - second)[:3, 3:]
+    scale = float(np.cbrt(abs(np.linalg.det(second[:3, :3]))))
+    return float(np.linalg.norm(apart, axis=0).mean()) / max(scale, 1e-9)
+
+
 def measure(
     scan: Image,
+    coarse: Image,
     template: Template,
-    fit: Fit,
-    transform: Matrix,
+    fits: tuple[Fit, Fit],
+    field: Field,
     preprocessing: Preprocessing | None,
     stripped: bool,
 ) -> Quality:
-    """The figures of a scan that was registered by `transform`, template mm to scan mm.
+    """The figures of a scan.
 
-    `fit`: of the even scan at 2 mm. `preprocessing`: of the boxes whose coverage is measured.
+    `coarse`: in voxels of about 2 mm. `fits`: as `find_pose` gives them. `preprocessing`: of the
+    boxes whose coverage is measured.
     """
-    warped = fit.warp(transform)
+    transform = fits[1].transform
     level = template.levels[2]
-    brain = level.away == 0
-    inside = warped[brain]
-    tissue = (warped > TISSUE * np.median(inside)) & (level.away < 4)
+    near, brain = level.away < 4, level.away == 0
+    to_scan = np.linalg.inv(coarse.affine) @ transform @ level.affine
+    even = sample(coarse.voxels, to_scan, level.image.shape, mask=near)
+    even[near] /= field.on(level.affine, near, template)
+    inside = even[brain]
+    tissue = near & (even > TISSUE * np.median(inside))
     both = np.count_nonzero(tissue & template.tissue)
     turn, _, other = np.linalg.svd(transform[:3, :3])
     cosine = (np.trace(turn @ other) - 1) / 2
+    csf, grey, white = field.tissues
     return Quality(
+        disagreement=distance(fits[0].transform, transform, template),
+        misfit=fits[1].misfit,
+        residual=field.residual,
+        csf=csf / white if white > 0 else np.inf,
+        grey=grey / white if white > 0 else np.inf,
         correlation=pearson(level.image[brain], inside),
-        overlap=2 * both / int(np.count_nonzero(tissue) + np.count_nonzero(template.tissue)),
+        overlap=2.0 * both / int(np.count_nonzero(tissue) + np.count_nonzero(template.tissue)),
         snr=_noise(scan, template, transform),
         coverage=_coverage(scan, transform, preprocessing),
         rotation=float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
         scale=float(np.linalg.det(transform[:3, :3])),
         stripped=stripped,
     )
+
+
+def _refused(path: Path, what: str, hint: str) -> ScanError:
+    return ScanError(f"{path}: not registered: {what}; {hint}", code="scan-not-registered")
+
+
+def _likeness(path: Path, quality: Quality, limits: Thresholds) -> list[str]:
+    """What of the brain and its contrast is unlike a T1 scan's."""
+    look = "is it a T1 scan of a whole head, and does its header give the right orientation?"
+    warnings = []
+    for what, value, refuse, flag in (
+        ("brain and template differ by", quality.misfit, limits.refuse_misfit, limits.flag_misfit),
+        ("two ways to find the brain differ by (mm)", quality.disagreement,
+         limits.refuse_disagreement, limits.flag_disagreement),
+        ("brightness that no tissue explains", quality.residual, limits.refuse_residual,
+         limits.flag_residual),
+    ):  # fmt: skip
+        if not value <= refuse:
+            raise _refused(path, f"{what} {value:.2f}, at most {refuse:.2f} is accepted", look)
+        if value > flag:
+            warnings.append(f"{what} {value:.2f} (above {flag:.2f}); look at the result")
+    for tissue, value, (low, high) in (
+        ("CSF", quality.csf, limits.refuse_csf), ("grey matter", quality.grey, limits.refuse_grey),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            what = f"{tissue} has {value:.2f} of white matter's brightness, {low:.2f} to {high:.2f}"
+            raise _refused(path, f"{what} is a T1 scan's", "is it a T1 scan?")
+    if quality.overlap < limits.refuse_overlap:
+        what = f"overlap with the template's tissue {quality.overlap:.2f}"
+        raise _refused(path, f"{what}, at least {limits.refuse_overlap:.2f} is needed", look)
+    if quality.overlap < limits.flag_overlap:
+        warnings.append(
+            f"overlap with the template's tissue only {quality.overlap:.2f} (below "
+            f"{limits.flag_overlap:.2f}); look at the result"
+        )
+    return warnings
 
 
 def judge(
@@ -154,30 +232,14 @@ def judge(
     Raises:
         ScanError: a figure is below its refuse level.
     """
-    look = "is it a T1 scan of a whole head, and does its header give the right orientation?"
-    warnings = []
-    for name, what, value, refuse, flag in (
-        ("correlation", "with the template", quality.correlation, limits.refuse_correlation,
-         limits.flag_correlation),
-        ("overlap", "with the template's tissue", quality.overlap, limits.refuse_overlap,
-         limits.flag_overlap),
-    ):  # fmt: skip
-        if value < refuse:
-            raise ScanError(
-                f"{path}: not registered: {name} {what} {value:.2f}, at least {refuse:.2f} is "
-                f"needed; {look}",
-                code="scan-not-registered",
-            )
-        if value < flag:
-            warnings.append(
-                f"{name} {what} only {value:.2f} (below {flag:.2f}); look at the result"
-            )
+    warnings = _likeness(path, quality, limits)
     low, high = limits.refuse_scale
     if not low <= quality.scale <= high:
-        raise ScanError(
-            f"{path}: not registered: the brain would have {quality.scale:.2f} of the template's "
-            f"volume ({low:.2f} to {high:.2f} is accepted); are its header's voxel sizes right?",
-            code="scan-not-registered",
+        what = f"the brain would have {quality.scale:.2f} of the template's volume"
+        raise _refused(
+            path,
+            f"{what} ({low:.2f} to {high:.2f} is accepted)",
+            "are its header's voxel sizes right?",
         )
     low, high = limits.flag_scale
     if not low <= quality.scale <= high:

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from hyperfusion_rt.data.raw.alignment import load_template, to_mm
+from hyperfusion_rt.data.raw.image import to_mm
+from hyperfusion_rt.data.raw.template import load_template
 from hyperfusion_rt.data.scan_check import SHELL_MM, Landmarks
 
 _SPACING = 4  # mm, of the level of the template

@@ -6,12 +6,10 @@
 (template mm to scan mm), `A` the scan's affine, `b` the bias field and `m` the brain mask. The
 scan is interpolated once, with cubic splines.
 
-`T` maximises the correlation with the template over 12 degrees of freedom, with SimpleITK's
-registration (Lowekamp et al., Front. Neuroinform. 2013), at 8, 4 and 2 mm. It starts from several
-centres and rotations. Only voxels in and just around the template's brain count, so that skull,
-face and neck do not matter. The bias field (N4: Tustison et al., IEEE TMI 2010) is estimated in
-template space, between the levels: where the scan's grid lies in space then makes no difference to
-it. Nothing is drawn at random and all sums are taken by one thread: same scan, same bits.
+`T` has 12 degrees of freedom and is found by local correlation (`data.raw.pose`), which a bias
+field hardly disturbs; then the field is found where the brain lies (`data.raw.field`). Only voxels
+in and just around the template's brain count, so that skull, face and neck do not matter. Nothing
+is drawn at random and all sums are taken by one thread: same scan, same bits.
 
 The template is the MNI152 2009a T1 of the nilearn package, whose skull is stripped (Fonov et al.,
 NeuroImage 2011). A scan whose header swaps left and right cannot be told from a good one.
@@ -22,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,34 +28,21 @@ import numpy as np
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data import scan_check
-from hyperfusion_rt.data.dicom import read_dicom
-from hyperfusion_rt.data.raw.alignment import (
-    INNER_MM,
-    Fit,
-    Float,
-    Image,
-    Matrix,
-    Template,
-    bias_field,
-    block_means,
-    find_start,
-    grow,
-    load_template,
-    require_sitk,
-    sample,
-    strip_skull,
-    without_bias,
-)
+from hyperfusion_rt.data.raw.field import Field, find_field
+from hyperfusion_rt.data.raw.image import Image, Mask, Matrix, read_raw, sample
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
+from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
 from hyperfusion_rt.data.raw.sidecar import sidecar_of
-from hyperfusion_rt.data.volumes import Volume, find_support, read_volume
+from hyperfusion_rt.data.raw.template import Template, load_template
+from hyperfusion_rt.data.volumes import Volume, find_support
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
 
 # A voxel brighter than this part of the median is brain, where the skull was removed before.
 _SUPPORT = 0.1
+_SHELL_MM = (5, 12)  # around the brain: skull and scalp
 
 
 @dataclass(frozen=True)
@@ -76,84 +61,46 @@ class Registered:
     seconds: dict[str, float]
 
 
-def _border(voxels: Float) -> Float:
-    """The values on the six faces."""
-    faces = [np.take(voxels, (0, -1), axis).ravel() for axis in range(3)]
-    return np.concatenate(faces)
+def _is_stripped(template: Template, coarse: Image, transform: Matrix) -> bool:
+    """Whether next to nothing is bright 5 to 12 mm outside the brain."""
+    level = template.levels[4]
+    matrix = np.linalg.inv(coarse.affine) @ transform @ level.affine
+    image = sample(coarse.voxels, matrix, level.image.shape, mask=level.away < _SHELL_MM[1])
+    shell = (level.away > _SHELL_MM[0]) & (level.away < _SHELL_MM[1])
+    bright = image[shell] > _SUPPORT * np.median(image[level.away == 0])
+    return bool(bright.mean() < 0.1)
 
 
-def _read(path: Path) -> Image:
-    """The scan's values with a background of 0 and none below.
+def _own_outline(template: Template, scan: Image, coarse: Image, transform: Matrix) -> Mask:
+    """The brain as it was cut out, without holes, on the template's 1 mm grid."""
+    from scipy import ndimage
 
-    Raises:
-        ScanError: as `read_volume`; a DICOM folder that holds no single even MR series; fewer than
-            16 slices; all voxels alike.
-    """
-    warnings: list[str] = []
-    if path.is_dir():
-        voxels, affine = read_dicom(path)
-    else:
-        volume = read_volume(path)
-        voxels = np.asarray(volume.voxels, np.float32, order="C")
-        if (volume.slope, volume.inter) != (1.0, 0.0):
-            voxels = voxels * np.float32(volume.slope) + np.float32(volume.inter)
-        affine = volume.affine
-        warnings += volume.warnings
-    if min(voxels.shape) < 16:
-        raise ScanError(
-            f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices",
-            code="scan-too-thin",
-        )
-    finite = np.isfinite(voxels)
-    if not finite.all():
-        count = int(finite.size - np.count_nonzero(finite))
-        warnings.append(f"{count} voxels are NaN or infinite; taken as background")
-        voxels = np.where(finite, voxels, np.float32(0))
-    values, counts = np.unique(_border(voxels), return_counts=True)
-    most = float(values[counts.argmax()])
-    # A value that most of the border has is background, whatever it is (z-scores, -1024).
-    known = counts.max() > 0.5 * counts.sum()
-    inside = voxels[voxels != np.float32(most)] if known else voxels.ravel()
-    if not inside.size or inside.min() == inside.max():
-        raise ScanError(
-            f"{path}: every voxel has the same value; is the file empty?", code="scan-constant"
-        )
-    low = float(np.percentile(inside[:: max(1, inside.size // 1_000_000)], 2))
-    floor = min(low, most) if known else low
-    if floor != 0 or float(voxels.min()) < 0:
-        background = voxels == np.float32(most)
-        voxels = np.maximum(voxels - np.float32(floor), 0)
-        if known:
-            voxels[background] = 0
-    return Image(path, voxels, affine, tuple(warnings))
+    level = _SUPPORT * float(np.median(coarse.voxels[coarse.voxels > 0]))
+    filled = ndimage.binary_fill_holes(coarse.voxels > level)
+    holes = filled & (coarse.voxels <= level)
+    found = np.zeros(template.mask.shape, np.bool_)
+    for image, part in ((scan, scan.voxels > level), (coarse, holes)):
+        matrix = np.linalg.inv(image.affine) @ transform @ template.affine
+        values = part.astype(np.float32)
+        found |= sample(values, matrix, found.shape, mask=template.around) >= 0.5
+    return found
 
 
 def _resample(
-    scan: Image, template: Template, transform: Matrix, bias: Float, stripped: bool
+    scan: Image, coarse: Image, template: Template, transform: Matrix, field: Field, stripped: bool
 ) -> Volume:
     """The scan on the template's 1 mm grid, once interpolated, int16."""
-    from scipy import ndimage
-
     shape = template.mask.shape
     # Finer voxels are averaged first, or their noise would come through as it is.
-    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-    step = tuple(max(1, round(1 / s)) for s in spacing)
-    voxels, affine = block_means(scan.voxels, scan.affine, step)
-    matrix = np.linalg.inv(affine) @ transform @ template.affine
-    values = sample(voxels, matrix, shape, order=3)
-    if stripped:
-        # The brain as it was cut out, not the template's.
-        own = (voxels > _SUPPORT * np.median(voxels[voxels > 0])).astype(np.float32)
-        mask = sample(own, matrix, shape) >= 0.5
-        mask &= ndimage.binary_dilation(template.mask, iterations=6)
-        mask = ndimage.binary_fill_holes(mask)
-    else:
-        mask = template.mask
-    values /= grow(bias, template, template.affine, shape)
-    values = np.where(mask, np.maximum(values, 0), 0)
-    slope = np.float32(max(float(values.max()), 1e-30) / 32000)
+    fine = scan.shrunk(1)
+    mask = _own_outline(template, fine, coarse, transform) if stripped else template.mask
+    matrix = np.linalg.inv(fine.affine) @ transform @ template.affine
+    values = sample(fine.voxels, matrix, shape, cubic=True, mask=mask)
+    inside = np.maximum(values[mask] / field.on(template.affine, mask, template), 0)
+    slope = np.float32(max(float(inside.max(initial=0)), 1e-30) / 32000)
     # What is brain stays different from the background.
-    stored = np.maximum(np.rint(values / slope), mask).astype(np.int16)
+    stored = np.zeros(shape, np.int16)
+    stored[mask] = np.maximum(np.rint(inside / slope), 1)
     return Volume(scan.path, stored, template.affine.copy(), float(slope), 0.0)
 
 
@@ -188,45 +135,28 @@ def register(
         MissingExtraError: the raw extra is not installed.
     """
     path = Path(path)
-    require_sitk()
     clock = Clock()
     with clock.step("template"):
         template = load_template()
     with clock.step("read"):
-        scan = _read(path)
-        spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-        step = tuple(max(1, round(2 / s)) for s in spacing)
-        voxels, affine = block_means(scan.voxels, scan.affine, step)
-        coarse = replace(scan, voxels=voxels, affine=affine)
-    try:
-        with clock.step("register"):
-            transform = find_start(template, coarse)
-            inner = Fit(template.levels[4], coarse, ring=INNER_MM)
-            _, transform = inner.run(transform, "similarity", 1.0, 0.05)
-            brain, stripped = strip_skull(template, coarse, transform)
-            _, transform = Fit(template.levels[4], brain).run(transform, "affine", 1.0, 0.05)
-            if not stripped:
-                # Once more, with the brain found from a better place.
-                brain, _ = strip_skull(template, coarse, transform)
-                _, transform = Fit(template.levels[4], brain).run(transform, "affine", 1.0, 0.05)
-        with clock.step("bias"):
-            bias = bias_field(template, brain, transform)
-            even = without_bias(brain, template, bias, transform)
-        with clock.step("refine"):
-            _, transform = Fit(template.levels[4], even).run(transform, "affine", 0.5, 0.02)
-            fit = Fit(template.levels[2], even)
-            _, transform = fit.run(transform, "affine", 0.2, 0.002)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ScanError(
-            f"{path}: cannot be registered: {reason}; is it a T1 scan of a whole head?",
-            code="scan-not-registered",
-        ) from None
+        scan = read_raw(path)
+        coarse = scan.shrunk(2)
+    with clock.step("register"):
+        fits = find_pose(coarse)
+        stripped = _is_stripped(template, coarse, fits[1].transform)
+    with clock.step("bias"):
+        smoothed = at_level(coarse, template.levels[4])
+        field = find_field(template, smoothed, fits[1].transform)
+        if stripped:
+            # A brain that ends in nothing: there the local contrast goes with the field.
+            even = field.taken_off(coarse, fits[1].transform, template)
+            fits = fits[0], refine(at_level(even, template.levels[4]), fits[1].transform)
+        transform = fits[1].transform
     with clock.step("quality"):
-        quality = measure(scan, template, fit, transform, preprocessing, stripped)
+        quality = measure(scan, coarse, template, fits, field, preprocessing, stripped)
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
     with clock.step("resample"):
-        volume = _resample(scan, template, transform, bias, stripped)
+        volume = _resample(scan, coarse, template, transform, field, stripped)
         warnings += _odd_contrast(path, volume)
     return Registered(volume, quality, tuple(warnings), transform, clock.steps)
 
@@ -265,8 +195,7 @@ def write_registered(registered: Registered, out: Path) -> None:
         "transform": registered.transform.tolist(),
         "transform_maps": "template mm to scan mm (RAS)",
         "versions": {
-            name: installed(name)
-            for name in ("hyperfusion_rt", "SimpleITK", "nilearn", "scipy", "numpy")
+            name: installed(name) for name in ("hyperfusion_rt", "nilearn", "scipy", "numpy")
         },
     }
     # nibabel scales what it is given: the stored numbers are to stay as they are.

@@ -1,0 +1,6 @@
+// What is bound in files of its own.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+void define_registration(nanobind::module_& m);
