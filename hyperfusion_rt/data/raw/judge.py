@@ -176,7 +176,7 @@ def measure(
         csf=csf / white if white > 0 else np.inf,
         grey=grey / white if white > 0 else np.inf,
         correlation=pearson(level.image[brain], inside),
-        overlap=2.0 * both / int(np.count_nonzero(tissue) + np.count_nonzero(template.tissue)),
+        overlap=2 * int(both) / int(np.count_nonzero(tissue) + np.count_nonzero(template.tissue)),
         snr=_noise(scan, template, transform),
         coverage=_coverage(scan, transform, preprocessing),
         rotation=float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),

@@ -134,14 +134,31 @@ def register(
             figure of `Quality` beyond its refuse level.
         MissingExtraError: the raw extra is not installed.
     """
-    path = Path(path)
     clock = Clock()
     with clock.step("template"):
-        template = load_template()
+        load_template()
     with clock.step("read"):
-        scan = read_raw(path)
-        coarse = scan.shrunk(2)
+        scan = read_raw(Path(path))
+    return register_image(scan, preprocessing, thresholds=thresholds, clock=clock)
+
+
+def register_image(
+    scan: Image,
+    preprocessing: Preprocessing | None = None,
+    *,
+    thresholds: Thresholds = THRESHOLDS,
+    clock: Clock | None = None,
+) -> Registered:
+    """As `register`, a scan that has been read. `clock`: of what was done before.
+
+    Raises:
+        ScanError: a figure of `Quality` beyond its refuse level.
+        MissingExtraError: the raw extra is not installed.
+    """
+    clock = clock or Clock()
+    template, path = load_template(), scan.path
     with clock.step("register"):
+        coarse = scan.shrunk(2)
         fits = find_pose(coarse)
         stripped = _is_stripped(template, coarse, fits[1].transform)
     with clock.step("bias"):
