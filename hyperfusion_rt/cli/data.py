@@ -91,13 +91,14 @@ def preprocess(
 ) -> None:
     """Register raw T1 scans to MNI space, correct their bias field, take the skull off.
 
-    Writes each scan with a JSON sidecar, and quality.csv. Run again to continue.
+    Writes each scan with a JSON sidecar and a picture, quality.csv and quality.html. Run again to
+    continue.
     """
     from dataclasses import asdict
 
     from hyperfusion_rt.artifact.manifest import Artifact
     from hyperfusion_rt.config import preset as named
-    from hyperfusion_rt.runtime.cohort.preprocess import TABLE
+    from hyperfusion_rt.runtime.cohort.preprocess import PAGE, TABLE
     from hyperfusion_rt.runtime.cohort.preprocess import preprocess as start
 
     boxes = named(preset).preprocessing if preset else None
@@ -125,6 +126,6 @@ def preprocess(
         skipped = sum(item.status == "skipped" for item in found)
         more = f", {skipped} skipped" if skipped else ""
         print(f"{done} registered, {kept} kept, {len(failed)} failed{more}")
-        print(f"written: {out}, {out / TABLE}")
+        print(f"written: {out}, {out / TABLE}, {out / PAGE}")
     if failed:
         raise typer.Exit(3)

@@ -32,8 +32,9 @@ from hyperfusion_rt.data.raw.field import Field, find_field
 from hyperfusion_rt.data.raw.image import Image, Mask, Matrix, read_raw, sample
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
+from hyperfusion_rt.data.raw.picture import picture
 from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
-from hyperfusion_rt.data.raw.sidecar import sidecar_of
+from hyperfusion_rt.data.raw.sidecar import picture_of, sidecar_of
 from hyperfusion_rt.data.raw.template import Template, load_template
 from hyperfusion_rt.data.volumes import Volume, find_support
 from hyperfusion_rt.errors import HyperFusionError, ScanError
@@ -52,6 +53,7 @@ class Registered:
     volume: int16 voxels [197, 233, 189] on the template's 1 mm grid (value = slope · voxel), 0
         outside the brain; its path is the raw scan's. warnings: what a reader should know.
     transform: float64 [4, 4], from template mm to scan mm (RAS). seconds: of each step.
+    picture: an SVG of the head with the template's outline (`data.raw.picture`), if asked for.
     """
 
     volume: Volume
@@ -59,6 +61,7 @@ class Registered:
     warnings: tuple[str, ...]
     transform: Matrix
     seconds: dict[str, float]
+    picture: str = ""
 
 
 def _is_stripped(template: Template, coarse: Image, transform: Matrix) -> bool:
@@ -119,6 +122,7 @@ def register(
     preprocessing: Preprocessing | None = None,
     *,
     thresholds: Thresholds = THRESHOLDS,
+    with_picture: bool = False,
 ) -> Registered:
     """Register a raw T1 scan to MNI space, correct its bias field and take the skull off.
 
@@ -139,7 +143,9 @@ def register(
         load_template()
     with clock.step("read"):
         scan = read_raw(Path(path))
-    return register_image(scan, preprocessing, thresholds=thresholds, clock=clock)
+    return register_image(
+        scan, preprocessing, thresholds=thresholds, with_picture=with_picture, clock=clock
+    )
 
 
 def register_image(
@@ -147,6 +153,7 @@ def register_image(
     preprocessing: Preprocessing | None = None,
     *,
     thresholds: Thresholds = THRESHOLDS,
+    with_picture: bool = False,
     clock: Clock | None = None,
 ) -> Registered:
     """As `register`, a scan that has been read. `clock`: of what was done before.
@@ -175,15 +182,20 @@ def register_image(
     with clock.step("resample"):
         volume = _resample(scan, coarse, template, transform, field, stripped)
         warnings += _odd_contrast(path, volume)
-    return Registered(volume, quality, tuple(warnings), transform, clock.steps)
+    drawn = ""
+    if with_picture:
+        with clock.step("picture"):
+            drawn = picture(scan.shrunk(1), template, transform, field)
+    return Registered(volume, quality, tuple(warnings), transform, clock.steps, drawn)
 
 
 def write_registered(registered: Registered, out: Path) -> None:
     """Write `out` (.nii.gz: int16 with a slope, sform and qform of code 4, MNI) and its sidecar.
 
     The sidecar `NAME.json` beside it holds quality, warnings, transform, the source's SHA-256 (of
-    a DICOM folder: of its files' hashes in order of their names) and versions. Each file is written
-    whole or not at all, the scan last. The same registration gives the same bytes.
+    a DICOM folder: of its files' hashes in order of their names) and versions; `NAME.svg` is its
+    picture, if it has one. Each file is written whole or not at all, the scan last. The same
+    registration gives the same bytes.
 
     Raises:
         HyperFusionError: the folder cannot be written, `out` does not end in .nii.gz, or the
@@ -228,6 +240,8 @@ def write_registered(registered: Registered, out: Path) -> None:
         json.dumps(content, indent=2) + "\n",
         private=True,
     )
+    if registered.picture:
+        write_text(picture_of(out), registered.picture, private=True)
     with replacing(out, private=True) as temporary:
         temporary.write_bytes(igzip.compress(stored.getvalue(), compresslevel=1, mtime=0))
 

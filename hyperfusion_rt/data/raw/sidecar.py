@@ -11,6 +11,11 @@ def sidecar_of(scan: Path) -> Path:
     return scan.with_name(scan.name.removesuffix(".nii.gz") + ".json")
 
 
+def picture_of(scan: Path) -> Path:
+    """The picture beside a `.nii.gz`."""
+    return scan.with_name(scan.name.removesuffix(".nii.gz") + ".svg")
+
+
 def sidecar_warnings(scan: Path) -> tuple[str, ...]:
     """What was odd when the scan was registered; nothing where it has no such file."""
     if not scan.name.endswith(".nii.gz"):

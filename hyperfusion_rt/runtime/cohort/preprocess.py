@@ -15,15 +15,18 @@ from hyperfusion_rt.data.bids_dataset import without_dots
 from hyperfusion_rt.data.mni_template import SPACE
 from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
 from hyperfusion_rt.data.raw.search import find_raw_scans
+from hyperfusion_rt.data.raw.sidecar import picture_of
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import stem
 from hyperfusion_rt.data.scan_space import PASSED_OVER, named_in
 from hyperfusion_rt.errors import CohortError, ConfigError, reason_of
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.runtime.outputs.quality_page import Looked, quality_page
 from hyperfusion_rt.runtime.pipeline import run
 
 TABLE = "quality.csv"
+PAGE = "quality.html"
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,10 @@ def preprocess(
     force: bool = False,
     on_scan: Callable[[int, int], None] | None = None,
 ) -> list[Preprocessed]:
-    """Register every scan under `scans` into the folder `out`, and write `out/quality.csv`.
+    """Register every scan under `scans` into the folder `out`, and write its table and page.
 
-    The copies lie as the originals do below each given folder, as `.nii.gz` with a JSON sidecar. A
+    The copies lie as the originals do below each given folder, as `.nii.gz` with a JSON sidecar and
+    a picture; `out/quality.csv` and `out/quality.html` are of all that `out` holds. A
     link's copy has the link's name; a name that says another space says MNI space then.
     A copy of the same content that is there is kept unless `force`, so that a run that was
     interrupted goes on; scans below `out` are not searched.
@@ -93,7 +97,7 @@ def preprocess(
         try:
             if not force and _is_made(place, places[place]):
                 return Preprocessed(places[place], place, "kept", "", {})
-            registered = register(places[place], preprocessing)
+            registered = register(places[place], preprocessing, with_picture=True)
             write_registered(registered, place)
         except Exception as error:  # one odd scan must not end the night's run
             code, reason = reason_of(error, places[place])
@@ -108,7 +112,7 @@ def preprocess(
                 on_scan(len(found), len(places) + before)
     finally:
         found.sort(key=lambda item: (item.out, item.scan))
-        _write_table(out, found)
+        _write_overview(out, found)
     return found
 
 
@@ -146,9 +150,10 @@ def _relative(given: Path, scan: Scan) -> Path:
     return below.with_name(f"{named_in(SPACE, stem(below) or scan.subject)}.nii.gz")
 
 
-def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
+def _write_overview(out: Path, found: Sequence[Preprocessed]) -> None:
     """From the sidecars of all scans in `out`, whoever wrote them, and what failed now."""
     rows: list[dict[str, object]] = []
+    looked: list[Looked] = []
     for place in sorted(out.rglob("*.nii.gz")):
         content = _sidecar(place)
         if content:
@@ -156,6 +161,10 @@ def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
             where = {"scan": content["source"], "out": str(place.relative_to(out))}
             reason = "; ".join(content["warnings"])
             rows.append({**where, **figures, "status": "ok", "reason": reason})
+            drawn = picture_of(place)
+            file = drawn.relative_to(out).as_posix() if drawn.exists() else ""
+            name = place.relative_to(out).as_posix().removesuffix(".nii.gz")
+            looked.append(Looked(name, file, content["figures"], tuple(content["warnings"])))
     for item in found:
         if item.status in ("error", "skipped"):
             where = {"scan": str(item.scan), "out": ""}
@@ -167,3 +176,5 @@ def _write_table(out: Path, found: Sequence[Preprocessed]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / TABLE, stream.getvalue(), private=True)
+    failed = [(str(item.scan), item.reason) for item in found if item.status == "error"]
+    quality_page(looked, failed).write(out / PAGE)

@@ -84,6 +84,26 @@ class Predictions:
     left_out: int
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """A picture in a file beside the page, what is known of it, and its place in each order."""
+
+    name: str
+    file: str  # relative to the page; empty: there is none
+    figures: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures, in one of several orders that the reader chooses."""
+
+    template: ClassVar[str] = "gallery.html"
+    orders: tuple[str, ...]
+    items: tuple[Pictured, ...]
+
+
 @dataclass
 class Section:
     """A heading (the first section of a page has none) and what stands under it."""
@@ -98,6 +118,8 @@ class Page:
 
     title: str
     sections: list[Section] = field(default_factory=lambda: [Section("")])
+    # Where its pictures may come from, as a Content-Security-Policy says it.
+    images: str = "data:"
 
     def heading(self, text: str) -> None:
         """Begin a section."""

@@ -1,8 +1,13 @@
 """Parts of registration: pose, bias field, template, threshold; each against a known truth."""
 
+import base64
+import io
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -10,9 +15,10 @@ pytest.importorskip("nilearn", reason="nilearn is not installed: there is no tem
 pytest.importorskip("scipy")
 
 from hyperfusion_rt.data.raw import template as template_module
-from hyperfusion_rt.data.raw.field import find_field
+from hyperfusion_rt.data.raw.field import Field, find_field
 from hyperfusion_rt.data.raw.image import Image, otsu, sample, to_mm, turn
 from hyperfusion_rt.data.raw.judge import distance
+from hyperfusion_rt.data.raw.picture import _png, picture
 from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
 from hyperfusion_rt.data.raw.template import CENTER, load_template
 
@@ -29,6 +35,10 @@ def brain(template):
     noise = np.random.default_rng(0).normal(0, 3, level.image.shape)
     voxels = np.where(level.away == 0, np.maximum(level.image + noise, 1), 0)
     return Image(Path("brain.nii"), voxels.astype(np.float32), level.affine)
+
+
+def no_field(template):
+    return Field(np.zeros_like(template.levels[4].image), 0.0, (0.3, 0.7, 1.0))
 
 
 def strong_field(image):
@@ -119,3 +129,26 @@ def test_otsu_separates_two_groups():
     values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 20, 3000)]).astype("f4")
     assert 15 < otsu(values) < 60
     assert otsu(np.full(5, 7, np.float32)) == 7
+
+
+def test_the_picture_is_small_and_shows_the_outline(brain, template):
+    drawn = picture(brain, template, np.eye(4), no_field(template))
+    assert len(drawn) < 60_000
+    root = ElementTree.fromstring(drawn)
+    [image] = [node for node in root.iter() if node.tag.endswith("image")]
+    data = image.get("href").removeprefix("data:image/png;base64,")
+    pixels = plt.imread(io.BytesIO(base64.b64decode(data)), "png")
+    _, _, width, height = map(int, root.get("viewBox").split())
+    assert pixels.shape == (height, width)
+    # Dark around the brain, bright in it: the first path is the axial outline.
+    path = next(node for node in root.iter() if node.tag.endswith("path")).get("d")
+    starts = np.array(re.findall(r"M(\d+) (\d+)", path), int)
+    left, top = starts.min(0)
+    right, bottom = starts.max(0)
+    assert pixels[(top + bottom) // 2, left + 12 : right - 12].mean() > 0.4
+    assert pixels[(top + bottom) // 2, : left - 2].max() < 0.2
+
+
+def test_a_png_holds_its_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 11)).astype(np.uint8)
+    assert np.array_equal(plt.imread(io.BytesIO(_png(pixels)), "png"), pixels / np.float32(255))

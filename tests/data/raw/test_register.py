@@ -259,6 +259,12 @@ def test_commands_on_raw_scans(cohort, subject, dicom, hfrt):
     assert status == 3
     assert "2 registered, 0 kept, 1 failed" in out
     assert scans[1].name in err
+    page = (cohort / "made" / "quality.html").read_text(encoding="utf-8")
+    for made in (f"{name}.svg", f"{scans[2].name.split('.')[0]}.svg"):
+        assert (cohort / "made" / made).stat().st_size < 60_000
+        assert f'src="{made}"' in page
+    assert page.count("<figure") == 2
+    assert scans[1].name in page
     with open(cohort / "made" / "quality.csv", newline="") as file:
         rows = {row["scan"].rsplit("/", 1)[-1]: row for row in csv.DictReader(file)}
     assert float(rows[f"{name}.nii.gz"]["correlation"]) > 0.8

@@ -15,9 +15,9 @@ REFUSED = "this test registers nothing"
 
 @pytest.fixture(autouse=True)
 def no_registration(monkeypatch):
-    """Names are what this is about; registering takes a quarter of a minute."""
+    """Names are what this is about."""
 
-    def register(path, preprocessing):
+    def register(path, preprocessing, with_picture):
         raise ScanError(f"{path}: {REFUSED}", code="scan-damaged")
 
     monkeypatch.setattr(module, "register", register)

@@ -1,0 +1,103 @@
+"""A picture of a registered scan for the eye: three planes of the head, the template's outline."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.data.raw.field import Field
+from hyperfusion_rt.data.raw.image import Image, Mask, Matrix, sample
+from hyperfusion_rt.data.raw.template import Template
+
+Bytes = NDArray[np.uint8]
+
+_STEP = 1.5  # mm: three planes in less than 60 KB
+# What is cut: across an axis, at so many mm of the template.
+_PLANES = ((2, 10.0, "axial"), (1, -20.0, "coronal"), (0, 2.0, "sagittal"))
+_GAP = 4
+_LEVELS = 64  # of grey: the eye sees no more, and the file is smaller
+_LINE = "#ffd400"
+
+
+def _png(pixels: Bytes) -> bytes:
+    """A grey PNG of uint8 [rows, columns] (ISO/IEC 15948)."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    rows, columns = pixels.shape
+    # Every row begins with its filter: 1, each pixel less the one to its left.
+    left = np.zeros_like(pixels)
+    left[:, 1:] = pixels[:, :-1]
+    filtered = np.hstack([np.ones((rows, 1), np.uint8), pixels - left])
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
+    packed = zlib.compress(filtered.tobytes(), 9)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def _outline(inside: Mask) -> str:
+    """The border of a mask [rows, columns] as a path of an SVG, one unit a pixel."""
+    padded = np.pad(inside, 1)
+    parts = []
+    for turned, draw in ((padded, "M{b} {a}h{n}"), (padded.T, "M{a} {b}v{n}")):
+        edges = turned[1:] != turned[:-1]
+        for a, row in enumerate(edges):
+            steps = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]])))
+            parts += [
+                draw.format(a=a, b=int(first) - 1, n=int(last - first))
+                for first, last in zip(steps[::2], steps[1::2], strict=True)
+            ]
+    return "".join(parts)
+
+
+def _plane(template: Template, axis: int, at: float) -> tuple[Matrix, tuple[int, ...]]:
+    """From an index of the picture's plane to mm, and its shape, of three axes, one of length 1."""
+    shape = np.array(template.mask.shape)
+    matrix = template.affine @ np.diag([_STEP, _STEP, _STEP, 1.0])
+    matrix[axis, 3] = at
+    size = np.ceil(shape / _STEP).astype(int)
+    size[axis] = 1
+    return matrix, tuple(int(n) for n in size)
+
+
+def picture(scan: Image, template: Template, transform: Matrix, field: Field) -> str:
+    """An SVG of the scan (with what lies around the brain, without the bias field), ≤ 60 KB."""
+    planes, outlines = [], []
+    for axis, at, _ in _PLANES:
+        matrix, shape = _plane(template, axis, at)
+        values = sample(scan.voxels, np.linalg.inv(scan.affine) @ transform @ matrix, shape)
+        everywhere = np.ones(shape, np.bool_)
+        values /= field.on(matrix, everywhere, template).reshape(shape)
+        to_mask = np.linalg.inv(template.affine) @ matrix
+        brain = sample(template.mask.astype(np.float32), to_mask, shape) > 0.5
+        # To the eye: up is up, front is up or to the left; the left of the head is on the left.
+        planes.append(np.rot90(values.squeeze(axis)))
+        outlines.append(np.rot90(brain.squeeze(axis)))
+    bright = np.concatenate([p[m] for p, m in zip(planes, outlines, strict=True)])
+    white = max(float(np.percentile(bright, 99)) * 1.15, 1e-30) if bright.size else 1.0
+    height = max(plane.shape[0] for plane in planes)
+    width = sum(plane.shape[1] for plane in planes) + _GAP * (len(planes) - 1)
+    pixels = np.zeros((height, width), np.uint8)
+    paths, left = [], 0
+    for plane, outline in zip(planes, outlines, strict=True):
+        rows, columns = plane.shape
+        top = (height - rows) // 2
+        grey = np.clip(plane / white, 0, 1) * (_LEVELS - 1)
+        shown = np.rint(np.rint(grey) * (255 / (_LEVELS - 1))).astype(np.uint8)
+        pixels[top : top + rows, left : left + columns] = shown
+        paths.append(f'<path transform="translate({left} {top})" d="{_outline(outline)}"/>')
+        left += columns + _GAP
+    data = base64.b64encode(_png(pixels)).decode()
+    names = ", ".join(f"{name} at {at:g} mm" for _, at, name in _PLANES)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{2 * width}" role="img"><title>The registered head: {names}; the outline is the template\'s brain'
+        f'</title><image width="{width}" height="{height}" href="data:image/png;base64,{data}"/>'
+        f'<g fill="none" stroke="{_LINE}" stroke-width="0.7">{"".join(paths)}</g></svg>\n'
+    )
