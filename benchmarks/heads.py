@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,11 +28,11 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from scan_collection import Real, fetch
+from spoil import Matrix, Spoilt, cropped, noisy, turned, with_centre, with_field, with_slices
 
 from hyperfusion_rt.data.mni_template import template_files
-from hyperfusion_rt.data.raw.image import Image, block_means, read_raw, turn
+from hyperfusion_rt.data.raw.image import Image, read_raw
 from hyperfusion_rt.data.raw.judge import distance
 from hyperfusion_rt.data.raw.register import register, register_image
 from hyperfusion_rt.data.raw.template import load_template
@@ -42,9 +41,6 @@ from hyperfusion_rt.machine import describe_machine
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build"
-Matrix = NDArray[np.float64]
-Spoilt = tuple[Image, Matrix]
-
 # Name in the collection of the head, and of its brain.
 HEADS = {
     "Colin27": ("Colin27 head", "Colin27"),
@@ -71,76 +67,6 @@ CURVES: tuple[tuple[str, str, tuple[float, ...], Callable[[Image, Matrix, float]
     ("cropped", "mm in z", (-70, -45, -30, -15, 0, 15), lambda s, p, x: (cropped(s, p, x), p)),
 )  # fmt: skip
 SHOWN = ("Colin27", "ROBEX, strong field")
-
-
-def _grid(scan: Image) -> list[NDArray[np.float32]]:
-    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in scan.voxels.shape]
-    return np.meshgrid(*axes, indexing="ij", sparse=True)
-
-
-def _times(scan: Image, factor: NDArray[Any]) -> Image:
-    return replace(scan, voxels=np.asarray(scan.voxels * factor, np.float32))
-
-
-def with_field(scan: Image, strength: float, seed: int = 1) -> Image:
-    """Times 1 - strength to 1 + strength over the head: a random polynomial of degree 2."""
-    x, y, z = _grid(scan)
-    terms = (x, y, z, x * x, y * y, z * z, x * y, y * z, x * z)
-    weights = np.random.default_rng(seed).normal(size=len(terms))
-    field = sum(w * term for w, term in zip(weights, terms, strict=True))
-    head = field[scan.voxels > np.percentile(scan.voxels, 60)]
-    field = 2 * (field - head.min()) / np.ptp(head) - 1
-    return _times(scan, np.clip(1 + strength * field, 0.05, None))
-
-
-def with_centre(scan: Image, times: float) -> Image:
-    """So many times darker 80 % of the way to the border of the field of view."""
-    distance = sum((axis / 0.8) ** 2 for axis in _grid(scan))
-    return _times(scan, np.exp(-np.log(times) * np.clip(distance, 0, 1.6)))
-
-
-def _axis(scan: Image) -> int:
-    """The axis of the voxels that goes up."""
-    return int(np.argmax(np.abs(scan.affine[2, :3])))
-
-
-def cropped(scan: Image, pose: Matrix, z: float) -> Image:
-    """Without what lies below `z` mm of the template."""
-    axis = _axis(scan)
-    at = (np.linalg.inv(scan.affine) @ pose @ [0, -17, z, 1])[axis]
-    first = int(np.clip(round(at), 0, scan.voxels.shape[axis] - 1))
-    part: list[slice] = [slice(None)] * 3
-    affine = scan.affine.copy()
-    if affine[2, axis] > 0:
-        part[axis] = slice(first, None)
-        affine[:3, 3] += affine[:3, axis] * first
-    else:
-        part[axis] = slice(0, first + 1)
-    return replace(scan, voxels=np.ascontiguousarray(scan.voxels[tuple(part)]), affine=affine)
-
-
-def with_slices(scan: Image, mm: float) -> Image:
-    """Axial slices of about `mm`: means over voxels."""
-    axis, step = _axis(scan), [1, 1, 1]
-    step[axis] = max(1, round(mm / float(scan.spacing[axis])))
-    voxels, affine = block_means(scan.voxels, scan.affine, tuple(step))
-    return replace(scan, voxels=voxels, affine=affine)
-
-
-def noisy(scan: Image, part: float) -> Image:
-    """Rician-like noise of so much of the head's 90th percentile."""
-    noise = np.random.default_rng(0).normal(size=scan.voxels.shape)
-    noise *= part * np.percentile(scan.voxels, 90)
-    return replace(scan, voxels=np.abs(scan.voxels + noise).astype(np.float32))
-
-
-def turned(scan: Image, pose: Matrix, degrees: float) -> Spoilt:
-    """About an oblique axis, by its header."""
-    motion = np.eye(4)
-    motion[:3, :3] = turn((degrees, degrees / 3, -degrees / 3))
-    middle = scan.affine @ np.r_[(np.array(scan.voxels.shape) - 1) / 2, 1]
-    motion[:3, 3] = middle[:3] - motion[:3, :3] @ middle[:3]
-    return replace(scan, affine=motion @ scan.affine), motion @ pose
 
 
 # ---- the peers
@@ -229,6 +155,17 @@ def cell(found: dict[str, Any]) -> str:
     return f"{found['mm']:.2f}" + (" (flagged)" if found["warnings"] else "")
 
 
+def truth_of(name: str, volumes: dict[str, Path], python: Path) -> Matrix:
+    """The pose of a head."""
+    template = template_files("raw", "the benchmark")["t1"]
+    kept = _kept(name, "truth")
+    return np.array(by_ants(python, kept, "truth", template, volumes[HEADS[name][1]])["transform"])
+
+
+def _kept(name: str, what: str) -> Path:
+    return BUILD / "heads" / f"{HEADS[name][0].replace(' ', '-').lower()}.{what}.json"
+
+
 def heads(volumes: dict[str, Path], python: Path) -> dict[str, Any]:
     """Every head: the truth, the peers, and ours on it and on its spoilt copies."""
     found = {}
@@ -236,13 +173,11 @@ def heads(volumes: dict[str, Path], python: Path) -> dict[str, Any]:
     mask = BUILD / "heads" / "mask.nii.gz"
     made = load_template()
     nib.Nifti1Image(made.mask.astype(np.uint8), made.affine).to_filename(mask)
-    for name, (head, brain) in HEADS.items():
-        place = BUILD / "heads" / head.replace(" ", "-").lower()
-        truth = by_ants(python, Path(f"{place}.truth.json"), "truth", template, volumes[brain])
-        pose = np.array(truth["transform"])
+    for name, (head, _) in HEADS.items():
+        pose = truth_of(name, volumes, python)
         peers = {
             "ANTs, affine": by_ants(
-                python, Path(f"{place}.affine.json"), "affine", template, mask, volumes[head]
+                python, _kept(name, "affine"), "affine", template, mask, volumes[head]
             ),
             "SimpleITK, affine": by_simpleitk(template, volumes[head]),
         }

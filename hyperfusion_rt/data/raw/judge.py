@@ -18,6 +18,8 @@ from hyperfusion_rt.errors import ScanError
 
 # Grey matter is brighter than this part of the brain's median, CSF is darker.
 TISSUE = 0.65
+# Of a logistic function: constant, by log disagreement (mm), by log misfit; benchmarks/trust.py.
+DOUBT = (2.35, 2.5, 2.35)
 _BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two poses are apart
 
 
@@ -25,6 +27,8 @@ _BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two po
 class Quality:
     """How well a scan lies on the template.
 
+    doubt: the probability that the pose is more than 2 mm off (mean over the brain), of the two
+        figures that follow; calibrated on spoilt scans of real heads (benchmarks/trust.md).
     disagreement: how far the pose found in wide windows lies from the one found in narrow ones,
         mm, mean over the brain.
     misfit: the weighted mean square of the differences of local values of scan and template
@@ -46,6 +50,7 @@ class Quality:
     stripped: the skull was removed before.
     """
 
+    doubt: float
     disagreement: float
     misfit: float
     residual: float
@@ -63,8 +68,8 @@ class Quality:
         """The figures as columns of a table."""
         named = {f"coverage_{name}": part for name, part in self.coverage.items()}
         names = (
-            "disagreement", "misfit", "residual", "csf", "grey", "correlation", "overlap", "snr",
-            "rotation", "scale",
+            "doubt", "disagreement", "misfit", "residual", "csf", "grey", "correlation", "overlap",
+            "snr", "rotation", "scale",
         )  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, **named}
 
@@ -73,15 +78,13 @@ class Quality:
 class Thresholds:
     """Beyond `refuse_*` a scan is an error, beyond `flag_*` it carries a warning.
 
-    Disagreement, misfit and residual are bounds from above, overlap and snr from below. Coverage is
-    refused below `Preprocessing.min_coverage`. Pairs are the smallest and the largest value. The
-    defaults' reasons are the tables of benchmarks/raw.md.
+    Doubt and residual are bounded from above, overlap and snr from below. Coverage is refused below
+    `Preprocessing.min_coverage`. Pairs are the smallest and the largest value. The defaults'
+    reasons are the tables of benchmarks/raw.md, heads.md and trust.md.
     """
 
-    refuse_disagreement: float = 3.0
-    flag_disagreement: float = 1.5
-    refuse_misfit: float = 0.16
-    flag_misfit: float = 0.12
+    refuse_doubt: float = 0.5
+    flag_doubt: float = 0.1
     refuse_residual: float = 0.12
     flag_residual: float = 0.09
     refuse_csf: tuple[float, float] = (-0.5, 0.85)
@@ -134,6 +137,18 @@ def _coverage(
     return found
 
 
+def evidence(disagreement: float, misfit: float) -> tuple[float, float]:
+    """What doubt is a function of: logarithms, of mm and of the misfit."""
+    return float(np.log(max(disagreement, 0.05))), float(np.log(max(misfit, 1e-3)))
+
+
+def doubt(disagreement: float, misfit: float) -> float:
+    """The probability that a pose is more than 2 mm off, mean over the brain."""
+    constant, by_disagreement, by_misfit = DOUBT
+    first, second = evidence(disagreement, min(misfit, 10.0))
+    return float(1 / (1 + np.exp(-(constant + by_disagreement * first + by_misfit * second))))
+
+
 def distance(first: Matrix, second: Matrix, template: Template) -> float:
     """How far two poses `[4, 4]` are apart, mm of the template, mean over the brain."""
     level = template.levels[2]
@@ -169,8 +184,10 @@ def measure(
     turn, _, other = np.linalg.svd(transform[:3, :3])
     cosine = (np.trace(turn @ other) - 1) / 2
     csf, grey, white = field.tissues
+    apart = distance(fits[0].transform, transform, template)
     return Quality(
-        disagreement=distance(fits[0].transform, transform, template),
+        doubt=doubt(apart, fits[1].misfit),
+        disagreement=apart,
         misfit=fits[1].misfit,
         residual=field.residual,
         csf=csf / white if white > 0 else np.inf,
@@ -194,9 +211,8 @@ def _likeness(path: Path, quality: Quality, limits: Thresholds) -> list[str]:
     look = "is it a T1 scan of a whole head, and does its header give the right orientation?"
     warnings = []
     for what, value, refuse, flag in (
-        ("brain and template differ by", quality.misfit, limits.refuse_misfit, limits.flag_misfit),
-        ("two ways to find the brain differ by (mm)", quality.disagreement,
-         limits.refuse_disagreement, limits.flag_disagreement),
+        (f"two ways to find the brain differ by {quality.disagreement:.1f} mm; the probability of "
+         "being more than 2 mm off is", quality.doubt, limits.refuse_doubt, limits.flag_doubt),
         ("brightness that no tissue explains", quality.residual, limits.refuse_residual,
          limits.flag_residual),
     ):  # fmt: skip

@@ -95,9 +95,10 @@ def picture(scan: Image, template: Template, transform: Matrix, field: Field) ->
         left += columns + _GAP
     data = base64.b64encode(_png(pixels)).decode()
     names = ", ".join(f"{name} at {at:g} mm" for _, at, name in _PLANES)
+    title = f"The registered head: {names}; the outline is the template's brain"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{2 * width}" role="img"><title>The registered head: {names}; the outline is the template\'s brain'
-        f'</title><image width="{width}" height="{height}" href="data:image/png;base64,{data}"/>'
+        f'width="{2 * width}" role="img"><title>{title}</title>'
+        f'<image width="{width}" height="{height}" href="data:image/png;base64,{data}"/>'
         f'<g fill="none" stroke="{_LINE}" stroke-width="0.7">{"".join(paths)}</g></svg>\n'
     )
