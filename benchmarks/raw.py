@@ -294,6 +294,7 @@ def main(
     threads = threads or usable_cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (keep or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         rows: list[Row] = []
         for name in TASKS:
             artifact, test = prepare(name, folder, subjects)
