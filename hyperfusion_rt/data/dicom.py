@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.errors import MissingExtraError, ScanError
-from hyperfusion_rt.files import shown
 
 Float = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
-# Transfer syntaxes that GDCM, SimpleITK's reader, decodes: below 1.2.840.10008.1.2.
-_SYNTAX = "0002|0010"
-_ROOT = "1.2.840.10008.1.2"
-_PLAIN = ("", ".1", ".2", ".1.99")
-_PACKED = (".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91", ".5")
 _UNPACK = (
-    "decompress them first, such as with gdcmconv (package gdcm) or dcmdjpeg (package "
-    "dcmtk), or convert the series with dcm2niix"
+    "install what unpacks them (pip install 'pylibjpeg[all]'), or convert the series with dcm2niix"
 )
 # Value representations of DICOM's elements, as a data set without a preamble begins with.
 _KINDS = (b"UL", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"OB", b"ST", b"AE", b"PN")
 
 
-def require_sitk() -> Any:
-    """SimpleITK, silenced.
+def require_pydicom() -> Any:
+    """pydicom, which says what it finds in errors alone.
 
     Raises:
         MissingExtraError: it is not installed.
     """
     try:
-        import SimpleITK
+        import pydicom
     except ImportError:
-        raise MissingExtraError("SimpleITK", "raw", "DICOM folders") from None
-    # What its readers warn of is checked here, and said in an error of ours.
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    return SimpleITK
+        raise MissingExtraError("pydicom", "raw", "DICOM folders") from None
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    return pydicom
 
 
 def is_dicom_folder(path: Path) -> bool:
@@ -50,19 +44,22 @@ def is_dicom_folder(path: Path) -> bool:
     A DICOMDIR is the table of contents of a disc, not an image.
     """
     path = Path(path)
-    if not path.is_dir():
+    return path.is_dir() and any(map(_is_dicom, itertools.islice(_files(path), 8)))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What may be a DICOM file."""
+    files = (p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("."))
+    return (p for p in files if p.name.upper() != "DICOMDIR")
+
+
+def _is_dicom(file: Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(132)
+    except OSError:
         return False
-    files = (p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("."))
-    images = (p for p in files if p.name.upper() != "DICOMDIR")
-    for file in itertools.islice(images, 8):
-        try:
-            with open(file, "rb") as stream:
-                start = stream.read(132)
-        except OSError:
-            continue
-        if start[128:] == b"DICM" or _is_bare(start):
-            return True
-    return False
+    return start[128:] == b"DICM" or _is_bare(start)
 
 
 def _is_bare(start: bytes) -> bool:
@@ -78,80 +75,70 @@ def _is_bare(start: bytes) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """One image: a file, or a frame of an enhanced one."""
+
+    path: Path
+    frame: int
+    data: Any  # of the file
+    position: Matrix  # [3] mm, DICOM's axes
+    axes: Matrix  # [2, 3]: along a row, along a column
+    spacing: tuple[float, float]  # mm: between rows, between columns
+    slope: float
+    inter: float
+
+
 def dicom_series(folder: Path) -> list[tuple[Path, ...]]:
-    """The files of each DICOM series in `folder` (not in folders below), in order of position.
+    """The files of each DICOM series in `folder` (not in folders below).
 
     Raises:
-        ScanError: the folder cannot be read.
+        ScanError: the folder cannot be read, or a DICOM file in it.
         MissingExtraError: the raw extra is not installed.
     """
-    sitk = require_sitk()
-    folder = Path(folder)
+    return [tuple(Path(data.filename) for data in one) for one in _series(Path(folder))]
+
+
+def _series(folder: Path) -> list[list[Any]]:
+    """The data sets of each series of images, without their pixels."""
     if not folder.is_dir():
         raise ScanError(f"{folder}: no such folder", code="scan-unreadable")
-    for path in (folder, *folder.iterdir()):
-        if shown(str(path)) != str(path):  # SimpleITK would end the process
-            raise ScanError(
-                f"{path}: a name that is not UTF-8, which SimpleITK cannot open; rename it",
-                code="dicom-unreadable",
-            )
-    reader = sitk.ImageSeriesReader
+    found: dict[str, list[Any]] = {}
+    for file in _files(folder):
+        if not _is_dicom(file):
+            continue
+        data = _read(file, stop_before_pixels=True)
+        if "Rows" in data and "Columns" in data:
+            found.setdefault(str(data.get("SeriesInstanceUID", "")), []).append(data)
+    return [found[name] for name in sorted(found)]
+
+
+def _read(file: Path, *, stop_before_pixels: bool) -> Any:
+    pydicom = require_pydicom()
     try:
-        return [
-            tuple(Path(name) for name in reader.GetGDCMSeriesFileNames(str(folder), series))
-            for series in sorted(reader.GetGDCMSeriesIDs(str(folder)))
-        ]
-    except RuntimeError as error:
+        return pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+    except Exception as error:  # pydicom's own, and whatever damaged bytes lead to
         raise ScanError(
-            f"{folder}: a DICOM file cannot be read: {_last_line(error)}; if the pixels are "
-            f"compressed, {_UNPACK}",
+            f"{file}: cannot be read as DICOM: {_last_line(error)}; copy it again from its source",
             code="dicom-unreadable",
         ) from None
 
 
-def _last_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1]
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def _tags(path: Path) -> dict[str, str]:
-    """The DICOM tags `gggg|eeee` of a file."""
-    reader = require_sitk().ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise ScanError(
-            f"{path}: cannot be read as DICOM; copy it again from its source",
-            code="dicom-unreadable",
-        ) from None
-    found = {key: str(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
-    return found | {_SYNTAX: _transfer_syntax(path)}
-
-
-def _transfer_syntax(path: Path) -> str:
-    """How the file's pixels are packed, from its own first elements: SimpleITK does not tell."""
-    with open(path, "rb") as stream:
-        start = stream.read(4096)
-    _, mark, rest = start.partition(b"\x02\x00\x10\x00UI")
-    if not mark:  # without a preamble
-        return _ROOT
-    size = int.from_bytes(rest[:2], "little")
-    return rest[2 : 2 + size].rstrip(b"\0 ").decode("ascii", "replace")
-
-
-def _one_series(folder: Path) -> tuple[Path, ...]:
-    found = dicom_series(folder)
+def _one_series(folder: Path) -> list[Any]:
+    found = _series(folder)
     if not found:
         raise ScanError(
             f"{folder}: no DICOM series of images in this folder", code="dicom-no-series"
         )
     if len(found) > 1:
         names = []
-        for files in found:
-            tags = _tags(files[0])
-            title = tags.get("0008|103e") or "without description"
-            names.append(f"{title!r} ({len(files)} files, {files[0].name} ...)")
+        for one in found:
+            title = str(one[0].get("SeriesDescription", "")) or "without description"
+            names.append(f"{title!r} ({len(one)} files, {Path(one[0].filename).name} ...)")
         raise ScanError(
             f"{folder}: {len(found)} DICOM series: {'; '.join(names)}; "
             "put the T1 series into a folder of its own",
@@ -160,65 +147,98 @@ def _one_series(folder: Path) -> tuple[Path, ...]:
     return found[0]
 
 
-def _numbers(text: str) -> Matrix:
-    return np.array([float(part) for part in text.split("\\")], np.float64)
+def _slices(folder: Path, data: Any) -> list[_Slice]:
+    """The images of a file: one, or the frames of an enhanced one, each with a place of its own."""
+    file = Path(data.filename)
+    count = int(data.get("NumberOfFrames", 1) or 1)
+    if "PerFrameFunctionalGroupsSequence" not in data:
+        if count > 1:
+            raise ScanError(
+                f"{folder}: {file.name} holds {count} frames, but not where each lies; convert it "
+                "to NIfTI, such as with dcm2niix",
+                code="dicom-not-one-volume",
+            )
+        return [_slice(folder, data, 0, [data])]
+    shared = list(data.get("SharedFunctionalGroupsSequence", []))
+    return [
+        _slice(folder, data, frame, [*_parts([group, *shared]), data])
+        for frame, group in enumerate(data.PerFrameFunctionalGroupsSequence)
+    ]
 
 
-def _check_series(
-    folder: Path, files: tuple[Path, ...], tags: list[dict[str, str]]
-) -> tuple[int, ...]:
-    """The order of its slices in space: one MR volume, in parallel slices at even distances.
+def _parts(groups: list[Any]) -> Iterator[Any]:
+    """The data sets within functional groups."""
+    for group in groups:
+        for element in group:
+            if element.VR == "SQ":
+                yield from element.value
 
-    Raises:
-        ScanError: it is not.
-    """
-    modality = tags[0].get("0008|0060", "")
+
+def _slice(folder: Path, data: Any, frame: int, where: list[Any]) -> _Slice:
+    """`where`: the data sets that may say something of it; the first that does is believed."""
+
+    def told(name: str, otherwise: Any = None) -> Any:
+        found = (part.get(name) for part in where)
+        return next((value for value in found if value not in (None, "")), otherwise)
+
+    try:
+        position = np.array([float(x) for x in told("ImagePositionPatient")], np.float64)
+        axes = np.array([float(x) for x in told("ImageOrientationPatient")], np.float64)
+        axes, position = axes.reshape(2, 3), position.reshape(3)
+        rows, columns = (float(x) for x in told("PixelSpacing"))
+        slope, inter = float(told("RescaleSlope", 1)), float(told("RescaleIntercept", 0))
+    except (TypeError, ValueError):
+        raise ScanError(
+            f"{folder}: a slice says nothing of its position, orientation or pixel size (tags "
+            "0020,0032, 0020,0037 and 0028,0030); export the series again",
+            code="dicom-no-position",
+        ) from None
+    file = Path(data.filename)
+    return _Slice(file, frame, data, position, axes, (rows, columns), slope, inter)
+
+
+def _check_kind(folder: Path, data: Any) -> None:
+    """Raise a ScanError for what is no grey MR image."""
+    modality = str(data.get("Modality", ""))
     if modality != "MR":
         raise ScanError(
             f"{folder}: modality {modality or 'unknown'}, but a T1 MR scan is needed",
             code="dicom-not-mr",
         )
-    if max(int(tag.get("0028|0008") or 1) for tag in tags) > 1:
-        # Its frames may differ in place and scale, which SimpleITK does not tell.
-        raise ScanError(
-            f"{folder}: a file with many frames (enhanced DICOM); convert it to NIfTI, such as "
-            "with dcm2niix",
-            code="dicom-not-one-volume",
-        )
-    if len(files) == 1:
-        raise ScanError(
-            f"{folder}: one DICOM image, but a whole volume is needed",
-            code="dicom-not-one-volume",
-        )
-    kind = tags[0].get("0028|0004", "MONOCHROME2")
+    kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
     if kind != "MONOCHROME2":
         raise ScanError(
             f"{folder}: its pixels are {kind}, but grey values that rise with the signal "
             "(MONOCHROME2) are needed; export the original series",
             code="dicom-not-one-volume",
         )
-    try:
-        positions = np.stack([_numbers(tag["0020|0032"]) for tag in tags])
-        axes = np.stack([_numbers(tag["0020|0037"]).reshape(2, 3) for tag in tags])
-    except (KeyError, ValueError):
+
+
+def _in_order(folder: Path, slices: list[_Slice]) -> list[_Slice]:
+    """The slices in their order in space: one volume, parallel, at even distances.
+
+    Raises:
+        ScanError: it is not.
+    """
+    if len(slices) == 1:
         raise ScanError(
-            f"{folder}: a slice says nothing of its position or orientation (tags 0020,0032 and "
-            "0020,0037); export the series again",
-            code="dicom-no-position",
-        ) from None
+            f"{folder}: one DICOM image, but a whole volume is needed",
+            code="dicom-not-one-volume",
+        )
+    axes = np.stack([one.axes for one in slices])
     if np.abs(axes - axes[0]).max() > 1e-3:
         raise ScanError(
             f"{folder}: slices of different orientation; take the localiser out",
             code="dicom-not-one-volume",
         )
-    sizes = {(tag.get("0028|0010"), tag.get("0028|0011")) for tag in tags}
+    sizes = {(one.data.Rows, one.data.Columns, one.spacing) for one in slices}
     if len(sizes) > 1:
         raise ScanError(
             f"{folder}: slices of different size; put one volume into the folder",
             code="dicom-not-one-volume",
         )
-    along = positions @ np.cross(axes[0, 0], axes[0, 1])
-    order = np.argsort(along)
+    along = np.stack([one.position for one in slices]) @ np.cross(axes[0, 0], axes[0, 1])
+    order = np.argsort(along, kind="stable")
     steps = np.diff(along[order])
     usual = float(np.median(steps))
     if steps.min() < 0.02 * usual or usual < 1e-3:
@@ -227,88 +247,107 @@ def _check_series(
             "put one volume into the folder",
             code="dicom-not-one-volume",
         )
+    found = [slices[n] for n in order]
     worst = int(np.argmax(np.abs(steps - usual)))
     if abs(steps[worst] - usual) > max(0.05 * usual, 0.02):
-        before, after = (files[order[worst + k]].name for k in (0, 1))
+        before, after = (_name(found[worst + k]) for k in (0, 1))
         raise ScanError(
             f"{folder}: slices lie {usual:.2f} mm apart, but {steps[worst]:.2f} mm between "
             f"{before} and {after}: slices are missing or uneven; export the whole series again",
             code="dicom-slices-uneven",
         )
-    shift = np.diff(positions[order], axis=0)
-    if np.abs(shift - shift.mean(0)).max() > 0.1 or (
-        np.linalg.norm(np.cross(shift.mean(0), np.cross(axes[0, 0], axes[0, 1]))) > 0.02 * usual
-    ):
+    shift = np.diff(np.stack([one.position for one in found]), axis=0)
+    if np.abs(shift - shift.mean(0)).max() > 0.1:
         raise ScanError(
-            f"{folder}: slices are shifted against each other; convert it to NIfTI",
+            f"{folder}: slices are shifted against each other, each by another way; convert it to "
+            "NIfTI",
             code="dicom-slices-uneven",
         )
-    return tuple(int(n) for n in order)
+    return found
+
+
+def _name(one: _Slice) -> str:
+    return one.path.name + (f", frame {one.frame + 1}" if one.frame else "")
 
 
 def read_dicom(folder: Path) -> tuple[Float, Matrix]:
     """The one series of a folder: voxels float32 [X, Y, Z], affine [4, 4] to mm (RAS).
 
+    Files of a slice each, or enhanced ones of many. Each slice has its own slope. The slices of a
+    tilted gantry lie obliquely over each other: so do the affine's axes.
+
     Raises:
         ScanError: there is not one even MR series, or it cannot be read.
+        MissingExtraError: the raw extra is not installed.
     """
-    sitk = require_sitk()
-    files = _one_series(folder)
-    tags = [_tags(file) for file in files]
-    for tag in tags:
-        _check_packing(folder, tag)
-    order = _check_series(folder, files, tags)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(files[n]) for n in order])
-    # Otherwise the first slice decides, and the others' values are cut to its integers.
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise ScanError(_unreadable(folder, tags[0], error), code="dicom-unreadable") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ScanError(f"{folder}: not one 3D volume of real numbers", code="dicom-not-one-volume")
+    series = _one_series(folder)
+    for data in series:
+        _check_kind(folder, data)
+    slices = _in_order(folder, [one for data in series for one in _slices(folder, data)])
+    pixels: dict[Path, Any] = {}
+    planes = []
+    for one in slices:
+        if one.path not in pixels:
+            pixels[one.path] = _pixels(folder, one)
+        image = pixels[one.path]
+        plane = image[one.frame] if image.ndim == 3 else image
+        planes.append(_values(plane, one))
+        if image.ndim == 2:
+            del pixels[one.path]  # nobody needs it again
+    first, last = slices[0], slices[-1]
     affine = np.eye(4)
-    direction = np.asarray(image.GetDirection(), np.float64).reshape(3, 3)
-    affine[:3, :3] = direction * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    rows, columns = first.spacing
+    affine[:3, 0] = first.axes[0] * columns
+    affine[:3, 1] = first.axes[1] * rows
+    affine[:3, 2] = (last.position - first.position) / (len(slices) - 1)
+    affine[:3, 3] = first.position
     # DICOM's axes point to left and posterior.
     affine[:2] *= -1
-    voxels = sitk.GetArrayFromImage(image)
-    for plane, n in zip(voxels, order, strict=True):
-        _fill_padding(plane, tags[n])
-    return np.ascontiguousarray(voxels.transpose(2, 1, 0)), affine
+    return np.ascontiguousarray(np.stack(planes).transpose(2, 1, 0)), affine
 
 
-def _check_packing(folder: Path, tags: dict[str, str]) -> None:
-    """Raise a ScanError for a compression that would be read as if there were none."""
-    syntax = tags[_SYNTAX]
-    if syntax.removeprefix(_ROOT) not in (*_PLAIN, *_PACKED):
-        raise ScanError(
-            f"{folder}: its pixels are compressed in an unknown way (transfer syntax {syntax}); "
-            f"{_UNPACK}",
-            code="dicom-unreadable",
+def _pixels(folder: Path, one: _Slice) -> Any:
+    """The stored numbers of a file: [rows, columns], or [frames, rows, columns]."""
+    data = _read(one.path, stop_before_pixels=False)
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is None:  # without a preamble: as its elements were read
+        uid = require_pydicom().uid
+        implicit, little = data.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        syntax = data.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian if implicit else explicit
         )
-
-
-def _unreadable(folder: Path, tags: dict[str, str], error: RuntimeError) -> str:
-    packed = tags[_SYNTAX].removeprefix(_ROOT) in _PACKED
-    advice = f"; they are compressed: {_UNPACK}" if packed else ""
-    return f"{folder}: the DICOM series' pixels cannot be read: {_last_line(error)}{advice}"
-
-
-def _fill_padding(plane: Float, tags: dict[str, str]) -> None:
-    """Pixels beyond what was measured (`PixelPaddingValue`) become the darkest of the others."""
     try:
-        stored = float(tags["0028|0120"])
-        slope, inter = float(tags.get("0028|1053") or 1), float(tags.get("0028|1052") or 0)
-    except (KeyError, ValueError):
-        return
-    if tags.get("0028|0103") == "1" and stored >= 1 << 15:
-        stored -= 1 << 16  # read as if it were unsigned
-    padding = np.isclose(plane, slope * stored + inter, rtol=1e-6, atol=0)
-    if padding.any() and not padding.all():
-        darkest = plane[~padding].min()
+        found = data.pixel_array
+    except Exception as error:  # of pydicom, of a decoder, or of damaged bytes
+        advice = ""
+        if syntax.is_compressed:
+            advice = f"; they are compressed ({syntax.name}): {_UNPACK}"
+        raise ScanError(
+            f"{folder}: the pixels of {one.path.name} cannot be read: {_last_line(error)}{advice}",
+            code="dicom-unreadable",
+        ) from None
+    if found.ndim not in (2, 3) or found.shape[-2:] != (one.data.Rows, one.data.Columns):
+        raise ScanError(f"{folder}: not one 3D volume of real numbers", code="dicom-not-one-volume")
+    return found
+
+
+def _values(stored: Any, one: _Slice) -> Float:
+    """The slice's values; pixels beyond what was measured become the darkest of the others."""
+    found: Float = (stored * one.slope + one.inter).astype(np.float32)
+    padding = one.data.get("PixelPaddingValue")
+    if padding is None:
+        return found
+    try:
+        number = int(padding)
+    except (TypeError, ValueError):
+        return found
+    if int(one.data.get("PixelRepresentation", 0)) == 1 and number >= 1 << 15:
+        number -= 1 << 16  # read as if it were unsigned
+    beyond = stored == number
+    if beyond.any() and not beyond.all():
+        darkest = found[~beyond].min()
         # Zero is a background like any other.
-        if not 0 <= slope * stored + inter <= darkest:
-            plane[padding] = darkest
+        if not 0 <= one.slope * number + one.inter <= darkest:
+            found[beyond] = darkest
+    return found

@@ -20,7 +20,7 @@ PACKAGES = {
     "trt": ("tensorrt", "cuda-bindings"),
     "trt-rtx": ("tensorrt_rtx", "cuda-bindings"),
     "torch": ("torch",),
-    "raw": ("SimpleITK", "scipy", "nilearn"),
+    "raw": ("pydicom", "scipy", "nilearn"),
 }
 
 # Every module that `runtime.predictor` and the engines can reach: the way from file to number. A
@@ -57,6 +57,7 @@ CODE = (
     "data.raw.image",
     "data.raw.judge",
     "data.raw.landmarks",
+    "data.raw.picture",
     "data.raw.pose",
     "data.raw.register",
     "data.raw.search",

@@ -5,7 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: no DICOM was read")
+pytest.importorskip("pydicom", reason="pydicom is not installed: no DICOM was read")
+import pydicom
 
 from hyperfusion_rt.data.dicom import is_dicom_folder, read_dicom
 from hyperfusion_rt.errors import ScanError
@@ -141,11 +142,9 @@ def test_a_slope_that_some_slices_lack_is_one(tmp_path):
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
-    """SimpleITK would end the process there."""
-    assert refusal(series(tmp_path / "M\udcfc"))[0] == "dicom-unreadable"
-    folder = series(tmp_path / "a")
+    folder = series(tmp_path / "M\udcfc")
     (folder / "003").rename(folder / "M\udcfc")
-    assert "rename it" in refusal(folder)[1]
+    assert np.array_equal(values(folder), TRUTH)
 
 
 @pytest.mark.parametrize("padding", [-2000, 30000])
@@ -160,7 +159,7 @@ def test_padding_is_no_tissue(tmp_path, padding):
     assert np.array_equal(found[:, :3].max((1, 2)), stored[:, 3:].min((1, 2)))
 
 
-def test_a_disc_with_many_frames_in_a_file_is_named(tmp_path):
+def test_frames_without_a_place_are_named(tmp_path):
     (tmp_path / "a").mkdir()
     pixels = TRUTH.reshape(-1, TRUTH.shape[2])[:20]
     write(tmp_path / "a" / "x", pixels, 0, more=[((0x28, 8), ("IS", "12"))])
@@ -169,12 +168,86 @@ def test_a_disc_with_many_frames_in_a_file_is_named(tmp_path):
     assert "dcm2niix" in text
 
 
+def enhanced(folder, place, pixels=TRUTH, slopes=None):
+    """All slices as frames of one file; `place(n)`: the position of frame n."""
+    sequence, dataset = pydicom.Sequence, pydicom.Dataset
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = EXPLICIT
+    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.8.1"
+    data.Modality, data.SeriesInstanceUID, data.SOPInstanceUID = "MR", "1.2.8", "1.2.8.1"
+    data.NumberOfFrames, data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    measures, orientation = dataset(), dataset()
+    measures.PixelSpacing, measures.SliceThickness = [2, 1], 2
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared = dataset()
+    shared.PixelMeasuresSequence = sequence([measures])
+    shared.PlaneOrientationSequence = sequence([orientation])
+    data.SharedFunctionalGroupsSequence = sequence([shared])
+    groups = []
+    for n in range(len(pixels)):
+        group, position, scale = dataset(), dataset(), dataset()
+        position.ImagePositionPatient = place(n)
+        group.PlanePositionSequence = sequence([position])
+        scale.RescaleSlope, scale.RescaleIntercept = (1 if slopes is None else slopes[n]), 0
+        group.PixelValueTransformationSequence = sequence([scale])
+        groups.append(group)
+    data.PerFrameFunctionalGroupsSequence = sequence(groups)
+    data.PixelData = pixels.astype("<u2").tobytes()
+    folder.mkdir()
+    data.save_as(folder / "x", enforce_file_format=True)
+    return folder
+
+
+def test_an_enhanced_file_is_a_volume(tmp_path):
+    slopes = 1 + 0.25 * np.arange(len(TRUTH))
+    order = np.random.default_rng(0).permutation(len(TRUTH))
+    shuffled = enhanced(
+        tmp_path / "a", lambda n: [-10, -20, 2 * int(order[n])], TRUTH[order], slopes[order]
+    )
+    np.testing.assert_allclose(values(shuffled), TRUTH * slopes[:, None, None], rtol=1e-6)
+    gap = enhanced(tmp_path / "b", lambda n: [-10, -20, 2 * n + 2 * (n > 6)])
+    code, text = refusal(gap)
+    assert code == "dicom-slices-uneven"
+    assert "frame 8" in text
+
+
+def test_packed_pixels_are_unpacked(tmp_path):
+    folder = series(tmp_path / "a")
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        data.save_as(file)
+    assert np.array_equal(values(folder), TRUTH)
+
+
+def test_a_tilted_gantry_lies_obliquely(tmp_path):
+    tilted = lambda n: [((0x20, 0x32), ("DS", f"-10\\{-20 + 0.5 * n}\\{2 * n}"))]  # noqa: E731
+    voxels, affine = read_dicom(series(tmp_path / "a", each=tilted))
+    assert np.array_equal(voxels.transpose(2, 1, 0), TRUTH)
+    expected = [[-1, 0, 0, 10], [0, -2, -0.5, 20], [0, 0, 2, 0], [0, 0, 0, 1]]
+    np.testing.assert_allclose(affine, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [100, 500, 900])
+def test_a_damaged_file_is_named(tmp_path, cut):
+    folder = series(tmp_path / "a")
+    file = folder / "003"
+    file.write_bytes(file.read_bytes()[:cut])
+    code, text = refusal(folder)
+    assert code in ("dicom-unreadable", "dicom-slices-uneven")
+    assert "003" in text or "002" in text
+
+
 def test_inverted_grey_is_named(tmp_path):
     folder = series(tmp_path / "a", each=lambda n: [((0x28, 4), ("CS", "MONOCHROME1"))])
     assert "MONOCHROME1" in refusal(folder)[1]
 
 
-# SimpleITK takes the pixels for raw ones in the first, high-throughput JPEG 2000.
+# The first: high-throughput JPEG 2000, which easily passes for raw pixels.
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.70"])
 def test_a_compression_that_cannot_be_read_is_named(tmp_path, syntax):
     folder = series(tmp_path / "a", syntax=syntax)
@@ -185,14 +258,14 @@ def test_a_compression_that_cannot_be_read_is_named(tmp_path, syntax):
         file.write_bytes(head + b"\xff" * 4 + item + b"\0" * 4 + fragment + end)
     code, text = refusal(folder)
     assert code == "dicom-unreadable"
-    assert "gdcm" in text
+    assert "pylibjpeg" in text
 
 
 @pytest.mark.parametrize(
     ("more", "code"),
     [
         (lambda n: [((0x20, 0x32), ("DS", f"0\\0\\{2 * n + (n > 5)}"))], "dicom-slices-uneven"),
-        (lambda n: [((0x20, 0x32), ("DS", f"0\\{n}\\{2 * n}"))], "dicom-slices-uneven"),  # tilted
+        (lambda n: [((0x20, 0x32), ("DS", f"0\\{n % 2}\\{2 * n}"))], "dicom-slices-uneven"),
         (lambda n: [((0x20, 0x32), ("DS", f"0\\0\\{n // 2}"))], "dicom-not-one-volume"),  # echoes
         (lambda n: [((0x20, 0xE), ("UI", f"1.2.{n // 6}"))], "dicom-several-series"),
         (lambda n: [((8, 0x60), ("CS", "CT"))], "dicom-not-mr"),

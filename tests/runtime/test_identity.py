@@ -58,6 +58,6 @@ def test_an_identity_names_the_packages_of_its_engine_and_scans(session_artifact
     onnx = identity.identity(artifact, "onnx", "registered")
     assert "numpy" not in onnx["packages"]
     assert onnx["packages"].startswith("onnxruntime ")
-    assert "SimpleITK" in identity.identity(artifact, "native", "raw")["packages"]
+    assert "pydicom" in identity.identity(artifact, "native", "raw")["packages"]
     assert identity.identity(artifact, "native", "registered")["packages"] == ""
-    assert {"numpy", "onnxruntime", "torch", "SimpleITK"} <= identity.versions().keys()
+    assert {"numpy", "onnxruntime", "torch", "pydicom"} <= identity.versions().keys()

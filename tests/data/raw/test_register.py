@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import locale
 import shutil
 
 import nibabel as nib
@@ -179,40 +178,32 @@ def test_without_the_extra_it_says_what_to_install(subject, monkeypatch):
 
 @pytest.fixture
 def dicom(subject, tmp_path):
-    """The subject as a DICOM series of axial slices, written by SimpleITK."""
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: no DICOM")
-
+    """The subject as a DICOM series of axial slices."""
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: no DICOM")
     _, voxels, affine = subject
     folder = tmp_path / "D01"
     folder.mkdir()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     place = np.diag([-1.0, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(place[:3, :3], axis=0)
     direction = (place[:3, :3] / spacing).T
-    before = locale.setlocale(locale.LC_ALL)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
     for k in range(voxels.shape[2]):
-        values = np.rint(voxels[:, :, k].T)[None].astype(np.int16)
-        image = sitk.GetImageFromArray(values)
-        image.SetSpacing(spacing.tolist())
-        at = place[:3, :3] @ [0, 0, k] + place[:3, 3]
-        tags = {
-            "0008|0060": "MR",
-            "0008|103e": "T1 MPRAGE",
-            "0020|000e": "1.2.826.0.1.3680043.2.1125.1",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.2",
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.3.{k}",
-            "0020|0013": str(k + 1),
-            "0020|0032": "\\".join(f"{v:.6f}" for v in at),
-            "0020|0037": "\\".join(f"{v:.6f}" for v in direction[:2].ravel()),
-        }
-        for key, text in tags.items():
-            image.SetMetaData(key, text)
-        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
-        writer.Execute(image)
-    # SimpleITK's writer of DICOM (not its reader) leaves the process in the C locale.
-    locale.setlocale(locale.LC_ALL, before)
+        data = pydicom.Dataset()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        number = f"1.2.826.0.1.3680043.2.1125.3.{k}"
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = number
+        data.Modality, data.SeriesDescription = "MR", "T1 MPRAGE"
+        data.SeriesInstanceUID = "1.2.826.0.1.3680043.2.1125.1"
+        data.InstanceNumber = k + 1
+        data.ImagePositionPatient = [float(x) for x in place[:3, :3] @ [0, 0, k] + place[:3, 3]]
+        data.ImageOrientationPatient = [float(x) for x in direction[:2].ravel()]
+        data.PixelSpacing = [float(spacing[1]), float(spacing[0])]
+        data.Columns, data.Rows = voxels.shape[:2]
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.PixelData = np.rint(voxels[:, :, k].T).astype("<i2").tobytes()
+        data.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
     return folder
 
 

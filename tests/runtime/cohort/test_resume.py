@@ -289,7 +289,7 @@ def test_a_missing_package_is_one_error_of_the_run(cohort, hfrt, monkeypatch, ki
     def missing(*_):
         if kind is ImportError:
             raise ImportError("No module named 'isal'", name="isal")
-        raise MissingExtraError("SimpleITK", "raw", "raw scans")
+        raise MissingExtraError("nilearn", "raw", "raw scans")
 
     monkeypatch.setattr(module, "read_volume", missing)
     status, out, err = hfrt(cohort, *COMMAND, "--batch", batch, "--json")
@@ -304,7 +304,7 @@ def test_a_missing_package_is_one_error_of_the_run(cohort, hfrt, monkeypatch, ki
 
 def test_a_missing_package_ends_preprocess(cohort, hfrt, monkeypatch):
     def missing(*_):
-        raise MissingExtraError("SimpleITK", "raw", "raw scans")
+        raise MissingExtraError("nilearn", "raw", "raw scans")
 
     monkeypatch.setattr("hyperfusion_rt.runtime.cohort.preprocess.register", missing)
     status, out, err = hfrt(cohort, "preprocess", "scans", "--out", "registered", "--json")
