@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
   -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow lint check docs bench bench-scan-checks gpu-static gpu-test gpu-bench native-test sanitize clean
+.PHONY: demo test test-slow lint check docs bench bench-scan-checks bench-heads gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -51,6 +51,12 @@ bench: $(VENV)/dev.stamp
 bench-scan-checks: demo/demo.hfrt $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/scan_checks.py --artifact demo/demo.hfrt --cache build/scans
 
+# Registration of real heads, beside ANTs and SimpleITK, and whether it knows when it is wrong. The first
+# run downloads the same volumes, and ANTs into an environment of its own.
+bench-heads: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/trust.py
+
 demo/demo.hfrt:
 	$(MAKE) demo
 
@@ -90,7 +96,7 @@ sanitize: $(VENV)/dev.stamp native-test
 	cd $(VENV)/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ../bin/python tests/native/sanitized.py -c /dev/null --rootdir=. -q --import-mode=importlib \
-	  tests/kernels/cpu/test_engine.py tests/runtime/engines/test_native.py tests/data/test_support.py \
+	  tests/kernels/cpu/test_engine.py tests/kernels/cpu/test_registration.py tests/runtime/engines/test_native.py tests/data/test_support.py \
 	  --deselect tests/runtime/engines/test_native.py::test_it_loads_fast
 
 # Compiled sources are installed, so a change in them (or in what is required) installs again.
