@@ -5,8 +5,9 @@
 The six heads of `heads.py` (whose truths it uses) are spoilt by one to three of: a turn, a field,
 noise, a crop, thick slices, other voxel sizes, another contrast, a lesion of 10 to 40 mm, a shift.
 A registration is wrong where it lies more than 2 mm from the truth, mean over the brain. `doubt`
-is a logistic function of the logarithms of `disagreement` and `misfit`. Its coefficients are fitted
-here to the first three heads, by regression with an L2 penalty; its figures are of the other three.
+is a logistic function of the logarithms of `disagreement`, `misfit` and `inside`. Its coefficients
+are fitted here to the first three heads, by regression with an L2 penalty; its figures are of the
+other three.
 """
 
 from __future__ import annotations
@@ -53,14 +54,19 @@ def scans(
         found.append({
             "head": name, "how": how, "mm": distance(narrow.transform, pose, template),
             "disagreement": distance(wide.transform, narrow.transform, template),
-            "misfit": narrow.misfit,
+            "misfit": narrow.misfit, "inside": narrow.inside,
         })  # fmt: skip
     return found
 
 
 def inputs(rows: list[dict[str, Any]]) -> np.ndarray:
-    """What the doubt is a function of `[N, 2]`."""
-    return np.array([evidence(row["disagreement"], row["misfit"]) for row in rows])
+    """What the doubt is a function of `[N, 3]`."""
+    return np.array([evidence(*figures_of(row)) for row in rows])
+
+
+def figures_of(row: dict[str, Any]) -> tuple[float, float, float]:
+    """In the order of `doubt`."""
+    return row["disagreement"], row["misfit"], row["inside"]
 
 
 def wrong(rows: list[dict[str, Any]]) -> np.ndarray:
@@ -70,7 +76,7 @@ def wrong(rows: list[dict[str, Any]]) -> np.ndarray:
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the doubt as it is built in."""
-    doubts = np.array([doubt(row["disagreement"], row["misfit"]) for row in rows])
+    doubts = np.array([doubt(*figures_of(row)) for row in rows])
     is_wrong = wrong(rows)
     found: dict[str, Any] = {
         "scans": len(rows), "wrong": int(is_wrong.sum()),
@@ -94,7 +100,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Error by doubt, and the ROC."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for colour, (name, part) in zip(("#999999", "#1f5fbf"), rows.items(), strict=True):
-        doubts = np.array([doubt(row["disagreement"], row["misfit"]) for row in part])
+        doubts = np.array([doubt(*figures_of(row)) for row in part])
         left.plot([row["mm"] for row in part], doubts, ".", color=colour, label=name, ms=4)
         false, true, _ = roc_curve(wrong(part), doubts)
         right.plot(

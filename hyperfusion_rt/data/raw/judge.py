@@ -18,8 +18,9 @@ from hyperfusion_rt.errors import ScanError
 
 # Grey matter is brighter than this part of the brain's median, CSF is darker.
 TISSUE = 0.65
-# Of a logistic function: constant, by log disagreement (mm), by log misfit; benchmarks/trust.py.
-DOUBT = (2.35, 2.5, 2.35)
+# Of a logistic function: constant, by log disagreement (mm), log misfit, log part inside the scan;
+# fitted by benchmarks/trust.py.
+DOUBT = (2.35, 2.5, 2.35, -3.0)
 _BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two poses are apart
 
 
@@ -27,12 +28,13 @@ _BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two po
 class Quality:
     """How well a scan lies on the template.
 
-    doubt: the probability that the pose is more than 2 mm off (mean over the brain), of the two
+    doubt: the probability that the pose is more than 2 mm off (mean over the brain), of the three
         figures that follow; calibrated on spoilt scans of real heads (benchmarks/trust.md).
     disagreement: how far the pose found in wide windows lies from the one found in narrow ones,
         mm, mean over the brain.
     misfit: the weighted mean square of the differences of local values of scan and template
         (`data.raw.pose`), 0 for the template itself.
+    inside: the part of the brain, and of 4 mm around it, that lies in the scan.
     residual: the robust standard deviation of the logarithm of brightness that neither a bias field
         nor a contrast of tissues explains.
     csf, grey: brightness of CSF and grey matter over that of white matter.
@@ -53,6 +55,7 @@ class Quality:
     doubt: float
     disagreement: float
     misfit: float
+    inside: float
     residual: float
     csf: float
     grey: float
@@ -68,8 +71,8 @@ class Quality:
         """The figures as columns of a table."""
         named = {f"coverage_{name}": part for name, part in self.coverage.items()}
         names = (
-            "doubt", "disagreement", "misfit", "residual", "csf", "grey", "correlation", "overlap",
-            "snr", "rotation", "scale",
+            "doubt", "disagreement", "misfit", "inside", "residual", "csf", "grey", "correlation",
+            "overlap", "snr", "rotation", "scale",
         )  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, **named}
 
@@ -137,16 +140,18 @@ def _coverage(
     return found
 
 
-def evidence(disagreement: float, misfit: float) -> tuple[float, float]:
-    """What doubt is a function of: logarithms, of mm and of the misfit."""
-    return float(np.log(max(disagreement, 0.05))), float(np.log(max(misfit, 1e-3)))
+def evidence(disagreement: float, misfit: float, inside: float) -> tuple[float, float, float]:
+    """What doubt is a function of: logarithms of mm, of the misfit, of the part inside the scan."""
+    bounded = (np.clip(disagreement, 0.05, 1e3), np.clip(misfit, 1e-3, 10), np.clip(inside, 0.1, 1))
+    first, second, third = (float(np.log(value)) for value in bounded)
+    return first, second, third
 
 
-def doubt(disagreement: float, misfit: float) -> float:
+def doubt(disagreement: float, misfit: float, inside: float) -> float:
     """The probability that a pose is more than 2 mm off, mean over the brain."""
-    constant, by_disagreement, by_misfit = DOUBT
-    first, second = evidence(disagreement, min(misfit, 10.0))
-    return float(1 / (1 + np.exp(-(constant + by_disagreement * first + by_misfit * second))))
+    constant, *weights = DOUBT
+    found = evidence(disagreement, misfit, inside)
+    return float(1 / (1 + np.exp(-(constant + float(np.dot(weights, found))))))
 
 
 def distance(first: Matrix, second: Matrix, template: Template) -> float:
@@ -186,9 +191,10 @@ def measure(
     csf, grey, white = field.tissues
     apart = distance(fits[0].transform, transform, template)
     return Quality(
-        doubt=doubt(apart, fits[1].misfit),
+        doubt=doubt(apart, fits[1].misfit, fits[1].inside),
         disagreement=apart,
         misfit=fits[1].misfit,
+        inside=fits[1].inside,
         residual=field.residual,
         csf=csf / white if white > 0 else np.inf,
         grey=grey / white if white > 0 else np.inf,
@@ -210,9 +216,12 @@ def _likeness(path: Path, quality: Quality, limits: Thresholds) -> list[str]:
     """What of the brain and its contrast is unlike a T1 scan's."""
     look = "is it a T1 scan of a whole head, and does its header give the right orientation?"
     warnings = []
+    sure = (
+        f"two ways to find the brain differ by {quality.disagreement:.1f} mm, "
+        f"{quality.inside:.0%} of it lies in the scan; the probability of being over 2 mm off is"
+    )
     for what, value, refuse, flag in (
-        (f"two ways to find the brain differ by {quality.disagreement:.1f} mm; the probability of "
-         "being more than 2 mm off is", quality.doubt, limits.refuse_doubt, limits.flag_doubt),
+        (sure, quality.doubt, limits.refuse_doubt, limits.flag_doubt),
         ("brightness that no tissue explains", quality.residual, limits.refuse_residual,
          limits.flag_residual),
     ):  # fmt: skip

@@ -33,12 +33,14 @@ _AXES = np.eye(3)
 class Fit:
     """Where Gauss-Newton ended: `transform [4, 4]`, template mm to scan mm.
 
-    score: the mean local correlation; misfit: the weighted mean square of the residuals.
+    score: the mean local correlation; misfit: the weighted mean square of the residuals; inside:
+    the part of the compared voxels that lies in the scan.
     """
 
     transform: Matrix
-    score: float
-    misfit: float
+    score: float = -1.0
+    misfit: float = np.inf
+    inside: float = 0.0
 
 
 class Comparison:
@@ -84,28 +86,28 @@ class Comparison:
 
         `similarity`: rotation, shift and one scale alone.
         """
-        transform, score, misfit = start, -1.0, np.inf
+        transform, found = start, Fit(start)
         normal, gradient = np.empty((12, 12)), np.empty(12)
         for _ in range(steps):
             matrix = self._matrix(scan, transform)
-            inside, at, residual, _ = self._native.at(
+            inside, score, misfit, _ = self._native.at(
                 scan.voxels, matrix, _LEAST_INSIDE, normal, gradient
             )
             if inside < _LEAST_INSIDE:
-                return Fit(transform, -1.0, np.inf)
-            score, misfit = at, residual
+                return Fit(transform)
             change = self._change(scan, transform, normal, gradient, similarity)
             moved = float(
                 np.linalg.norm(change[:3, :3] @ self._points + change[:3, 3:], axis=0).mean()
             )
             if not np.isfinite(moved):
-                return Fit(transform, -1.0, np.inf)
+                return Fit(transform)
             # The equations hold near by: no step is longer than 1.5 voxels.
             change *= min(1.0, 1.5 * self._spacing / max(moved, 1e-12))
             transform = transform + change
+            found = Fit(transform, score, misfit, inside)
             if moved < enough:
                 break
-        return Fit(transform, score, misfit)
+        return found
 
     def _change(
         self, scan: Image, transform: Matrix, normal: Matrix, gradient: Matrix, similarity: bool
@@ -196,7 +198,7 @@ def find_pose(scan: Image) -> tuple[Fit, Fit]:
     levels = load_template().levels
     far, wide, _ = _comparisons()
     coarse, fine = at_level(scan, levels[8]), at_level(scan, levels[4])
-    best = Fit(np.eye(4), -2.0, np.inf)
+    best = Fit(np.eye(4), -2.0)
     for start in _starts(coarse, far):
         turned = far.fit(coarse, start, 20, 0.3, similarity=True)
         found = far.fit(coarse, turned.transform, 15, 0.3)
