@@ -85,6 +85,10 @@ def preprocess(
     preset: Annotated[
         str | None, typer.Option(help="Measure the coverage of this preset's boxes.")
     ] = None,
+    mask_suffix: Annotated[
+        str | None,
+        typer.Option(help="Of brain masks beside the scans: _mask for S01_mask.nii.gz."),
+    ] = None,
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Do again what is there.")] = False,
     as_json: Json = False,
@@ -112,6 +116,7 @@ def preprocess(
             preprocessing=boxes,
             threads=threads,
             force=force,
+            mask_suffix=mask_suffix,
             on_scan=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     failed = [item for item in found if item.status == "error"]

@@ -36,13 +36,14 @@ from hyperfusion_rt.data.raw.picture import picture
 from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
 from hyperfusion_rt.data.raw.sidecar import picture_of, sidecar_of
 from hyperfusion_rt.data.raw.template import Template, load_template
-from hyperfusion_rt.data.volumes import Volume, find_support
+from hyperfusion_rt.data.volumes import Volume, find_support, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
 
 # A voxel brighter than this part of the median is brain, where the skull was removed before.
 _SUPPORT = 0.1
+_MASK_OVERLAP = 0.7  # Dice, of a given mask and the template's
 _SHELL_MM = (5, 12)  # around the brain: skull and scalp
 
 
@@ -54,6 +55,7 @@ class Registered:
         outside the brain; its path is the raw scan's. warnings: what a reader should know.
     transform: float64 [4, 4], from template mm to scan mm (RAS). seconds: of each step.
     picture: an SVG of the head with the template's outline (`data.raw.picture`), if asked for.
+    mask: the file of the brain mask that was given, if one was.
     """
 
     volume: Volume
@@ -62,6 +64,7 @@ class Registered:
     transform: Matrix
     seconds: dict[str, float]
     picture: str = ""
+    mask: Path | None = None
 
 
 def _is_stripped(template: Template, coarse: Image, transform: Matrix) -> bool:
@@ -89,14 +92,34 @@ def _own_outline(template: Template, scan: Image, coarse: Image, transform: Matr
     return found
 
 
+def _given_mask(path: Path, template: Template, transform: Matrix) -> Mask:
+    """A user's brain mask, on the template's 1 mm grid.
+
+    Raises:
+        ScanError: it cannot be read, or is no mask of the brain that was found.
+    """
+    volume = read_volume(path)
+    matrix = np.linalg.inv(volume.affine) @ transform @ template.affine
+    values = (np.asarray(volume.voxels) > 0).astype(np.float32)
+    found: Mask = sample(values, matrix, template.mask.shape) >= 0.5
+    common = np.count_nonzero(found & template.mask)
+    overlap = 2 * common / (np.count_nonzero(found) + np.count_nonzero(template.mask))
+    if overlap < _MASK_OVERLAP:
+        raise ScanError(
+            f"{path}: this mask and the brain that was found overlap by {overlap:.2f} (Dice), at "
+            f"least {_MASK_OVERLAP} is needed; is it the brain mask of this scan?",
+            code="scan-mask-wrong",
+        )
+    return found
+
+
 def _resample(
-    scan: Image, coarse: Image, template: Template, transform: Matrix, field: Field, stripped: bool
+    scan: Image, template: Template, transform: Matrix, field: Field, mask: Mask
 ) -> Volume:
     """The scan on the template's 1 mm grid, once interpolated, int16."""
     shape = template.mask.shape
     # Finer voxels are averaged first, or their noise would come through as it is.
     fine = scan.shrunk(1)
-    mask = _own_outline(template, fine, coarse, transform) if stripped else template.mask
     matrix = np.linalg.inv(fine.affine) @ transform @ template.affine
     values = sample(fine.voxels, matrix, shape, cubic=True, mask=mask)
     inside = np.maximum(values[mask] / field.on(template.affine, mask, template), 0)
@@ -123,6 +146,7 @@ def register(
     *,
     thresholds: Thresholds = THRESHOLDS,
     with_picture: bool = False,
+    mask: Path | None = None,
 ) -> Registered:
     """Register a raw T1 scan to MNI space, correct its bias field and take the skull off.
 
@@ -130,12 +154,14 @@ def register(
     spacing and scaling, with or without skull. NaN and infinity become background. `preprocessing`
     names the boxes whose coverage is measured.
 
-    A scan with its skull is cut out with the template's brain mask; one whose skull was removed
-    keeps its own outline. One thread; run several scans at a time in processes or threads.
+    A scan with its skull is cut out with `mask`, a brain mask in the scan's own space (any grid;
+    not 0 is brain), else with the template's; one whose skull was removed keeps its own outline.
+    `with_picture`: draw it, see `Registered`. One thread; run several scans at a time in processes
+    or threads.
 
     Raises:
-        ScanError: unreadable (see `read_volume`), no single even DICOM series, a constant, or a
-            figure of `Quality` beyond its refuse level.
+        ScanError: scan or mask unreadable (see `read_volume`), no single even DICOM series, a
+            constant, a figure of `Quality` beyond its refuse level, or another scan's mask.
         MissingExtraError: the raw extra is not installed.
     """
     clock = Clock()
@@ -144,7 +170,12 @@ def register(
     with clock.step("read"):
         scan = read_raw(Path(path))
     return register_image(
-        scan, preprocessing, thresholds=thresholds, with_picture=with_picture, clock=clock
+        scan,
+        preprocessing,
+        thresholds=thresholds,
+        with_picture=with_picture,
+        mask=mask,
+        clock=clock,
     )
 
 
@@ -154,12 +185,13 @@ def register_image(
     *,
     thresholds: Thresholds = THRESHOLDS,
     with_picture: bool = False,
+    mask: Path | None = None,
     clock: Clock | None = None,
 ) -> Registered:
     """As `register`, a scan that has been read. `clock`: of what was done before.
 
     Raises:
-        ScanError: a figure of `Quality` beyond its refuse level.
+        ScanError: a figure of `Quality` beyond its refuse level, or a wrong mask.
         MissingExtraError: the raw extra is not installed.
     """
     clock = clock or Clock()
@@ -180,13 +212,18 @@ def register_image(
         quality = measure(scan, coarse, template, fits, field, preprocessing, stripped)
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
     with clock.step("resample"):
-        volume = _resample(scan, coarse, template, transform, field, stripped)
+        inside = template.mask
+        if mask is not None:
+            inside = _given_mask(mask, template, transform)
+        elif stripped:
+            inside = _own_outline(template, scan.shrunk(1), coarse, transform)
+        volume = _resample(scan, template, transform, field, inside)
         warnings += _odd_contrast(path, volume)
     drawn = ""
     if with_picture:
         with clock.step("picture"):
             drawn = picture(scan.shrunk(1), template, transform, field)
-    return Registered(volume, quality, tuple(warnings), transform, clock.steps, drawn)
+    return Registered(volume, quality, tuple(warnings), transform, clock.steps, drawn, mask)
 
 
 def write_registered(registered: Registered, out: Path) -> None:
@@ -218,6 +255,7 @@ def write_registered(registered: Registered, out: Path) -> None:
     content = {
         "source": str(source),
         "sha256": source_hash(source),
+        "mask_sha256": sha256(registered.mask) if registered.mask else None,
         "quality": asdict(registered.quality),
         "figures": registered.quality.figures(),
         "warnings": list(registered.warnings),

@@ -17,10 +17,10 @@ from hyperfusion_rt.data.raw.register import register, source_hash, write_regist
 from hyperfusion_rt.data.raw.search import find_raw_scans
 from hyperfusion_rt.data.raw.sidecar import picture_of
 from hyperfusion_rt.data.scan import Scan
-from hyperfusion_rt.data.scan_file import stem
+from hyperfusion_rt.data.scan_file import EXTENSIONS, stem
 from hyperfusion_rt.data.scan_space import PASSED_OVER, named_in
-from hyperfusion_rt.errors import CohortError, ConfigError, reason_of
-from hyperfusion_rt.files import write_text
+from hyperfusion_rt.errors import CohortError, ConfigError, ScanError, reason_of
+from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.outputs.quality_page import Looked, quality_page
 from hyperfusion_rt.runtime.pipeline import run
@@ -52,6 +52,7 @@ def preprocess(
     preprocessing: Preprocessing | None = None,
     threads: int | None = None,
     force: bool = False,
+    mask_suffix: str | None = None,
     on_scan: Callable[[int, int], None] | None = None,
 ) -> list[Preprocessed]:
     """Register every scan under `scans` into the folder `out`, and write its table and page.
@@ -61,7 +62,8 @@ def preprocess(
     link's copy has the link's name; a name that says another space says MNI space then.
     A copy of the same content that is there is kept unless `force`, so that a run that was
     interrupted goes on; scans below `out` are not searched.
-    `preprocessing`: of the boxes whose coverage is measured.
+    `preprocessing`: of the boxes whose coverage is measured. `mask_suffix`: `_mask`, say, for the
+    brain mask `S01_mask.nii.gz` of the scan `S01.nii.gz`, which is no scan then.
 
     Raises:
         HyperFusionError: no scan; two scans with one name; the folder cannot be written.
@@ -73,6 +75,8 @@ def preprocess(
             # Links count as what they are called, so that only their folder is resolved.
             if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
+            if mask_suffix and stem(scan.path).endswith(mask_suffix):
+                continue
             for item in _left(scan, out):
                 left[without_dots(item.scan)] = item
             if scan.defect:
@@ -95,9 +99,10 @@ def preprocess(
 
     def one(place: Path) -> Preprocessed:
         try:
-            if not force and _is_made(place, places[place]):
+            mask = _mask_of(places[place], mask_suffix)
+            if not force and _is_made(place, places[place], mask):
                 return Preprocessed(places[place], place, "kept", "", {})
-            registered = register(places[place], preprocessing, with_picture=True)
+            registered = register(places[place], preprocessing, with_picture=True, mask=mask)
             write_registered(registered, place)
         except Exception as error:  # one odd scan must not end the night's run
             code, reason = reason_of(error, places[place])
@@ -126,9 +131,31 @@ def _sidecar(place: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_made(place: Path, scan: Path) -> bool:
-    """Whether `place` was made of this very content."""
-    return place.exists() and _sidecar(place).get("sha256") == source_hash(scan)
+def _mask_of(scan: Path, suffix: str | None) -> Path | None:
+    """The brain mask beside a scan.
+
+    Raises:
+        ScanError: there is none.
+    """
+    if not suffix:
+        return None
+    name = (scan.name if scan.is_dir() else stem(scan)) + suffix
+    for extension in EXTENSIONS:
+        if (scan.parent / (name + extension)).exists():
+            return scan.parent / (name + extension)
+    raise ScanError(
+        f"{scan}: there is no brain mask {name}.nii.gz beside it; make one, or leave out the "
+        "masks' suffix",
+        code="scan-mask-missing",
+    )
+
+
+def _is_made(place: Path, scan: Path, mask: Path | None) -> bool:
+    """Whether `place` was made of this very content, and of this mask."""
+    made = _sidecar(place)
+    if not place.exists() or made.get("sha256") != source_hash(scan):
+        return False
+    return made.get("mask_sha256") == (sha256(mask) if mask else None)
 
 
 def _left(scan: Scan, out: Path) -> list[Preprocessed]:

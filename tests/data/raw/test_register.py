@@ -277,3 +277,23 @@ def test_commands_on_raw_scans(cohort, subject, dicom, hfrt):
         assert float(direct[subject_id]["correlation"]) > 0.8
         for column in ("p_CN", "p_MCI", "p_AD"):
             assert direct[subject_id][column] == in_two_steps[subject_id][column]
+
+
+def test_a_given_mask_is_taken(subject, original, tmp_path):
+    """On another grid than the scan's; the brain outside of it becomes background."""
+    _, voxels, affine = subject
+    half = (voxels > 0).astype(np.uint8)[::2, ::2, ::2]
+    half[: half.shape[0] // 3] = 0
+    grid = affine @ np.diag([2.0, 2, 2, 1])
+    mask = tmp_path / "mask.nii"
+    nib.Nifti1Image(half, grid).to_filename(mask)
+    found = register(subject[0], PRE, mask=mask)
+    assert np.array_equal(found.transform, original.transform)
+    kept, before = (np.count_nonzero(x.volume.voxels) for x in (found, original))
+    assert 0.6 * before < kept < 0.95 * before
+    elsewhere = grid.copy()
+    elsewhere[0, 3] += 100
+    nib.Nifti1Image(half, elsewhere).to_filename(mask)
+    with pytest.raises(ScanError, match="is it the brain mask of this scan") as error:
+        register(subject[0], PRE, mask=mask)
+    assert error.value.code == "scan-mask-wrong"

@@ -17,7 +17,7 @@ REFUSED = "this test registers nothing"
 def no_registration(monkeypatch):
     """Names are what this is about."""
 
-    def register(path, preprocessing, with_picture):
+    def register(path, preprocessing, with_picture, mask):
         raise ScanError(f"{path}: {REFUSED}", code="scan-damaged")
 
     monkeypatch.setattr(module, "register", register)
@@ -92,3 +92,22 @@ def test_a_link_into_the_output_is_a_scan(tmp_path):
     raw, out = make(tmp_path / "raw", "a.nii"), make(tmp_path / "raw" / "out", "old.nii.gz")
     (raw / "b.nii.gz").symlink_to(out / "old.nii.gz")
     assert sorted(places(out, preprocess([raw], out))) == ["a.nii", "b.nii.gz"]
+
+
+def test_a_mask_belongs_to_its_scan(tmp_path, monkeypatch):
+    raw = make(tmp_path / "raw", "S1.nii.gz", "S1_mask.nii", "S2.nii", "S3/a.dcm", "S3_mask.nii.gz")
+    (raw / "S3" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    asked = {}
+
+    def register(path, preprocessing, with_picture, mask):
+        asked[path.name] = mask and mask.name
+        raise ScanError(f"{path}: {REFUSED}", code="scan-damaged")
+
+    monkeypatch.setattr(module, "register", register)
+    found = preprocess([raw], tmp_path / "out", mask_suffix="_mask")
+    assert asked == {"S1.nii.gz": "S1_mask.nii", "S3": "S3_mask.nii.gz"}
+    codes = {item.scan.name: item.code for item in found}
+    assert codes == {
+        "S1.nii.gz": "scan-damaged", "S2.nii": "scan-mask-missing", "S3": "scan-damaged",
+    }  # fmt: skip
+    assert len(preprocess([raw], tmp_path / "out")) == 5
