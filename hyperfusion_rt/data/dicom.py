@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.data.imports import import_pydicom
 from hyperfusion_rt.errors import MissingExtraError, ScanError
 
 Float = NDArray[np.float32]
@@ -30,7 +31,7 @@ def require_pydicom() -> Any:
         MissingExtraError: it is not installed.
     """
     try:
-        import pydicom
+        pydicom = import_pydicom()
     except ImportError:
         raise MissingExtraError("pydicom", "raw", "DICOM folders") from None
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

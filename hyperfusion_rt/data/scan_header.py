@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.other_files import START, name_of
 from hyperfusion_rt.errors import ScanError
 
@@ -83,7 +84,7 @@ def read_header(path: Path, stream: BinaryIO, limit: int) -> Header:
 
 
 def _parse(path: Path, stream: BinaryIO) -> Header:
-    import nibabel as nib
+    nib = import_nibabel()
     from nibabel.spatialimages import HeaderDataError
 
     # nibabel logs what it repairs in a header; what matters here is checked and said below.

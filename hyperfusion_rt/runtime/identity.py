@@ -51,6 +51,7 @@ CODE = (
     "data.encoder_fit",
     "data.fingerprint",
     "data.id_match",
+    "data.imports",
     "data.mni_template",
     "data.other_files",
     "data.raw.field",

@@ -19,6 +19,7 @@ from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, Cohort, join
 from hyperfusion_rt.data.fingerprint import Seen
+from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_all
 from hyperfusion_rt.data.table_columns import read_table_for
@@ -247,7 +248,7 @@ class Predictor:
             return self._free
         width = sum(member.width for member in self.manifest.members)
         # Once, so that the engine's workspace, and what reading imports, are there.
-        importlib.import_module("nibabel")
+        import_nibabel()
         importlib.import_module("isal.igzip")
         self._network.run(
             np.zeros((self.options.batch, *self.manifest.image_shape), np.float32),

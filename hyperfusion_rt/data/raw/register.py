@@ -28,6 +28,7 @@ import numpy as np
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data import scan_check
+from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.raw.field import Field, find_field
 from hyperfusion_rt.data.raw.image import Image, Mask, Matrix, read_raw, sample
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
@@ -238,8 +239,9 @@ def write_registered(registered: Registered, out: Path) -> None:
         HyperFusionError: the folder cannot be written, `out` does not end in .nii.gz, or the
             source has gone.
     """
-    import nibabel as nib
     from isal import igzip
+
+    nib = import_nibabel()
 
     out, volume = Path(out), registered.volume
     if not out.name.endswith(".nii.gz"):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from hyperfusion_rt.config import Published
+from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.simulate import population
 from hyperfusion_rt.data.simulate.optimum import bayes_optimum
 from hyperfusion_rt.data.simulate.population import Model
@@ -152,7 +153,7 @@ def _write_images(plan: _Plan, name: str, session: int, brain: Brain, orientatio
 
 
 def _write_scan(path: Path, voxels: Any, affine: Any, orientation: str) -> None:
-    import nibabel as nib
+    nib = import_nibabel()
     from isal import igzip
 
     image = nib.Nifti1Image(voxels, affine)

@@ -303,7 +303,7 @@ def test_a_missing_package_is_one_error_of_the_run(cohort, hfrt, monkeypatch, ki
 
 
 def test_a_missing_package_ends_preprocess(cohort, hfrt, monkeypatch):
-    def missing(*_):
+    def missing(*_, **__):
         raise MissingExtraError("nilearn", "raw", "raw scans")
 
     monkeypatch.setattr("hyperfusion_rt.runtime.cohort.preprocess.register", missing)
