@@ -19,7 +19,7 @@ from hyperfusion_rt.errors import ScanError
 # Grey matter is brighter than this part of the brain's median, CSF is darker.
 TISSUE = 0.65
 # Of a logistic function: constant, by log disagreement (mm), log misfit, log part inside the scan;
-# fitted by benchmarks/trust.py.
+# chosen on spoilt heads. benchmarks/trust.py measures them, and fits others beside.
 DOUBT = (2.35, 2.5, 2.35, -3.0)
 _BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two poses are apart
 
@@ -29,7 +29,7 @@ class Quality:
     """How well a scan lies on the template.
 
     doubt: the probability that the pose is more than 2 mm off (mean over the brain), of the three
-        figures that follow; calibrated on spoilt scans of real heads (benchmarks/trust.md).
+        figures that follow; chosen on spoilt scans of real heads (benchmarks/trust.py).
     disagreement: how far the pose found in wide windows lies from the one found in narrow ones,
         mm, mean over the brain.
     misfit: the weighted mean square of the differences of local values of scan and template
@@ -83,7 +83,7 @@ class Thresholds:
 
     Doubt and residual are bounded from above, overlap and snr from below. Coverage is refused below
     `Preprocessing.min_coverage`. Pairs are the smallest and the largest value. The defaults'
-    reasons are the tables of benchmarks/raw.md, heads.md and trust.md.
+    reasons are what benchmarks/raw.py, heads.py and trust.py measure.
     """
 
     refuse_doubt: float = 0.5
