@@ -18,6 +18,7 @@ from hyperfusion_rt.data.raw.template import CENTER, Level, Template
 _DEGREE = 3
 _KNOTS = 6  # of the contrast, at quantiles of the template's values
 _ROUNDS = 12
+_BLOCK = 128  # voxels
 _RADIUS = 80.0  # mm
 _ROBUST = 2.5  # standard deviations at which a voxel loses its weight
 # What is darker than this part of the median is CSF or background, whose logarithm is noise.
@@ -63,15 +64,35 @@ def _powers(level: Level, index: Matrix) -> Matrix:
     return np.stack([x**i * y**j * z**k for i, j, k in chosen])
 
 
+def _products(left: Matrix, right: Matrix) -> Matrix:
+    """`left [I, N]` times `right [J, N]` transposed, `[I, J]`: the same bits for all threads.
+
+    In blocks of N so small that BLAS takes one thread for each.
+    """
+    whole = left.shape[1] // _BLOCK * _BLOCK
+    blocks = (len(left), -1, _BLOCK), (len(right), -1, _BLOCK)
+    first = left[:, :whole].reshape(blocks[0]).transpose(1, 0, 2)
+    second = right[:, :whole].reshape(blocks[1]).transpose(1, 2, 0)
+    found: Matrix = np.matmul(first, second).sum(0) + left[:, whole:] @ right[:, whole:].T
+    return found
+
+
+def _sum(weights: Matrix, rows: Matrix) -> Matrix:
+    """`weights [K]` times `rows [K, N]`, without BLAS."""
+    found: Matrix = np.einsum("k,kn->n", weights, rows)
+    return found
+
+
 def _robust(columns: Matrix, values: Matrix) -> tuple[Matrix, float]:
     """Coefficients `[terms]`, and the residuals' standard deviation."""
     weights = np.ones_like(values)
+    with_values = np.concatenate([columns, values[None]])
     for _ in range(_ROUNDS):
-        weighted = columns * weights
-        left = weighted @ columns.T
+        both = _products(columns * weights, with_values)
+        left, right = both[:, :-1], both[:, -1]
         left[np.diag_indices_from(left)] += 1e-6 * weights.sum()
-        found = np.linalg.solve(left, weighted @ values)
-        residuals = values - found @ columns
+        found = np.asarray(np.linalg.solve(left, right), np.float64)
+        residuals = values - _sum(found, columns)
         scale = 1.4826 * float(np.median(np.abs(residuals))) + 1e-9
         weights = 1 / (1 + (residuals / (_ROBUST * scale)) ** 2) ** 2
     return found, scale
@@ -88,19 +109,19 @@ def find_field(template: Template, scan: Image, transform: Matrix) -> Field:
     used = (values > _SCAN_LEAST * middle) & (model > _TEMPLATE_LEAST * np.median(model))
     if middle <= 0 or np.count_nonzero(used) < 1000:
         return Field(np.zeros_like(level.image), np.inf, (0.0, 0.0, 0.0))
-    powers = _powers(level, np.stack(np.nonzero(brain)).astype(np.float64))
+    # Beyond the brain the polynomial says nothing: it goes on as at the border of its box.
+    low, high = (f(np.nonzero(brain), axis=1)[:, None] for f in (np.min, np.max))
+    index = np.clip(np.indices(level.image.shape).reshape(3, -1), low, high)
+    everywhere = _powers(level, index.astype(np.float64))
+    powers = everywhere[:, brain.ravel()]
     knots = np.quantile(model[used], np.linspace(0, 1, _KNOTS))
     hats = np.stack([np.interp(model, knots, hat) for hat in np.eye(_KNOTS)])
     columns = np.concatenate([powers, hats])[:, used]
     found, residual = _robust(columns, np.log(values[used]))
-    own = found[: len(powers)] @ powers
+    own = _sum(found[: len(powers)], powers)
     even = values * np.exp(own.mean() - own)
     tissues, _ = _robust(template.parts[:, brain].astype(np.float64), even)
     brightest = float(np.abs(tissues).max()) + 1e-30
-    # Beyond the brain the polynomial says nothing: it goes on as at the border of its box.
-    index = np.indices(level.image.shape).reshape(3, -1)
-    low, high = (f(np.stack(np.nonzero(brain)), axis=1)[:, None] for f in (np.min, np.max))
-    everywhere = _powers(level, np.clip(index, low, high).astype(np.float64))
-    logarithm = (found[: len(powers)] @ everywhere - own.mean()).reshape(level.image.shape)
+    logarithm = (_sum(found[: len(powers)], everywhere) - own.mean()).reshape(level.image.shape)
     csf, grey, white = (float(one) / brightest for one in tissues)
     return Field(logarithm.astype(np.float32), residual, (csf, grey, white))

@@ -46,8 +46,12 @@ class Image:
 
 
 def to_mm(affine: Matrix, index: NDArray[Any]) -> Matrix:
-    """Points in mm `[3, N]` of voxel coordinates `[3, N]`."""
-    found: Matrix = affine[:3, :3] @ index + affine[:3, 3:]
+    """Points in mm `[3, N]` of voxel coordinates `[3, N]`.
+
+    Without BLAS, whose threads would have a say in the last bit.
+    """
+    x, y, z = index
+    found: Matrix = np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in affine[:3]])
     return found
 
 

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 pytest.importorskip("nilearn", reason="nilearn is not installed: there is no template")
-pytest.importorskip("scipy")
+pytest.importorskip("scipy", reason="scipy is not installed: the template cannot be made")
 
 from hyperfusion_rt.data.raw import template as template_module
 from hyperfusion_rt.data.raw.field import Field, find_field
@@ -80,6 +81,19 @@ def test_a_strong_field_moves_nothing_and_is_found(brain, template):
     assert abs(found.logarithm[inside].mean()) < 1e-4
     csf, grey, white = found.tissues
     assert csf < grey < white == 1
+
+
+def test_the_number_of_threads_changes_no_bit(brain, template):
+    """NumPy's BLAS splits large products among its threads."""
+    biased = replace(brain, voxels=(brain.voxels * np.exp(strong_field(brain))).astype(np.float32))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            poses = find_pose(biased)
+            field = find_field(template, poses.fine, poses.narrow.transform)
+        found.append((poses.narrow.transform, field.logarithm, np.array(field.tissues)))
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_the_contrast_does_not_matter_to_the_field(brain, template):
