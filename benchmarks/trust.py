@@ -50,7 +50,7 @@ def scans(
     for number in range(count):
         name = names[number % len(names)]
         scan, pose, how = spoilt_at_random(*heads[name], rng)
-        wide, narrow = find_pose(scan.shrunk(2))
+        wide, narrow, _ = find_pose(scan.shrunk(2))
         found.append({
             "head": name, "how": how, "mm": distance(narrow.transform, pose, template),
             "disagreement": distance(wide.transform, narrow.transform, template),

@@ -17,7 +17,7 @@ from hyperfusion_rt.data.volumes import sampling_matrix
 from hyperfusion_rt.errors import ScanError
 
 # Grey matter is brighter than this part of the brain's median, CSF is darker.
-TISSUE = 0.65
+_TISSUE = 0.65
 # Of a logistic function: constant, by log disagreement (mm), log misfit, log part inside the scan;
 # chosen on spoilt heads. benchmarks/trust.py measures them, and fits others beside.
 DOUBT = (2.35, 2.5, 2.35, -3.0)
@@ -167,34 +167,35 @@ def measure(
     scan: Image,
     coarse: Image,
     template: Template,
-    fits: tuple[Fit, Fit],
+    wide: Fit,
+    fit: Fit,
     field: Field,
     preprocessing: Preprocessing | None,
     stripped: bool,
 ) -> Quality:
     """The figures of a scan.
 
-    `coarse`: in voxels of about 2 mm. `fits`: as `find_pose` gives them. `preprocessing`: of the
-    boxes whose coverage is measured.
+    `coarse`: in voxels of about 2 mm. `wide`: of the wide windows; `fit`: the answer.
+    `preprocessing`: of the boxes whose coverage is measured.
     """
-    transform = fits[1].transform
+    transform = fit.transform
     level = template.levels[2]
     near, brain = level.away < 4, level.away == 0
     to_scan = np.linalg.inv(coarse.affine) @ transform @ level.affine
     even = sample(coarse.voxels, to_scan, level.image.shape, mask=near)
     even[near] /= field.on(level.affine, near, template)
     inside = even[brain]
-    tissue = near & (even > TISSUE * np.median(inside))
+    tissue = near & (even > _TISSUE * np.median(inside))
     both = np.count_nonzero(tissue & template.tissue)
     turn, _, other = np.linalg.svd(transform[:3, :3])
     cosine = (np.trace(turn @ other) - 1) / 2
     csf, grey, white = field.tissues
-    apart = distance(fits[0].transform, transform, template)
+    apart = distance(wide.transform, transform, template)
     return Quality(
-        doubt=doubt(apart, fits[1].misfit, fits[1].inside),
+        doubt=doubt(apart, fit.misfit, fit.inside),
         disagreement=apart,
-        misfit=fits[1].misfit,
-        inside=fits[1].inside,
+        misfit=fit.misfit,
+        inside=fit.inside,
         residual=field.residual,
         csf=csf / white if white > 0 else np.inf,
         grey=grey / white if white > 0 else np.inf,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -190,11 +191,19 @@ def _starts(coarse: Image, compared: Comparison) -> list[Matrix]:
     return [start for _, _, start in sorted(found, key=lambda one: one[:2])[:_STARTS]]
 
 
-def find_pose(scan: Image) -> tuple[Fit, Fit]:
-    """The pose of a scan in voxels of about 2 mm: in wide windows, and in narrow ones.
+class Poses(NamedTuple):
+    """A scan's pose: in wide windows, and in narrow ones; the scan at 4 mm, where both were found.
 
     The second is the answer; how far the first lies from it says how sure it is.
     """
+
+    wide: Fit
+    narrow: Fit
+    fine: Image
+
+
+def find_pose(scan: Image) -> Poses:
+    """The pose of a scan in voxels of about 2 mm."""
     levels = load_template().levels
     far, wide, _ = _comparisons()
     coarse, fine = at_level(scan, levels[8]), at_level(scan, levels[4])
@@ -205,7 +214,7 @@ def find_pose(scan: Image) -> tuple[Fit, Fit]:
         if found.score > best.score:
             best = found
     first = wide.fit(fine, best.transform, 20, 0.1)
-    return first, refine(fine, first.transform)
+    return Poses(first, refine(fine, first.transform), fine)
 
 
 def refine(fine: Image, start: Matrix) -> Fit:

@@ -119,10 +119,8 @@ def _resample(
 ) -> Volume:
     """The scan on the template's 1 mm grid, once interpolated, int16."""
     shape = template.mask.shape
-    # Finer voxels are averaged first, or their noise would come through as it is.
-    fine = scan.shrunk(1)
-    matrix = np.linalg.inv(fine.affine) @ transform @ template.affine
-    values = sample(fine.voxels, matrix, shape, cubic=True, mask=mask)
+    matrix = np.linalg.inv(scan.affine) @ transform @ template.affine
+    values = sample(scan.voxels, matrix, shape, cubic=True, mask=mask)
     inside = np.maximum(values[mask] / field.on(template.affine, mask, template), 0)
     slope = np.float32(max(float(inside.max(initial=0)), 1e-30) / 32000)
     # What is brain stays different from the background.
@@ -199,31 +197,32 @@ def register_image(
     template, path = load_template(), scan.path
     with clock.step("register"):
         coarse = scan.shrunk(2)
-        fits = find_pose(coarse)
-        stripped = _is_stripped(template, coarse, fits[1].transform)
+        wide, fit, smoothed = find_pose(coarse)
+        stripped = _is_stripped(template, coarse, fit.transform)
     with clock.step("bias"):
-        smoothed = at_level(coarse, template.levels[4])
-        field = find_field(template, smoothed, fits[1].transform)
+        field = find_field(template, smoothed, fit.transform)
         if stripped:
             # A brain that ends in nothing: there the local contrast goes with the field.
-            even = field.taken_off(coarse, fits[1].transform, template)
-            fits = fits[0], refine(at_level(even, template.levels[4]), fits[1].transform)
-        transform = fits[1].transform
+            even = field.taken_off(coarse, fit.transform, template)
+            fit = refine(at_level(even, template.levels[4]), fit.transform)
+        transform = fit.transform
     with clock.step("quality"):
-        quality = measure(scan, coarse, template, fits, field, preprocessing, stripped)
+        quality = measure(scan, coarse, template, wide, fit, field, preprocessing, stripped)
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
     with clock.step("resample"):
+        # Finer voxels are averaged first, or their noise would come through as it is.
+        fine = scan.shrunk(1)
         inside = template.mask
         if mask is not None:
             inside = _given_mask(mask, template, transform)
         elif stripped:
-            inside = _own_outline(template, scan.shrunk(1), coarse, transform)
-        volume = _resample(scan, template, transform, field, inside)
+            inside = _own_outline(template, fine, coarse, transform)
+        volume = _resample(fine, template, transform, field, inside)
         warnings += _odd_contrast(path, volume)
     drawn = ""
     if with_picture:
         with clock.step("picture"):
-            drawn = picture(scan.shrunk(1), template, transform, field)
+            drawn = picture(fine, template, transform, field)
     return Registered(volume, quality, tuple(warnings), transform, clock.steps, drawn, mask)
 
 
@@ -242,7 +241,6 @@ def write_registered(registered: Registered, out: Path) -> None:
     from isal import igzip
 
     nib = import_nibabel()
-
     out, volume = Path(out), registered.volume
     if not out.name.endswith(".nii.gz"):
         raise HyperFusionError(
