@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from hyperfusion_rt.data.mni_template import template_files
 from hyperfusion_rt.data.raw.image import Image, block_means, turn
+from hyperfusion_rt.data.raw.template import load_template
+from hyperfusion_rt.data.volumes import read_volume
 
 Matrix = NDArray[np.float64]
 Spoilt = tuple[Image, Matrix]
@@ -91,6 +95,48 @@ def _moved(scan: Image, pose: Matrix, matrix: Matrix, shift: Sequence[float] = (
     middle = (scan.affine @ np.r_[(np.array(scan.voxels.shape) - 1) / 2, 1])[:3]
     motion[:3, 3] = middle - matrix @ middle + shift
     return replace(scan, affine=motion @ scan.affine), motion @ pose
+
+
+def with_lesion(
+    scan: Image, pose: Matrix, millilitres: float, times: float = 0.4, where: Sequence[float] = ()
+) -> Image:
+    """A ball, so many times as bright, in the left frontal lobe or around `where`."""
+    radius = (millilitres * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
+    return _lesion(scan, pose, radius, times, np.asarray(where or (-30.0, 20.0, 30.0)))
+
+
+def with_ventricles(scan: Image, pose: Matrix, times: float) -> Image:
+    """The lateral ventricles so many times as large; what lies within 35 mm of them gives way."""
+    template, far = load_template(), 35.0
+    files = template_files("raw", "the benchmark")
+    tissue = sum(np.asarray(read_volume(files[kind]).voxels, np.float32) for kind in ("gm", "wm"))
+    deep = ndimage.distance_transform_edt(template.mask) > 20
+    parts, _ = ndimage.label(deep & (tissue < 127.5))
+    ventricles = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    outside = ndimage.distance_transform_edt(~ventricles).astype(np.float32)
+    grown = float(np.sort(outside.ravel())[int(times * np.count_nonzero(ventricles))])
+    direction = np.stack(np.gradient(ndimage.gaussian_filter(outside, 1.5)))
+    shrunk = np.clip(far * (outside - grown) / (far - grown), 0, None)
+    move = np.where(outside < far, shrunk - outside, 0) * direction
+    # From the scan's voxels to the template's, moved there, and back.
+    to_template = np.linalg.inv(template.affine) @ np.linalg.inv(pose) @ scan.affine
+    grid = np.indices(scan.voxels.shape, np.float32).reshape(3, -1)
+    at = to_template[:3, :3] @ grid + to_template[:3, 3:]
+    moved = [ndimage.map_coordinates(one, at, order=1) for one in move]
+    from_ = grid + np.linalg.inv(to_template)[:3, :3] @ np.stack(moved)
+    values = ndimage.map_coordinates(scan.voxels, from_, order=1)
+    fluid = float(np.percentile(scan.voxels[_inside(scan, pose, ventricles)], 10))
+    within = ndimage.map_coordinates(outside, at, order=1, cval=far) < grown
+    values = np.where(within, fluid, values).reshape(scan.voxels.shape)
+    return replace(scan, voxels=values.astype(np.float32))
+
+
+def _inside(scan: Image, pose: Matrix, region: NDArray[np.bool_]) -> tuple[NDArray[np.intp], ...]:
+    """The voxels of the scan at those of a region on the template's 1 mm grid."""
+    matrix = np.linalg.inv(scan.affine) @ pose @ load_template().affine
+    at = matrix[:3, :3] @ np.stack(np.nonzero(region)) + matrix[:3, 3:]
+    size = np.asarray(scan.voxels.shape)[:, None]
+    return tuple(np.clip(np.rint(at), 0, size - 1).astype(np.intp))
 
 
 def _lesion(scan: Image, pose: Matrix, radius: float, times: float, where: Matrix) -> Image:

@@ -137,43 +137,57 @@ def read_raw(path: Path) -> Image:
         ScanError: as `read_volume`; a DICOM folder that holds no single even MR series; fewer than
             16 slices; all voxels alike.
     """
-    warnings: list[str] = []
-    if path.is_dir():
-        voxels, affine = read_dicom(path)
-    else:
-        volume = read_volume(path)
-        voxels = np.asarray(volume.voxels, np.float32, order="C")
-        if (volume.slope, volume.inter) != (1.0, 0.0):
-            voxels = voxels * np.float32(volume.slope) + np.float32(volume.inter)
-        affine = volume.affine
-        warnings += volume.warnings
+    voxels, affine, warnings = _read(path)
     if min(voxels.shape) < 16:
         raise ScanError(
             f"{path}: {'x'.join(map(str, voxels.shape))} voxels: a brain needs at least 16 slices",
             code="scan-too-thin",
         )
-    finite = np.isfinite(voxels)
-    if not finite.all():
-        count = int(finite.size - np.count_nonzero(finite))
-        warnings.append(f"{count} voxels are NaN or infinite; taken as background")
-        voxels = np.where(finite, voxels, np.float32(0))
+    # A plane at a time, here and below: a scan is as much memory as all the rest together.
+    bad = sum(_make_finite(plane) for plane in voxels)
+    if bad:
+        warnings.append(f"{bad} voxels are NaN or infinite; taken as background")
     values, counts = np.unique(_border(voxels), return_counts=True)
-    most = float(values[counts.argmax()])
+    most = values[counts.argmax()]
     # A value that most of the border has is background, whatever it is (z-scores, -1024).
     known = counts.max() > 0.5 * counts.sum()
-    inside = voxels[voxels != np.float32(most)] if known else voxels.ravel()
-    if not inside.size or inside.min() == inside.max():
+    kept = [plane[plane != most] if known else plane for plane in voxels]
+    ends = [(part.min(), part.max()) for part in kept if part.size]
+    if not ends or min(low for low, _ in ends) == max(high for _, high in ends):
         raise ScanError(
             f"{path}: every voxel has the same value; is the file empty?", code="scan-constant"
         )
-    low = float(np.percentile(inside[:: max(1, inside.size // 1_000_000)], 2))
+    sparse = np.concatenate([part.ravel()[:: max(1, voxels.size // 1_000_000)] for part in kept])
+    low = np.float32(np.percentile(sparse, 2))
     floor = min(low, most) if known else low
-    if floor != 0 or float(voxels.min()) < 0:
-        background = voxels == np.float32(most)
-        voxels = np.maximum(voxels - np.float32(floor), 0)
-        if known:
-            voxels[background] = 0
+    if floor != 0 or min(low for low, _ in ends) < 0:
+        for plane in voxels:
+            background = plane == most
+            np.maximum(plane - floor, 0, out=plane)
+            if known:
+                plane[background] = 0
     return Image(path, voxels, affine, tuple(warnings))
+
+
+def _read(path: Path) -> tuple[Float, Matrix, list[str]]:
+    """The values, in memory of their own, the affine and warnings."""
+    if path.is_dir():
+        return *read_dicom(path), []
+    volume = read_volume(path)
+    voxels = np.array(volume.voxels, np.float32, order="C")
+    if (volume.slope, volume.inter) != (1.0, 0.0):
+        voxels *= np.float32(volume.slope)
+        voxels += np.float32(volume.inter)
+    return voxels, volume.affine, list(volume.warnings)
+
+
+def _make_finite(plane: Float) -> int:
+    """NaN and infinity become 0, in place; how many there were."""
+    finite = np.isfinite(plane)
+    count = plane.size - int(np.count_nonzero(finite))
+    if count:
+        plane[~finite] = 0
+    return count
 
 
 def _border(voxels: Float) -> Float:

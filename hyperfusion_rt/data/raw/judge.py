@@ -214,9 +214,8 @@ def _refused(path: Path, what: str, hint: str) -> ScanError:
 
 
 def _likeness(path: Path, quality: Quality, limits: Thresholds) -> list[str]:
-    """What of the brain and its contrast is unlike a T1 scan's."""
-    look = "is it a T1 scan of a whole head, and does its header give the right orientation?"
-    warnings = []
+    """What of the brain and its contrast is unlike a T1 scan's: warnings, or all of it at once."""
+    wrong, warnings = [], []
     sure = (
         f"two ways to find the brain differ by {quality.disagreement:.1f} mm, "
         f"{quality.inside:.0%} of it lies in the scan; the probability of being over 2 mm off is"
@@ -227,23 +226,27 @@ def _likeness(path: Path, quality: Quality, limits: Thresholds) -> list[str]:
          limits.flag_residual),
     ):  # fmt: skip
         if not value <= refuse:
-            raise _refused(path, f"{what} {value:.2f}, at most {refuse:.2f} is accepted", look)
-        if value > flag:
+            wrong.append(f"{what} {value:.2f}, at most {refuse:.2f} is accepted")
+        elif value > flag:
             warnings.append(f"{what} {value:.2f} (above {flag:.2f}); look at the result")
     for tissue, value, (low, high) in (
         ("CSF", quality.csf, limits.refuse_csf), ("grey matter", quality.grey, limits.refuse_grey),
     ):  # fmt: skip
         if not low <= value <= high:
-            what = f"{tissue} has {value:.2f} of white matter's brightness, {low:.2f} to {high:.2f}"
-            raise _refused(path, f"{what} is a T1 scan's", "is it a T1 scan?")
-    if quality.overlap < limits.refuse_overlap:
+            what = f"{tissue} has {value:.2f} of white matter's brightness"
+            wrong.append(f"{what}, {low:.2f} to {high:.2f} is a T1 scan's")
+    least = limits.refuse_overlap
+    if quality.overlap < least:
         what = f"overlap with the template's tissue {quality.overlap:.2f}"
-        raise _refused(path, f"{what}, at least {limits.refuse_overlap:.2f} is needed", look)
-    if quality.overlap < limits.flag_overlap:
+        wrong.append(f"{what}, at least {least:.2f} is needed")
+    elif quality.overlap < limits.flag_overlap:
         warnings.append(
             f"overlap with the template's tissue only {quality.overlap:.2f} (below "
             f"{limits.flag_overlap:.2f}); look at the result"
         )
+    if wrong:
+        look = "is it a T1 scan of a whole head, and does its header give the right orientation?"
+        raise _refused(path, "; ".join(wrong), look)
     return warnings
 
 

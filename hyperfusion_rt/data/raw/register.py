@@ -120,8 +120,8 @@ def _resample(
     """The scan on the template's 1 mm grid, once interpolated, int16."""
     shape = template.mask.shape
     matrix = np.linalg.inv(scan.affine) @ transform @ template.affine
-    values = sample(scan.voxels, matrix, shape, cubic=True, mask=mask)
-    inside = np.maximum(values[mask] / field.on(template.affine, mask, template), 0)
+    inside = sample(scan.voxels, matrix, shape, cubic=True, mask=mask)[mask]
+    inside = np.maximum(inside / field.on(template.affine, mask, template), 0)
     slope = np.float32(max(float(inside.max(initial=0)), 1e-30) / 32000)
     # What is brain stays different from the background.
     stored = np.zeros(shape, np.int16)
