@@ -27,7 +27,7 @@ from spoil import spoilt_at_random
 
 from hyperfusion_rt.data.raw.image import read_raw
 from hyperfusion_rt.data.raw.judge import DOUBT, distance, doubt, evidence
-from hyperfusion_rt.data.raw.pose import find_pose
+from hyperfusion_rt.data.raw.register import locate
 from hyperfusion_rt.data.raw.template import load_template
 from hyperfusion_rt.machine import describe_machine
 
@@ -50,11 +50,11 @@ def scans(
     for number in range(count):
         name = names[number % len(names)]
         scan, pose, how = spoilt_at_random(*heads[name], rng)
-        wide, narrow, _ = find_pose(scan.shrunk(2))
+        wide, fit, _ = locate(scan.shrunk(2))
         found.append({
-            "head": name, "how": how, "mm": distance(narrow.transform, pose, template),
-            "disagreement": distance(wide.transform, narrow.transform, template),
-            "misfit": narrow.misfit, "inside": narrow.inside,
+            "head": name, "how": how, "mm": distance(fit.transform, pose, template),
+            "disagreement": distance(wide.transform, fit.transform, template),
+            "misfit": fit.misfit, "inside": fit.inside,
         })  # fmt: skip
     return found
 

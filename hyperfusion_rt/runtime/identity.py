@@ -54,6 +54,7 @@ CODE = (
     "data.imports",
     "data.mni_template",
     "data.other_files",
+    "data.raw.brain_mask",
     "data.raw.field",
     "data.raw.image",
     "data.raw.judge",

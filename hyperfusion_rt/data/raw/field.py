@@ -32,12 +32,14 @@ class Field:
 
     logarithm: on the template's 4 mm grid, mean 0 in the brain. residual: the robust standard
     deviation of what field and contrast leave of the logarithm. tissues: the brightness of CSF,
-    grey and white matter without the field, over the brightest of them.
+    grey and white matter without the field, over the brightest of them. white: the third quartile
+    of the brain's brightness without the field, about white matter's.
     """
 
     logarithm: Float
     residual: float
     tissues: tuple[float, float, float]
+    white: float
 
     def on(self, affine: Matrix, mask: Mask, template: Template) -> Float:
         """The field (a factor) on another grid, where `mask` is set: `[N]`."""
@@ -47,12 +49,12 @@ class Field:
         )
         return found
 
-    def taken_off(self, scan: Image, transform: Matrix, template: Template) -> Image:
-        """The scan without the field; its pose is `transform`."""
+    def flattened(self, scan: Image, transform: Matrix, template: Template) -> Image:
+        """The scan without the field, and nothing brighter than white matter (fat, vessels)."""
         level = template.levels[_SPACING]
         matrix = np.linalg.inv(level.affine) @ np.linalg.inv(transform) @ scan.affine
         field = np.exp(sample(self.logarithm, matrix, scan.voxels.shape, nearest=True))
-        return replace(scan, voxels=np.asarray(scan.voxels / field, np.float32))
+        return replace(scan, voxels=np.minimum(scan.voxels / field, np.float32(self.white)))
 
 
 def _powers(level: Level, index: Matrix) -> Matrix:
@@ -108,7 +110,7 @@ def find_field(template: Template, scan: Image, transform: Matrix) -> Field:
     middle = float(np.median(values))
     used = (values > _SCAN_LEAST * middle) & (model > _TEMPLATE_LEAST * np.median(model))
     if middle <= 0 or np.count_nonzero(used) < 1000:
-        return Field(np.zeros_like(level.image), np.inf, (0.0, 0.0, 0.0))
+        return Field(np.zeros_like(level.image), np.inf, (0.0, 0.0, 0.0), 0.0)
     # Beyond the brain the polynomial says nothing: it goes on as at the border of its box.
     low, high = (f(np.nonzero(brain), axis=1)[:, None] for f in (np.min, np.max))
     index = np.clip(np.indices(level.image.shape).reshape(3, -1), low, high)
@@ -124,4 +126,5 @@ def find_field(template: Template, scan: Image, transform: Matrix) -> Field:
     brightest = float(np.abs(tissues).max()) + 1e-30
     logarithm = (_sum(found[: len(powers)], everywhere) - own.mean()).reshape(level.image.shape)
     csf, grey, white = (float(one) / brightest for one in tissues)
-    return Field(logarithm.astype(np.float32), residual, (csf, grey, white))
+    level_of_white = float(np.percentile(even, 75))
+    return Field(logarithm.astype(np.float32), residual, (csf, grey, white), level_of_white)

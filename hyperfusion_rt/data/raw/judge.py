@@ -9,7 +9,7 @@ import numpy as np
 
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.raw.field import Field
-from hyperfusion_rt.data.raw.image import Image, Matrix, sample, to_mm
+from hyperfusion_rt.data.raw.image import Float, Image, Matrix, to_mm
 from hyperfusion_rt.data.raw.pose import Fit
 from hyperfusion_rt.data.raw.template import Template
 from hyperfusion_rt.data.scan_check import pearson
@@ -165,7 +165,7 @@ def distance(first: Matrix, second: Matrix, template: Template) -> float:
 
 def measure(
     scan: Image,
-    coarse: Image,
+    even: Float,
     template: Template,
     wide: Fit,
     fit: Fit,
@@ -175,15 +175,13 @@ def measure(
 ) -> Quality:
     """The figures of a scan.
 
-    `coarse`: in voxels of about 2 mm. `wide`: of the wide windows; `fit`: the answer.
+    `even`: without its field, on the template's 2 mm grid, where that is brain or within 4 mm of
+    it. `wide`: of the wide windows; `fit`: the answer.
     `preprocessing`: of the boxes whose coverage is measured.
     """
     transform = fit.transform
     level = template.levels[2]
     near, brain = level.away < 4, level.away == 0
-    to_scan = np.linalg.inv(coarse.affine) @ transform @ level.affine
-    even = sample(coarse.voxels, to_scan, level.image.shape, mask=near)
-    even[near] /= field.on(level.affine, near, template)
     inside = even[brain]
     tissue = near & (even > _TISSUE * np.median(inside))
     both = np.count_nonzero(tissue & template.tissue)

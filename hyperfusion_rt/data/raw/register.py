@@ -7,9 +7,10 @@
 scan is interpolated once, with cubic splines.
 
 `T` has 12 degrees of freedom and is found by local correlation (`data.raw.pose`), which a bias
-field hardly disturbs; then the field is found where the brain lies (`data.raw.field`). Only voxels
-in and just around the template's brain count, so that skull, face and neck do not matter. Nothing
-is drawn at random and all sums are taken by one thread: same scan, same bits.
+field hardly disturbs; then the field is found where the brain lies (`data.raw.field`), and the pose
+once more without it. Only voxels in and just around the template's brain count, so that skull, face
+and neck do not matter. Nothing is drawn at random and all sums are taken by one thread: same scan,
+same bits.
 
 The template is the MNI152 2009a T1 of the nilearn package, whose skull is stripped (Fonov et al.,
 NeuroImage 2011). A scan whose header swaps left and right cannot be told from a good one.
@@ -22,6 +23,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,23 +31,21 @@ from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data import scan_check
 from hyperfusion_rt.data.imports import import_nibabel
+from hyperfusion_rt.data.raw import brain_mask
 from hyperfusion_rt.data.raw.field import Field, find_field
-from hyperfusion_rt.data.raw.image import Image, Mask, Matrix, read_raw, sample
+from hyperfusion_rt.data.raw.image import Float, Image, Mask, Matrix, read_raw, sample
 from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.raw.picture import picture
-from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
+from hyperfusion_rt.data.raw.pose import Fit, at_level, find_pose, refine
 from hyperfusion_rt.data.raw.sidecar import picture_of, sidecar_of
 from hyperfusion_rt.data.raw.template import Template, load_template
-from hyperfusion_rt.data.volumes import Volume, find_support, read_volume
+from hyperfusion_rt.data.volumes import Volume, find_support
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
 
-# A voxel brighter than this part of the median is brain, where the skull was removed before.
-_SUPPORT = 0.1
-_MASK_OVERLAP = 0.7  # Dice, of a given mask and the template's
-_SHELL_MM = (5, 12)  # around the brain: skull and scalp
+_NEAR_MM = 6  # around the brain: where the scan without its field is wanted
 
 
 @dataclass(frozen=True)
@@ -68,49 +68,34 @@ class Registered:
     mask: Path | None = None
 
 
-def _is_stripped(template: Template, coarse: Image, transform: Matrix) -> bool:
-    """Whether next to nothing is bright 5 to 12 mm outside the brain."""
-    level = template.levels[4]
-    matrix = np.linalg.inv(coarse.affine) @ transform @ level.affine
-    image = sample(coarse.voxels, matrix, level.image.shape, mask=level.away < _SHELL_MM[1])
-    shell = (level.away > _SHELL_MM[0]) & (level.away < _SHELL_MM[1])
-    bright = image[shell] > _SUPPORT * np.median(image[level.away == 0])
-    return bool(bright.mean() < 0.1)
+class Place(NamedTuple):
+    """Where a scan lies: in wide windows, in narrow ones (the answer), and its bias field."""
+
+    wide: Fit
+    fit: Fit
+    field: Field
 
 
-def _own_outline(template: Template, scan: Image, coarse: Image, transform: Matrix) -> Mask:
-    """The brain as it was cut out, without holes, on the template's 1 mm grid."""
-    from scipy import ndimage
+def locate(coarse: Image) -> Place:
+    """The place of a scan in voxels of about 2 mm.
 
-    level = _SUPPORT * float(np.median(coarse.voxels[coarse.voxels > 0]))
-    filled = ndimage.binary_fill_holes(coarse.voxels > level)
-    holes = filled & (coarse.voxels <= level)
-    found = np.zeros(template.mask.shape, np.bool_)
-    for image, part in ((scan, scan.voxels > level), (coarse, holes)):
-        matrix = np.linalg.inv(image.affine) @ transform @ template.affine
-        values = part.astype(np.float32)
-        found |= sample(values, matrix, found.shape, mask=template.around) >= 0.5
-    return found
-
-
-def _given_mask(path: Path, template: Template, transform: Matrix) -> Mask:
-    """A user's brain mask, on the template's 1 mm grid.
-
-    Raises:
-        ScanError: it cannot be read, or is no mask of the brain that was found.
+    The field is found where the brain was first found, and the pose again without the field: an
+    edge of the brain has the local contrast of the field that it lies in.
     """
-    volume = read_volume(path)
-    matrix = np.linalg.inv(volume.affine) @ transform @ template.affine
-    values = (np.asarray(volume.voxels) > 0).astype(np.float32)
-    found: Mask = sample(values, matrix, template.mask.shape) >= 0.5
-    common = np.count_nonzero(found & template.mask)
-    overlap = 2 * common / (np.count_nonzero(found) + np.count_nonzero(template.mask))
-    if overlap < _MASK_OVERLAP:
-        raise ScanError(
-            f"{path}: this mask and the brain that was found overlap by {overlap:.2f} (Dice), at "
-            f"least {_MASK_OVERLAP} is needed; is it the brain mask of this scan?",
-            code="scan-mask-wrong",
-        )
+    template = load_template()
+    wide, first, smoothed = find_pose(coarse)
+    field = find_field(template, smoothed, first.transform)
+    flat = field.flattened(coarse, first.transform, template)
+    return Place(wide, refine(at_level(flat, template.levels[4]), first.transform), field)
+
+
+def _even(coarse: Image, transform: Matrix, field: Field, template: Template) -> Float:
+    """The scan without its field on the template's 2 mm grid, in and around the brain."""
+    level = template.levels[2]
+    near = level.away < _NEAR_MM
+    matrix = np.linalg.inv(coarse.affine) @ transform @ level.affine
+    found = sample(coarse.voxels, matrix, level.image.shape, mask=near)
+    found[near] /= field.on(level.affine, near, template)
     return found
 
 
@@ -154,9 +139,9 @@ def register(
     names the boxes whose coverage is measured.
 
     A scan with its skull is cut out with `mask`, a brain mask in the scan's own space (any grid;
-    not 0 is brain), else with the template's; one whose skull was removed keeps its own outline.
-    `with_picture`: draw it, see `Registered`. One thread; run several scans at a time in processes
-    or threads.
+    not 0 is brain), else with the template's, moved to the scan's own edges
+    (`data.raw.brain_mask`); one whose skull was removed keeps its own outline. `with_picture`: draw
+    it, see `Registered`. One thread; run several scans at a time in processes or threads.
 
     Raises:
         ScanError: scan or mask unreadable (see `read_volume`), no single even DICOM series, a
@@ -197,32 +182,28 @@ def register_image(
     template, path = load_template(), scan.path
     with clock.step("register"):
         coarse = scan.shrunk(2)
-        wide, fit, smoothed = find_pose(coarse)
-        stripped = _is_stripped(template, coarse, fit.transform)
-    with clock.step("bias"):
-        field = find_field(template, smoothed, fit.transform)
-        if stripped:
-            # A brain that ends in nothing: there the local contrast goes with the field.
-            even = field.taken_off(coarse, fit.transform, template)
-            fit = refine(at_level(even, template.levels[4]), fit.transform)
+        wide, fit, field = locate(coarse)
         transform = fit.transform
     with clock.step("quality"):
-        quality = measure(scan, coarse, template, wide, fit, field, preprocessing, stripped)
+        stripped = brain_mask.is_stripped(template, coarse, transform)
+        even = _even(coarse, transform, field, template)
+        quality = measure(scan, even, template, wide, fit, field, preprocessing, stripped)
         warnings = [*scan.warnings, *judge(path, quality, preprocessing, thresholds)]
     with clock.step("resample"):
         # Finer voxels are averaged first, or their noise would come through as it is.
         fine = scan.shrunk(1)
-        inside = template.mask
         if mask is not None:
-            inside = _given_mask(mask, template, transform)
+            inside = brain_mask.given(mask, template, transform)
         elif stripped:
-            inside = _own_outline(template, fine, coarse, transform)
+            inside = brain_mask.own_outline(template, fine, coarse, transform)
+        else:
+            inside = brain_mask.by_edges(template, even, field)
         volume = _resample(fine, template, transform, field, inside)
         warnings += _odd_contrast(path, volume)
     drawn = ""
     if with_picture:
         with clock.step("picture"):
-            drawn = picture(fine, template, transform, field)
+            drawn = picture(fine, template, transform, field, inside)
     return Registered(volume, quality, tuple(warnings), transform, clock.steps, drawn, mask)
 
 

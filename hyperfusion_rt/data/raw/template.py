@@ -23,7 +23,9 @@ CENTER = np.array([0.0, -17.0, 10.0])  # of the brain in MNI space, mm RAS
 SPACINGS = (8, 4, 2)
 # A scan whose skull was removed before may have brain this far beyond the template's.
 _BEYOND_MM = 6
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
+# A voxel at 2 mm is in the middle of the brain from this depth on, mm.
+_CORE_MM = 5
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Template:
     """The MNI152 T1 on its 1 mm grid, and what registration compares with.
 
     mask: the brain; around: it and 6 mm around; white: `[3, N]` mm in the core of white matter;
-    tissue: at 2 mm, grey or white matter; parts: `[3, X, Y, Z]` at 4 mm, how much of a voxel of the
-    brain is CSF, grey and white matter.
+    tissue: at 2 mm, grey or white matter; core: at 2 mm, the middle of the brain; parts: `[3, X, Y,
+    Z]` at 4 mm, how much of a voxel of the brain is CSF, grey and white matter.
     """
 
     affine: Matrix
@@ -51,6 +53,7 @@ class Template:
     white: Matrix
     levels: dict[int, Level]
     tissue: Mask
+    core: Mask
     parts: Float
 
 
@@ -128,6 +131,7 @@ def _make(files: dict[str, Path]) -> Template:
         to_mm(affine, np.stack(np.nonzero(core))[:, ::10]),
         levels,
         tissue > 127.5,
+        ndimage.distance_transform_edt(part > 0.5) * 2 > _CORE_MM,
         np.stack([csf, *parts]).astype(np.float32),
     )
 
@@ -141,6 +145,7 @@ def _write(path: Path, made: Template) -> None:
         "shape": np.array(made.mask.shape),
         "white": made.white,
         "tissue": made.tissue,
+        "core": made.core,
         "parts": made.parts,
     }
     for spacing, level in made.levels.items():
@@ -179,5 +184,5 @@ def _unpacked(file: NpzFile) -> Template:
     }  # fmt: skip
     return Template(
         file["affine"], mask("mask"), mask("around"), file["white"], levels, file["tissue"],
-        file["parts"],
+        file["core"], file["parts"],
     )  # fmt: skip

@@ -39,7 +39,7 @@ def brain(template):
 
 
 def no_field(template):
-    return Field(np.zeros_like(template.levels[4].image), 0.0, (0.3, 0.7, 1.0))
+    return Field(np.zeros_like(template.levels[4].image), 0.0, (0.3, 0.7, 1.0), 100.0)
 
 
 def strong_field(image):
@@ -70,7 +70,7 @@ def test_a_strong_field_moves_nothing_and_is_found(brain, template):
     pose, level = find_pose(biased)[1], template.levels[4]
     assert distance(pose.transform, np.eye(4), template) < 0.7
     found = find_field(template, at_level(biased, level), pose.transform)
-    even = at_level(found.taken_off(biased, pose.transform, template), level)
+    even = at_level(found.flattened(biased, pose.transform, template), level)
     # ± 70 % is no polynomial of degree 3 to the logarithm.
     assert distance(refine(even, pose.transform).transform, np.eye(4), template) < 0.45
     inside = level.away == 0
@@ -103,6 +103,17 @@ def test_the_contrast_does_not_matter_to_the_field(brain, template):
     inside = template.levels[4].away == 0
     assert found.logarithm[inside].std() < 0.02
     assert found.tissues[1] > 0.8
+
+
+def test_fat_does_not_count(brain, template):
+    """What is brighter than white matter is dimmed to it."""
+    found = find_field(template, at_level(brain, template.levels[4]), np.eye(4))
+    inside = brain.voxels > 0
+    assert 0.9 < found.white / np.percentile(brain.voxels[inside], 75) < 1.1
+    fat = replace(brain, voxels=np.where(inside, brain.voxels, 1000).astype(np.float32))
+    flat = found.flattened(fat, np.eye(4), template).voxels
+    assert flat.max() == np.float32(found.white)
+    assert flat[~inside].min() == flat.max()
 
 
 def test_a_scan_without_brightness_has_no_field(template):
@@ -146,8 +157,11 @@ def test_otsu_separates_two_groups():
 
 
 def test_the_picture_is_small_and_shows_the_outline(brain, template):
-    drawn = picture(brain, template, np.eye(4), no_field(template))
+    drawn = picture(brain, template, np.eye(4), no_field(template), template.mask)
     assert len(drawn) < 60_000
+    noise = np.random.default_rng(0).uniform(0, 200, brain.voxels.shape).astype(np.float32)
+    noisy = replace(brain, voxels=noise)
+    assert len(picture(noisy, template, np.eye(4), no_field(template), template.mask)) < 60_000
     root = ElementTree.fromstring(drawn)
     [image] = [node for node in root.iter() if node.tag.endswith("image")]
     data = image.get("href").removeprefix("data:image/png;base64,")
