@@ -53,9 +53,10 @@ bench-scan-checks: demo/demo.hfrt $(VENV)/dev.stamp
 
 # Registration of real heads, beside ANTs and SimpleITK, and whether it knows when it is wrong. The first
 # run downloads the same volumes, and ANTs into an environment of its own.
-bench-heads: $(VENV)/dev.stamp
+bench-heads: demo/demo.hfrt $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/trust.py
+	$(BIN)/python benchmarks/raw_night.py --artifact demo/demo.hfrt
 
 demo/demo.hfrt:
 	$(MAKE) demo

@@ -1,6 +1,7 @@
 """What ANTs finds; run by `heads.py` in an environment of its own, with one thread.
 
     python heads_ants.py truth TEMPLATE BRAIN OUT     # SyN; the affine nearest to its map
+    python heads_ants.py correlation TEMPLATE BRAIN OUT    # the same, by local correlation
     python heads_ants.py affine TEMPLATE MASK HEAD OUT    # the affine alone, in the brain's mask
 
 Writes `transform [4, 4]`, template mm to scan mm (RAS), and the seconds of CPU.
@@ -46,13 +47,14 @@ def main() -> None:
     points = image.affine[:3, :3] @ index + image.affine[:3, 3:]
     fixed, scan = ants.image_read(template), ants.image_read(paths[-1])
     start = time.process_time()
-    if what == "truth":
-        even = ants.n4_bias_field_correction(scan, mask=scan > 0)
-        found = ants.registration(fixed, even, "SyN", reg_iterations=SYN, random_seed=1)
+    if what == "affine":
+        mask = ants.image_read(paths[0])
+        found = ants.registration(fixed, scan, "Affine", mask=mask, random_seed=1)
     else:
-        found = ants.registration(
-            fixed, scan, "Affine", mask=ants.image_read(paths[0]), random_seed=1
-        )
+        for _ in range(2):  # a strong field is not found at once
+            scan = ants.n4_bias_field_correction(scan, mask=scan > 0)
+        cost = {"syn_metric": "CC", "syn_sampling": 3} if what == "correlation" else {}
+        found = ants.registration(fixed, scan, "SyN", reg_iterations=SYN, random_seed=1, **cost)
     seconds = time.process_time() - start
     transform = nearest(points, moved(points, found["fwdtransforms"]))
     content = {"transform": transform.tolist(), "seconds": seconds}

@@ -14,6 +14,8 @@ from hyperfusion_rt.data.dicom import read_dicom
 from hyperfusion_rt.data.volumes import read_volume
 from hyperfusion_rt.errors import ScanError
 
+_SLICES = 16  # read at a time: a cache line of float32
+
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
@@ -174,7 +176,9 @@ def _read(path: Path) -> tuple[Float, Matrix, list[str]]:
     if path.is_dir():
         return *read_dicom(path), []
     volume = read_volume(path)
-    voxels = np.array(volume.voxels, np.float32, order="C")
+    voxels = np.empty(volume.voxels.shape, np.float32)
+    for z in range(0, voxels.shape[2], _SLICES):  # files are in Fortran's order
+        voxels[:, :, z : z + _SLICES] = volume.voxels[:, :, z : z + _SLICES]
     if (volume.slope, volume.inter) != (1.0, 0.0):
         voxels *= np.float32(volume.slope)
         voxels += np.float32(volume.inter)
