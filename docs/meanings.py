@@ -98,13 +98,14 @@ JOURNAL = [
     (
         '`"case"`',
         "`case` (subject, session, status, code, reason, values, spread, seconds, quality, scan, "
-        "stamp), `row` (hash of the cells that the network reads, and of how scans are checked)",
+        "stamp), `row` (hash of the cells that the network reads, as a map reads them, and of how "
+        "scans are checked)",
         "One for each case, as it is done.",
     ),
     (
         '`"end"`',
         "`status`, `cases`, `known` (cases that failed before and have not changed), `problems` "
-        "(what could not be joined), `table`, `counts`",
+        "(what could not be joined), `table`, `map`, `counts`",
         "The end of a run. A run that was killed has none.",
     ),
 ]

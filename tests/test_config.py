@@ -20,6 +20,7 @@ def test_all_models_are_found():
         "Channel",
         "Config",
         "Feature",
+        "MappedColumn",
         "NetworkConfig",
         "Preprocessing",
         "TableSpec",

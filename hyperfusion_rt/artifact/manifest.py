@@ -35,10 +35,10 @@ from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 # Version 3 had no `scan_reference`, and every scan's background was what is exactly 0. Those to
 # 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes. Those to
-# 5 knew no standard deviations.
+# 5 knew no standard deviations, those to 6 no `table.map`.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]

@@ -47,7 +47,7 @@ PANELS = {
     INPUT: (
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
         "models", "folds", "seeds", "ablate", "test", "test_table",
-        "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
+        "map", "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
         "participant_label", "session_label", "scan_checks", "target", "task", "unit", "boxes",
     ),
     OUTPUT: (
@@ -68,6 +68,7 @@ METAVARS = {
     "shard": "I/N",
     "feature_cache": "DIR",
     "derivative": "DIR",
+    "map": "COLUMN=COLUMN[:CELL=VALUE,...]",
     "serve": "DIR",
 }
 # What a command sets itself.

@@ -28,7 +28,7 @@ from hyperfusion_rt.config.preprocessing import (
 )
 from hyperfusion_rt.config.presets import PRESETS
 from hyperfusion_rt.config.study import OLDER_TASKS, Config, Precision, ScanChecks, Task
-from hyperfusion_rt.config.tabular import SD, Feature, TableSpec, answer_columns
+from hyperfusion_rt.config.tabular import SD, Feature, MappedColumn, TableSpec, answer_columns
 from hyperfusion_rt.config.training import Rule, TrainingConfig
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Finite",
     "Frozen",
     "Fusion",
+    "MappedColumn",
     "NetworkConfig",
     "Normalisation",
     "Point",

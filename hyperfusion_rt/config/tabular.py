@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hyperfusion_rt.config.base import Frozen
 
@@ -23,6 +23,30 @@ class Feature(Frozen):
         description="the values of a categorical column (case does not matter); empty: those of "
         "the training rows",
     )
+
+
+class MappedColumn(Frozen):
+    """A column that stands for one of the model's, in tables that lack the model's own."""
+
+    column: str = Field(min_length=1, description="the column's name in those tables' header")
+    values: dict[str, str] = Field(
+        {},
+        description="cells of that column, each with what it means to the model (case does not "
+        "matter; `''`: not known); all other cells are read as they are",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MappedColumn:
+        meanings: dict[str, str] = {}
+        for cell, value in self.values.items():
+            if not cell.strip():
+                raise ValueError(f"an empty cell is not known, and cannot be {value!r}; drop it")
+            first = meanings.setdefault(cell.strip().casefold(), value)
+            if first.strip().casefold() != value.strip().casefold():
+                raise ValueError(
+                    f"{cell!r} is both {first!r} and {value!r} (case does not matter); keep one"
+                )
+        return self
 
 
 class TableSpec(Frozen):
@@ -52,6 +76,28 @@ class TableSpec(Frozen):
     session_column: str | None = Field(
         None, description="the column of sessions; without one, the first that has a usual name"
     )
+
+    map: dict[str, MappedColumn] = Field(
+        {},
+        description="features, or the target, each with the column that is read in its place "
+        "where a table does not have it, in training and at inference",
+    )
+
+    @model_validator(mode="after")
+    def _check_map(self) -> TableSpec:
+        known = [*(feature.name for feature in self.features), self.target]
+        for name in self.map:
+            if name not in known:
+                raise ValueError(
+                    f"map: {name!r} is no feature and not the target; choose from "
+                    f"{', '.join(known)}"
+                )
+        return self
+
+    @property
+    def class_values(self) -> tuple[str, ...]:
+        """The values of the target column that mean a class; none of a target that is a number."""
+        return tuple(v for name, values in self.classes.items() for v in values or (name,))
 
     @property
     def answers(self) -> tuple[str, ...]:

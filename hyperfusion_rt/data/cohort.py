@@ -102,7 +102,11 @@ def join(scans: Sequence[Scan], table: Table, read: Sequence[str] = ()) -> Cohor
     problems: list[Problem] = []
     used: set[int] = set()
     matched = 0
-    pairs = lookalikes(table.columns, read)
+    pairs = [
+        (name, other)
+        for name, other in lookalikes(table.columns, [table.sources.get(n, n) for n in read])
+        if other not in table.sources
+    ]
 
     def leave(
         subject: str, scan: Scan, path: Path, reason: str, code: str, kind: ProblemKind
@@ -128,7 +132,7 @@ def join(scans: Sequence[Scan], table: Table, read: Sequence[str] = ()) -> Cohor
                 taken.setdefault((subject, match.session), []).append(scan.path)
         elif isinstance(match, Match):
             doubts = [disagreement(match.row, *pair) for pair in pairs]
-            warnings = (*scan.warnings, *match.warnings, *filter(None, doubts))
+            warnings = (*scan.warnings, *match.warnings, *match.row.warnings, *filter(None, doubts))
             case = Case(subject, match.session, scan.path, match.row, warnings, scan.more)
             found.setdefault((subject, case.session), []).append(case)
         elif match is not None:

@@ -10,7 +10,7 @@ scikit-learn; encoding needs NumPy alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -120,8 +120,11 @@ class TabularEncoder(Fitted):
             at = inputs.stop + (gap is not None)
         return tuple(found)
 
-    def check_columns(self, table: Table) -> None:
+    def check_columns(self, table: Table, instead: Mapping[str, str] | None = None) -> None:
         """Check that the table has every column that encoding reads.
+
+        Args:
+            instead: for absent columns, what would read another column in their place.
 
         Raises:
             TableError: naming the missing columns, and close ones that the table has.
@@ -129,9 +132,12 @@ class TabularEncoder(Fitted):
         absent = [c.name for c in self.columns if c.name not in table.columns]
         if absent:
             named = ", ".join(f"{name!r}{suggest(name, table.columns)}" for name in absent)
+            maps = [instead[name] for name in absent if name in instead] if instead else []
+            advice = f"; or read others in their place: {'; '.join(maps)}" if maps else ""
+            own = [name for name in table.columns if name not in table.sources]
             raise TableError(
                 f"{table.path}: missing columns: {named} (the columns are "
-                f"{', '.join(table.columns)}); add them, empty where nothing is known",
+                f"{', '.join(own)}); add them, empty where nothing is known{advice}",
                 code="table-missing-column",
             )
 

@@ -150,8 +150,9 @@ def mixed_points(table: Table, names: Sequence[str]) -> dict[str, Finding]:
     commas = [name for name, cells in columns.items() if any(map(_COMMA.fullmatch, cells))]
     found = {}
     for name in names:
-        points = [cell for cell in columns.get(name, ()) if _POINT.fullmatch(cell)]
-        others = [other for other in commas if other != name]
+        source = table.sources.get(name, name)
+        points = [cell for cell in columns.get(source, ()) if _POINT.fullmatch(cell)]
+        others = [other for other in commas if other != source]
         if not points or not others:
             continue
         example = next(cell for cell in columns[others[0]] if _COMMA.fullmatch(cell))

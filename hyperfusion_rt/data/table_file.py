@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -61,12 +61,18 @@ Duplicates = Literal["refuse", "first"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row; `subject` and `session` are normalised ids, `values` maps a column to its text."""
+    """One row; `subject` and `session` are normalised ids, `values` maps a column to its text.
+
+    `sources`: columns that were read from others, with their names in the file. `warnings`: what a
+    reader of its prediction should know of that.
+    """
 
     subject: str
     session: str | None
     line: int
     values: dict[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,8 @@ class LeftOut:
 class Table:
     """A table as read. `columns` are in file order; `problems` lists the rows left out.
 
-    `notes`: which columns name subjects and sessions, where that had to be found out.
+    `notes`: which columns name subjects and sessions, where that had to be found out; which
+    columns are read in the place of others. `sources`: as those of its rows.
     """
 
     path: Path
@@ -99,6 +106,7 @@ class Table:
     session_column: str | None = None
     problems: list[LeftOut] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def normalise_id(text: str) -> str:
@@ -132,7 +140,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def where(row: Row, column: str) -> str:
     """The start of a message about one cell."""
-    return f"line {row.line}, column {column!r}"
+    source = row.sources.get(column, column)
+    read_as = "" if source == column else f" (read as {column!r})"
+    return f"line {row.line}, column {source!r}{read_as}"
 
 
 def read_cell(row: Row, column: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hyperfusion_rt.config import ScanChecks
+from hyperfusion_rt.data.column_map import parse_map
 from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options, Threads
@@ -77,6 +78,11 @@ def _one_of(value: Shard | None) -> Shard | None:
     return value
 
 
+def _maps(texts: tuple[str, ...]) -> tuple[str, ...]:
+    parse_map(texts)
+    return texts
+
+
 class PredictOptions(Options):
     """How scans are read and the engine is run; see `hyperfusion_rt.load`."""
 
@@ -98,6 +104,11 @@ class PredictOptions(Options):
     )
     max_memory: Annotated[int | None, BeforeValidator(parse_size)] = Field(
         None, gt=0, description="What the process may take, in bytes or such as 4G."
+    )
+    map: Annotated[tuple[str, ...], AfterValidator(_maps)] = Field(
+        (),
+        description="Another column of the table in the place of one of the model's, and what its "
+        "cells mean, such as PTGENDER=sex:M=Male,F=Female or AGE=age; repeatable.",
     )
 
 

@@ -15,15 +15,23 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.clock import Clock
+from hyperfusion_rt.data.bids_columns import bids_readings, suggestions
 from hyperfusion_rt.data.bids_dataset import session_rows
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, Cohort, join
+from hyperfusion_rt.data.column_map import (
+    asked_readings,
+    columns_of_members,
+    own_readings,
+    parse_map,
+    read_through,
+)
 from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_all
 from hyperfusion_rt.data.table_columns import read_table_for
-from hyperfusion_rt.data.table_file import Duplicates
+from hyperfusion_rt.data.table_file import Duplicates, Table
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
 from hyperfusion_rt.files import stamp_of
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
@@ -168,9 +176,28 @@ class Predictor:
         )
         if in_bids:
             rows = session_rows(path.parent, rows)
-        for encoder in self.manifest.members:
-            encoder.check_columns(rows)
+        rows = self._mapped(rows, in_bids)
         return join(scans, rows, [column.name for column in self.manifest.members[0].columns])
+
+    def _mapped(self, table: Table, in_bids: bool) -> Table:
+        """`table` with the model's columns, read as `map`, the artifact or BIDS say.
+
+        Raises:
+            HyperFusionError: a map does not fit model or table, or a column is missing.
+        """
+        spec, members = self.manifest.table, self.manifest.members
+        columns = columns_of_members([member.columns for member in members], spec)
+        readings = own_readings(table, columns, spec.map, "as the artifact says")
+        readings |= asked_readings(table, columns, parse_map(self.options.map))
+        doubts: dict[str, str] = {}
+        if in_bids:
+            more, doubts = bids_readings(table, columns, readings)
+            readings |= more
+        found = read_through(table, readings)
+        instead = suggestions(found, columns, doubts)
+        for encoder in members:
+            encoder.check_columns(found, instead)
+        return found
 
     def stream(self, cases: Iterable[Case]) -> Stream[Prediction]:
         """Predict `cases`, in the order in which they are done; memory does not grow with them.

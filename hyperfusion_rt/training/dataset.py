@@ -18,6 +18,7 @@ from hyperfusion_rt.config import Config, TableSpec
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, join
 from hyperfusion_rt.data.column_check import Column
+from hyperfusion_rt.data.column_map import columns_of_spec, own_readings, read_through
 from hyperfusion_rt.data.encoder import read_target
 from hyperfusion_rt.data.finding import SHOWN, Finding, more
 from hyperfusion_rt.data.number_check import impossible_age
@@ -238,6 +239,8 @@ def _read_study(config: Config, root: Path) -> _Study:
         id_column=spec.id_column,
         session_column=spec.session_column,
     )
+    columns = columns_of_spec(spec)
+    table = read_through(table, own_readings(table, columns, spec.map, "as tabular.map says"))
     cohort = join(scans, table, [*(feature.name for feature in spec.features), spec.target])
     left = [Left(p.subject, p.session, f"{p.where}: {p.reason}", p.code) for p in cohort.problems]
     findings = [

@@ -17,8 +17,10 @@ from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.data.bids_columns import suggestions
 from hyperfusion_rt.data.cohort import Case, Cohort
-from hyperfusion_rt.data.table_file import suggest
+from hyperfusion_rt.data.column_map import columns_of_spec
+from hyperfusion_rt.data.table_file import Table, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine
@@ -173,9 +175,13 @@ def _truths(
         raise CohortError(f"{tabular}: no scan has a row{first}", code="evaluation-no-truth")
     columns = list(cohort.cases[0].row.values)
     if target not in columns:
+        rows = [case.row for case in cohort.cases]
+        own = {target: columns_of_spec(manifest.table)[target]}
+        maps = suggestions(Table(tabular, tuple(columns), rows, ",", ""), own, {})
+        advice = f"; or read another in its place: {maps[target]}" if maps else ""
         raise TableError(
             f"{tabular}: has no column {target!r}, the target of {manifest.name}"
-            f"{suggest(target, columns)}; the columns are {', '.join(columns)}",
+            f"{suggest(target, columns)}; the columns are {', '.join(columns)}{advice}",
             code="table-missing-column",
         )
     truths: dict[_Key, float] = {}

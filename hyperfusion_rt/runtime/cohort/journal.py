@@ -49,9 +49,14 @@ def journal_path(out: Path) -> Path:
 def row_hash(case: Case, columns: Sequence[str], checks: str = "") -> str:
     """A hash of the cells of the case's row that the network reads, and of the case's warnings.
 
+    The cells count as a map has read them, and the columns that they stand in: a case whose cells
+    mean the same under another map is the same.
+
     `checks`: how strictly scans are checked, which decides whether one fails.
     """
-    text = json.dumps([*(case.row.values.get(name) for name in columns), *case.warnings, checks])
+    cells = [case.row.values.get(name) for name in columns]
+    sources = [[name, case.row.sources[name]] for name in columns if name in case.row.sources]
+    text = json.dumps([*cells, *case.warnings, checks, sources])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -239,10 +244,12 @@ class Journal:
         table: str,
         known: Sequence[Prediction] = (),
         counts: Mapping[str, int] | None = None,
+        map: Sequence[str] = (),
     ) -> None:
         """Write down that the run is over: its cases, what could not be joined, its table.
 
         Args:
+            map: how the table was read; shards that were told otherwise are not of one run.
             known: the cases that failed before and have not changed.
             counts: how many of which kind the table has; see `outputs.table.COUNTS`.
         """
@@ -252,6 +259,7 @@ class Journal:
             "known": [(item.subject, item.session) for item in known],
             "problems": [as_json(problem) for problem in problems],
             "table": table,
+            "map": sorted(map),
             "counts": counts or {},
         }
         self._write({"end": end}, sync=True)

@@ -123,8 +123,9 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, JournalContent]
             differ = [n for n in known.identity if content.identity.get(n) != known.identity[n]]
             if known.shard is not None and known.shard[1] != count:
                 differ.append("number of shards")
-            if known.end and content.end and known.end.get("table") != content.end.get("table"):
-                differ.append("table")
+            for name in ("table", "map"):
+                if known.end and content.end and known.end.get(name) != content.end.get(name):
+                    differ.append(name)
             if differ:
                 raise ConfigError(
                     f"{path} and {other}: not of one run, they have another {', '.join(differ)}; "
