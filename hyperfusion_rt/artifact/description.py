@@ -68,7 +68,9 @@ def describe(folder: Path) -> Description:
     columns: Rows = []
     for column in m.members[0].columns:
         missing = f", missing in {column.missing_rate:.0%} of training rows"
-        columns.append((column.name, f"{column.kind}{missing if column.missing_rate else ''}"))
+        other = m.table.map.get(column.name)
+        text = f"{column.kind}{missing if column.missing_rate else ''}"
+        columns.append((column.name, text + (f", or column {other.column!r}" if other else "")))
     imputer = f"iterative, {len(m.members[0].steps)} steps" if m.members[0].steps else "median"
     columns.append(("gaps are filled by", imputer))
     sections["table"] = columns

@@ -85,13 +85,26 @@ class TableSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_map(self) -> TableSpec:
-        known = [*(feature.name for feature in self.features), self.target]
-        for name in self.map:
-            if name not in known:
+        listed = {feature.name: feature.categories for feature in self.features}
+        listed.setdefault(self.target, self.class_values)
+        for name, mapped in self.map.items():
+            if name not in listed:
                 raise ValueError(
                     f"map: {name!r} is no feature and not the target; choose from "
-                    f"{', '.join(known)}"
+                    f"{', '.join(listed)}"
                 )
+            if mapped.column in listed and mapped.column != name:
+                raise ValueError(
+                    f"map: {name!r} is read from {mapped.column!r}, which is a column of its own; "
+                    "name another"
+                )
+            allowed = [value.casefold() for value in ("", *listed[name])]
+            for value in mapped.values.values():
+                if listed[name] and value.strip().casefold() not in allowed:
+                    raise ValueError(
+                        f"map: {value!r} is not a value of {name!r}; choose from "
+                        f"{', '.join(listed[name])}, or '' for not known"
+                    )
         return self
 
     @property

@@ -102,6 +102,11 @@ def _suggested(table: Table, column: ModelColumn, source: str) -> str:
             value = named.get(meaning, other)
             if value != "?" or not column.is_target:  # a truth that is no class is not counted
                 values[cell] = value
+    elif plain(column.name) in _NAMES["age"]:
+        reading = Reading(source, "", capped=True)
+        for cell in (row.values[source] for row in table.rows):
+            if reading.read(cell)[1]:
+                values[cell] = reading.read(cell)[0]
     if len(values) > _SHOWN:
         values = {}
     text = as_text(column.name, MappedColumn(column=source, values=values))

@@ -65,7 +65,9 @@ def text(config: Config, where: Mapping[str, str], words: Mapping[str, str]) -> 
             lines += [f"{indent}- {scalar(one.model_dump(exclude_defaults=True))}" for one in value]
         elif isinstance(value, dict) and value:
             lines += commented(f"{indent}{field}:", said)
-            lines += [f"{indent}  {scalar(key)}: {scalar(inner)}" for key, inner in value.items()]
+            for key, one in value.items():
+                inner = one.model_dump(exclude_defaults=True) if isinstance(one, Frozen) else one
+                lines.append(f"{indent}  {scalar(key)}: {scalar(inner)}")
         else:
             lines += commented(f"{indent}{field}: {scalar(value)}", said)
     return "\n".join(lines) + "\n"
