@@ -74,7 +74,7 @@ def test_the_schema_is_one():
         assert definition["additionalProperties"] is False, name
         assert all("description" in field for field in definition["properties"].values()), name
     assert {name for name, d in made["$defs"].items() if "required" in d} == {
-        "Box", "Channel", "Feature",
+        "Box", "Channel", "Feature", "MappedColumn",
     }  # fmt: skip
 
 
