@@ -9,21 +9,24 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from hyperfusion_rt.config import Channel
+from hyperfusion_rt.data.bids_filter import BidsFilter
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import stem
 from hyperfusion_rt.data.scan_search import find_all, find_scans
 from hyperfusion_rt.data.scan_space import PASSED_OVER
-from hyperfusion_rt.errors import CohortError
+from hyperfusion_rt.errors import CohortError, ConfigError
 
 MISSING = "scan-channel-missing"
 _MARKS = "*?["  # of a glob
 Key = tuple[str, str | None]
 
 
-def find_cases(paths: Sequence[Path], channels: Sequence[Channel]) -> list[Scan]:
+def find_cases(
+    paths: Sequence[Path], channels: Sequence[Channel], choose: BidsFilter | None = None
+) -> list[Scan]:
     """The scans under `paths` (files or folders), each with the files of its further channels.
 
-    One channel that is every scan: as `find_scans`. Otherwise each channel's files are those that
+    One channel that is every scan: as `find_scans`, of which `choose` chooses. Otherwise each channel's files are those that
     its glob names; a file that is given stands for its case, whose other channels are looked for
     where its folder lies. Images belong together if subject and session are the same. What has no
     partner, or several, is a scan with a defect.
@@ -31,11 +34,19 @@ def find_cases(paths: Sequence[Path], channels: Sequence[Channel]) -> list[Scan]
     Raises:
         CohortError: as `find_scans`; a channel has no file at all, or, without a glob, those of
             another.
+        ConfigError: `choose` is given, and the channels say themselves which files they are.
     """
     if not any(channel.files for channel in channels):
-        scans = find_all(paths, find_scans)
+        scans = find_all(paths, partial(find_scans, choose=choose))
         _refuse_t1(scans, channels[0])
         return scans
+    if choose is not None:
+        names = ", ".join(f"{channel.name} ({channel.files})" for channel in channels)
+        raise ConfigError(
+            f"`bids_filter` {choose.path}: chooses T1-weighted scans, and here the channels say "
+            f"by their globs which files they are: {names}; leave the filter out",
+            code="option-conflict",
+        )
     files = {path for path in paths if path.is_file()}
     roots = dict.fromkeys(_root(path, channels) if path in files else path for path in paths)
     images = [

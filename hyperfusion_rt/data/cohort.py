@@ -22,6 +22,7 @@ _KNOWN_OWNER = (
     "scan-format-unknown",
     "scan-space-not-mni",
     "scan-channel-missing",
+    "scan-not-t1",
 )
 
 
@@ -184,7 +185,8 @@ def _ambiguous(cases: Sequence[Case], unreadable: Sequence[Path]) -> list[Proble
         others = ", ".join(map(str, [*paths, *unreadable]))
         reason = (
             f"several scans of this subject and session: also {others}; which of them is meant "
-            "is unclear: keep one (in BIDS, list the others in .bidsignore)"
+            "is unclear: keep one (in BIDS, choose it with `bids_filter`, or list the others in "
+            ".bidsignore)"
         )
         where = str(case.scan)
         found.append(Problem(case.subject, case.session, "scan", where, reason, "scan-ambiguous"))

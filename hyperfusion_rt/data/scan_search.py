@@ -16,6 +16,8 @@ from hyperfusion_rt.data.bids_dataset import (
     not_searched,
     without_dots,
 )
+from hyperfusion_rt.data.bids_filter import BidsFilter
+from hyperfusion_rt.data.bids_name import NAME, named_by
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import (
     EXTENSIONS,
@@ -25,6 +27,7 @@ from hyperfusion_rt.data.scan_file import (
     not_a_file,
     stem,
 )
+from hyperfusion_rt.data.scan_kind import T1W, may_stand_in, settle_kinds
 from hyperfusion_rt.data.scan_space import PASSED_OVER, Source, settle_spaces
 from hyperfusion_rt.data.table_file import normalise_id
 from hyperfusion_rt.errors import CohortError
@@ -33,14 +36,8 @@ from hyperfusion_rt.errors import CohortError
 UNREADABLE = "scan-folder-unreadable"
 # Kinds of image that lie beside the T1-weighted one in BIDS-like folders.
 _OTHER_KIND = re.compile(
-    "angio|asl|bold|dseg|dwi|epi|flair|inplanet[12]|m0scan|mask|pdt2|pdw|pet|probseg|sbref|"
+    "angio|asl|bold|dseg|dwi|epi|flair|inplanet[12]|m0scan|mask|mp2rage|pdt2|pdw|pet|probseg|sbref|"
     "t[12]map|t2star|t2starw|t2w",
-    re.IGNORECASE,
-)
-# Strict, so that 'sub-002_S_0413_T1w' is not taken for subject 002.
-_NAME = re.compile(
-    r"sub-(?P<subject>[A-Za-z0-9]+)(?P<entities>(?:_[A-Za-z]+-[A-Za-z0-9+]+)*)"
-    r"(?:_(?P<suffix>[A-Za-z][A-Za-z0-9]*))?",
     re.IGNORECASE,
 )
 _SESSION = re.compile(r"_ses-([^_]+)", re.IGNORECASE)
@@ -60,6 +57,7 @@ def find_scans(
     path: str | Path,
     source: Source = "registered",
     *,
+    choose: BidsFilter | None = None,
     matches: Matches | None = None,
     named: Named | None = None,
 ) -> list[Scan]:
@@ -70,6 +68,10 @@ def find_scans(
     (`sub-01_ses-02_T1w`) are understood anywhere. Links are followed, hidden files ignored; in a
     BIDS dataset also what its `.bidsignore` lists, `derivatives/`, `sourcedata/` and the like.
 
+    `choose` chooses by what the names say; a scan that it does not choose is passed over. A phase
+    image (`part-phase`), or one inversion of MP2RAGE, is no scan. MP2RAGE's uniform image (`UNIT1`)
+    is one, raw or in MNI space by its name, where its subject and session have no T1w.
+
     With `matches`, the files that it takes, whatever kind of image they are, none included; `named`
     makes of a path's parts (below `path`) those that name the subject.
 
@@ -78,14 +80,14 @@ def find_scans(
 
     Raises:
         CohortError: no such path, no permission to read it, a `.bidsignore` that cannot be used,
-            or no scan found.
+            no scan found, or none that `choose` chooses.
     """
     root = Path(path)
     try:
         if root.is_dir():
             entries = list(walk(root, not_searched(root)))
         elif root.exists():
-            return settle_spaces([_single(root)], source)
+            return _settled([_single(root)], source, choose, root)
         else:
             raise CohortError(
                 f"{root}: {broken_link(root) or 'no such file or folder'}", code="cohort-not-found"
@@ -105,9 +107,10 @@ def find_scans(
     if matches is not None:
         scans = [scan or _by_name_or_folder(root, file, named) for file, scan in in_bids]
     elif any(scan for _, scan in in_bids):
-        scans = [s for f, s in in_bids if s and stem(_named_by(f)).lower().endswith("_t1w")]
+        scans = [s for f, s in in_bids if s and _is_candidate(f, source, choose)]
     else:
-        scans = [_by_name_or_folder(root, file) for file in files if not _is_other_kind(file)]
+        of_kind = [f for f in files if not _is_other_kind(f) or (choose and choose.takes_suffix(f))]
+        scans = [_by_name_or_folder(root, file) for file in of_kind]
     unreadable = [
         Scan(
             folder, normalise_id(folder.relative_to(root).parts[0]), defect=defect, code=UNREADABLE
@@ -117,8 +120,29 @@ def find_scans(
     ]
     if not scans and not unreadable and matches is None:
         raise CohortError(_nothing_found(root, files), code="cohort-no-scan")
-    settled = settle_spaces(_with_what_they_are(scans), source)
-    return sorted([*_first_runs(settled), *unreadable], key=lambda scan: scan.path)
+    if matches is None:
+        settled = _settled(scans, source, choose, root)
+    else:
+        settled = _first_runs(settle_spaces(_with_what_they_are(scans), source))
+    return sorted([*settled, *unreadable], key=lambda scan: scan.path)
+
+
+def _is_candidate(file: Path, source: Source, choose: BidsFilter | None) -> bool:
+    """Whether a file below `anat/` may be a scan."""
+    if stem(named_by(file)).lower().endswith(f"_{T1W}") or may_stand_in(file, source):
+        return True
+    return choose is not None and choose.takes_suffix(file)
+
+
+def _settled(
+    scans: Sequence[Scan], source: Source, choose: BidsFilter | None, root: Path
+) -> list[Scan]:
+    """What becomes of T1-weighted scans: used, passed over, or with a defect."""
+    scans = _with_what_they_are(scans)
+    if choose is not None:
+        scans = choose.choose(scans, root)
+    scans = settle_kinds(scans, choose.wanted if choose is not None else ())
+    return _first_runs(settle_spaces(scans, source))
 
 
 def find_all(paths: Iterable[str | Path], find: Callable[[str | Path], list[Scan]]) -> list[Scan]:
@@ -181,13 +205,7 @@ def _single(file: Path) -> Scan:
             f"{file}: is no scan; its name must end in {', '.join(EXTENSIONS)}",
             code="scan-format-unknown",
         )
-    scan = _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
-    return _with_what_they_are([scan])[0]
-
-
-def _named_by(file: Path) -> Path:
-    """What is called as the scan is: `file`, or its folder (`S1.nii.gz/x.nii`)."""
-    return file.parent if is_scan(file.parent) else file
+    return _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
 
 
 def _empty_folders(folders: Sequence[Path], files: Sequence[Path]) -> list[Path]:
@@ -223,8 +241,8 @@ def _with_what_they_are(scans: Sequence[Scan]) -> list[Scan]:
 
 def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None:
     """The scan at `place` (`sub-*/[ses-*/]anat/`), also if `root` lies in a subject's folder."""
-    named_by = _named_by(file)
-    below = named_by.relative_to(root).as_posix()
+    called = named_by(file)
+    below = called.relative_to(root).as_posix()
     above = root.absolute().parts
     start = max(
         (n for n, part in enumerate(above) if part.lower().startswith("sub-")), default=len(above)
@@ -233,7 +251,7 @@ def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None
     if match is None:
         return None
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
-    name = _NAME.fullmatch(stem(named_by))
+    name = NAME.fullmatch(stem(called))
     named = _ids(name) if name else (subject, session)
     scan = Scan(file, subject, session or named[1])
     if named[0] == subject and not (named[1] and session and named[1] != session):
@@ -243,15 +261,15 @@ def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None
 
 
 def _by_name_or_folder(root: Path, file: Path, named: Named | None = None) -> Scan:
-    named_by = _named_by(file)
-    name = _NAME.fullmatch(stem(named_by))
+    called = named_by(file)
+    name = NAME.fullmatch(stem(called))
     if named is not None:
-        named_by = root.joinpath(*named(named_by.relative_to(root).parts))
-    folders = named_by.relative_to(root).parts[:-1]
+        called = root.joinpath(*named(called.relative_to(root).parts))
+    folders = called.relative_to(root).parts[:-1]
     if name:
         subject, session = _ids(name)
     else:
-        subject, session = normalise_id(folders[0] if folders else stem(named_by)), None
+        subject, session = normalise_id(folders[0] if folders else stem(called)), None
     bearing = (normalise_id(part) for part in folders if part.lower().startswith("ses-"))
     return Scan(file, subject, session or next(bearing, None))
 
@@ -262,7 +280,7 @@ def _ids(name: re.Match[str]) -> tuple[str, str | None]:
 
 
 def _is_other_kind(file: Path) -> bool:
-    name = _NAME.fullmatch(stem(_named_by(file)))
+    name = NAME.fullmatch(stem(named_by(file)))
     return name is not None and _OTHER_KIND.fullmatch(name["suffix"] or "") is not None
 
 
@@ -274,7 +292,7 @@ def _first_runs(scans: Sequence[Scan]) -> list[Scan]:
         if scan.code == PASSED_OVER:
             continue
         name = scan.path.name
-        named = _NAME.fullmatch(stem(scan.path))
+        named = NAME.fullmatch(stem(scan.path))
         same = _RUN.sub("", name) if named else name
         groups.setdefault((scan.path.parent, same), []).append(scan)
     for group in groups.values():

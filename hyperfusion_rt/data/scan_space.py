@@ -22,6 +22,7 @@ _SPACE = re.compile(r"(?:^|_)space-([A-Za-z0-9+]+)")
 _DESC = re.compile(r"(?:^|_)desc-([A-Za-z0-9+]+)")
 # All that differs between one scan's copies in several spaces.
 _COPY = re.compile(r"_(?:space|res|den|desc)-[A-Za-z0-9+]+")
+_UNIFORM = re.compile("_UNIT1$", re.IGNORECASE)
 # MNI152NLin2009cAsym, MNI305, MNIColin27, ICBM452AirSpace, IXI549Space, ...
 _MNI = re.compile("MNI|ICBM|IXI549", re.IGNORECASE)
 
@@ -33,13 +34,17 @@ def is_in_mni(path: Path) -> bool:
 
 
 def named_in(space: str, name: str) -> str:
-    """`name` for a copy in an MNI `space`: changed only where it says, or means, another space."""
+    """`name` for a copy in an MNI `space`: changed only where it says, or means, another space.
+
+    A `UNIT1` that says no space is one as the scanner made it.
+    """
     found, desc = _SPACE.search(name), _DESC.search(name)
     if found is not None:
         start, end = found.span(1)
         return name if _MNI.search(found[1]) else f"{name[:start]}{space}{name[end:]}"
     if desc is None:
-        return name
+        uniform = _UNIFORM.search(name)
+        return f"{name[: uniform.start()]}_space-{space}{uniform[0]}" if uniform else name
     at = desc.start() + name[desc.start()].startswith("_")
     return f"{name[:at]}space-{space}_{name[at:]}"
 
@@ -49,17 +54,18 @@ def settle_spaces(scans: Sequence[Scan], source: Source) -> list[Scan]:
 
     Of one scan's copies in several spaces, a registered one is wanted in MNI space, a raw one in
     its own; the others are passed over. A scan that has no copy in MNI space, and says so by its
-    name, cannot be used as registered. Several copies in MNI space all stay.
+    name, cannot be used as registered. Several copies in MNI space all stay. What was passed over
+    before has no say.
     """
     copies: dict[tuple[Path, str], list[Scan]] = {}
+    left = [scan for scan in scans if scan.code == PASSED_OVER]
     for scan in scans:
+        if scan.code == PASSED_OVER:
+            continue
         key = scan.path.parent, _COPY.sub("", stem(scan.path))
         copies.setdefault(key, []).append(scan)
-    return [
-        settled
-        for group in copies.values()
-        for settled in (_raw(group) if source == "raw" else _registered(group))
-    ]
+    settled = [_raw(group) if source == "raw" else _registered(group) for group in copies.values()]
+    return [*left, *(scan for group in settled for scan in group)]
 
 
 def _raw(group: Sequence[Scan]) -> list[Scan]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hyperfusion_rt.data.bids_dataset import not_searched, without_dots
+from hyperfusion_rt.data.bids_filter import BidsFilter
 from hyperfusion_rt.data.dicom import is_dicom_folder
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import foreign, is_scan
@@ -13,17 +14,19 @@ from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans, walk
 from hyperfusion_rt.data.table_file import normalise_id
 
 
-def find_raw_scans(path: str | Path) -> list[Scan]:
+def find_raw_scans(path: str | Path, choose: BidsFilter | None = None) -> list[Scan]:
     """As `find_scans`, and every folder of DICOM files below `path` as one scan.
 
     A DICOM folder's subject is the folder `sub-*`, the first folder below `path`, or its own name.
+    `choose` knows it by its own name, too.
 
     Raises:
-        CohortError: no such path, no permission to read it, or no scan found.
+        CohortError: no such path, no permission to read it, no scan found, or none that `choose`
+            chooses.
     """
     root = Path(path)
     if not root.is_dir():
-        return find_scans(root, "raw")
+        return find_scans(root, "raw", choose=choose)
     found: list[Scan] = []
     others = False
     try:
@@ -34,11 +37,13 @@ def find_raw_scans(path: str | Path) -> list[Scan]:
             elif is_dicom_folder(folder):
                 found.append(_as_scan(root, folder))
     except OSError:
-        return find_scans(root, "raw")  # says what is wrong
+        return find_scans(root, "raw", choose=choose)  # says what is wrong
     if others or not found:
         found = [scan for scan in found if not scan.defect]
         series = {scan.path for scan in found}
-        found += [scan for scan in find_scans(root, "raw") if scan.path not in series]
+        found += [scan for scan in find_scans(root, "raw", choose=choose) if scan.path not in series]
+    elif choose is not None:
+        found = choose.choose(found, root)
     return sorted(found, key=lambda scan: scan.path)
 
 

@@ -1,10 +1,15 @@
-"""What `hfrt preprocess` writes beside a registered scan, and what inference reads of it."""
+"""JSON files beside scans: what `hfrt preprocess` writes, what is read of them, and of BIDS's."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from hyperfusion_rt.data.scan_file import stem
+from hyperfusion_rt.data.scan_kind import agent_in_name, with_agent
+
+_AGENT = "ContrastBolusIngredient"
 
 def sidecar_of(scan: Path) -> Path:
     """The JSON file beside a `.nii.gz`."""
@@ -18,12 +23,38 @@ def picture_of(scan: Path) -> Path:
 
 def sidecar_warnings(scan: Path) -> tuple[str, ...]:
     """What was odd when the scan was registered; nothing where it has no such file."""
-    if not scan.name.endswith(".nii.gz"):
+    try:
+        content = _ours(scan) or {"warnings": ()}
+        return tuple(f"when it was registered: {text}" for text in content["warnings"])
+    except (KeyError, TypeError):
+        return ()
+
+
+def agent_warnings(scan: Path) -> tuple[str, ...]:
+    """The contrast agent that BIDS's JSON file beside a raw scan names, if the name does not."""
+    if agent_in_name(scan) is not None or scan.is_dir():
         return ()
     try:
-        content = json.loads(sidecar_of(scan).read_text(encoding="utf-8"))
-        if "transform_maps" not in content:  # another program's
-            return ()
-        return tuple(f"when it was registered: {text}" for text in content["warnings"])
-    except (OSError, ValueError, KeyError, TypeError):
+        path = scan.with_name(f"{stem(scan)}.json")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        agent = content.get(_AGENT)
+    except (OSError, ValueError, AttributeError):
         return ()
+    if not isinstance(agent, str) or agent.strip().lower() in ("", "none", "n/a"):
+        return ()
+    return (with_agent(agent.strip(), "JSON file"),)
+
+
+def is_registered(scan: Path) -> bool:
+    """Whether `hfrt preprocess` wrote the scan, as the JSON file beside it says."""
+    return _ours(scan) is not None
+
+
+def _ours(scan: Path) -> dict[str, Any] | None:
+    if not scan.name.endswith(".nii.gz"):
+        return None
+    try:
+        content = json.loads(sidecar_of(scan).read_text(encoding="utf-8"))
+        return content if "transform_maps" in content else None  # else another program's
+    except (OSError, ValueError, TypeError):
+        return None
