@@ -89,6 +89,10 @@ def preprocess(
         str | None,
         typer.Option(help="Of brain masks beside the scans: _mask for S01_mask.nii.gz."),
     ] = None,
+    bids_filter: Annotated[
+        Path | None,
+        typer.Option(help="Which T1-weighted files are scans: a JSON file; see hfrt infer."),
+    ] = None,
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Do again what is there.")] = False,
     as_json: Json = False,
@@ -117,6 +121,7 @@ def preprocess(
             threads=threads,
             force=force,
             mask_suffix=mask_suffix,
+            bids_filter=bids_filter,
             on_scan=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     failed = [item for item in found if item.status == "error"]

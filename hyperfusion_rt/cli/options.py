@@ -48,7 +48,8 @@ PANELS = {
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
         "models", "folds", "seeds", "ablate", "test", "test_table",
         "map", "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
-        "participant_label", "session_label", "scan_checks", "target", "task", "unit", "boxes",
+        "participant_label", "session_label", "bids_filter", "scan_checks", "target", "task",
+        "unit", "boxes",
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
@@ -70,6 +71,7 @@ METAVARS = {
     "derivative": "DIR",
     "map": "COLUMN=COLUMN[:CELL=VALUE,...]",
     "serve": "DIR",
+    "bids_filter": "FILE",
 }
 # What a command sets itself.
 _HIDDEN = ("replace",)

@@ -78,46 +78,6 @@ class BidsFilter:
     path: Path
     wanted: dict[str, tuple[Wanted, ...]]
 
-    @classmethod
-    def read(cls, path: Path) -> BidsFilter:
-        """The filter of T1-weighted files in the JSON file `path`.
-
-        Raises:
-            ConfigError: it cannot be read, is no JSON object, has no `t1w`, names an entity that
-                there is not, or wants a value that is neither text, number, null nor a list.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise ConfigError(
-                f"`bids_filter` {path}: cannot be read: {error.strerror or error}",
-                code="bids-filter-unreadable",
-            ) from None
-        except ValueError as error:
-            raise ConfigError(
-                f"`bids_filter` {path}: is no JSON: {error}", code="bids-filter-unreadable"
-            ) from None
-        asked = content.get(KIND) if isinstance(content, dict) else None
-        if not isinstance(asked, dict):
-            raise _invalid(
-                path,
-                f'it says nothing of "{KIND}"; write what the names of T1-weighted files must '
-                f'say, such as {{"{KIND}": {{"acquisition": "mprage"}}}}',
-            )
-        wanted: dict[str, tuple[Wanted, ...]] = {}
-        for name, value in asked.items():
-            key = _SHORT.get(name.lower())
-            if key is None:
-                raise _invalid(path, f"there is no entity {name!r}{suggest(name, [*_SHORT])}")
-            if key in wanted:
-                raise _invalid(path, f"{name!r} is the entity {key!r}, which stands there twice")
-            values = value if isinstance(value, list) else [value]
-            if any(isinstance(one, str) and one.lower() in _EITHER for one in values):
-                wanted[key] = (True, None)
-            else:
-                wanted[key] = tuple(_wanted(path, name, key, one) for one in values)
-        return cls(path, wanted)
-
     def missed(self, file: Path) -> str | None:
         """What `file`'s name does not say; None where the filter chooses it."""
         found = entities_of(file)
@@ -152,12 +112,56 @@ class BidsFilter:
                 f"change it or leave it out ({first})",
                 code="bids-filter-no-match",
             )
-        return [
-            scan
-            if why is None
-            else replace(scan, defect=f"not chosen by {self.path.name}: {why}", code=PASSED_OVER)
-            for scan, why in zip(scans, missed, strict=True)
-        ]
+        return [self.settle(scan) for scan in scans]
+
+    def settle(self, scan: Scan) -> Scan:
+        """`scan`, passed over if it is not chosen."""
+        why = self.missed(scan.path)
+        if why is None:
+            return scan
+        return replace(scan, defect=f"not chosen by {self.path.name}: {why}", code=PASSED_OVER)
+
+
+def read_filter(path: Path | None) -> BidsFilter | None:
+    """The filter of T1-weighted files in the JSON file `path`; none of None.
+
+    Raises:
+        ConfigError: it cannot be read, is no JSON object, has no `t1w`, names an entity that there
+            is not, or wants a value that is neither text, number, null nor a list of them.
+    """
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(
+            f"`bids_filter` {path}: cannot be read: {error.strerror or error}",
+            code="bids-filter-unreadable",
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"`bids_filter` {path}: is no JSON: {error}", code="bids-filter-unreadable"
+        ) from None
+    asked = content.get(KIND) if isinstance(content, dict) else None
+    if not isinstance(asked, dict):
+        raise _invalid(
+            path,
+            f'it says nothing of "{KIND}"; write what the names of T1-weighted files must '
+            f'say, such as {{"{KIND}": {{"acquisition": "mprage"}}}}',
+        )
+    wanted: dict[str, tuple[Wanted, ...]] = {}
+    for name, value in asked.items():
+        key = _SHORT.get(name.lower())
+        if key is None:
+            raise _invalid(path, f"there is no entity {name!r}{suggest(name, [*_SHORT])}")
+        if key in wanted:
+            raise _invalid(path, f"{name!r} is the entity {key!r}, which stands there twice")
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, str) and one.lower() in _EITHER for one in values):
+            wanted[key] = (True, None)
+        else:
+            wanted[key] = tuple(_wanted(path, name, key, one) for one in values)
+    return BidsFilter(path, wanted)
 
 
 def _wanted(path: Path, name: str, key: str, value: Any) -> Wanted:

@@ -26,10 +26,10 @@ def find_cases(
 ) -> list[Scan]:
     """The scans under `paths` (files or folders), each with the files of its further channels.
 
-    One channel that is every scan: as `find_scans`, of which `choose` chooses. Otherwise each channel's files are those that
-    its glob names; a file that is given stands for its case, whose other channels are looked for
-    where its folder lies. Images belong together if subject and session are the same. What has no
-    partner, or several, is a scan with a defect.
+    One channel that is every scan: as `find_scans`, with `choose`. Otherwise each channel's files
+    are those that its glob names; a file that is given stands for its case, whose other channels
+    are looked for where its folder lies. Images belong together if subject and session are the
+    same. What has no partner, or several, is a scan with a defect.
 
     Raises:
         CohortError: as `find_scans`; a channel has no file at all, or, without a glob, those of

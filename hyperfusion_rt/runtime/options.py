@@ -83,15 +83,17 @@ def _maps(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
-class PredictOptions(Options):
-    """How scans are read and the engine is run; see `hyperfusion_rt.load`."""
+class ReadOptions(Options):
+    """How scans are found and read and the engine is run; without the kind of scan."""
 
     engine: str = Field(
         "auto", description="native, onnx, trt, trt-rtx, torch, or auto: the fastest here."
     )
     threads: Threads = None
-    source: Source = Field(
-        "registered", description="raw: with skull, not registered; see hfrt preprocess."
+    bids_filter: Path | None = Field(
+        None,
+        description="Which T1-weighted files are scans: a JSON file as fMRIPrep's "
+        '--bids-filter-file, such as {"t1w": {"acquisition": "mprage"}}.',
     )
     scan_checks: ScanChecks | None = Field(
         None,
@@ -109,6 +111,14 @@ class PredictOptions(Options):
         (),
         description="Another column of the table in the place of one of the model's, and what its "
         "cells mean, such as PTGENDER=sex:M=Male,F=Female or AGE=age; repeatable.",
+    )
+
+
+class PredictOptions(ReadOptions):
+    """How scans are read and the engine is run; see `hyperfusion_rt.load`."""
+
+    source: Source = Field(
+        "registered", description="raw: with skull, not registered; see hfrt preprocess."
     )
 
 
@@ -182,8 +192,14 @@ class MergeOptions(Options):
     no_ids_in_report: NoIds = False
 
 
-class BidsOptions(PredictOptions):
+class BidsOptions(ReadOptions):
     """What a BIDS App predicts of a dataset; see `runtime.cohort.bids_app`."""
+
+    source: Source | None = Field(
+        None,
+        description="raw: with skull, not registered; default: raw, but registered where the "
+        "dataset is a derivative or the scans' names say MNI space.",
+    )
 
     participant_label: tuple[str, ...] = Field(
         (), description="With or without sub-; repeatable; default: all."
@@ -195,6 +211,11 @@ class BidsOptions(PredictOptions):
     tabular: Path | None = Field(
         None, description="The table; default: participants.tsv of the dataset."
     )
+
+    def of_source(self, source: Source) -> PredictOptions:
+        """The same for a prediction of this kind of scans."""
+        shared = {name: getattr(self, name) for name in ReadOptions.model_fields}
+        return PredictOptions(source=source, **shared)
 
 
 class EvaluateOptions(PredictOptions):

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_columns import bids_readings, suggestions
 from hyperfusion_rt.data.bids_dataset import session_rows
+from hyperfusion_rt.data.bids_filter import read_filter
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, Cohort, join
 from hyperfusion_rt.data.column_map import (
@@ -28,7 +30,7 @@ from hyperfusion_rt.data.column_map import (
 )
 from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.data.imports import import_nibabel
-from hyperfusion_rt.data.raw.sidecar import sidecar_warnings
+from hyperfusion_rt.data.raw.sidecar import agent_warnings, sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_all
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates, Table
@@ -144,11 +146,12 @@ class Predictor:
         """Find the scans, read the table, join both.
 
         Raises:
-            HyperFusionError: no scan, or the table as a whole cannot be used.
+            HyperFusionError: no scan, or the table as a whole, or the filter, cannot be used.
         """
         spec = self.manifest.table
         channels = self.manifest.preprocessing.channels
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        choose = read_filter(self.options.bids_filter)
         if self.options.source == "raw":
             from hyperfusion_rt.data.raw.search import find_raw_scans
 
@@ -160,9 +163,9 @@ class Predictor:
                     code="option-conflict",
                 )
             # A scan that is named twice, by itself and with its folder, is one scan.
-            scans = find_all(map(Path, given), find_raw_scans)
+            scans = find_all(map(Path, given), partial(find_raw_scans, choose=choose))
         else:
-            scans = find_cases([Path(path) for path in given], channels)
+            scans = find_cases([Path(path) for path in given], channels, choose)
         path = Path(table)
         in_bids = path.name == "participants.tsv"
         # BIDS says how its columns are called, whatever the training's table had; what differs
@@ -298,9 +301,11 @@ class Predictor:
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = (*case.warnings, *encoders[0].warnings(case.row))
-            if self.options.source == "registered":
-                odd = [text for file in case.files for text in sidecar_warnings(file)]
-                warnings = (*odd, *warnings)
+            told = sidecar_warnings if self.options.source == "registered" else agent_warnings
+            odd = [text for file in case.files for text in told(file)]
+            # What the name says was known when the scan was registered, too.
+            fresh = [text for text in warnings if not any(text in other for other in odd)]
+            warnings = (*odd, *fresh)
             clock = Clock()
             found = self._reader.known(case.files)
             if found is None:

@@ -22,7 +22,7 @@ NAMES = {
         "--batch": 1, "--feature-cache": None, "--shard": None, "--subject": None,
         "--derivative": None, "--executor": "local", "--workers": None, "--ray-address": None,
         "--id-column": None, "--duplicates": "refuse", "--unmatched-scans": "list",
-        "--unmatched-rows": "list", "--json": False,
+        "--unmatched-rows": "list", "--bids-filter": None, "--json": False,
     },
     "evaluate": {
         "--tabular": None, "--out": "evaluation", "--engine": "auto", "--threads": None,
@@ -33,8 +33,8 @@ NAMES = {
     "merge": {"--artifact": None, "--out": "predictions.csv", "--report": None, "--json": False},
     "bids-app": {
         "--participant-label": None, "--session-label": None, "--artifact": None,
-        "--tabular": None, "--engine": "auto", "--threads": None, "--from": "registered",
-        "--json": False,
+        "--tabular": None, "--engine": "auto", "--threads": None, "--from": None,
+        "--bids-filter": None, "--json": False,
     },
     "export": {
         "--engine": ["native", "onnx"], "--precision": "fp32", "--combine": None, "--run": None,
@@ -72,7 +72,7 @@ NAMES = {
     },
     "preprocess": {
         "--out": None, "--artifact": None, "--preset": None, "--threads": None, "--force": False,
-        "--json": False,
+        "--bids-filter": None, "--json": False,
     },
     "import-checkpoint": {"--name": None, "--table": None, "--runs": "runs", "--json": False},
     "inspect": {"--plan": False, "--json": False},

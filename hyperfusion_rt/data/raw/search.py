@@ -40,8 +40,11 @@ def find_raw_scans(path: str | Path, choose: BidsFilter | None = None) -> list[S
         return find_scans(root, "raw", choose=choose)  # says what is wrong
     if others or not found:
         found = [scan for scan in found if not scan.defect]
+        found = [choose.settle(scan) for scan in found] if choose is not None else found
         series = {scan.path for scan in found}
-        found += [scan for scan in find_scans(root, "raw", choose=choose) if scan.path not in series]
+        found += [
+            scan for scan in find_scans(root, "raw", choose=choose) if scan.path not in series
+        ]
     elif choose is not None:
         found = choose.choose(found, root)
     return sorted(found, key=lambda scan: scan.path)

@@ -11,6 +11,7 @@ from hyperfusion_rt.data.scan_kind import agent_in_name, with_agent
 
 _AGENT = "ContrastBolusIngredient"
 
+
 def sidecar_of(scan: Path) -> Path:
     """The JSON file beside a `.nii.gz`."""
     return scan.with_name(scan.name.removesuffix(".nii.gz") + ".json")

@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
-from hyperfusion_rt.data.bids_dataset import participants, subject_folders
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest, only_artifact
+from hyperfusion_rt.data.bids_dataset import DESCRIPTION, participants, subject_folders
+from hyperfusion_rt.data.bids_filter import BidsFilter, read_filter
 from hyperfusion_rt.data.cohort import Cohort, restrict
+from hyperfusion_rt.data.raw.sidecar import is_registered
 from hyperfusion_rt.data.scan import Scan
-from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans
+from hyperfusion_rt.data.scan_search import UNREADABLE, find_all, find_scans
+from hyperfusion_rt.data.scan_space import PASSED_OVER, is_derivative, is_in_mni
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import normalise_id, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
@@ -29,7 +33,7 @@ from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.runtime.cohort.infer import OnCase
 from hyperfusion_rt.runtime.cohort.record import Result
-from hyperfusion_rt.runtime.options import BidsOptions
+from hyperfusion_rt.runtime.options import BidsOptions, Source
 from hyperfusion_rt.runtime.outputs.bids_derivative import (
     RECORDS,
     REPORT,
@@ -63,6 +67,7 @@ class BidsResult:
 
     `result`: the predictions; at participant level those of this call, at group level all.
     `missing`: participants of the dataset (without `sub-`) that have no result in `out` yet.
+    `source`: what the scans were taken for; None at group level.
     `table` and `report`: what the group level wrote.
     """
 
@@ -71,12 +76,14 @@ class BidsResult:
     missing: tuple[str, ...]
     table: Path | None = None
     report: Path | None = None
+    source: Source | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             **self.result.as_dict(),
             "out": str(self.out),
+            "source": self.source,
             "missing": list(self.missing),
             "table": self.table and str(self.table),
             "report": self.report and str(self.report),
@@ -98,6 +105,10 @@ def bids_app(
     long as no two have the same participant and session (where two have sessions of one, her table
     is whole after the group level). `group` predicts nothing: it collects what is there into the
     group's table and report.
+
+    Without `source` in the options, scans are raw. They are registered where the dataset is a
+    derivative, a scan's name says MNI space, `hfrt preprocess` made one, or the artifact reads
+    other than one T1-weighted image.
 
     Args:
         options: at group level, its artifact is by default the one that was used.
@@ -135,11 +146,15 @@ def bids_app(
             )
         return _group(bids_dir, out, known, options.artifact)
     artifact = Artifact.open(options.artifact or only_artifact(Path()))
-    predictor = Predictor(artifact, options)
-    open_derivative(out, predictor.manifest, bids_dir)
+    open_derivative(out, artifact.manifest, bids_dir)
     check_labels({subject: {} for subject in known})
     subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
-    searched = _folders(bids_dir, subjects) if participant_label else [bids_dir]
+    choose = read_filter(options.bids_filter)
+    searched = _folders(bids_dir, subjects, choose) if participant_label else [bids_dir]
+    source, why = options.source, "as asked for"
+    if source is None:
+        source, why = _source(bids_dir, searched, artifact.manifest, choose)
+    predictor = Predictor(artifact, options.of_source(source))
     cohort, problems = _cohort(predictor, searched, tabular, table.id_column, subjects)
     if session_label:
         cohort, problems = _with_sessions(cohort, problems, session_label, bids_dir)
@@ -158,11 +173,34 @@ def bids_app(
         predictions,
         summary,
         stream.usage,
-        joined=cohort.notes,
+        joined=(f"the scans are taken for {source}: {why}", *cohort.notes),
         artifact=artifact,
         by_default=options.artifact is None,
     )
-    return BidsResult(result, out, _missing(out, known))
+    return BidsResult(result, out, _missing(out, known), source=source)
+
+
+def _source(
+    bids_dir: Path, folders: Sequence[Path], manifest: Manifest, choose: BidsFilter | None
+) -> tuple[Source, str]:
+    """What the scans are taken for where nobody says it, and why."""
+    channels = manifest.preprocessing.channels
+    if len(channels) > 1 or not channels[0].t1_weighted:
+        return "registered", "the artifact reads other than one T1-weighted image"
+    if is_derivative(bids_dir):
+        return "registered", f"{DESCRIPTION} says that the dataset is a derivative"
+    try:
+        scans = find_all(folders, partial(find_scans, choose=choose))
+    except CohortError:  # DICOM folders, or nothing, which is said later
+        scans = []
+    for scan in scans:
+        if scan.code == PASSED_OVER:
+            continue
+        if is_in_mni(scan.path):
+            return "registered", f"the name of {scan.path.name} says MNI space"
+        if is_registered(scan.path):
+            return "registered", f"hfrt preprocess made {scan.path.name}"
+    return "raw", f"neither {DESCRIPTION} nor a scan's name says that they are registered"
 
 
 def _cohort(
@@ -184,11 +222,11 @@ def _cohort(
     return cohort, [*cohort_problems(cohort), *skipped]
 
 
-def _folders(bids_dir: Path, subjects: Sequence[str]) -> list[Path]:
+def _folders(bids_dir: Path, subjects: Sequence[str], choose: BidsFilter | None) -> list[Path]:
     """The participants' own folders, so that a large dataset is not searched for one of them."""
     folders = [bids_dir / f"sub-{subject}" for subject in subjects]
     try:
-        found = [scan for path in folders for scan in find_scans(path)]
+        found = [scan for path in folders for scan in find_scans(path, choose=choose)]
         good = not any(scan.code in ("scan-name-conflict", UNREADABLE) for scan in found)
     except CohortError:
         good = False

@@ -6,16 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.bids_dataset import without_dots
+from hyperfusion_rt.data.bids_filter import read_filter
 from hyperfusion_rt.data.mni_template import SPACE
 from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
 from hyperfusion_rt.data.raw.search import find_raw_scans
-from hyperfusion_rt.data.raw.sidecar import picture_of
+from hyperfusion_rt.data.raw.sidecar import agent_warnings, picture_of
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import EXTENSIONS, stem
 from hyperfusion_rt.data.scan_space import PASSED_OVER, named_in
@@ -53,6 +54,7 @@ def preprocess(
     threads: int | None = None,
     force: bool = False,
     mask_suffix: str | None = None,
+    bids_filter: Path | None = None,
     on_scan: Callable[[int, int], None] | None = None,
 ) -> list[Preprocessed]:
     """Register every scan under `scans` into the folder `out`, and write its table and page.
@@ -63,15 +65,18 @@ def preprocess(
     A copy of the same content that is there is kept unless `force`, so that a run that was
     interrupted goes on; scans below `out` are not searched.
     `preprocessing`: of the boxes whose coverage is measured. `mask_suffix`: `_mask`, say, for the
-    brain mask `S01_mask.nii.gz` of the scan `S01.nii.gz`, which is no scan then.
+    brain mask `S01_mask.nii.gz` of the scan `S01.nii.gz`, which is no scan then. `bids_filter`: the
+    file of a filter of scans (`data.bids_filter`).
 
     Raises:
-        HyperFusionError: no scan; two scans with one name; the folder cannot be written.
+        HyperFusionError: no scan; a filter that cannot be used or chooses none; two scans with one
+            name; the folder cannot be written.
     """
-    places: dict[Path, Path] = {}
+    choose = read_filter(bids_filter)
+    places: dict[Path, Scan] = {}
     left: dict[Path, Preprocessed] = {}
     for given in scans:
-        for scan in find_raw_scans(given):
+        for scan in find_raw_scans(given, choose):
             # Links count as what they are called, so that only their folder is resolved.
             if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
@@ -83,32 +88,35 @@ def preprocess(
                 continue
             place = out / _relative(given, scan)
             if place in places:
-                if without_dots(places[place]) == without_dots(scan.path):
+                other = places[place].path
+                if without_dots(other) == without_dots(scan.path):
                     continue  # named twice, by itself and with its folder
                 raise ConfigError(
-                    f"{scan.path} and {places[place]}: both would become {place}; preprocess their "
+                    f"{scan.path} and {other}: both would become {place}; preprocess their "
                     "folders one by one, into different ones",
                     code="output-wrong-name",
                 )
-            places[place] = scan.path
+            places[place] = scan
     if not places and not left:
         raise CohortError(f"no raw scan outside of {out}", code="cohort-no-scan")
-    done = {without_dots(path) for path in places.values()}
+    done = {without_dots(scan.path) for scan in places.values()}
     found = [item for path, item in left.items() if path not in done]
     before = len(found)
 
     def one(place: Path) -> Preprocessed:
+        scan = places[place]
         try:
-            mask = _mask_of(places[place], mask_suffix)
-            if not force and _is_made(place, places[place], mask):
-                return Preprocessed(places[place], place, "kept", "", {})
-            registered = register(places[place], preprocessing, with_picture=True, mask=mask)
-            write_registered(registered, place)
+            mask = _mask_of(scan.path, mask_suffix)
+            if not force and _is_made(place, scan.path, mask):
+                return Preprocessed(scan.path, place, "kept", "", {})
+            registered = register(scan.path, preprocessing, with_picture=True, mask=mask)
+            said = (*scan.warnings, *agent_warnings(scan.path), *registered.warnings)
+            write_registered(replace(registered, warnings=said), place)
         except Exception as error:  # one odd scan must not end the night's run
-            code, reason = reason_of(error, places[place])
-            return Preprocessed(places[place], place, "error", reason, {}, code)
+            code, reason = reason_of(error, scan.path)
+            return Preprocessed(scan.path, place, "error", reason, {}, code)
         figures = registered.quality.figures()
-        return Preprocessed(places[place], place, "ok", "; ".join(registered.warnings), figures)
+        return Preprocessed(scan.path, place, "ok", "; ".join(said), figures)
 
     try:
         for item in run(places, one, list, workers=threads or usable_cores()):
@@ -159,7 +167,7 @@ def _is_made(place: Path, scan: Path, mask: Path | None) -> bool:
 
 
 def _left(scan: Scan, out: Path) -> list[Preprocessed]:
-    """What of a scan is not registered, and why: defects, further runs, copies in MNI space."""
+    """What of a scan is not registered, and why: defects, further runs, what was not chosen."""
     found = []
     if scan.defect:
         status = "skipped" if scan.code == PASSED_OVER else "error"

@@ -94,7 +94,9 @@ def dataset(cohort: Path) -> Path:
 
 
 def run(dataset: Path, out: Path, level: str = "participant", **options) -> BidsResult:
+    """As its scans are registered, although it calls itself raw."""
     artifact, on_case = dataset.parent / "base.hfrt", options.pop("on_case", None)
+    options = {"source": "registered", **options}
     chosen = BidsOptions(artifact=artifact, engine="native", threads=1, **options)
     return bids_app(dataset, out, level, chosen, on_case=on_case)
 
@@ -172,7 +174,7 @@ def test_processes_share_the_folder(dataset):
         "from hyperfusion_rt.runtime.cohort.bids_app import bids_app\n"
         "from hyperfusion_rt.runtime.options import BidsOptions\n"
         "options = BidsOptions(engine='native', threads=1, artifact=sys.argv[3],"
-        " participant_label=sys.argv[4:])\n"
+        " source='registered', participant_label=sys.argv[4:])\n"
         "bids_app(Path(sys.argv[1]), Path(sys.argv[2]), 'participant', options)"
     )
     artifact = dataset.parent / "base.hfrt"
@@ -260,6 +262,105 @@ def test_labels_that_are_not_there(dataset):
     (dataset / "sub-0_1").mkdir()
     with pytest.raises(ConfigError, match=r"have the same BIDS label '01'"):
         run(dataset, out)
+
+
+def describe(dataset: Path, kind: str | None) -> None:
+    path = dataset / "dataset_description.json"
+    content = json.loads(path.read_text())
+    content.pop("DatasetType", None)
+    path.write_text(json.dumps(content | ({"DatasetType": kind} if kind else {})))
+
+
+@pytest.mark.parametrize("kind", ["raw", None])
+def test_scans_of_a_dataset_are_raw_where_nobody_says_else(dataset, hfrt, kind):
+    describe(dataset, kind)
+    out = dataset.parent / "out"
+    command = ["bids-app", dataset, out, "participant", "--participant-label", "02", "--json"]
+    status, text, err = hfrt(dataset.parent, *command, "--engine", "native")
+    found = json.loads(text)
+    assert found["source"] == "raw", err
+    assert "the scans are taken for raw: neither dataset_description.json" in found["joined"][0]
+    record = json.loads((out / "logs" / "sub-02" / "sub-02.json").read_text())
+    assert record["identity"]["source"] == "raw"
+    # it was registered, or refused by that
+    (row,) = found["predictions"]
+    assert row["correlation"] or row["code"] == "scan-not-registered"
+    assert status == (0 if row["status"] == "ok" else 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("derivative", "dataset_description.json says that the dataset is a derivative"),
+        ("space", "the name of sub-02_space-MNI152NLin6Asym_T1w.nii.gz says MNI space"),
+        ("filter", "the name of sub-02_space-MNI152NLin6Asym_T1w.nii.gz says MNI space"),
+        ("sidecar", "hfrt preprocess made sub-02_T1w.nii.gz"),
+    ],
+)
+def test_registered_scans_are_known(dataset, change, said):
+    anat, options = dataset / "sub-02" / "anat", {}
+    scan, sidecar = anat / "sub-02_T1w.nii.gz", anat / "sub-02_T1w.json"
+    if change == "derivative":
+        describe(dataset, "derivative")
+    elif change == "sidecar":
+        sidecar.write_text('{"transform_maps": "", "warnings": []}')
+    else:
+        shutil.copy(scan, anat / "sub-02_space-MNI152NLin6Asym_T1w.nii.gz")
+    if change == "filter":
+        options["bids_filter"] = dataset.parent / "f.json"
+        options["bids_filter"].write_text('{"t1w": {"space": "MNI152NLin6Asym"}}')
+    out = dataset.parent / "out"
+    result = run(dataset, out, source=None, participant_label=["02"], **options)
+    assert result.source == "registered"
+    assert result.result.joined[0] == f"the scans are taken for registered: {said}"
+    assert result.result.summary["ok"] == 1
+
+
+def test_a_filter_chooses_scans(dataset, hfrt):
+    """Participant 03 has two scans, and only one of 02's has the name that is asked for."""
+    for number in ("02", "03"):
+        anat = dataset / f"sub-{number}" / "anat"
+        shutil.copy(anat / f"sub-{number}_T1w.nii.gz", anat / f"sub-{number}_acq-x_T1w.nii.gz")
+    path = dataset.parent / "f.json"
+    path.write_text('{"t1w": {"acquisition": "x"}, "bold": {}}')
+    out = dataset.parent / "out"
+    result = run(dataset, out, bids_filter=path)
+    status = {}
+    for item in result.result.predictions:
+        status.setdefault(item.subject, []).append(item.status)
+    assert {subject: sorted(found) for subject, found in status.items()} == {
+        "01": ["skipped"] * 3,  # two sessions, and the row
+        "02": ["ok", "skipped"],
+        "03": ["ok", "skipped"],
+        "04": ["skipped"] * 2,
+    }
+    rows = {row["participant_id"]: row for row in rows_of(run(dataset, out, "group").table)}
+    assert rows["sub-03"]["scan"].endswith("sub-03_acq-x_T1w.nii.gz")
+    assert "not chosen by f.json: no acq, and 'x' is wanted" in rows["sub-04"]["reason"]
+    # one participant of whom nothing is chosen, by herself
+    (first, _) = run(dataset, out, participant_label=["04"], bids_filter=path).result.predictions
+    assert (first.status, first.code) == ("skipped", "scan-passed-over")
+
+    root = dataset.parent
+    command = ["infer", dataset, "--tabular", dataset / "participants.tsv", "--engine", "native"]
+    command += ["--bids-filter", path, "--json"]
+    status, text, _ = hfrt(root, *command)
+    assert status == 0
+    predicted = [r["subject"] for r in json.loads(text)["predictions"] if r["status"] == "ok"]
+    assert predicted == ["02", "03"]
+    path.write_text('{"t1w": {"acquisition": "y"}}')
+    status, text, _ = hfrt(root, *command, "--out", "p.csv")
+    error = json.loads(text)["error"]
+    assert (status, error["code"]) == (1, "bids-filter-no-match")
+    assert "--bids-filter" in error["message"]
+
+
+def test_a_contrast_agent_is_warned_of(dataset):
+    anat = dataset / "sub-02" / "anat"
+    (anat / "sub-02_T1w.nii.gz").rename(anat / "sub-02_ce-gadolinium_T1w.nii.gz")
+    result = run(dataset, dataset.parent / "out", participant_label=["02"])
+    (item,) = result.result.predictions
+    assert "with contrast agent 'gadolinium' by its name" in "; ".join(item.warnings)
 
 
 def test_another_table(dataset):
@@ -379,8 +480,10 @@ def test_infer_writes_a_derivative(dataset, hfrt):
     rows = (root / "made" / "group_predictions.tsv").read_text().splitlines()
     assert len(rows) > 1
     assert validate(root / "made") == []
-    status, _, err = hfrt(root, "bids-app", dataset, "app", "participant", "--engine", "native")
+    command = ("bids-app", dataset, "app", "participant", "--engine", "native")
+    status, out, err = hfrt(root, *command, "--from", "registered")
     assert status in (0, 3), err
+    assert "the scans are taken for registered: as asked for" in out
     status, out, err = hfrt(root, "bids-app", dataset, "app", "group")
     assert "group_predictions.tsv" in out
     assert validate(root / "app") == []

@@ -4,8 +4,12 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hyperfusion_rt.data.raw.judge import Quality
+from hyperfusion_rt.data.raw.register import Registered
+from hyperfusion_rt.data.volumes import Volume
 from hyperfusion_rt.errors import ConfigError, ScanError
 from hyperfusion_rt.runtime.cohort import preprocess as module
 from hyperfusion_rt.runtime.cohort.preprocess import Preprocessed, preprocess
@@ -86,6 +90,45 @@ def test_what_is_not_registered_has_a_line(tmp_path):
     with open(tmp_path / "out" / "quality.csv", newline="") as file:
         rows = {Path(row["scan"]).name: row["status"] for row in csv.DictReader(file)}
     assert rows == {name: status for name, (status, _) in lines.items()}
+
+
+def test_a_filter_chooses_what_is_registered(tmp_path):
+    anat = "sub-01/anat/sub-01"
+    raw = make(tmp_path / "raw", f"{anat}_acq-a_T1w.nii", f"{anat}_acq-b_T1w.nii")
+    path = tmp_path / "f.json"
+    path.write_text('{"t1w": {"acquisition": "b"}}')
+    found = preprocess([raw], tmp_path / "out", bids_filter=path)
+    lines = {item.scan.name: item.code for item in found}
+    assert lines == {
+        "sub-01_acq-a_T1w.nii": "scan-passed-over",
+        "sub-01_acq-b_T1w.nii": "scan-damaged",
+    }
+
+
+def test_warnings_of_names_and_sidecars_go_with_the_copy(tmp_path, monkeypatch):
+    raw = make(tmp_path / "raw", "sub-01_ce-gad_UNIT1.nii", "sub-02_T1w.nii")
+    (raw / "sub-02_T1w.json").write_text('{"ContrastBolusIngredient": "GADOLINIUM"}')
+    written = {}
+
+    def register(path, preprocessing, with_picture, mask):
+        volume = Volume(path, np.zeros((1, 1, 1), np.int16), np.eye(4))
+        quality = Quality(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {})
+        return Registered(volume, quality, ("odd",), np.eye(4), {})
+
+    def write_registered(registered, out):
+        written[out.name] = registered.warnings
+
+    monkeypatch.setattr(module, "register", register)
+    monkeypatch.setattr(module, "write_registered", write_registered)
+    found = preprocess([raw], tmp_path / "out")
+    name = "sub-01_ce-gad_space-MNI152NLin2009aSym_UNIT1.nii.gz"
+    assert written.keys() == {name, "sub-02_T1w.nii.gz"}
+    uniform, agent, other = written[name]
+    assert "salt-and-pepper" in uniform
+    assert "contrast agent 'gad' by its name" in agent
+    assert "'GADOLINIUM' by its JSON file" in written["sub-02_T1w.nii.gz"][0]
+    assert other == written["sub-02_T1w.nii.gz"][1] == "odd"
+    assert [item.reason for item in found] == ["; ".join(written[item.out.name]) for item in found]
 
 
 def test_a_link_into_the_output_is_a_scan(tmp_path):
