@@ -37,7 +37,7 @@ IMAGE = "image"  # the model whose answers `late` reads
 _ALIAS = {"table": "tabular"}  # what a value of network.fusion is called here
 # What all models of a comparison have alike.
 _ALIKE = (
-    *("scans", "table", "task", "preset"),
+    *("scans", "bids_filter", "table", "task", "preset"),
     *(f"tabular.{name}" for name in ("target", "classes", "unit", "id_column", "session_column")),
     *(f"training.{n}" for n in ("parts", "test_part", "split_column", "split_file", "seed")),
 )

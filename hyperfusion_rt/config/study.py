@@ -31,6 +31,11 @@ class Config(Frozen):
     )
     scans: str = Field("scans", description="the scans, seen from the cohort's folder")
     table: str = Field("data.csv", description="the table, seen from the cohort's folder")
+    bids_filter: str | None = Field(
+        None,
+        description="which T1-weighted files of a BIDS dataset are scans: a JSON file as "
+        "fMRIPrep's filters, seen from the cohort's folder",
+    )
     preprocessing: Preprocessing = Field(description="from a scan to the network's input")
     tabular: TableSpec = Field(description="from a row of the table to the network's input")
     network: NetworkConfig = Field(description="the network")

@@ -92,8 +92,8 @@ class ReadOptions(Options):
     threads: Threads = None
     bids_filter: Path | None = Field(
         None,
-        description="Which T1-weighted files are scans: a JSON file as fMRIPrep's "
-        '--bids-filter-file, such as {"t1w": {"acquisition": "mprage"}}.',
+        description="Which T1-weighted files are scans: a JSON file as fMRIPrep's filters, "
+        'such as {"t1w": {"acquisition": "mprage"}}.',
     )
     scan_checks: ScanChecks | None = Field(
         None,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.config import Config, TableSpec
+from hyperfusion_rt.data.bids_filter import read_filter
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.cohort import Case, join
 from hyperfusion_rt.data.column_check import Column
@@ -199,8 +200,8 @@ def gather_external(
         TableError: the table as a whole cannot be used.
     """
     training = config.training.model_copy(update={"split_column": None, "split_file": None})
-    place = {"scans": str(scans.resolve()), "table": str(table.resolve()), "training": training}
-    study = _read_study(config.model_copy(update=place), root)
+    place = {"scans": str(scans.resolve()), "table": str(table.resolve()), "bids_filter": None}
+    study = _read_study(config.model_copy(update={**place, "training": training}), root)
     lacks = [f for f in study.findings if f.code == "table-missing-column"]
     _refuse(Check(0, (), (), tuple(lacks), ()), table)
     _some_case(study, scans)
@@ -232,7 +233,8 @@ def _some_case(study: _Study, root: Path) -> None:
 
 def _read_study(config: Config, root: Path) -> _Study:
     spec = config.tabular
-    scans = find_cases([root / config.scans], config.preprocessing.channels)
+    choose = read_filter(root / config.bids_filter if config.bids_filter else None)
+    scans = find_cases([root / config.scans], config.preprocessing.channels, choose)
     table = read_table_for(
         scans,
         root / config.table,

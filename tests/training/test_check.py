@@ -48,6 +48,20 @@ def test_a_study_as_it_should_be_has_nothing_to_say(study):
     assert "test: 8 cases; CN " in shown
 
 
+def test_a_filter_chooses_the_scans_of_a_study(study):
+    for row in study.rows:
+        scan = study.root / "scans" / f"{row['subject']}.nii.gz"
+        for name in "ab":
+            (scan.parent / f"sub-{row['subject']}_acq-{name}_T1w.nii.gz").touch()
+        scan.unlink()
+    assert {left.code for left in study.check().left_out} == {"scan-ambiguous"}
+    (study.root / "f.json").write_text('{"t1w": {"acquisition": "b"}}')
+    check = study.check(AD + "bids_filter: f.json\n")
+    assert check.cases == 40
+    assert {left.code for left in check.left_out} == {"scan-passed-over"}
+    assert "acq-a_T1w.nii.gz: not chosen by f.json" in check.left_out[0].reason
+
+
 # ---- numbers
 
 
