@@ -14,23 +14,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperfusion_rt.artifact.manifest import Artifact, Manifest, only_artifact
-from hyperfusion_rt.data.bids_dataset import DESCRIPTION, participants, subject_folders
+from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
+from hyperfusion_rt.data.bids_dataset import participants, subject_folders
 from hyperfusion_rt.data.bids_filter import BidsFilter, read_filter
 from hyperfusion_rt.data.cohort import Cohort, restrict
-from hyperfusion_rt.data.raw.sidecar import is_registered
 from hyperfusion_rt.data.scan import Scan
-from hyperfusion_rt.data.scan_search import UNREADABLE, find_all, find_scans
-from hyperfusion_rt.data.scan_space import PASSED_OVER, is_derivative, is_in_mni
+from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import normalise_id, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.cohort.bids_source import source_of
 from hyperfusion_rt.runtime.cohort.infer import OnCase
 from hyperfusion_rt.runtime.cohort.record import Result
 from hyperfusion_rt.runtime.options import BidsOptions, Source
@@ -153,7 +151,7 @@ def bids_app(
     searched = _folders(bids_dir, subjects, choose) if participant_label else [bids_dir]
     source, why = options.source, "as asked for"
     if source is None:
-        source, why = _source(bids_dir, searched, artifact.manifest, choose)
+        source, why = source_of(bids_dir, searched, artifact.manifest, choose)
     predictor = Predictor(artifact, options.of_source(source))
     cohort, problems = _cohort(predictor, searched, tabular, table.id_column, subjects)
     if session_label:
@@ -178,29 +176,6 @@ def bids_app(
         by_default=options.artifact is None,
     )
     return BidsResult(result, out, _missing(out, known), source=source)
-
-
-def _source(
-    bids_dir: Path, folders: Sequence[Path], manifest: Manifest, choose: BidsFilter | None
-) -> tuple[Source, str]:
-    """What the scans are taken for where nobody says it, and why."""
-    channels = manifest.preprocessing.channels
-    if len(channels) > 1 or not channels[0].t1_weighted:
-        return "registered", "the artifact reads other than one T1-weighted image"
-    if is_derivative(bids_dir):
-        return "registered", f"{DESCRIPTION} says that the dataset is a derivative"
-    try:
-        scans = find_all(folders, partial(find_scans, choose=choose))
-    except CohortError:  # DICOM folders, or nothing, which is said later
-        scans = []
-    for scan in scans:
-        if scan.code == PASSED_OVER:
-            continue
-        if is_in_mni(scan.path):
-            return "registered", f"the name of {scan.path.name} says MNI space"
-        if is_registered(scan.path):
-            return "registered", f"hfrt preprocess made {scan.path.name}"
-    return "raw", f"neither {DESCRIPTION} nor a scan's name says that they are registered"
 
 
 def _cohort(

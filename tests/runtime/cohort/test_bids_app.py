@@ -13,8 +13,10 @@ import pytest
 
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact
+from hyperfusion_rt.config import Channel
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.runtime.cohort.bids_app import BidsResult, bids_app
+from hyperfusion_rt.runtime.cohort.bids_source import source_of
 from hyperfusion_rt.runtime.options import BidsOptions
 from hyperfusion_rt.runtime.outputs import bids_derivative as bids
 from hyperfusion_rt.runtime.outputs.bids_derivative import write_derivative
@@ -274,6 +276,8 @@ def describe(dataset: Path, kind: str | None) -> None:
 @pytest.mark.parametrize("kind", ["raw", None])
 def test_scans_of_a_dataset_are_raw_where_nobody_says_else(dataset, hfrt, kind):
     describe(dataset, kind)
+    sidecar = dataset / "sub-02" / "anat" / "sub-02_T1w.json"
+    sidecar.write_text(json.dumps(T1W | {"ContrastBolusIngredient": "GADOLINIUM"}))
     out = dataset.parent / "out"
     command = ["bids-app", dataset, out, "participant", "--participant-label", "02", "--json"]
     status, text, err = hfrt(dataset.parent, *command, "--engine", "native")
@@ -285,6 +289,7 @@ def test_scans_of_a_dataset_are_raw_where_nobody_says_else(dataset, hfrt, kind):
     (row,) = found["predictions"]
     assert (status, row["status"]) == (0, "ok")
     assert row["doubt"] < 0.1  # a figure of its registration
+    assert "with contrast agent 'GADOLINIUM' by its JSON file" in row["warnings"]
 
 
 @pytest.mark.parametrize(
@@ -313,6 +318,21 @@ def test_registered_scans_are_known(dataset, change, said):
     assert result.source == "registered"
     assert result.result.joined[0] == f"the scans are taken for registered: {said}"
     assert result.result.summary["ok"] == 1
+
+
+def test_other_images_are_not_registered(dataset):
+    manifest = Artifact.open(dataset.parent / "base.hfrt").manifest
+    assert source_of(dataset, [dataset], manifest, None)[0] == "raw"
+    for channels in (
+        [Channel(name="T1w", files="*_T1w*"), Channel(name="FLAIR", files="*_FLAIR*")],
+        [Channel(name="FLAIR", t1_weighted=False)],
+    ):
+        reads = manifest.preprocessing.model_copy(update={"channels": channels})
+        other = manifest.model_copy(update={"preprocessing": reads})
+        source, why = source_of(dataset, [dataset], other, None)
+        assert (source, why) == (
+            "registered", "the artifact reads other than one T1-weighted image"
+        )  # fmt: skip
 
 
 def test_a_filter_chooses_scans(dataset, hfrt):
@@ -359,7 +379,15 @@ def test_a_contrast_agent_is_warned_of(dataset):
     (anat / "sub-02_T1w.nii.gz").rename(anat / "sub-02_ce-gadolinium_T1w.nii.gz")
     result = run(dataset, dataset.parent / "out", participant_label=["02"])
     (item,) = result.result.predictions
-    assert "with contrast agent 'gadolinium' by its name" in "; ".join(item.warnings)
+    (said,) = [text for text in item.warnings if "contrast agent" in text]
+    assert said.startswith("with contrast agent 'gadolinium' by its name")
+    # once, where hfrt preprocess wrote it beside the copy
+    content = {"transform_maps": "", "warnings": [said]}
+    (anat / "sub-02_ce-gadolinium_T1w.json").write_text(json.dumps(content))
+    result = run(dataset, dataset.parent / "out", participant_label=["02"])
+    (item,) = result.result.predictions
+    found = [text for text in item.warnings if "contrast agent" in text]
+    assert found == [f"when it was registered: {said}"]
 
 
 def test_another_table(dataset):
