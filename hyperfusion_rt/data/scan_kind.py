@@ -2,7 +2,7 @@
 
 Of one subject and session, T1-weighted images are wanted. A phase image (`part-phase`) or one
 inversion of MP2RAGE (`inv-1`) is none. MP2RAGE's uniform image (`UNIT1`) stands in where there is
-no other.
+no other. Of several parts nobody guesses: a filter chooses, as among acquisitions and echoes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def settle_kinds(scans: Sequence[Scan], chosen_by: Collection[str] = ()) -> list
             continue
         group = groups.get((scan.subject, scan.session), [])
         first = next((one for one in group if suffix_of(one.path) != UNIFORM), None)
-        if (why := odd[scan]) is not None:
+        why = odd[scan]
+        if why is not None and group and "part" in (entities_of(scan.path) or {}):
+            found.append(scan)  # one of several images, which is ambiguous
+        elif why is not None:
             found.append(_not_used(scan, why, first or next(iter(group), None)))
         elif suffix_of(scan.path) == UNIFORM and first and SUFFIX not in chosen_by:
             found.append(_not_used(scan, "an MP2RAGE uniform image", first))

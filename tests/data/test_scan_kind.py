@@ -26,15 +26,16 @@ def states(root: Path, *names: str, source: Source = "registered", **more) -> di
     return {scan.path.name.removeprefix("sub-01_").partition(".")[0]: scan.code for scan in found}
 
 
-@pytest.mark.parametrize("part", ["phase", "real", "imag"])
 @pytest.mark.parametrize("other", ["T1w", "part-mag_T1w"])
-def test_a_part_that_is_no_magnitude_is_passed_over(tmp_path: Path, part: str, other: str) -> None:
-    odd = f"part-{part}_T1w"
-    assert states(tmp_path, odd, other) == {odd: PASSED_OVER, other: ""}
-    scans = {scan.code: scan for scan in find_scans(tmp_path)}
-    assert scans[PASSED_OVER].defect == (
-        f"the {part} of a complex image, not its magnitude: sub-01_{other}.nii.gz is used"
-    )
+def test_of_several_parts_a_filter_chooses(tmp_path: Path, other: str) -> None:
+    odd = "part-phase_T1w"
+    assert states(tmp_path, odd, other) == {odd: "", other: ""}
+    (tmp_path / "t.csv").write_text("subject\n01\n")
+    cohort = join(find_scans(tmp_path), read_table(tmp_path / "t.csv"))
+    assert [problem.code for problem in cohort.problems] == ["scan-ambiguous"] * 2
+    label = "mag" if "mag" in other else None
+    choose = BidsFilter(tmp_path / "f.json", {"part": (label,)})
+    assert states(tmp_path, choose=choose) == {odd: PASSED_OVER, other: ""}
 
 
 def test_a_phase_image_alone_is_an_error(tmp_path: Path) -> None:
