@@ -51,10 +51,11 @@ def main() -> None:
         mask = ants.image_read(paths[0])
         found = ants.registration(fixed, scan, "Affine", mask=mask, random_seed=1)
     else:
+        brain, even = scan > 0, scan
         for _ in range(2):  # a strong field is not found at once
-            scan = ants.n4_bias_field_correction(scan, mask=scan > 0)
+            even = ants.n4_bias_field_correction(even, mask=brain)
         cost = {"syn_metric": "CC", "syn_sampling": 3} if what == "correlation" else {}
-        found = ants.registration(fixed, scan, "SyN", reg_iterations=SYN, random_seed=1, **cost)
+        found = ants.registration(fixed, even, "SyN", reg_iterations=SYN, random_seed=1, **cost)
     seconds = time.process_time() - start
     transform = nearest(points, moved(points, found["fwdtransforms"]))
     content = {"transform": transform.tolist(), "seconds": seconds}

@@ -176,7 +176,7 @@ def _read(path: Path) -> tuple[Float, Matrix, list[str]]:
     if path.is_dir():
         return *read_dicom(path), []
     volume = read_volume(path)
-    voxels = np.empty(volume.voxels.shape, np.float32)
+    voxels: Float = np.empty(volume.voxels.shape, np.float32)
     for z in range(0, voxels.shape[2], _SLICES):  # files are in Fortran's order
         voxels[:, :, z : z + _SLICES] = volume.voxels[:, :, z : z + _SLICES]
     if (volume.slope, volume.inter) != (1.0, 0.0):
