@@ -8,6 +8,7 @@ namespace hfrt {
 namespace {
 
 constexpr float kFloor = 0.02f;      // of the local mean: what is flatter has no structure
+constexpr float kEmpty = 1e-4f;      // of the whole mean: a window as flat as this says nothing
 constexpr double kRobust = 2.5;      // standard deviations at which a residual loses its weight
 constexpr double kToSigma = 1.4826;  // from the median of absolute values
 
@@ -347,7 +348,13 @@ LocalCorrelation::Local LocalCorrelation::local(const std::vector<float>& values
   const size_t n = values.size();
   std::vector<float> product(n), square(n);
   Local found{std::vector<float>(n, 0.0f), std::vector<float>(n), std::vector<float>(n, 1.0f)};
-  for (size_t v = 0; v < n; ++v) product[v] = values[v] * inside[v];
+  double sum = 0, count = 0;
+  for (size_t v = 0; v < n; ++v) {
+    product[v] = values[v] * inside[v];
+    sum += std::abs(product[v]);
+    count += inside[v];
+  }
+  const float empty = kEmpty * static_cast<float>(sum / count);
   window(product, found.mean, scratch);
   for (size_t v = 0; v < n; ++v) product[v] *= values[v];
   window(product, square, scratch);
@@ -356,7 +363,9 @@ LocalCorrelation::Local LocalCorrelation::local(const std::vector<float>& values
     const float mu = found.mean[v] /= weight[v];
     const float variance = std::max(0.0f, square[v] / weight[v] - mu * mu);
     const float least = kFloor * mu;
-    found.deviation[v] = std::sqrt(variance + least * least) + 1e-20f;
+    const float deviation = std::sqrt(variance + least * least);
+    // Where there is nothing, slopes from beyond the window would be divided by nothing.
+    found.deviation[v] = deviation > empty ? deviation : 1e20f;
     found.value[v] = (values[v] - mu) / found.deviation[v];
   }
   return found;

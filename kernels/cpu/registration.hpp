@@ -50,8 +50,9 @@ struct Equations {
 //
 // With a Gaussian window around each compared voxel, mean and standard deviation s of an image a,
 // its local value is (a - mean) / sqrt(s^2 + (floor * mean)^2): free of any gain and offset that is
-// even over the window. The pose minimises the sum of the squared differences between template and
-// scan, with Geman-McClure weights of 2.5 robust standard deviations.
+// even over the window; 0 where the window is flat (to 1e-4 of the image's mean). The pose
+// minimises the sum of the squared differences between template and scan, with Geman-McClure
+// weights of 2.5 robust standard deviations.
 class LocalCorrelation {
  public:
   // compared: [X, Y, Z], not 0 where template and scan are compared. sigma: of the window, voxels.

@@ -243,6 +243,23 @@ def test_the_gradient_of_a_shift_is_that_of_the_residuals(case):
     np.testing.assert_allclose(gradient[::4], expected, atol=0.05 * np.abs(expected).max())
 
 
+def test_a_window_of_nothing_says_nothing(case):
+    """Slopes at its border see what lies beyond, and its deviation is 0."""
+    image, compared, scan = case[0], case[1], case[2].copy()
+    scan[2:12] = 0
+    without = scan.copy()
+    without[:2] = 0
+    found = []
+    for values in (scan, without):
+        normal, gradient = np.empty((12, 12)), np.empty(12)
+        score = made(case).at(values, np.eye(4)[:3].copy(), 0.0, normal, gradient)
+        found.append((np.array(score), normal, gradient))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert not compared[:2].any()
+    assert image[2:12].any()
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
