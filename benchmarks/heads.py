@@ -240,14 +240,14 @@ def draw(found: dict[str, Any], path: Path) -> None:
             kept = [(x, one["mm"]) for x, one in zip(levels, ones, strict=True) if "mm" in one]
             axis.plot(*zip(*kept, strict=True), "o-", color=colour, label=name)
             refused = [x for x, one in zip(levels, ones, strict=True) if "refused" in one]
-            axis.plot(refused, [3.5] * len(refused), "x", color=colour)
+            axis.plot(refused, [3.5] * len(refused), "x", color=colour, label=f"{name}, refused")
         axis.axhline(1.5, color="black", lw=0.6, ls="--")
         axis.set_title(what)
         axis.set_xlabel(unit)
         axis.set_ylim(0, 4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mm, mean over the brain")
-    axes[0].legend(loc="upper left", fontsize=8)
+    axes[0].legend(loc="lower left", fontsize=7)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 

@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "scan-too-thin": "a raw scan has too few slices for a brain",
     "scan-not-registered": "a raw scan could not be laid on the template well enough",
     "scan-noisy": "a raw scan's signal to noise ratio is too low",
+    "scan-mask-alone": "a brain mask without its scan",
     "scan-mask-missing": "there is no brain mask beside a raw scan, although masks were asked for",
     "scan-mask-wrong": "a brain mask does not lie where its scan's brain does",
     "dicom-unreadable": "a DICOM file or series cannot be read",

@@ -75,13 +75,17 @@ def preprocess(
     choose = read_filter(bids_filter)
     places: dict[Path, Scan] = {}
     left: dict[Path, Preprocessed] = {}
+    masks: set[Path] = set()
+    named: set[Path] = set()
     for given in scans:
         for scan in find_raw_scans(given, choose):
             # Links count as what they are called, so that only their folder is resolved.
             if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
             if mask_suffix and stem(scan.path).endswith(mask_suffix):
+                masks.add(scan.path)
                 continue
+            named.add(scan.path.with_name(_name(scan.path)))
             for item in _left(scan, out):
                 left[without_dots(item.scan)] = item
             if scan.defect:
@@ -97,6 +101,13 @@ def preprocess(
                     code="output-wrong-name",
                 )
             places[place] = scan
+    for mask in masks:
+        whose = mask.with_name(stem(mask).removesuffix(mask_suffix or ""))
+        if whose not in named:
+            reason = f"{mask}: is the brain mask of no scan; {whose.name}.nii.gz is not beside it"
+            left[without_dots(mask)] = Preprocessed(
+                mask, out, "error", reason, {}, "scan-mask-alone"
+            )
     if not places and not left:
         raise CohortError(f"no raw scan outside of {out}", code="cohort-no-scan")
     done = {without_dots(scan.path) for scan in places.values()}
@@ -139,6 +150,11 @@ def _sidecar(place: Path) -> dict[str, Any]:
         return {}
 
 
+def _name(scan: Path) -> str:
+    """Of a file without what it ends in, or of a DICOM folder."""
+    return scan.name if scan.is_dir() else stem(scan)
+
+
 def _mask_of(scan: Path, suffix: str | None) -> Path | None:
     """The brain mask beside a scan.
 
@@ -147,7 +163,7 @@ def _mask_of(scan: Path, suffix: str | None) -> Path | None:
     """
     if not suffix:
         return None
-    name = (scan.name if scan.is_dir() else stem(scan)) + suffix
+    name = _name(scan) + suffix
     for extension in EXTENSIONS:
         if (scan.parent / (name + extension)).exists():
             return scan.parent / (name + extension)

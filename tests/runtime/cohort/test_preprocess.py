@@ -138,7 +138,15 @@ def test_a_link_into_the_output_is_a_scan(tmp_path):
 
 
 def test_a_mask_belongs_to_its_scan(tmp_path, monkeypatch):
-    raw = make(tmp_path / "raw", "S1.nii.gz", "S1_mask.nii", "S2.nii", "S3/a.dcm", "S3_mask.nii.gz")
+    raw = make(
+        tmp_path / "raw",
+        "S1.nii.gz",
+        "S1_mask.nii",
+        "S2.nii",
+        "S3/a.dcm",
+        "S3_mask.nii.gz",
+        "S4_mask.nii",
+    )
     (raw / "S3" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
     asked = {}
 
@@ -152,5 +160,6 @@ def test_a_mask_belongs_to_its_scan(tmp_path, monkeypatch):
     codes = {item.scan.name: item.code for item in found}
     assert codes == {
         "S1.nii.gz": "scan-damaged", "S2.nii": "scan-mask-missing", "S3": "scan-damaged",
+        "S4_mask.nii": "scan-mask-alone",
     }  # fmt: skip
-    assert len(preprocess([raw], tmp_path / "out")) == 5
+    assert len(preprocess([raw], tmp_path / "out")) == 6
