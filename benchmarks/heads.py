@@ -247,7 +247,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set_ylim(0, 4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mm, mean over the brain")
-    axes[0].legend(loc="lower left", fontsize=7)
+    axes[0].legend(loc="center left", bbox_to_anchor=(0, 0.6), fontsize=7)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 

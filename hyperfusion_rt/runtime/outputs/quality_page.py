@@ -32,8 +32,9 @@ def quality_page(scans: Sequence[Looked], failed: Sequence[tuple[str, str]]) -> 
     """`failed`: scan and reason."""
     page = Page("Registered scans", images="'self' data: file:")
     page.text(
-        "Does the yellow outline, the template's brain, lie around this brain? A doubtful scan "
-        "comes first. The pictures show faces: keep them as you keep the scans."
+        "Does the yellow outline, the template's brain, lie around this brain? Blue: what is kept "
+        "of the scan. A doubtful scan comes first. The pictures show faces: keep them as you keep "
+        "the scans."
     )
     flagged = sum(bool(scan.warnings) for scan in scans)
     page.cards(
