@@ -68,9 +68,9 @@ def find_scans(
     (`sub-01_ses-02_T1w`) are understood anywhere. Links are followed, hidden files ignored; in a
     BIDS dataset also what its `.bidsignore` lists, `derivatives/`, `sourcedata/` and the like.
 
-    `choose` chooses by what the names say; a scan that it does not choose is passed over. A phase
-    image (`part-phase`), or one inversion of MP2RAGE, is no scan. MP2RAGE's uniform image (`UNIT1`)
-    is one, raw or in MNI space by its name, where its subject and session have no T1w.
+    `choose` chooses by what the names say; a scan that it does not choose is passed over. One
+    inversion of MP2RAGE, or a phase image (`part-phase`) alone, is no scan. MP2RAGE's uniform image
+    (`UNIT1`) is one, raw or in MNI space by its name, where its subject and session have no T1w.
 
     With `matches`, the files that it takes, whatever kind of image they are, none included; `named`
     makes of a path's parts (below `path`) those that name the subject.
