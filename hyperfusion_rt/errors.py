@@ -172,6 +172,7 @@ CODES: dict[str, str] = {
     "shard-missing": "not all shards are there and finished",
     "shard-of-another-run": "the shards are not of one run",
     "bids-filter-invalid": "a BIDS filter has no t1w, or an unknown entity or value",
+    "bids-description-unreadable": "a dataset's dataset_description.json cannot be read",
     "bids-filter-no-match": "a BIDS filter chooses none of the scans",
     "bids-filter-unreadable": "a BIDS filter may not be read, or is not JSON",
     "bids-label": "ids that are not different as BIDS labels",

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from hyperfusion_rt.config import MappedColumn
 from hyperfusion_rt.data.column_map import ModelColumn, Reading, as_text
@@ -55,11 +56,12 @@ def bids_readings(
             if column.name in taken or not sources or (own and column.name not in sources):
                 continue
             source = column.name if own else sources[0]
+            alike = [name for name in table.columns if plain(name) in names]
             doubt = ""
             if len(called) > 1:
                 doubt = f"the model has {' and '.join(repr(c.name) for c in called)}"
-            elif len(sources) > 1 and not own:
-                doubt = f"the table has {' and '.join(map(repr, sources))}"
+            elif len(alike) > 1 and not own:
+                doubt = f"the table has {' and '.join(map(repr, alike))}"
             doubt = doubt or (_doubt_of_age if kind == "age" else _doubt_of_sex)(
                 table, column, source
             )
@@ -150,10 +152,16 @@ def _doubt_of_sex(table: Table, column: ModelColumn, source: str) -> str:
     if not _by_meaning(column):
         listed = ", ".join(column.categories)
         return f"which of {listed} is male and which female is not clear"
+    for path, said in _sidecars(table, source):
+        for cell, meaning in _levels(said).items():
+            told = {_meaning(word) for word in re.findall(r"\w+", meaning)} - {""}
+            if _meaning(cell) and told != {_meaning(cell)}:
+                return f"{path} says that {cell!r} in column {source!r} means {meaning!r}"
     cells = [row.values[source] for row in table.rows if not is_missing(row.values[source])]
     known = [c.casefold() for c in column.categories]
-    if cells and not any(_meaning(cell) or cell.strip().casefold() in known for cell in cells):
-        return f"{cells[0]!r} in column {source!r} is no sex as BIDS writes it"
+    for cell in cells:
+        if not _meaning(cell) and cell.strip().casefold() not in known:
+            return f"{cell!r} in column {source!r} is no sex as BIDS writes it"
     return ""
 
 
@@ -186,12 +194,37 @@ def _doubt_of_age(table: Table, column: ModelColumn, source: str) -> str:
 
 def _unit(table: Table, column: str) -> str:
     """The unit of a column, if a JSON file beside the table gives one that is not years."""
-    for name in ("participants.json", "sessions.json"):
-        try:
-            content = json.loads((table.path.parent / name).read_text(encoding="utf-8-sig"))
-            unit = content[column]["Units"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-        if isinstance(unit, str) and unit.strip().casefold() not in _YEARS:
-            return unit.strip()
+    for _, said in _sidecars(table, column):
+        units = said.get("Units") or ""
+        for unit in units if isinstance(units, list) else [units]:
+            words = re.findall(r"\w+", str(unit).casefold())
+            if words and not any(word in _YEARS for word in words):
+                return str(unit).strip()
     return ""
+
+
+def _levels(said: Mapping[str, Any]) -> dict[str, str]:
+    """What a column's cells mean, in words."""
+    levels = said.get("Levels")
+    if not isinstance(levels, dict):
+        return {}
+    return {
+        str(cell): str(text.get("Description", "")) if isinstance(text, dict) else str(text)
+        for cell, text in levels.items()
+    }
+
+
+def _sidecars(table: Table, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the JSON files of the table and of its sessions say of a column: file and content."""
+    folder = table.path.parent
+    beside = [folder / "participants.json", folder / "sessions.json"]
+    subjects = {f"sub-{row.subject}" for row in table.rows}
+    beside += [folder / name / f"{name}_sessions.json" for name in sorted(subjects)]
+    for path in beside:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError):
+            continue
+        for name, said in content.items() if isinstance(content, dict) else ():
+            if str(name).casefold() == column.casefold() and isinstance(said, dict):
+                yield path.name, said

@@ -21,6 +21,7 @@ from hyperfusion_rt.data.scan_file import stem
 from hyperfusion_rt.data.scan_space import PASSED_OVER
 from hyperfusion_rt.data.table_file import suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
+from hyperfusion_rt.files import sha256
 
 KIND = "t1w"  # whose filter is read; a file may have others, `bold` say
 _EXTENSION = "extension"
@@ -73,16 +74,23 @@ Wanted = str | bool | None
 
 @dataclass(frozen=True)
 class BidsFilter:
-    """What the names of the scans must say; `wanted` by the entities' short names."""
+    """What the names of the scans must say; `wanted` by the entities' short names.
+
+    `alone`: the scans that it is given are all that there are, and it must choose one of them.
+    """
 
     path: Path
     wanted: dict[str, tuple[Wanted, ...]]
+    alone: bool = True
 
     def missed(self, file: Path) -> str | None:
         """What `file`'s name does not say; None where the filter chooses it."""
         found = entities_of(file)
         if found is None:
             return "its name is not of the BIDS kind"
+        session = next((p[4:] for p in file.parts if p.lower().startswith("ses-")), None)
+        if session is not None:
+            found.setdefault("ses", session)
         found |= {_EXTENSION: named_by(file).name[len(stem(named_by(file))) :].lstrip(".")}
         found |= {_DATATYPE: "anat"}
         for key, values in self.wanted.items():
@@ -93,16 +101,31 @@ class BidsFilter:
         return None
 
     def takes_suffix(self, file: Path) -> bool:
-        """Whether it names suffixes, and `file`'s is one."""
+        """Whether it names suffixes, and `file`'s is one; "any" names none."""
         label = (entities_of(file) or {}).get(SUFFIX)
-        values = self.wanted.get(SUFFIX, ())
-        return any(value is not None and _fits(SUFFIX, label, value) for value in values)
+        named = [value for value in self.wanted.get(SUFFIX, ()) if isinstance(value, str)]
+        return any(_fits(SUFFIX, label, value) for value in named)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The entities of which it wants a label, and not just any."""
+        return tuple(k for k, v in self.wanted.items() if any(isinstance(one, str) for one in v))
 
     def choose(self, scans: Sequence[Scan], where: Path) -> list[Scan]:
         """All of `scans`; those that are not chosen are passed over.
 
         Raises:
-            CohortError: it chooses none of them.
+            CohortError: it is `alone`, and chooses none of them.
+        """
+        if self.alone:
+            self.require(scans, str(where))
+        return [self.settle(scan) for scan in scans]
+
+    def require(self, scans: Sequence[Scan], where: str) -> None:
+        """That it chooses one of `scans`.
+
+        Raises:
+            CohortError: it does not.
         """
         missed = [self.missed(scan.path) for scan in scans]
         if scans and None not in missed:
@@ -112,7 +135,6 @@ class BidsFilter:
                 f"change it or leave it out ({first})",
                 code="bids-filter-no-match",
             )
-        return [self.settle(scan) for scan in scans]
 
     def settle(self, scan: Scan) -> Scan:
         """`scan`, passed over if it is not chosen."""
@@ -120,6 +142,11 @@ class BidsFilter:
         if why is None:
             return scan
         return replace(scan, defect=f"not chosen by {self.path.name}: {why}", code=PASSED_OVER)
+
+
+def digest_of(path: Path | None) -> str:
+    """Which filter it was: of the file's content, empty without one."""
+    return "" if path is None else sha256(path)[:12]
 
 
 def read_filter(path: Path | None) -> BidsFilter | None:
@@ -132,13 +159,14 @@ def read_filter(path: Path | None) -> BidsFilter | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_once)
     except OSError as error:
         raise ConfigError(
             f"`bids_filter` {path}: cannot be read: {error.strerror or error}",
             code="bids-filter-unreadable",
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"`bids_filter` {path}: is no JSON: {error}", code="bids-filter-unreadable"
         ) from None
@@ -162,6 +190,15 @@ def read_filter(path: Path | None) -> BidsFilter | None:
         else:
             wanted[key] = tuple(_wanted(path, name, key, one) for one in values)
     return BidsFilter(path, wanted)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names are there once."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} stands there twice")
+    return dict(pairs)
 
 
 def _wanted(path: Path, name: str, key: str, value: Any) -> Wanted:

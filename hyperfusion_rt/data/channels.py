@@ -12,7 +12,7 @@ from hyperfusion_rt.config import Channel
 from hyperfusion_rt.data.bids_filter import BidsFilter
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import stem
-from hyperfusion_rt.data.scan_search import find_all, find_scans
+from hyperfusion_rt.data.scan_search import find_all, find_chosen, find_scans
 from hyperfusion_rt.data.scan_space import PASSED_OVER
 from hyperfusion_rt.errors import CohortError, ConfigError
 
@@ -37,7 +37,7 @@ def find_cases(
         ConfigError: `choose` is given, and the channels say themselves which files they are.
     """
     if not any(channel.files for channel in channels):
-        scans = find_all(paths, partial(find_scans, choose=choose))
+        scans = find_chosen(paths, find_scans, choose)
         _refuse_t1(scans, channels[0])
         return scans
     if choose is not None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from hyperfusion_rt.data.bids_dataset import (
     NOT_SEARCHED,
@@ -46,6 +47,13 @@ _BIDS = re.compile(r"sub-([^/]+)/(?:ses-([^/]+)/)?anat/[^/]+", re.IGNORECASE)
 _BIDS_ANY = re.compile(
     r"sub-([^/]+)/(?:ses-([^/]+)/)?(?:anat|dwi|fmap|func|perf|pet)/[^/]+", re.IGNORECASE
 )
+
+
+class FindChosen(Protocol):
+    """`find_scans` or `find_raw_scans`."""
+
+    def __call__(self, path: str | Path, *, choose: BidsFilter | None = None) -> list[Scan]:
+        """The scans under `path`."""
 
 
 # Whether a file is of a channel, and what of its path names the subject.
@@ -141,7 +149,7 @@ def _settled(
     scans = _with_what_they_are(scans)
     if choose is not None:
         scans = choose.choose(scans, root)
-    scans = settle_kinds(scans, choose.wanted if choose is not None else ())
+    scans = settle_kinds(scans, choose.named if choose is not None else ())
     return _first_runs(settle_spaces(scans, source))
 
 
@@ -171,6 +179,23 @@ def find_all(paths: Iterable[str | Path], find: Callable[[str | Path], list[Scan
         replace(scan, others=tuple(o for o in scan.others if without_dots(o) not in found))
         for scan in found.values()
     ]
+
+
+def find_chosen(
+    paths: Iterable[str | Path], find: FindChosen, choose: BidsFilter | None
+) -> list[Scan]:
+    """As `find_all`, with a filter that must choose one scan of all.
+
+    Raises:
+        CohortError: as `find`; the filter chooses none.
+    """
+    paths = list(paths)
+    if choose is None:
+        return find_all(paths, find)
+    part = replace(choose, alone=False)
+    found = find_all(paths, lambda path: find(path, choose=part))
+    choose.require(found, ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else ""))
+    return found
 
 
 def walk(

@@ -100,7 +100,7 @@ def _in_its_own_space(scan: Scan) -> Scan:
     if desc is not None and desc[1] == "preproc":
         text = f"'desc-preproc' without 'space-' means the scanner's own space; {advice}"
         return replace(scan, defect=text, code="scan-space-not-mni")
-    if desc is not None or is_derivative(scan.path.parent):
+    if desc is not None or _is_derivative(scan.path.parent):
         where = f"{desc[0].strip('_')!r}" if desc is not None else "in a derivative dataset"
         text = (
             f"file name {name!r}: {where} without 'space-' means the scanner's own space; check "
@@ -110,7 +110,7 @@ def _in_its_own_space(scan: Scan) -> Scan:
     return scan
 
 
-def is_derivative(folder: Path) -> bool:
+def _is_derivative(folder: Path) -> bool:
     """Whether the dataset that `folder` lies in calls itself a derivative."""
     folder = folder.absolute()
     for place in (folder, *folder.parents):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hyperfusion_rt.config import ScanChecks
+from hyperfusion_rt.data.bids_filter import digest_of
 from hyperfusion_rt.data.column_map import parse_map
 from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError
@@ -112,6 +113,10 @@ class ReadOptions(Options):
         description="Another column of the table in the place of one of the model's, and what its "
         "cells mean, such as PTGENDER=sex:M=Male,F=Female or AGE=age; repeatable.",
     )
+
+    def reading(self) -> dict[str, Any]:
+        """What chooses scans and reads the table otherwise; for records, to compare runs by."""
+        return {"map": sorted(self.map), "bids_filter": digest_of(self.bids_filter)}
 
 
 class PredictOptions(ReadOptions):

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from hyperfusion_rt.data.column_map import (
 from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.raw.sidecar import agent_warnings, sidecar_warnings
-from hyperfusion_rt.data.scan_search import find_all
+from hyperfusion_rt.data.scan_search import find_chosen
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates, Table
 from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
@@ -163,7 +162,7 @@ class Predictor:
                     code="option-conflict",
                 )
             # A scan that is named twice, by itself and with its folder, is one scan.
-            scans = find_all(map(Path, given), partial(find_raw_scans, choose=choose))
+            scans = find_chosen(map(Path, given), find_raw_scans, choose)
         else:
             scans = find_cases([Path(path) for path in given], channels, choose)
         path = Path(table)

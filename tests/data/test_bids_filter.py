@@ -190,3 +190,43 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_filter(tmp_path / "no.json")
     assert error.value.code == "bids-filter-unreadable"
     assert read_filter(None) is None
+
+
+def test_of_several_paths_a_filter_must_choose_one(tmp_path: Path) -> None:
+    make(tmp_path, "sub-01_acq-a_T1w", "sub-02_acq-b_T1w")
+    paths, channel = sorted(tmp_path.glob("sub-*/anat/*")), Channel(name="t1")
+    choose = read_filter(write(tmp_path, {"t1w": {"acq": "b"}}))
+    for given in (paths, sorted(tmp_path.glob("sub-*"))):
+        scans = find_cases(given, [channel], choose)
+        assert [(scan.subject, scan.code) for scan in scans] == [("01", PASSED_OVER), ("02", "")]
+    none = read_filter(write(tmp_path, {"t1w": {"acq": "c"}}))
+    with pytest.raises(CohortError, match="chooses none of the 2 scans here"):
+        find_cases(paths, [channel], none)
+
+
+def test_any_label_is_no_leave_for_other_images(tmp_path: Path) -> None:
+    make(tmp_path, "sub-01_T1w", "sub-02_dseg", "sub-03_part-phase_T1w", "sub-04_inv-1_T1w")
+    refused = {"03": "scan-not-t1", "04": "scan-not-t1"}
+    for wanted, codes in (
+        (dict.fromkeys(("suffix", "part", "inversion"), "Query.OPTIONAL"), {"01": "", **refused}),
+        ({"suffix": "*"}, {"01": "", **refused}),
+        ({"part": ["phase", None]}, {"01": "", "03": "", "04": "scan-not-t1"}),
+    ):
+        choose = read_filter(write(tmp_path, {"t1w": wanted}))
+        assert {s.subject: s.code for s in find_scans(tmp_path, choose=choose)} == codes
+
+
+def test_a_session_may_be_its_folders(tmp_path: Path) -> None:
+    for session in ("a", "b"):
+        path = tmp_path / "sub-01" / f"ses-{session}" / "anat" / "sub-01_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    choose = read_filter(write(tmp_path, {"t1w": {"session": "a"}}))
+    assert [s.session for s in find_scans(tmp_path, choose=choose) if not s.code] == ["a"]
+
+
+@pytest.mark.parametrize("text", ['{"t1w": {"acq": "a", "acq": "b"}}', "[" * 100_000])
+def test_a_name_that_stands_twice_and_a_bottomless_file(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_filter(write(tmp_path, text))
+    assert error.value.code == "bids-filter-unreadable"

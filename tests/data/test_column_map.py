@@ -397,6 +397,48 @@ def test_the_sidecars_unit_counts(tmp_path, unit, read, sidecar):
     assert "AGE" in bids_readings(table, {"AGE": AGE}, {})[0]
 
 
+@pytest.mark.parametrize(
+    ("levels", "read"),
+    [
+        ({"M": "male", "F": {"Description": "Female participants"}}, True),
+        ({"M": "Female", "F": "Male"}, False),
+        ({"M": "mujer", "H": "hombre"}, False),
+    ],
+)
+def test_the_sidecars_levels_count(tmp_path, levels, read):
+    """In Spanish, M is a woman."""
+    (tmp_path / "participants.json").write_text(json.dumps({"Sex": {"Levels": levels}}))
+    table = written(tmp_path, "participant_id,sex\n1,M\n2,F\n")
+    found, doubts = bids_readings(table, {"PTGENDER": SEX}, {})
+    assert ("PTGENDER" in found, "PTGENDER" in doubts) == (read, not read)
+    if not read:
+        assert f"says that 'M' in column 'sex' means '{levels['M']}'" in doubts["PTGENDER"]
+
+
+def test_one_cell_that_is_no_sex_is_a_doubt(tmp_path):
+    table = written(tmp_path, "participant_id,sex\n1,M\n2,H\n3,n/a\n")
+    found, doubts = bids_readings(table, {"PTGENDER": SEX}, {})
+    assert found == {}
+    assert doubts["PTGENDER"] == "'H' in column 'sex' is no sex as BIDS writes it"
+
+
+def test_two_columns_that_may_be_the_sex(tmp_path):
+    table = written(tmp_path, "participant_id,sex,gender\n1,M,F\n")
+    found, doubts = bids_readings(table, {"PTGENDER": SEX}, {})
+    assert (found, doubts) == ({}, {"PTGENDER": "the table has 'sex' and 'gender'"})
+
+
+@pytest.mark.parametrize("units", ["months", ["months"], "Months old"])
+def test_the_sidecar_of_a_subjects_sessions_counts(tmp_path, units):
+    (tmp_path / "sub-1").mkdir()
+    sidecar = tmp_path / "sub-1" / "sub-1_sessions.json"
+    sidecar.write_text(json.dumps({"Age": {"Units": units}}))
+    table = written(tmp_path, "participant_id,age\n1,60\n")
+    assert "AGE" in bids_readings(table, {"AGE": AGE}, {})[1]
+    sidecar.write_text(json.dumps({"Age": {"Units": "Years old"}}))
+    assert "AGE" in bids_readings(table, {"AGE": AGE}, {})[0]
+
+
 def test_a_target_is_not_read_from_bids_unasked(tmp_path):
     table = written(tmp_path, "participant_id,age\n1,60\n")
     target = ModelColumn("AGE", "numeric", is_target=True)

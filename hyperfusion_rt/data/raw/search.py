@@ -18,7 +18,8 @@ def find_raw_scans(path: str | Path, choose: BidsFilter | None = None) -> list[S
     """As `find_scans`, and every folder of DICOM files below `path` as one scan.
 
     A DICOM folder's subject is the folder `sub-*`, the first folder below `path`, or its own name.
-    `choose` knows it by its own name, too.
+    `choose` knows it by its own name, too; it must choose one of all that is found, if it is
+    `alone`.
 
     Raises:
         CohortError: no such path, no permission to read it, no scan found, or none that `choose`
@@ -38,13 +39,15 @@ def find_raw_scans(path: str | Path, choose: BidsFilter | None = None) -> list[S
                 found.append(_as_scan(root, folder))
     except OSError:
         return find_scans(root, "raw", choose=choose)  # says what is wrong
+    part = choose and replace(choose, alone=False)
     if others or not found:
         found = [scan for scan in found if not scan.defect]
-        found = [choose.settle(scan) for scan in found] if choose is not None else found
+        found = [part.settle(scan) for scan in found] if part is not None else found
         series = {scan.path for scan in found}
-        found += [
-            scan for scan in find_scans(root, "raw", choose=choose) if scan.path not in series
-        ]
+        listed = find_scans(root, "raw", choose=part)
+        found += [scan for scan in listed if scan.path not in series]
+        if choose is not None and choose.alone:
+            choose.require(found, str(root))
     elif choose is not None:
         found = choose.choose(found, root)
     return sorted(found, key=lambda scan: scan.path)

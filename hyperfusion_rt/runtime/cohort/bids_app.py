@@ -282,9 +282,10 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
         values = sorted({str(identity.get(name)) for identity in identities})
         if len(values) > 1:
             notes[f"not all of one {name.replace('_', ' ')}: {', '.join(values)}"] = None
-    maps = sorted({" ".join(content.get("map", [])) or "none" for content in records.values()})
-    if len(maps) > 1:
-        notes[f"not all of one map: {', '.join(maps)}"] = None
+    for name in ("map", "bids_filter"):
+        told = sorted({_in_words(content.get(name)) for content in records.values()})
+        if len(told) > 1:
+            notes[f"not all of one {name}: {', '.join(told)}"] = None
     gone = {path.parent.name for path in records} - {f"sub-{label_of(name)}" for name in known}
     if gone:
         listed = ", ".join(sorted(gone))
@@ -319,6 +320,10 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
 # ---- records: what a participant level leaves for the group level
 
 
+def _in_words(told: str | Sequence[str] | None) -> str:
+    return (told if isinstance(told, str) else " ".join(told or ())) or "none"
+
+
 def _write_participant(
     out: Path,
     predictor: Predictor,
@@ -345,7 +350,7 @@ def _write_participant(
             "artifact": str(predictor.artifact.folder.resolve()),
             "identity": predictor.identity(),
             "notes": list(predictor.notes),
-            "map": sorted(predictor.options.map),
+            **predictor.options.reading(),
             "predictions": [as_json(_relative(item, bids_dir)) for item in found],
         }
         write_text(path, json.dumps(content, indent=2) + "\n", private=True)

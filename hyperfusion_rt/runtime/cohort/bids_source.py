@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.bids_dataset import DESCRIPTION
 from hyperfusion_rt.data.bids_filter import BidsFilter
 from hyperfusion_rt.data.raw.sidecar import is_registered
-from hyperfusion_rt.data.scan_search import find_all, find_scans
-from hyperfusion_rt.data.scan_space import PASSED_OVER, is_derivative, is_in_mni
+from hyperfusion_rt.data.scan_search import find_chosen, find_scans
+from hyperfusion_rt.data.scan_space import PASSED_OVER, is_in_mni
 from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.runtime.options import Source
 
@@ -19,14 +19,18 @@ from hyperfusion_rt.runtime.options import Source
 def source_of(
     bids_dir: Path, folders: Sequence[Path], manifest: Manifest, choose: BidsFilter | None
 ) -> tuple[Source, str]:
-    """What the scans are taken for where nobody says it, and why."""
+    """What the scans are taken for where nobody says it, and why.
+
+    Raises:
+        CohortError: `dataset_description.json` cannot be read.
+    """
     channels = manifest.preprocessing.channels
     if len(channels) > 1 or not channels[0].t1_weighted:
         return "registered", "the artifact reads other than one T1-weighted image"
-    if is_derivative(bids_dir):
+    if _dataset_type(bids_dir) == "derivative":
         return "registered", f"{DESCRIPTION} says that the dataset is a derivative"
     try:
-        scans = find_all(folders, partial(find_scans, choose=choose))
+        scans = find_chosen(folders, find_scans, choose)
     except CohortError:  # DICOM folders, or nothing, which is said later
         scans = []
     for scan in scans:
@@ -37,3 +41,22 @@ def source_of(
         if is_registered(scan.path):
             return "registered", f"hfrt preprocess made {scan.path.name}"
     return "raw", f"neither {DESCRIPTION} nor a scan's name says that they are registered"
+
+
+def _dataset_type(bids_dir: Path) -> str:
+    """What the dataset's own description says, in lower case."""
+    path = bids_dir / DESCRIPTION
+    if not path.is_file():
+        return ""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        content, why = None, str(error)
+    else:
+        why = "it is no JSON object"
+    if not isinstance(content, dict):
+        raise CohortError(
+            f"{path}: cannot be read: {why}; mend it, or give `source`, raw or registered",
+            code="bids-description-unreadable",
+        )
+    return str(content.get("DatasetType", "")).lower()

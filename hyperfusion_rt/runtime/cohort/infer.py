@@ -104,7 +104,7 @@ def infer(
                 table_sha256,
                 known=[item for item in result.failed if item.known and item.scan],
                 counts=result.counts,
-                map=options.map,
+                reading=options.reading(),
             )
         log.ended(result.ending, result.counts)
     return result if not log.note else replace(result, notes=(*result.notes, log.note))

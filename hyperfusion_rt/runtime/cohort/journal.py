@@ -244,12 +244,13 @@ class Journal:
         table: str,
         known: Sequence[Prediction] = (),
         counts: Mapping[str, int] | None = None,
-        map: Sequence[str] = (),
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         """Write down that the run is over: its cases, what could not be joined, its table.
 
         Args:
-            map: how the table was read; shards that were told otherwise are not of one run.
+            reading: how scans were chosen and the table was read (`ReadOptions.reading`); shards
+                that were told otherwise are not of one run.
             known: the cases that failed before and have not changed.
             counts: how many of which kind the table has; see `outputs.table.COUNTS`.
         """
@@ -259,8 +260,8 @@ class Journal:
             "known": [(item.subject, item.session) for item in known],
             "problems": [as_json(problem) for problem in problems],
             "table": table,
-            "map": sorted(map),
             "counts": counts or {},
+            **(reading or {}),
         }
         self._write({"end": end}, sync=True)
 

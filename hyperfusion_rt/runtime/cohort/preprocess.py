@@ -73,19 +73,22 @@ def preprocess(
             name; the folder cannot be written.
     """
     choose = read_filter(bids_filter)
+    part = choose and replace(choose, alone=len(scans) == 1)
+    looked_at: list[Scan] = []
     places: dict[Path, Scan] = {}
     left: dict[Path, Preprocessed] = {}
     masks: set[Path] = set()
     named: set[Path] = set()
     for given in scans:
-        for scan in find_raw_scans(given, choose):
+        for scan in find_raw_scans(given, choose=part):
             # Links count as what they are called, so that only their folder is resolved.
             if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
             if mask_suffix and stem(scan.path).endswith(mask_suffix):
                 masks.add(scan.path)
                 continue
-            named.add(scan.path.with_name(_name(scan.path)))
+            named |= {path.with_name(_name(path)) for path in (scan.path, *scan.others)}
+            looked_at.append(scan)
             for item in _left(scan, out):
                 left[without_dots(item.scan)] = item
             if scan.defect:
@@ -101,6 +104,8 @@ def preprocess(
                     code="output-wrong-name",
                 )
             places[place] = scan
+    if choose is not None:
+        choose.require(looked_at, str(scans[0]))
     for mask in masks:
         whose = mask.with_name(stem(mask).removesuffix(mask_suffix or ""))
         if whose not in named:

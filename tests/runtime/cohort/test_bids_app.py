@@ -320,6 +320,14 @@ def test_registered_scans_are_known(dataset, change, said):
     assert result.result.summary["ok"] == 1
 
 
+def test_a_description_that_cannot_be_read_says_nothing(dataset):
+    path = dataset / "dataset_description.json"
+    path.write_text(path.read_text().rstrip().rstrip("}") + ",}")
+    with pytest.raises(CohortError, match="mend it, or give `source`") as error:
+        run(dataset, dataset.parent / "out", source=None, participant_label=["02"])
+    assert error.value.code == "bids-description-unreadable"
+
+
 def test_other_images_are_not_registered(dataset):
     manifest = Artifact.open(dataset.parent / "base.hfrt").manifest
     assert source_of(dataset, [dataset], manifest, None)[0] == "raw"

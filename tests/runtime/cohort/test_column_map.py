@@ -191,6 +191,21 @@ def test_shards_with_another_map_are_not_of_one_run(cohort, hfrt):
     assert hfrt(cohort, "merge", *shards)[0] == 0
 
 
+def test_shards_with_another_filter_are_not_of_one_run(cohort, hfrt):
+    renamed(cohort, "new.csv")
+    for scan in sorted((cohort / "scans").iterdir()):
+        scan.rename(scan.with_name(f"sub-{scan.name.split('.')[0].replace('-', '')}_T1w.nii.gz"))
+    text = (cohort / "new.csv").read_text().replace("-", "")
+    (cohort / "new.csv").write_text(text)
+    (cohort / "f.json").write_text('{"t1w": {"suffix": "T1w"}}')
+    shards = (cohort / "predictions.shard-1-of-2.csv", cohort / "predictions.shard-2-of-2.csv")
+    chosen = (*INFER, "new.csv", *MAPS, "--bids-filter", "f.json")
+    assert hfrt(cohort, *chosen, "--shard", "1/2")[0] == 0
+    assert hfrt(cohort, *INFER, "new.csv", *MAPS, "--shard", "2/2")[0] == 0
+    status, _, err = hfrt(cohort, "merge", *shards)
+    assert (status, "another bids_filter" in err) == (1, True)
+
+
 # ---- BIDS
 
 

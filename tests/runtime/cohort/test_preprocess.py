@@ -163,3 +163,17 @@ def test_a_mask_belongs_to_its_scan(tmp_path, monkeypatch):
         "S4_mask.nii": "scan-mask-alone",
     }  # fmt: skip
     assert len(preprocess([raw], tmp_path / "out")) == 6
+
+
+def test_masks_of_further_runs_have_their_scans(tmp_path, monkeypatch):
+    names = (f"sub-01_run-{run}_T1w{mask}.nii" for run in (1, 2) for mask in ("", "_mask"))
+    raw = make(tmp_path / "raw", *names)
+
+    def register(path, preprocessing, with_picture, mask):
+        raise ScanError(f"{path}: {REFUSED}", code="scan-damaged")
+
+    monkeypatch.setattr(module, "register", register)
+    found = preprocess([raw], tmp_path / "out", mask_suffix="_mask")
+    assert {item.scan.name: item.code for item in found} == {
+        "sub-01_run-1_T1w.nii": "scan-damaged", "sub-01_run-2_T1w.nii": "scan-passed-over",
+    }  # fmt: skip
