@@ -14,7 +14,7 @@ import pytest
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.config import Channel
-from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError
 from hyperfusion_rt.runtime.cohort.bids_app import BidsResult, bids_app
 from hyperfusion_rt.runtime.cohort.bids_source import source_of
 from hyperfusion_rt.runtime.options import BidsOptions
