@@ -30,6 +30,7 @@ import nibabel as nib
 import numpy as np
 import typer
 from scan_collection import Real, fetch
+from scipy import ndimage
 from spoil import (
     Matrix,
     Spoilt,
@@ -45,9 +46,11 @@ from spoil import (
 )
 
 from hyperfusion_rt.data.mni_template import template_files
-from hyperfusion_rt.data.raw.image import Image, read_raw
+from hyperfusion_rt.data.raw.field import find_field
+from hyperfusion_rt.data.raw.image import Image, read_raw, sample
 from hyperfusion_rt.data.raw.judge import distance
-from hyperfusion_rt.data.raw.register import register, register_image
+from hyperfusion_rt.data.raw.pose import at_level
+from hyperfusion_rt.data.raw.register import Registered, register, register_image
 from hyperfusion_rt.data.raw.template import load_template
 from hyperfusion_rt.errors import ScanError
 from hyperfusion_rt.machine import describe_machine
@@ -146,6 +149,20 @@ def by_simpleitk(template: Path, head: Path) -> dict[str, Any]:
     return {"transform": transform.tolist(), "seconds": seconds}
 
 
+def by_n4(scan: Image, inside: np.ndarray) -> np.ndarray:
+    """The logarithm of N4's field, of a scan in voxels of about 4 mm, found in its brain."""
+    import SimpleITK as sitk
+
+    image, mask = sitk.GetImageFromArray(scan.voxels), sitk.GetImageFromArray(inside.astype("u1"))
+    for one in (image, mask):
+        one.SetSpacing([float(mm) for mm in scan.spacing[::-1]])
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetNumberOfThreads(1)
+    corrector.Execute(image, mask)
+    found: np.ndarray = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
+    return found
+
+
 # ---- what is measured
 
 
@@ -190,7 +207,7 @@ def heads(volumes: dict[str, Path], python: Path) -> dict[str, Any]:
     mask = BUILD / "heads" / "mask.nii.gz"
     made = load_template()
     nib.Nifti1Image(made.mask.astype(np.uint8), made.affine).to_filename(mask)
-    for name, (head, _) in HEADS.items():
+    for name, (head, brain) in HEADS.items():
         pose = truth_of(name, volumes, python)
         peers = {
             "ANTs, affine": by_ants(
@@ -207,11 +224,74 @@ def heads(volumes: dict[str, Path], python: Path) -> dict[str, Any]:
             for what, _, levels, spoil in CURVES:
                 curves[what] = [outcome(*spoil(scan, pose, level)) for level in levels]
         found[name] = {"peers": peers, "cases": cases, "curves": curves}
+        found[name]["field"] = fields(scan, pose)
+        if head != brain:
+            found[name]["masks"] = masks(register_image(scan), volumes[brain])
         if name in TWICE:
             other = truth_of(name, volumes, python, "correlation")
             found[name]["truths apart"] = distance(other, pose, made)
         print(name, {case: cell(one) for case, one in cases.items()}, flush=True)
     return found
+
+
+def masks(found: Registered, brain: Path) -> dict[str, list[float]]:
+    """Of tissue, in %: how much of the brain is cut, and how much of what is kept is no brain.
+
+    `brain`: the head's brain as others cut it out. What lies within 1 mm of its border does not
+    count. Beside ours stands the template's mask as it is.
+    """
+    template, cut = load_template(), read_raw(brain)
+    matrix = np.linalg.inv(cut.affine) @ found.transform @ template.affine
+    filled = ndimage.binary_fill_holes(cut.voxels > 0).astype(np.float32)
+    true = sample(filled, matrix, template.mask.shape) >= 0.5
+    head = read_raw(found.volume.path)
+    matrix = np.linalg.inv(head.affine) @ found.transform @ template.affine
+    values = sample(head.voxels, matrix, template.mask.shape)
+    tissue = values > 0.6 * np.median(values[template.mask])
+    core, around = ndimage.binary_erosion(true), ndimage.binary_dilation(true)
+    return {
+        name: [
+            100 * float((core & ~mask & tissue).sum() / (true & tissue).sum()),
+            100 * float((mask & ~around & tissue).sum() / (mask & tissue).sum()),
+        ]
+        for name, mask in {
+            "template's": template.mask, "ours": np.asarray(found.volume.voxels) > 0
+        }.items()
+    }  # fmt: skip
+
+
+def fields(scan: Image, pose: Matrix) -> dict[str, Any]:
+    """What is left of a field of ±70 % that a head was multiplied by.
+
+    `true`: the standard deviation of its logarithm over the brain. `ours` and `n4`: that of the
+    difference to what was found on the head with it, less what was found without.
+    """
+    template = load_template()
+    level = template.levels[4]
+    matrix = level.affine
+    found: dict[str, list[np.ndarray]] = {"ours": [], "n4": []}
+    seconds = {"ours": 0.0, "n4": 0.0}
+    spoilt = with_field(scan, 0.7)
+    inside = level.away == 0
+    for one in (scan, spoilt):
+        start = time.process_time()
+        field = find_field(template, at_level(one.shrunk(2), level), pose)
+        seconds["ours"] += time.process_time() - start
+        found["ours"].append(field.logarithm[inside])
+        coarse = one.shrunk(4)
+        to_template = np.linalg.inv(template.affine) @ np.linalg.inv(pose) @ coarse.affine
+        brain = sample(template.mask.astype(np.float32), to_template, coarse.voxels.shape) >= 0.5
+        start = time.process_time()
+        logarithm = by_n4(coarse, brain).astype(np.float32)
+        seconds["n4"] += time.process_time() - start
+        to_scan = np.linalg.inv(coarse.affine) @ pose @ matrix
+        found["n4"].append(sample(logarithm, to_scan, inside.shape, nearest=True)[inside])
+    to_scan = np.linalg.inv(scan.affine) @ pose @ matrix
+    head = scan.voxels > 0
+    ratio = np.where(head, spoilt.voxels / np.where(head, scan.voxels, 1), 1).astype(np.float32)
+    true = np.log(np.maximum(sample(ratio, to_scan, inside.shape, nearest=True)[inside], 0.05))
+    left = {name: float(np.std(true - (after - before))) for name, (before, after) in found.items()}
+    return {"true": float(np.std(true)), "left": left, "seconds": seconds}
 
 
 def volumes_of(collection: list[Real], cache: Path) -> list[dict[str, Any]]:
@@ -278,6 +358,25 @@ def page(content: dict[str, Any]) -> str:
     for name, one in found.items():
         cells = " | ".join(cell(one["cases"][case]) for case in cases)
         lines.append(f"| {name} | {cells} |")
+    lines += [
+        "", "What is left of a field of ±70 %: the standard deviation of its logarithm over the "
+        "brain.", "",
+        "| | the field | ours | N4 (SimpleITK) | CPU s: ours, N4 |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, one in found.items():
+        left, took = one["field"]["left"], one["field"]["seconds"]
+        times = ", ".join(f"{took[who] / 2:.2f}" for who in ("ours", "n4"))
+        cells = f"{one['field']['true']:.3f} | {left['ours']:.3f} | {left['n4']:.3f} | {times}"
+        lines.append(f"| {name} | {cells} |")
+    lines += [
+        "", "The brain's mask, in % of tissue, beyond 1 mm of the border: how much of the brain, "
+        "as others cut it out, is cut off, and how much of what is kept is no brain.", "",
+        "| | template's mask: cut, kept | ours: cut, kept |", "|---|---|---|",
+    ]  # fmt: skip
+    for name, one in found.items():
+        if "masks" in one:
+            cells = (f"{cut:.1f}, {kept:.1f}" for cut, kept in one["masks"].values())
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "![Error by how spoilt the scan is](heads.png)", ""]
     lines += ["| volume | kind | what | outcome | CPU s |", "|---|---|---|---|---|"]
     for row in content["volumes"]:
