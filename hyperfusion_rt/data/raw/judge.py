@@ -163,6 +163,20 @@ def distance(first: Matrix, second: Matrix, template: Template) -> float:
     return float(np.linalg.norm(apart, axis=0).mean()) / max(scale, 1e-9)
 
 
+def _over_white(field: Field) -> tuple[float, float]:
+    """Brightness of CSF and of grey matter over white matter's."""
+    csf, grey, white = field.tissues
+    return (csf / white, grey / white) if white > 0 else (np.inf, np.inf)
+
+
+def is_no_t1(field: Field, limits: Thresholds) -> bool:
+    """Whether a scan will be refused for its contrast, wherever it lies."""
+    csf, grey = _over_white(field)
+    (low, high), (least, most) = limits.refuse_csf, limits.refuse_grey
+    good = field.residual <= limits.refuse_residual and low <= csf <= high and least <= grey <= most
+    return not good
+
+
 def measure(
     scan: Image,
     even: Float,
@@ -187,7 +201,7 @@ def measure(
     both = np.count_nonzero(tissue & template.tissue)
     turn, _, other = np.linalg.svd(transform[:3, :3])
     cosine = (np.trace(turn @ other) - 1) / 2
-    csf, grey, white = field.tissues
+    csf, grey = _over_white(field)
     apart = distance(wide.transform, transform, template)
     return Quality(
         doubt=doubt(apart, fit.misfit, fit.inside),
@@ -195,8 +209,8 @@ def measure(
         misfit=fit.misfit,
         inside=fit.inside,
         residual=field.residual,
-        csf=csf / white if white > 0 else np.inf,
-        grey=grey / white if white > 0 else np.inf,
+        csf=csf,
+        grey=grey,
         correlation=pearson(level.image[brain], inside),
         overlap=2 * int(both) / int(np.count_nonzero(tissue) + np.count_nonzero(template.tissue)),
         snr=_noise(scan, template, transform),

@@ -34,7 +34,14 @@ from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.raw import brain_mask
 from hyperfusion_rt.data.raw.field import Field, find_field
 from hyperfusion_rt.data.raw.image import Float, Image, Mask, Matrix, read_raw, sample
-from hyperfusion_rt.data.raw.judge import THRESHOLDS, Quality, Thresholds, judge, measure
+from hyperfusion_rt.data.raw.judge import (
+    THRESHOLDS,
+    Quality,
+    Thresholds,
+    is_no_t1,
+    judge,
+    measure,
+)
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.raw.picture import picture
 from hyperfusion_rt.data.raw.pose import Fit, at_level, find_pose, refine
@@ -76,15 +83,18 @@ class Place(NamedTuple):
     field: Field
 
 
-def locate(coarse: Image) -> Place:
+def locate(coarse: Image, thresholds: Thresholds = THRESHOLDS) -> Place:
     """The place of a scan in voxels of about 2 mm.
 
     The field is found where the brain was first found, and the pose again without the field: an
-    edge of the brain has the local contrast of the field that it lies in.
+    edge of the brain has the local contrast of the field that it lies in. A scan that is refused
+    for its contrast is left where it was found first.
     """
     template = load_template()
     wide, first, smoothed = find_pose(coarse)
     field = find_field(template, smoothed, first.transform)
+    if is_no_t1(field, thresholds):
+        return Place(wide, first, field)
     flat = field.flattened(coarse, first.transform, template)
     return Place(wide, refine(at_level(flat, template.levels[4]), first.transform), field)
 
@@ -182,7 +192,7 @@ def register_image(
     template, path = load_template(), scan.path
     with clock.step("register"):
         coarse = scan.shrunk(2)
-        wide, fit, field = locate(coarse)
+        wide, fit, field = locate(coarse, thresholds)
         transform = fit.transform
     with clock.step("quality"):
         stripped = brain_mask.is_stripped(template, coarse, transform)

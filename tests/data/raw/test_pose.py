@@ -21,6 +21,7 @@ from hyperfusion_rt.data.raw.image import Image, otsu, sample, to_mm, turn
 from hyperfusion_rt.data.raw.judge import distance
 from hyperfusion_rt.data.raw.picture import _png, picture
 from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
+from hyperfusion_rt.data.raw.register import locate
 from hyperfusion_rt.data.raw.template import CENTER, load_template
 
 
@@ -114,6 +115,21 @@ def test_fat_does_not_count(brain, template):
     flat = found.flattened(fat, np.eye(4), template).voxels
     assert flat.max() == np.float32(found.white)
     assert flat[~inside].min() == flat.max()
+
+
+def test_what_is_no_t1_is_not_placed_again(brain, monkeypatch):
+    """It is refused for its contrast, wherever it lies."""
+    inside = brain.voxels > 0
+    inverted = replace(brain, voxels=np.where(inside, 130 - brain.voxels, 0).astype(np.float32))
+    calls = []
+    flattened = Field.flattened
+    monkeypatch.setattr(
+        Field, "flattened", lambda self, *given: calls.append(self) or flattened(self, *given)
+    )
+    locate(inverted)
+    assert not calls
+    locate(brain)
+    assert len(calls) == 1
 
 
 def test_a_scan_without_brightness_has_no_field(template):
