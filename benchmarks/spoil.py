@@ -97,12 +97,10 @@ def _moved(scan: Image, pose: Matrix, matrix: Matrix, shift: Sequence[float] = (
     return replace(scan, affine=motion @ scan.affine), motion @ pose
 
 
-def with_lesion(
-    scan: Image, pose: Matrix, millilitres: float, times: float = 0.4, where: Sequence[float] = ()
-) -> Image:
-    """A ball, so many times as bright, in the left frontal lobe or around `where`."""
+def with_lesion(scan: Image, pose: Matrix, millilitres: float) -> Image:
+    """A ball in the left frontal lobe, 0.4 times as bright."""
     radius = (millilitres * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
-    return _lesion(scan, pose, radius, times, np.asarray(where or (-30.0, 20.0, 30.0)))
+    return _lesion(scan, pose, radius, 0.4, np.array([-30.0, 20.0, 30.0]))
 
 
 def with_ventricles(scan: Image, pose: Matrix, times: float) -> Image:

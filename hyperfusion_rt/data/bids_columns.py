@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,9 @@ _OLDEST = 125.0  # years
 _WHY = "as BIDS writes it"
 _SHOWN = 6  # cells in a suggestion
 
+# A JSON file's name, and its content or what it says of a column.
+_Sidecar = tuple[str, dict[str, Any]]
+
 
 def bids_readings(
     table: Table, columns: Mapping[str, ModelColumn], taken: Mapping[str, Reading]
@@ -48,6 +51,7 @@ def bids_readings(
     """
     found: dict[str, Reading] = {}
     doubts: dict[str, str] = {}
+    sidecars: list[_Sidecar] | None = None
     for kind, names in _NAMES.items():
         called = [c for c in columns.values() if plain(c.name) in names and not c.is_target]
         sources = [name for name in table.columns if name.casefold() == kind]
@@ -62,8 +66,11 @@ def bids_readings(
                 doubt = f"the model has {' and '.join(repr(c.name) for c in called)}"
             elif len(alike) > 1 and not own:
                 doubt = f"the table has {' and '.join(map(repr, alike))}"
+            if sidecars is None:
+                sidecars = _sidecars(table)
+            said = _said_of(source, sidecars)
             doubt = doubt or (_doubt_of_age if kind == "age" else _doubt_of_sex)(
-                table, column, source
+                table, column, source, said
             )
             if not doubt:
                 found[column.name] = _reading(kind, column, source)
@@ -145,18 +152,20 @@ def _reading(kind: str, column: ModelColumn, source: str) -> Reading:
     return Reading(source, _WHY, cells, doubtful)
 
 
-def _doubt_of_sex(table: Table, column: ModelColumn, source: str) -> str:
+def _doubt_of_sex(
+    table: Table, column: ModelColumn, source: str, sidecars: Sequence[_Sidecar]
+) -> str:
     """Why a column cannot be read as BIDS's sex, if so."""
     if column.kind != "categorical":
         return f"{column.name!r} is a number to the model"
     if not _by_meaning(column):
         listed = ", ".join(column.categories)
         return f"which of {listed} is male and which female is not clear"
-    for path, said in _sidecars(table, source):
+    for file, said in sidecars:
         for cell, meaning in _levels(said).items():
             told = {_meaning(word) for word in re.findall(r"\w+", meaning)} - {""}
             if _meaning(cell) and told != {_meaning(cell)}:
-                return f"{path} says that {cell!r} in column {source!r} means {meaning!r}"
+                return f"{file} says that {cell!r} in column {source!r} means {meaning!r}"
     cells = [row.values[source] for row in table.rows if not is_missing(row.values[source])]
     known = [c.casefold() for c in column.categories]
     for cell in cells:
@@ -165,14 +174,16 @@ def _doubt_of_sex(table: Table, column: ModelColumn, source: str) -> str:
     return ""
 
 
-def _doubt_of_age(table: Table, column: ModelColumn, source: str) -> str:
+def _doubt_of_age(
+    table: Table, column: ModelColumn, source: str, sidecars: Sequence[_Sidecar]
+) -> str:
     """Why a column cannot be read as an age in years, if so."""
     if column.kind == "categorical":
         return f"{column.name!r} has categories to the model"
     low, high = column.low, column.high
     if not 0 <= low <= high <= _OLDEST:
         return f"{column.name!r} was {low:g} to {high:g} in the training, which are no ages"
-    if unit := _unit(table, source):
+    if unit := _unit(sidecars):
         return f"the table's sidecar says that column {source!r} is in {unit!r}"
     reading = Reading(source, _WHY, capped=True)
     ages = []
@@ -192,9 +203,9 @@ def _doubt_of_age(table: Table, column: ModelColumn, source: str) -> str:
     return ""
 
 
-def _unit(table: Table, column: str) -> str:
+def _unit(sidecars: Sequence[_Sidecar]) -> str:
     """The unit of a column, if a JSON file beside the table gives one that is not years."""
-    for _, said in _sidecars(table, column):
+    for _, said in sidecars:
         units = said.get("Units") or ""
         for unit in units if isinstance(units, list) else [units]:
             words = re.findall(r"\w+", str(unit).casefold())
@@ -214,17 +225,28 @@ def _levels(said: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _sidecars(table: Table, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the JSON files of the table and of its sessions say of a column: file and content."""
+def _sidecars(table: Table) -> list[_Sidecar]:
+    """The JSON files of the table and of its sessions: name and content."""
     folder = table.path.parent
     beside = [folder / "participants.json", folder / "sessions.json"]
     subjects = {f"sub-{row.subject}" for row in table.rows}
     beside += [folder / name / f"{name}_sessions.json" for name in sorted(subjects)]
+    found = []
     for path in beside:
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             continue
-        for name, said in content.items() if isinstance(content, dict) else ():
-            if str(name).casefold() == column.casefold() and isinstance(said, dict):
-                yield path.name, said
+        if isinstance(content, dict):
+            found.append((path.name, content))
+    return found
+
+
+def _said_of(column: str, sidecars: Sequence[_Sidecar]) -> list[_Sidecar]:
+    """What each file says of a column."""
+    return [
+        (file, said)
+        for file, content in sidecars
+        for name, said in content.items()
+        if name.casefold() == column.casefold() and isinstance(said, dict)
+    ]

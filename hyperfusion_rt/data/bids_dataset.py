@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,29 @@ def dataset_of(folder: Path) -> Path | None:
         if (root / DESCRIPTION).is_file() or (root / IGNORE).is_file():
             return root
     return folder if subject_folders(folder) else None
+
+
+def dataset_type(folder: Path) -> str:
+    """What the dataset's own description says that it is, in lower case; empty where it has none.
+
+    Raises:
+        CohortError: the description cannot be read.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return ""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        content, why = None, str(error)
+    else:
+        why = "it is no JSON object"
+    if not isinstance(content, dict):
+        raise CohortError(
+            f"{path}: cannot be read: {why}; mend it, or give `source`, raw or registered",
+            code="bids-description-unreadable",
+        )
+    return str(content.get("DatasetType", "")).lower()
 
 
 def subject_folders(folder: Path) -> list[Path]:

@@ -74,23 +74,19 @@ Wanted = str | bool | None
 
 @dataclass(frozen=True)
 class BidsFilter:
-    """What the names of the scans must say; `wanted` by the entities' short names.
-
-    `alone`: the scans that it is given are all that there are, and it must choose one of them.
-    """
+    """What the names of the scans must say; `wanted` by the entities' short names."""
 
     path: Path
     wanted: dict[str, tuple[Wanted, ...]]
-    alone: bool = True
 
-    def missed(self, file: Path) -> str | None:
-        """What `file`'s name does not say; None where the filter chooses it."""
+    def missed(self, scan: Scan) -> str | None:
+        """What the scan's name does not say; None where the filter chooses it."""
+        file = scan.path
         found = entities_of(file)
         if found is None:
             return "its name is not of the BIDS kind"
-        session = next((p[4:] for p in file.parts if p.lower().startswith("ses-")), None)
-        if session is not None:
-            found.setdefault("ses", session)
+        if scan.session is not None:  # its folder may say it
+            found.setdefault("ses", scan.session)
         found |= {_EXTENSION: named_by(file).name[len(stem(named_by(file))) :].lstrip(".")}
         found |= {_DATATYPE: "anat"}
         for key, values in self.wanted.items():
@@ -111,24 +107,15 @@ class BidsFilter:
         """The entities of which it wants a label, and not just any."""
         return tuple(k for k, v in self.wanted.items() if any(isinstance(one, str) for one in v))
 
-    def choose(self, scans: Sequence[Scan], where: Path) -> list[Scan]:
-        """All of `scans`; those that are not chosen are passed over.
-
-        Raises:
-            CohortError: it is `alone`, and chooses none of them.
-        """
-        if self.alone:
-            self.require(scans, str(where))
-        return [self.settle(scan) for scan in scans]
-
-    def require(self, scans: Sequence[Scan], where: str) -> None:
-        """That it chooses one of `scans`.
+    def require(self, scans: Sequence[Scan], paths: Sequence[str | Path]) -> None:
+        """That it chooses one of `scans`, which are all under `paths`.
 
         Raises:
             CohortError: it does not.
         """
-        missed = [self.missed(scan.path) for scan in scans]
+        missed = [self.missed(scan) for scan in scans]
         if scans and None not in missed:
+            where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
             first = f"{scans[0].path.name}: {missed[0]}"
             raise CohortError(
                 f"{where}: `bids_filter` {self.path} chooses none of the {len(scans)} scans here; "
@@ -138,7 +125,7 @@ class BidsFilter:
 
     def settle(self, scan: Scan) -> Scan:
         """`scan`, passed over if it is not chosen."""
-        why = self.missed(scan.path)
+        why = self.missed(scan)
         if why is None:
             return scan
         return replace(scan, defect=f"not chosen by {self.path.name}: {why}", code=PASSED_OVER)
@@ -194,11 +181,12 @@ def read_filter(path: Path | None) -> BidsFilter | None:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, whose names are there once."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
             raise ValueError(f"{name!r} stands there twice")
-    return dict(pairs)
+        found[name] = value
+    return found
 
 
 def _wanted(path: Path, name: str, key: str, value: Any) -> Wanted:

@@ -88,14 +88,14 @@ def find_scans(
 
     Raises:
         CohortError: no such path, no permission to read it, a `.bidsignore` that cannot be used,
-            no scan found, or none that `choose` chooses.
+            or no scan found.
     """
     root = Path(path)
     try:
         if root.is_dir():
             entries = list(walk(root, not_searched(root)))
         elif root.exists():
-            return _settled([_single(root)], source, choose, root)
+            return _settled([_single(root)], source, choose)
         else:
             raise CohortError(
                 f"{root}: {broken_link(root) or 'no such file or folder'}", code="cohort-not-found"
@@ -129,7 +129,7 @@ def find_scans(
     if not scans and not unreadable and matches is None:
         raise CohortError(_nothing_found(root, files), code="cohort-no-scan")
     if matches is None:
-        settled = _settled(scans, source, choose, root)
+        settled = _settled(scans, source, choose)
     else:
         settled = _first_runs(settle_spaces(_with_what_they_are(scans), source))
     return sorted([*settled, *unreadable], key=lambda scan: scan.path)
@@ -142,13 +142,11 @@ def _is_candidate(file: Path, source: Source, choose: BidsFilter | None) -> bool
     return choose is not None and choose.takes_suffix(file)
 
 
-def _settled(
-    scans: Sequence[Scan], source: Source, choose: BidsFilter | None, root: Path
-) -> list[Scan]:
+def _settled(scans: Sequence[Scan], source: Source, choose: BidsFilter | None) -> list[Scan]:
     """What becomes of T1-weighted scans: used, passed over, or with a defect."""
     scans = _with_what_they_are(scans)
     if choose is not None:
-        scans = choose.choose(scans, root)
+        scans = [choose.settle(scan) for scan in scans]
     scans = settle_kinds(scans, choose.named if choose is not None else ())
     return _first_runs(settle_spaces(scans, source))
 
@@ -190,11 +188,9 @@ def find_chosen(
         CohortError: as `find`; the filter chooses none.
     """
     paths = list(paths)
-    if choose is None:
-        return find_all(paths, find)
-    part = replace(choose, alone=False)
-    found = find_all(paths, lambda path: find(path, choose=part))
-    choose.require(found, ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else ""))
+    found = find_all(paths, lambda path: find(path, choose=choose))
+    if choose is not None:
+        choose.require(found, paths)
     return found
 
 

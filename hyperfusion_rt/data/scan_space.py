@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from hyperfusion_rt.data.bids_dataset import DESCRIPTION
+from hyperfusion_rt.data.bids_dataset import DESCRIPTION, dataset_type
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import stem
+from hyperfusion_rt.errors import CohortError
 
 Source = Literal["registered", "raw"]
 
@@ -114,11 +114,9 @@ def _is_derivative(folder: Path) -> bool:
     """Whether the dataset that `folder` lies in calls itself a derivative."""
     folder = folder.absolute()
     for place in (folder, *folder.parents):
-        path = place / DESCRIPTION
-        if path.is_file():
+        if (place / DESCRIPTION).is_file():
             try:
-                content = json.loads(path.read_text(encoding="utf-8-sig"))
-                return str(content.get("DatasetType", "")).lower() == "derivative"
-            except (OSError, ValueError, AttributeError):
+                return dataset_type(place) == "derivative"
+            except CohortError:
                 return False
     return False

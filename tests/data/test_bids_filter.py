@@ -1,6 +1,7 @@
 """A filter of BIDS files: what it may say, and which scans it chooses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hyperfusion_rt.config import Channel
 from hyperfusion_rt.data.bids_filter import read_filter
 from hyperfusion_rt.data.channels import find_cases
 from hyperfusion_rt.data.raw.search import find_raw_scans
-from hyperfusion_rt.data.scan_search import find_scans
+from hyperfusion_rt.data.scan_search import find_chosen, find_scans
 from hyperfusion_rt.data.scan_space import PASSED_OVER, Source
 from hyperfusion_rt.errors import CODES, CohortError, ConfigError
 
@@ -40,7 +41,9 @@ def write(root: Path, content: object) -> Path:
 
 def chosen(root: Path, wanted: object, source: Source = "registered", find=find_scans) -> list[str]:
     choose = read_filter(write(root, {"t1w": wanted}))
-    found = find(root, choose) if find is find_raw_scans else find(root, source, choose=choose)
+    if find is find_scans:
+        find = partial(find_scans, source=source)
+    found = find_chosen([root], find, choose)
     return [scan.path.name.partition(".")[0] for scan in found if scan.code != PASSED_OVER]
 
 
@@ -136,7 +139,7 @@ def test_names_of_the_bids_kind_anywhere(tmp_path: Path) -> None:
     assert chosen(tmp_path, {"acquisition": None, "suffix": "T2w"}) == ["sub-4_T2w"]
     (scan,) = find_scans(tmp_path / "S3.nii")
     with pytest.raises(CohortError, match="its name is not of the BIDS kind"):
-        find_scans(scan.path, choose=read_filter(write(tmp_path, {"t1w": {}})))
+        find_chosen([scan.path], find_scans, read_filter(write(tmp_path, {"t1w": {}})))
 
 
 def test_folders_of_dicom_files(tmp_path: Path) -> None:

@@ -155,14 +155,15 @@ def read_raw(path: Path) -> Image:
     known = counts.max() > 0.5 * counts.sum()
     kept = [plane[plane != most] if known else plane for plane in voxels]
     ends = [(part.min(), part.max()) for part in kept if part.size]
-    if not ends or min(low for low, _ in ends) == max(high for _, high in ends):
+    least = min((low for low, _ in ends), default=most)
+    if least == max((high for _, high in ends), default=most):
         raise ScanError(
             f"{path}: every voxel has the same value; is the file empty?", code="scan-constant"
         )
     sparse = np.concatenate([part.ravel()[:: max(1, voxels.size // 1_000_000)] for part in kept])
     low = np.float32(np.percentile(sparse, 2))
     floor = min(low, most) if known else low
-    if floor != 0 or min(low for low, _ in ends) < 0:
+    if floor != 0 or least < 0:
         for plane in voxels:
             background = plane == most
             np.maximum(plane - floor, 0, out=plane)

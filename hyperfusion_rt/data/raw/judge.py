@@ -21,6 +21,7 @@ _TISSUE = 0.65
 # Of a logistic function: constant, by log disagreement (mm), log misfit, log part inside the scan;
 # round numbers, chosen on three spoilt heads. benchmarks/trust.py measures them on three others.
 DOUBT = (2.0, 2.0, 2.0, -7.0)
+_UNEXPLAINED = "brightness that no tissue explains"
 _BRAIN_STEP = 23  # every so many voxels of the brain at 2 mm say how far two poses are apart
 
 
@@ -169,12 +170,24 @@ def _over_white(field: Field) -> tuple[float, float]:
     return (csf / white, grey / white) if white > 0 else (np.inf, np.inf)
 
 
+def _contrast(residual: float, csf: float, grey: float, limits: Thresholds) -> list[str]:
+    """What is unlike a T1 scan's contrast."""
+    wrong = []
+    if not residual <= limits.refuse_residual:
+        most = f"at most {limits.refuse_residual:.2f} is accepted"
+        wrong.append(f"{_UNEXPLAINED} {residual:.2f}, {most}")
+    for tissue, value, (low, high) in (
+        ("CSF", csf, limits.refuse_csf), ("grey matter", grey, limits.refuse_grey),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            what = f"{tissue} has {value:.2f} of white matter's brightness"
+            wrong.append(f"{what}, {low:.2f} to {high:.2f} is a T1 scan's")
+    return wrong
+
+
 def is_no_t1(field: Field, limits: Thresholds) -> bool:
     """Whether a scan will be refused for its contrast, wherever it lies."""
-    csf, grey = _over_white(field)
-    (low, high), (least, most) = limits.refuse_csf, limits.refuse_grey
-    good = field.residual <= limits.refuse_residual and low <= csf <= high and least <= grey <= most
-    return not good
+    return bool(_contrast(field.residual, *_over_white(field), limits))
 
 
 def measure(
@@ -232,21 +245,15 @@ def _likeness(path: Path, quality: Quality, limits: Thresholds) -> list[str]:
         f"two ways to find the brain differ by {quality.disagreement:.1f} mm, "
         f"{quality.inside:.0%} of it lies in the scan; the probability of being over 2 mm off is"
     )
-    for what, value, refuse, flag in (
-        (sure, quality.doubt, limits.refuse_doubt, limits.flag_doubt),
-        ("brightness that no tissue explains", quality.residual, limits.refuse_residual,
-         limits.flag_residual),
-    ):  # fmt: skip
-        if not value <= refuse:
-            wrong.append(f"{what} {value:.2f}, at most {refuse:.2f} is accepted")
-        elif value > flag:
+    if not quality.doubt <= limits.refuse_doubt:
+        wrong.append(f"{sure} {quality.doubt:.2f}, at most {limits.refuse_doubt:.2f} is accepted")
+    wrong += _contrast(quality.residual, quality.csf, quality.grey, limits)
+    for what, value, flag in (
+        (sure, quality.doubt, limits.flag_doubt),
+        (_UNEXPLAINED, quality.residual, limits.flag_residual),
+    ):
+        if value > flag:
             warnings.append(f"{what} {value:.2f} (above {flag:.2f}); look at the result")
-    for tissue, value, (low, high) in (
-        ("CSF", quality.csf, limits.refuse_csf), ("grey matter", quality.grey, limits.refuse_grey),
-    ):  # fmt: skip
-        if not low <= value <= high:
-            what = f"{tissue} has {value:.2f} of white matter's brightness"
-            wrong.append(f"{what}, {low:.2f} to {high:.2f} is a T1 scan's")
     least = limits.refuse_overlap
     if quality.overlap < least:
         what = f"overlap with the template's tissue {quality.overlap:.2f}"

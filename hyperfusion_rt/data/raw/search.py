@@ -18,12 +18,10 @@ def find_raw_scans(path: str | Path, choose: BidsFilter | None = None) -> list[S
     """As `find_scans`, and every folder of DICOM files below `path` as one scan.
 
     A DICOM folder's subject is the folder `sub-*`, the first folder below `path`, or its own name.
-    `choose` knows it by its own name, too; it must choose one of all that is found, if it is
-    `alone`.
+    `choose` knows it by its own name, too.
 
     Raises:
-        CohortError: no such path, no permission to read it, no scan found, or none that `choose`
-            chooses.
+        CohortError: no such path, no permission to read it, or no scan found.
     """
     root = Path(path)
     if not root.is_dir():
@@ -31,25 +29,22 @@ def find_raw_scans(path: str | Path, choose: BidsFilter | None = None) -> list[S
     found: list[Scan] = []
     others = False
     try:
-        for folder, files, defect in walk(root, not_searched(root)):
-            others |= any(is_scan(file) or foreign(file) for file in files)
+        for folder, inside, defect in walk(root, not_searched(root)):
+            others |= any(is_scan(file) or foreign(file) for file in inside)
             if defect is not None:
                 found.append(replace(_as_scan(root, folder), defect=defect, code=UNREADABLE))
             elif is_dicom_folder(folder):
                 found.append(_as_scan(root, folder))
     except OSError:
         return find_scans(root, "raw", choose=choose)  # says what is wrong
-    part = choose and replace(choose, alone=False)
+    files: list[Scan] = []
     if others or not found:
         found = [scan for scan in found if not scan.defect]
-        found = [part.settle(scan) for scan in found] if part is not None else found
-        series = {scan.path for scan in found}
-        listed = find_scans(root, "raw", choose=part)
-        found += [scan for scan in listed if scan.path not in series]
-        if choose is not None and choose.alone:
-            choose.require(found, str(root))
-    elif choose is not None:
-        found = choose.choose(found, root)
+        files = find_scans(root, "raw", choose=choose)
+    if choose is not None:
+        found = [choose.settle(scan) for scan in found]
+    series = {scan.path for scan in found}
+    found += [scan for scan in files if scan.path not in series]
     return sorted(found, key=lambda scan: scan.path)
 
 

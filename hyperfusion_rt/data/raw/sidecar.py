@@ -22,12 +22,23 @@ def picture_of(scan: Path) -> Path:
     return scan.with_name(scan.name.removesuffix(".nii.gz") + ".svg")
 
 
+def read_sidecar(scan: Path) -> dict[str, Any]:
+    """What `hfrt preprocess` wrote beside a registered scan; empty if that is nothing of ours."""
+    if not scan.name.endswith(".nii.gz"):
+        return {}
+    try:
+        content = json.loads(sidecar_of(scan).read_text(encoding="utf-8"))
+        return content if "transform_maps" in content else {}  # else another program's
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def sidecar_warnings(scan: Path) -> tuple[str, ...]:
     """What was odd when the scan was registered; nothing where it has no such file."""
     try:
-        content = _ours(scan) or {"warnings": ()}
-        return tuple(f"when it was registered: {text}" for text in content["warnings"])
-    except (KeyError, TypeError):
+        warnings = read_sidecar(scan).get("warnings", ())
+        return tuple(f"when it was registered: {text}" for text in warnings)
+    except (AttributeError, TypeError):
         return ()
 
 
@@ -44,18 +55,3 @@ def agent_warnings(scan: Path) -> tuple[str, ...]:
     if not isinstance(agent, str) or agent.strip().lower() in ("", "none", "n/a"):
         return ()
     return (with_agent(agent.strip(), "JSON file"),)
-
-
-def is_registered(scan: Path) -> bool:
-    """Whether `hfrt preprocess` wrote the scan, as the JSON file beside it says."""
-    return _ours(scan) is not None
-
-
-def _ours(scan: Path) -> dict[str, Any] | None:
-    if not scan.name.endswith(".nii.gz"):
-        return None
-    try:
-        content = json.loads(sidecar_of(scan).read_text(encoding="utf-8"))
-        return content if "transform_maps" in content else None  # else another program's
-    except (OSError, ValueError, TypeError):
-        return None

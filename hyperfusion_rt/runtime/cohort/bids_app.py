@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from hyperfusion_rt.data.bids_dataset import participants, subject_folders
 from hyperfusion_rt.data.bids_filter import BidsFilter, read_filter
 from hyperfusion_rt.data.cohort import Cohort, restrict
 from hyperfusion_rt.data.scan import Scan
-from hyperfusion_rt.data.scan_search import UNREADABLE, find_scans
+from hyperfusion_rt.data.scan_search import UNREADABLE, find_chosen, find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import normalise_id, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
@@ -147,7 +147,7 @@ def bids_app(
     open_derivative(out, artifact.manifest, bids_dir)
     check_labels({subject: {} for subject in known})
     subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
-    choose = read_filter(options.bids_filter)
+    choose, reading = read_filter(options.bids_filter), options.reading()
     searched = _folders(bids_dir, subjects, choose) if participant_label else [bids_dir]
     source, why = options.source, "as asked for"
     if source is None:
@@ -160,7 +160,9 @@ def bids_app(
     predictions = [item for item in problems if not item.subject]
     stream = predictor.stream(cohort.cases)
     for subject, found in _by_participant(stream, cohort, problems, on_case):
-        _write_participant(out, predictor, subject, found, bids_dir, whole=not session_label)
+        _write_participant(
+            out, predictor, reading, subject, found, bids_dir, whole=not session_label
+        )
         predictions += found
     predictions.sort(key=by_case)
     summary = summarise(predictions, time.perf_counter() - start)
@@ -201,7 +203,7 @@ def _folders(bids_dir: Path, subjects: Sequence[str], choose: BidsFilter | None)
     """The participants' own folders, so that a large dataset is not searched for one of them."""
     folders = [bids_dir / f"sub-{subject}" for subject in subjects]
     try:
-        found = [scan for path in folders for scan in find_scans(path, choose=choose)]
+        found = find_chosen(folders, find_scans, choose)
         good = not any(scan.code in ("scan-name-conflict", UNREADABLE) for scan in found)
     except CohortError:
         good = False
@@ -327,6 +329,7 @@ def _in_words(told: str | Sequence[str] | None) -> str:
 def _write_participant(
     out: Path,
     predictor: Predictor,
+    reading: Mapping[str, Any],
     subject: str,
     predictions: Sequence[Prediction],
     bids_dir: Path,
@@ -335,6 +338,7 @@ def _write_participant(
 ) -> None:
     """A participant's records, and her table from all that she has.
 
+    `reading`: how scans were chosen and the table was read (`ReadOptions.reading`).
     `whole`: she has no sessions but these; else other sessions' records stay.
     """
     by_session: dict[str | None, list[Prediction]] = {}
@@ -350,7 +354,7 @@ def _write_participant(
             "artifact": str(predictor.artifact.folder.resolve()),
             "identity": predictor.identity(),
             "notes": list(predictor.notes),
-            **predictor.options.reading(),
+            **reading,
             "predictions": [as_json(_relative(item, bids_dir)) for item in found],
         }
         write_text(path, json.dumps(content, indent=2) + "\n", private=True)

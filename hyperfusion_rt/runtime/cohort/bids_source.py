@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from hyperfusion_rt.artifact.manifest import Manifest
-from hyperfusion_rt.data.bids_dataset import DESCRIPTION
+from hyperfusion_rt.data.bids_dataset import DESCRIPTION, dataset_type
 from hyperfusion_rt.data.bids_filter import BidsFilter
-from hyperfusion_rt.data.raw.sidecar import is_registered
+from hyperfusion_rt.data.raw.sidecar import read_sidecar
 from hyperfusion_rt.data.scan_search import find_chosen, find_scans
 from hyperfusion_rt.data.scan_space import PASSED_OVER, is_in_mni
 from hyperfusion_rt.errors import CohortError
@@ -27,7 +26,7 @@ def source_of(
     channels = manifest.preprocessing.channels
     if len(channels) > 1 or not channels[0].t1_weighted:
         return "registered", "the artifact reads other than one T1-weighted image"
-    if _dataset_type(bids_dir) == "derivative":
+    if dataset_type(bids_dir) == "derivative":
         return "registered", f"{DESCRIPTION} says that the dataset is a derivative"
     try:
         scans = find_chosen(folders, find_scans, choose)
@@ -38,25 +37,6 @@ def source_of(
             continue
         if is_in_mni(scan.path):
             return "registered", f"the name of {scan.path.name} says MNI space"
-        if is_registered(scan.path):
+        if read_sidecar(scan.path):
             return "registered", f"hfrt preprocess made {scan.path.name}"
     return "raw", f"neither {DESCRIPTION} nor a scan's name says that they are registered"
-
-
-def _dataset_type(bids_dir: Path) -> str:
-    """What the dataset's own description says, in lower case."""
-    path = bids_dir / DESCRIPTION
-    if not path.is_file():
-        return ""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        content, why = None, str(error)
-    else:
-        why = "it is no JSON object"
-    if not isinstance(content, dict):
-        raise CohortError(
-            f"{path}: cannot be read: {why}; mend it, or give `source`, raw or registered",
-            code="bids-description-unreadable",
-        )
-    return str(content.get("DatasetType", "")).lower()

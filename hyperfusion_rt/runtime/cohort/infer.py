@@ -61,6 +61,7 @@ def infer(
     derivative = Derivative.of(options.derivative, scans)
     with RunLog(options.log_file) as log:
         predictor = Predictor(artifact, options)
+        reading = options.reading()
         # What is no file (a pipe) can be read once only.
         table_sha256 = sha256(tabular) if tabular.is_file() else ""
         cohort = predictor.gather(
@@ -104,7 +105,7 @@ def infer(
                 table_sha256,
                 known=[item for item in result.failed if item.known and item.scan],
                 counts=result.counts,
-                reading=options.reading(),
+                reading=reading,
             )
         log.ended(result.ending, result.counts)
     return result if not log.note else replace(result, notes=(*result.notes, log.note))

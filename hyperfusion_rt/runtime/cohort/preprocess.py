@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.bids_dataset import without_dots
@@ -16,7 +14,7 @@ from hyperfusion_rt.data.bids_filter import read_filter
 from hyperfusion_rt.data.mni_template import SPACE
 from hyperfusion_rt.data.raw.register import register, source_hash, write_registered
 from hyperfusion_rt.data.raw.search import find_raw_scans
-from hyperfusion_rt.data.raw.sidecar import agent_warnings, picture_of
+from hyperfusion_rt.data.raw.sidecar import agent_warnings, picture_of, read_sidecar
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_file import EXTENSIONS, stem
 from hyperfusion_rt.data.scan_space import PASSED_OVER, named_in
@@ -73,14 +71,13 @@ def preprocess(
             name; the folder cannot be written.
     """
     choose = read_filter(bids_filter)
-    part = choose and replace(choose, alone=len(scans) == 1)
     looked_at: list[Scan] = []
     places: dict[Path, Scan] = {}
     left: dict[Path, Preprocessed] = {}
     masks: set[Path] = set()
     named: set[Path] = set()
     for given in scans:
-        for scan in find_raw_scans(given, choose=part):
+        for scan in find_raw_scans(given, choose):
             # Links count as what they are called, so that only their folder is resolved.
             if (scan.path.parent.resolve() / scan.path.name).is_relative_to(out.resolve()):
                 continue  # made by an earlier run
@@ -105,7 +102,7 @@ def preprocess(
                 )
             places[place] = scan
     if choose is not None:
-        choose.require(looked_at, str(scans[0]))
+        choose.require(looked_at, scans)
     for mask in masks:
         whose = mask.with_name(stem(mask).removesuffix(mask_suffix or ""))
         if whose not in named:
@@ -145,16 +142,6 @@ def preprocess(
     return found
 
 
-def _sidecar(place: Path) -> dict[str, Any]:
-    """What stands beside a registered scan; empty if that is nothing of ours."""
-    try:
-        path = place.with_name(place.name.removesuffix(".nii.gz") + ".json")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if "transform_maps" in content else {}
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def _name(scan: Path) -> str:
     """Of a file without what it ends in, or of a DICOM folder."""
     return scan.name if scan.is_dir() else stem(scan)
@@ -181,7 +168,7 @@ def _mask_of(scan: Path, suffix: str | None) -> Path | None:
 
 def _is_made(place: Path, scan: Path, mask: Path | None) -> bool:
     """Whether `place` was made of this very content, and of this mask."""
-    made = _sidecar(place)
+    made = read_sidecar(place)
     if not place.exists() or made.get("sha256") != source_hash(scan):
         return False
     return made.get("mask_sha256") == (sha256(mask) if mask else None)
@@ -211,7 +198,7 @@ def _write_overview(out: Path, found: Sequence[Preprocessed]) -> None:
     rows: list[dict[str, object]] = []
     looked: list[Looked] = []
     for place in sorted(out.rglob("*.nii.gz")):
-        content = _sidecar(place)
+        content = read_sidecar(place)
         if content:
             figures = {name: f"{value:.4g}" for name, value in content["figures"].items()}
             where = {"scan": content["source"], "out": str(place.relative_to(out))}
