@@ -29,6 +29,32 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How sure a prediction is, after cases whose truth was known; see `artifact.calibration`.
+
+    `classes`: the prediction set, which holds the true class with probability `level`; of numbers
+    `low` and `high`, the interval that does. Of a predicted age, where the table knows the true
+    one: `corrected`, the prediction without the bias of age; `gap`, that minus the true age, with
+    its interval `gap_low` to `gap_high`; `p_positive`, the probability that the gap is positive;
+    `percentile`, 0 to 100, of the gap among people of this age and sex. `distance`: of the scan's
+    features from the training's, in multiples of the threshold: beyond 1 it is unlike them. None:
+    the artifact does not say it.
+    """
+
+    level: float | None = None
+    classes: tuple[str, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    corrected: float | None = None
+    gap: float | None = None
+    gap_low: float | None = None
+    gap_high: float | None = None
+    p_positive: float | None = None
+    percentile: float | None = None
+    distance: float | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One case's result.
 
@@ -41,7 +67,8 @@ class Prediction:
     scan's registration, figures by name. `scan`: the file, where there is one, and `stamp` what
     tells it from a changed one (`files.stamp`), taken before it was read. `truth`: the cell of the
     target's column, None where the table has no such column. `seen`: whether the case stood in the
-    training or validation part, by its subject's id, its scan or both.
+    training or validation part, by its subject's id, its scan or both. `certainty`: how sure it is,
+    None where the artifact says nothing of that.
     """
 
     subject: str
@@ -60,6 +87,7 @@ class Prediction:
     truth: str | None = None
     seen: Seen = ""
     sd: float | None = None
+    certainty: Certainty | None = None
 
 
 def by_case(item: Prediction) -> tuple[str, str]:
@@ -97,10 +125,13 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 
 def from_json(content: dict[str, Any]) -> Prediction:
     """The prediction that `as_json` wrote."""
-    scan = content["scan"]
+    scan, sure = content["scan"], content.get("certainty")
+    if sure is not None and sure["classes"] is not None:
+        sure = {**sure, "classes": tuple(sure["classes"])}
     return Prediction(
         **{
             **content,
+            "certainty": None if sure is None else Certainty(**sure),
             "values": tuple(content["values"]),
             "warnings": tuple(content["warnings"]),
             "seconds": Seconds(**content["seconds"]),

@@ -2,6 +2,7 @@
 
 runs/NAME/
   config.json            the whole configuration
+  study.json             where the cohort lies
   splits.csv             subject, session, scan, part, split of each member
   inputs.json            keys of each case's scan and row: a run is only resumed on the same
   check.json             every column, the parts, and what is odd about them
@@ -34,6 +35,7 @@ from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
 
+STUDY = "study.json"
 FOLDS = "cross_validation.json"  # what makes a folder a cross-validation
 
 
@@ -167,6 +169,23 @@ class Run:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
         return content
+
+    @property
+    def study(self) -> Path:
+        """The folder of the study that it was trained on; as far as runs of older versions tell."""
+        try:
+            return Path(json.loads((self.folder / STUDY).read_text(encoding="utf-8"))["root"])
+        except FileNotFoundError:
+            return self.folder.resolve().parent.parent
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.folder / STUDY}: cannot be read: {error}", code="run-unreadable"
+            ) from None
+
+    def write_study(self, root: Path) -> None:
+        """Write `study.json`."""
+        text = json.dumps({"root": str(root)}) + "\n"
+        write_text(self.folder / STUDY, text, private=True)
 
     @property
     def target_spread(self) -> float | None:

@@ -90,6 +90,7 @@ def train(
     if like is not None:
         _refuse_another_cohort(like, dataset, config, root)
     run = resume or Run.create(parent or root / "runs", config, name)
+    run.write_study(root)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
         trainer = Trainer(config, dataset, run.member(index), index, where)
@@ -108,6 +109,20 @@ def train(
     keep_training_cases(run.folder, dataset, config)
     run.write_metrics(evaluate(run, dataset, where))
     return run
+
+
+def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -> Dataset:
+    """The cases that `run` was trained on, in their parts, from its study's folder.
+
+    Boxes come from the study's cache, as far as it still has them.
+
+    Raises:
+        HyperFusionError: the study is not where it was, or its cases are other ones now.
+    """
+    root = run.study
+    dataset = gather(run.config, root, on_scan)
+    _refuse_another_cohort(run.folder, dataset, run.config, root)
+    return dataset
 
 
 def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
