@@ -67,6 +67,8 @@ CODES: dict[str, str] = {
     "table-number-unclear": "the point in a column's numbers may separate thousands",
     "table-category-spelling": "one category of a column is spelt in two ways",
     "table-feature-empty": "no training row has a value of this feature",
+    "what-if-unknown-column": "the model reads no column of this name",
+    "what-if-wrong-values": "what shall vary is no list or range of values, or has too many",
     # cohorts
     "cohort-not-found": "there is no such file or folder of scans",
     "cohort-unreadable": "the folder of scans, or its `.bidsignore`, may not be read",

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from hyperfusion_rt.artifact.scan_reference import ScanReference, read_reference
+from hyperfusion_rt.artifact.table_summary import TableSummary
 from hyperfusion_rt.config import (
     OLDER_TASKS,
     Frozen,
@@ -35,10 +36,11 @@ from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 # Version 3 had no `scan_reference`, and every scan's background was what is exactly 0. Those to
 # 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes. Those to
-# 5 knew no standard deviations, those to 6 no `table.map`.
+# 5 knew no standard deviations, those to 6 no `table.map`, those to 7 nothing of the training's
+# table and cases but their hashes.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
@@ -128,7 +130,8 @@ class Manifest(Frozen):
     then the mean of each, and what both are together `rules.mixture` says of `members`.
     `target_spread`: the standard deviation of a target that is a number, in the training part.
     `training_cases`: hashes by which a case is known that it was trained on; None of older
-    artifacts, and where the export left them out.
+    artifacts, and where the export left them out. `table_summary`: what the training table was
+    like; None of older artifacts, and where the study was not there at export.
     """
 
     format_version: int
@@ -146,6 +149,7 @@ class Manifest(Frozen):
     provenance: Provenance
     scan_reference: ScanReference | None = None
     training_cases: TrainingCases | None = None
+    table_summary: TableSummary | None = None
     checksum: str = ""
 
     @model_validator(mode="before")

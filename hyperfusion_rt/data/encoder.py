@@ -88,7 +88,7 @@ class TabularEncoder(Fitted):
         x = np.stack([draft._read(row)[0] for row in rows])
         steps, rounds = fit_steps(x, columns) if spec.imputer == "iterative" else ((), 0)
         draft = cls(columns=columns, steps=steps, rounds=rounds)
-        columns = standardised(columns, np.stack([draft._impute(row) for row in x]))
+        columns = standardised(columns, draft.impute(x))
         return cls(columns=columns, steps=steps, rounds=rounds, training_rows=len(rows))
 
     @classmethod
@@ -158,9 +158,41 @@ class TabularEncoder(Fitted):
                 absent column; with the line, the column, the value and what is allowed.
         """
         x, gaps = self._read(row)
-        _, mean, std = self.affine
-        scaled = (self._impute(x) - mean) / std
-        return np.concatenate([scaled, gaps])[self.order].astype(np.float32)
+        encoded: Float32 = self._encoded(x[None], gaps[None])[0]
+        return encoded
+
+    def cells(self, row: Row) -> Float64:
+        """`float64 [K]`: a row's cells, one per column of the table.
+
+        A number, or the place of a category among its column's; NaN for a gap.
+
+        Raises:
+            TableError: as `encode_row`.
+        """
+        found: list[float | None] = []
+        for column in self.columns:
+            if isinstance(column, CategoricalColumn):
+                category = read_category(row, column.name, column.categories)
+                found.append(None if category is None else column.categories.index(category))
+            else:
+                found.append(self._number(row, column))
+        return np.array([math.nan if value is None else value for value in found], np.float64)
+
+    def encode_cells(self, cells: Float64) -> Float32:
+        """`cells [N, K]`, as `cells` gives them, → `float32 [N, T]`.
+
+        Many rows at once: a row's numbers are those of `encode_row`, bit for bit.
+        """
+        gaps = np.isnan(cells)
+        parts_of_x = []
+        for column, value, gap in zip(self.columns, cells.T, gaps.T, strict=True):
+            if isinstance(column, CategoricalColumn):
+                mode = column.categories.index(column.mode)
+                chosen = np.where(gap, mode, value)[:, None]
+                parts_of_x.append((chosen == np.arange(len(column.categories))).astype(np.float64))
+            else:
+                parts_of_x.append(value[:, None])
+        return self._encoded(np.concatenate(parts_of_x, 1), gaps.astype(np.float64))
 
     def numbers(self, rows: Sequence[Row]) -> Float64:
         """`float64 [N, C]`: the columns that the imputer sees, with NaN where a number is missing.
@@ -176,23 +208,8 @@ class TabularEncoder(Fitted):
         Raises:
             TableError: as `encode_row`.
         """
-        x, gaps = self._read(row)
-        values = dict(zip((owner.name for owner in self.owners), x, strict=True))
-        found = []
-        for column, gap in zip(self.columns, gaps, strict=True):
-            if gap and column.missing_rate == 0:
-                found.append(f"{column.name} is missing and was imputed; training had no such gap")
-            elif isinstance(column, CategoricalColumn):
-                category = read_category(row, column.name, column.categories)
-                if category in column.unseen:
-                    found.append(f"{column.name} {category}: no training row had it")
-            elif not gap:
-                value, low, high = values[column.name], column.low, column.high
-                if not low <= value <= high:
-                    found.append(
-                        f"{column.name} {value:g} is outside the training range {low:g} to {high:g}"
-                    )
-        return found
+        pairs = zip(self.columns, self.cells(row).tolist(), strict=True)
+        return [text for column, value in pairs if (text := unlike_training(column, value))]
 
     @cached_property
     def owners(self) -> list[Column]:
@@ -240,28 +257,70 @@ class TabularEncoder(Fitted):
                 values += [float(name == chosen) for name in column.categories]
                 gaps.append(float(category is None))
                 continue
-            number = read_number(row, column.name, censored=column.kind == "censored")
-            if number is None and column.fill is None:
-                raise TableError(
-                    f"{where(row, column.name)}: is empty, and this model has nothing to put "
-                    "in its place; give a number",
-                    code="table-missing-value",
-                )
+            number = self._number(row, column)
             values.append(math.nan if number is None else number)
             gaps.append(float(number is None))
         return np.array(values, np.float64), np.array(gaps, np.float64)
 
-    def _impute(self, x: Float64) -> Float64:
-        """`[C]` without NaN. One row at a time, so that a row's result never depends on others."""
+    @staticmethod
+    def _number(row: Row, column: NumericColumn) -> float | None:
+        number = read_number(row, column.name, censored=column.kind == "censored")
+        if number is None and column.fill is None:
+            raise TableError(
+                f"{where(row, column.name)}: is empty, and this model has nothing to put "
+                "in its place; give a number",
+                code="table-missing-value",
+            )
+        return number
+
+    def _encoded(self, x: Float64, gaps: Float64) -> Float32:
+        """`x [N, C]` and `gaps [N, K]` → `float32 [N, T]`."""
+        _, mean, std = self.affine
+        scaled = (self.impute(x) - mean) / std
+        encoded: Float32 = np.concatenate([scaled, gaps], 1, dtype=np.float32, casting="same_kind")
+        return encoded.take(self.order, 1)
+
+    def impute(self, x: Float64) -> Float64:
+        """`x [N, C]`, as `numbers` gives it, without NaN; a row never depends on the others."""
         missing = np.isnan(x)
         if not missing.any():
             return x
         filled = np.where(missing, self.affine[0], x)
-        for step, coefficients in zip(self.steps, self._coefficients, strict=True):
-            if missing[step.target]:
-                value = float(filled @ coefficients) + step.intercept
-                filled[step.target] = min(max(value, step.low), step.high)
+        for pattern, rows in by_pattern(missing):
+            block = filled[rows]
+            for step, coefficients in zip(self.steps, self._coefficients, strict=True):
+                if pattern[step.target]:
+                    # Not a matrix product: that may add up in another order for another N.
+                    values = (block * coefficients).sum(1) + step.intercept
+                    block[:, step.target] = np.minimum(np.maximum(values, step.low), step.high)
+            filled[rows] = block
         return filled
+
+
+def unlike_training(column: Column, cell: float) -> str:
+    """What a reader should know of a cell (as `TabularEncoder.cells` has it): nothing of most."""
+    name = column.name
+    if math.isnan(cell):
+        rare = column.missing_rate == 0
+        return f"{name} is missing and was imputed; training had no such gap" if rare else ""
+    if isinstance(column, CategoricalColumn):
+        category = column.categories[int(cell)]
+        return f"{name} {category}: no training row had it" if category in column.unseen else ""
+    low, high = column.low, column.high
+    if low <= cell <= high:
+        return ""
+    return f"{name} {cell:g} is outside the training range {low:g} to {high:g}"
+
+
+def by_pattern(
+    missing: npt.NDArray[np.bool_],
+) -> list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp] | slice]]:
+    """The different rows of `missing [N, C]`, each with the places where it stands."""
+    if len(missing) == 1 or (missing[1:] == missing[0]).all():
+        return [(missing[0], slice(None))]
+    codes = np.packbits(missing, axis=1)
+    _, first, of = np.unique(codes.view(f"V{codes.shape[1]}"), True, True)
+    return [(missing[i], np.flatnonzero(of.reshape(-1) == n)) for n, i in enumerate(first)]
 
 
 def read_target(row: Row, spec: TableSpec) -> int | float | None:

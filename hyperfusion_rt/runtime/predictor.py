@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,17 @@ from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.raw.sidecar import agent_warnings, sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_chosen
 from hyperfusion_rt.data.table_columns import read_table_for
-from hyperfusion_rt.data.table_file import Duplicates, Table
-from hyperfusion_rt.errors import ConfigError, EngineError, HyperFusionError, reason_of
+from hyperfusion_rt.data.table_file import Duplicates, Row, Table
+from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError, reason_of
 from hyperfusion_rt.files import stamp_of
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
-from hyperfusion_rt.rules import mixture, spread
 from hyperfusion_rt.runtime.case_input import CaseInput, CaseReader, as_batch
-from hyperfusion_rt.runtime.engines.choose import open_engine, open_parts
+from hyperfusion_rt.runtime.explain.answers import Cell, WhatIf
+from hyperfusion_rt.runtime.explain.question import Question
+from hyperfusion_rt.runtime.explain.what_if import what_if
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
+from hyperfusion_rt.runtime.network import Network, joined
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.pipeline import Budget, Stream, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
@@ -71,16 +73,16 @@ class Predictor:
         self.artifact = artifact
         self.options = options or PredictOptions()
         self.threads = self.options.threads or usable_cores()
-        opened = open_engine(artifact, self.options.engine, self.threads)
-        self.engine, self._network = opened.name, opened.engine
+        cached = self.options.feature_cache is not None
+        self.network = Network(artifact, self.options.engine, self.threads, split=cached)
+        self.engine = self.network.engine
         self._reference = artifact.reference()
         self.checks = self.options.scan_checks or (
             self._reference.checks if self._reference is not None else "refuse"
         )
-        self.notes = (*opened.notes, *self._notes())
-        self._cache, self._split = None, None
+        self.notes = (*self.network.notes, *self._notes())
+        self._cache = None
         if self.options.feature_cache is not None:
-            self._split = open_parts(artifact, opened, self.threads)
             self._cache = FeatureCache(
                 self.options.feature_cache, {**self.identity(), "scan_checks": self.checks}
             )
@@ -245,25 +247,56 @@ class Predictor:
             EngineError: an output is not finite.
         """
         row = np.concatenate(tabular, dtype=np.float32)[None]
-        found = self._network.run(as_batch([images]), row)
-        return self._combined(found, 0)
+        answer = self.network.answer(self.network.run(as_batch([images]), row), 0)
+        deviation = [] if answer.sd is None else [answer.sd]
+        return np.concatenate([answer.values, deviation]), answer.spread
 
-    def _combined(
-        self, found: dict[str, Floats], index: int
-    ) -> tuple[NDArray[np.float64], float | None]:
-        """What the members said of one case of a batch, together, and their spread."""
-        values, raw = found["output"][index].astype(np.float64), found["members"][index]
-        if not (np.isfinite(raw).all() and np.isfinite(values).all()):
-            raise EngineError(
-                "the network's output is not finite; are the inputs plausible?",
-                code="engine-output-not-finite",
+    def question(self, case: Case) -> Question:
+        """The scan of `case`, read by the trunk, with its row: what can be asked about it.
+
+        Raises:
+            HyperFusionError: the scan or the row cannot be used, or the engine cannot be split.
+        """
+        self.network.parts()
+        scan = self._reader.known(case.files) or self._reader.load(case.files, Clock())
+        if scan.kept is not None:
+            features = scan.kept.features
+        elif self._cache is not None:
+            features = self._features(scan).features
+        else:
+            assert scan.images is not None
+            features = self.network.features(as_batch([scan.images]))
+        return Question.of(self.network, features, case.row)
+
+    def what_if(
+        self,
+        scan: PathLike | Sequence[PathLike],
+        row: Mapping[str, Cell],
+        vary: Mapping[str, Sequence[Cell]],
+    ) -> WhatIf:
+        """The model's answers to `scan` with other rows; the trunk reads it once.
+
+            predictor.what_if("S1.nii.gz", {"AGE": 71.2, "SEX": "F"}, vary={"AGE": range(55, 91)})
+
+        Args:
+            scan: a file, or one of each channel.
+            row: a cell for every column that the model reads; None: not known.
+            vary: columns, each with the values that it takes; every combination is answered.
+
+        Raises:
+            HyperFusionError: the scan, a cell, a column or a value cannot be used.
+        """
+        first, *more = [scan] if isinstance(scan, (str, os.PathLike)) else scan
+        names = [column.name for column in self.manifest.members[0].columns]
+        if absent := [name for name in names if name not in row]:
+            raise TableError(
+                f"the row lacks {', '.join(absent)}; give None for what is not known",
+                code="table-missing-column",
             )
-        manifest = self.manifest
-        members = raw.reshape(len(manifest.members), len(manifest.preprocessing.boxes), -1)
-        index = int(values.argmax()) if manifest.classes else 0
-        if manifest.answers_sd:
-            values[1] = mixture(members)[1]
-        return values, spread(members, bool(manifest.classes), index)
+        cells = {name: "" if row[name] is None else str(row[name]) for name in names}
+        name = Path(first).name
+        case = Case(name, None, Path(first), Row(name, None, 1, cells), (), tuple(map(Path, more)))
+        return what_if(self.question(case), vary)
 
     def _free_memory(self) -> int | None:
         """What `max_memory` leaves for scans, now that the engine is loaded.
@@ -279,7 +312,7 @@ class Predictor:
         # Once, so that the engine's workspace, and what reading imports, are there.
         import_nibabel()
         importlib.import_module("isal.igzip")
-        self._network.run(
+        self.network.run(
             np.zeros((self.options.batch, *self.manifest.image_shape), np.float32),
             np.zeros((self.options.batch, width), np.float32),
         )
@@ -334,11 +367,11 @@ class Predictor:
                 return [self._failed(inputs[0].case, error, inputs[0].stamp)]
             # One odd case must not fail the others of its batch.
             return [prediction for item in inputs for prediction in self._finish([item])]
-        done, deviates = [], self.manifest.answers_sd
+        done = []
         for index, item in enumerate(inputs):
             case = item.case
             try:
-                values, spread = self._combined(found, index)
+                answer = self.network.answer(found, index)
             except HyperFusionError as error:
                 done.append(self._failed(case, error, item.stamp))
                 continue
@@ -347,9 +380,9 @@ class Predictor:
                     case.subject,
                     case.session,
                     "ok",
-                    values=tuple(float(v) for v in (values[:1] if deviates else values)),
-                    sd=float(values[1]) if deviates else None,
-                    spread=spread,
+                    values=tuple(float(v) for v in answer.values),
+                    sd=answer.sd,
+                    spread=answer.spread,
                     seconds=replace(item.seconds, infer=seconds),
                     quality=item.scan.quality,
                     scan=case.scan,
@@ -385,23 +418,20 @@ class Predictor:
 
     def _execute(self, inputs: Sequence[_Inputs]) -> dict[str, Floats]:
         rows = np.stack([item.tabular for item in inputs])
-        if self._split is None:
+        if self._cache is None:
             images = [item.scan.images for item in inputs if item.scan.images is not None]
-            return self._network.run(as_batch(images), rows)
-        kept = [self._features(item.scan) for item in inputs]
-        names = kept[0].features
-        joined = {name: np.concatenate([k.features[name] for k in kept]) for name in names}
-        return self._split.finish(joined, rows)
+            return self.network.run(as_batch(images), rows)
+        kept = [self._features(item.scan).features for item in inputs]
+        return self.network.finish(joined(kept), rows)
 
     def _features(self, scan: CaseInput) -> Kept:
         """What the head reads of a scan: kept before, or made and kept now."""
-        assert self._split is not None
         assert self._cache is not None
         if scan.kept is not None:
             return scan.kept
         assert scan.images is not None
         note = {"warnings": scan.warnings, "quality": scan.quality, "content": scan.content}
-        kept = Kept(self._split.features(as_batch([scan.images])), note)
+        kept = Kept(self.network.features(as_batch([scan.images])), note)
         if scan.digest is not None:
             self._cache.put(scan.digest, kept)
         return kept

@@ -145,7 +145,7 @@ def test_iterative_imputer_equals_sklearn(gaps: float, seed: int) -> None:
     assert encoder.rounds == theirs.n_iter_
     assert len(encoder.steps) == 8 * encoder.rounds
     for raw, expected in ((x, fitted), (new, theirs.transform(new))):
-        ours = np.stack([encoder._impute(row) for row in raw])
+        ours = encoder.impute(raw)
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(ours[~np.isnan(raw)], raw[~np.isnan(raw)])
 
@@ -155,7 +155,7 @@ def test_imputed_values_stay_in_the_training_range() -> None:
     age = rng.uniform(60, 80, 80)
     train = rows_of(A=list(age), B=[*(2 * age[:60]), *[""] * 20])
     encoder = TabularEncoder.fit(train, spec_of("iterative", A="numeric", B="numeric"))
-    far = encoder._impute(np.array([500.0, np.nan]))
+    far = encoder.impute(np.array([[500.0, np.nan]]))[0]
     column = encoder.columns[1]
     assert isinstance(column, NumericColumn)
     assert far[1] == column.high
@@ -164,7 +164,7 @@ def test_imputed_values_stay_in_the_training_range() -> None:
 def test_iterative_with_one_column_falls_back_to_the_median() -> None:
     encoder = TabularEncoder.fit(rows_of(A=[1, 2, 9, ""]), spec_of("iterative", A="numeric"))
     assert encoder.steps == ()
-    assert encoder._impute(np.array([np.nan]))[0] == 2.0
+    assert encoder.impute(np.array([[np.nan]]))[0, 0] == 2.0
 
 
 @pytest.mark.parametrize("imputer", ["median", "iterative"])
