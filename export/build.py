@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hyperfusion_rt
+from hyperfusion_rt.artifact.card import write_card
 from hyperfusion_rt.artifact.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -33,7 +34,7 @@ from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_check import Reference
-from hyperfusion_rt.errors import ConfigError, MissingExtraError
+from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble, join
@@ -42,6 +43,7 @@ from hyperfusion_rt.export.ir.graph import Graph
 from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.export.options import ExportOptions
+from hyperfusion_rt.export.population import how_trained, population_of
 from hyperfusion_rt.export.precision import check_drift, choose
 from hyperfusion_rt.export.targets.tensorrt_engine import OnPhase, export_tensorrt
 from hyperfusion_rt.export.targets.triton_server import check_target, write_repository
@@ -50,9 +52,11 @@ from hyperfusion_rt.machine import installed
 from hyperfusion_rt.models import answers_sd, image_shape
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
+from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.results import EXPORT_CASES, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
+from hyperfusion_rt.training.train import SPLITS, dataset_again
 from hyperfusion_rt.training.training_cases import kept_training_cases
 
 # Of an imported network's target, whose cohort is not known: that of adults' ages in years.
@@ -144,7 +148,7 @@ def export_run(
     with replacing_folder(out) as folder:
         made = _build(run, folder, out.stem, options, on_progress)
         _check_place(out, options)  # another export may have made it meanwhile
-    return Artifact(out, made.manifest)
+    return Artifact(out, made.manifest, made.notes)
 
 
 def _check(run: Run, out: Path, options: ExportOptions) -> None:
@@ -325,10 +329,29 @@ def _build(
             force=options.force,
         )
     manifest = _manifest(run, name, rule, networks[0], files)
+    dataset, note = _study_of(run)
     change: dict[str, Any] = {"scan_reference": _scan_reference(run, folder)}
+    if dataset is not None:
+        change["population"] = population_of(run, dataset)
     if not options.no_training_hashes:
         change["training_cases"] = kept_training_cases(run.folder)
-    return Artifact(folder, manifest.model_copy(update=change)).write()
+    manifest = manifest.model_copy(update=change)
+    manifest = manifest.model_copy(update={"card": write_card(folder, manifest)})
+    return Artifact(folder, manifest, (note,) if note else ()).write()
+
+
+def _study_of(run: Run) -> tuple[Dataset | None, str]:
+    """The cases that `run` was trained on; or None, and what the artifact lacks and why."""
+    lacks = "the artifact does not say whom it was trained on"
+    if not (run.folder / SPLITS).is_file():
+        return None, f"{run.folder}: was not trained here; {lacks}"
+    try:
+        return dataset_again(run), ""
+    except (HyperFusionError, OSError) as error:
+        what = str(error)
+        if getattr(error, "code", "") == "run-cohort-changed":
+            what = f"{run.study}: the study is not what it was when {run.folder} was trained"
+        return None, f"{what}; {lacks}: export again where the study is as it was"
 
 
 def _scan_reference(run: Run, folder: Path) -> ScanReference | None:
@@ -370,5 +393,6 @@ def _manifest(
             versions=_versions(),
             cases=metrics.get("cases", {}),
             metrics=metrics.get("test", {}),
+            **how_trained(run),
         ),
     )

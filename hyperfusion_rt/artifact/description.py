@@ -34,6 +34,7 @@ def describe(folder: Path) -> Description:
     artifact = Artifact.open(folder)
     for engine in artifact.engines:
         artifact.file(engine)
+    artifact.check_card()
     m = artifact.manifest
     source = m.provenance
     prep = m.preprocessing
@@ -53,6 +54,12 @@ def describe(folder: Path) -> Description:
         ("run", f"{source.run}, exported {source.created}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
         ("cases", ", ".join(f"{v} {k}" for k, v in source.cases.items()) or "unknown"),
+        (
+            "trained and tested on",
+            f"{m.population.cases} scans of {m.population.people} people; its card says more"
+            if m.population
+            else "not known: imported, exported without its study, or by an older version",
+        ),
         *[(caption, value) for value, caption in headline(source.metrics)],
     ]
     sections["preprocessing"] = [
@@ -63,7 +70,7 @@ def describe(folder: Path) -> Description:
             for box in prep.boxes
         ],
         ("interpolation", prep.interpolation),
-        *[(f"image {c.name}", _image(prep, c)) for c in prep.channels],
+        *[(f"image {c.name}", image_text(prep, c)) for c in prep.channels],
     ]
     columns: Rows = []
     for column in m.members[0].columns:
@@ -81,7 +88,7 @@ def describe(folder: Path) -> Description:
     return Description(artifact.label, m.model_dump(mode="json"), sections)
 
 
-def _image(prep: Preprocessing, channel: Channel) -> str:
+def image_text(prep: Preprocessing, channel: Channel) -> str:
     """How a channel is found and normalised."""
     given = prep.range_of(channel)
     how = prep.normalisation_of(channel) + (f" {given[0]:g} to {given[1]:g}" if given else "")

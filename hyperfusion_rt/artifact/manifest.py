@@ -1,6 +1,7 @@
 """The artifact: a folder `NAME.hfrt/` that inference needs and nothing else.
 
     manifest.json          what the engines compute, from which inputs, and how that was checked
+    card.md                what a reader should know before using it, in words; see `artifact.card`
     model.onnx, ...        one file per engine: all members on all boxes of a case, and what they
                            say together; also in two parts (trunk and head) where an engine keeps
                            these apart
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from hyperfusion_rt.artifact.population import Population
 from hyperfusion_rt.artifact.scan_reference import ScanReference, read_reference
 from hyperfusion_rt.artifact.table_summary import TableSummary
 from hyperfusion_rt.config import (
@@ -40,7 +42,7 @@ FORMAT_VERSION = 8
 # Version 3 had no `scan_reference`, and every scan's background was what is exactly 0. Those to
 # 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes. Those to
 # 5 knew no standard deviations, those to 6 no `table.map`, those to 7 nothing of the training's
-# table and cases but their hashes.
+# people and table but hashes of the cases, and no card.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
@@ -110,7 +112,11 @@ class EngineFile(Frozen):
 
 
 class Provenance(Frozen):
-    """Where the artifact comes from."""
+    """Where the artifact comes from.
+
+    `training`, `augmentation`: how it was trained, of the latter what is not off; empty of older
+    artifacts and of imported networks.
+    """
 
     created: str
     run: str
@@ -120,6 +126,15 @@ class Provenance(Frozen):
     versions: dict[str, str]
     cases: dict[str, int]
     metrics: dict[str, Any]
+    training: dict[str, Any] = Field({})
+    augmentation: dict[str, Any] = Field({})
+
+
+class CardFile(Frozen):
+    """The card as it was exported."""
+
+    file: str
+    sha256: str
 
 
 class Manifest(Frozen):
@@ -131,7 +146,8 @@ class Manifest(Frozen):
     `target_spread`: the standard deviation of a target that is a number, in the training part.
     `training_cases`: hashes by which a case is known that it was trained on; None of older
     artifacts, and where the export left them out. `table_summary`: what the training table was
-    like; None of older artifacts, and where the study was not there at export.
+    like; `population`: whom it was trained and tested on; both None of older artifacts, of imported
+    networks, and where the study was not at hand at export.
     """
 
     format_version: int
@@ -150,6 +166,8 @@ class Manifest(Frozen):
     scan_reference: ScanReference | None = None
     training_cases: TrainingCases | None = None
     table_summary: TableSummary | None = None
+    population: Population | None = None
+    card: CardFile | None = None
     checksum: str = ""
 
     @model_validator(mode="before")
@@ -182,10 +200,14 @@ def digest_of(content: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: its folder and its checked manifest."""
+    """An opened artifact: its folder and its checked manifest.
+
+    `notes`: of one that was just exported, what it lacks and why.
+    """
 
     folder: Path
     manifest: Manifest
+    notes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -252,7 +274,7 @@ class Artifact:
         """Write the manifest, with its checksum, after the files it names."""
         signed = self.manifest.model_copy(update={"checksum": self.manifest.digest()})
         write_text(self.folder / MANIFEST, signed.model_dump_json(indent=2) + "\n")
-        return Artifact(self.folder, signed)
+        return Artifact(self.folder, signed, self.notes)
 
     def reference(self) -> Reference | None:
         """What scans are compared with; None of older artifacts.
@@ -294,30 +316,46 @@ class Artifact:
                 code="artifact-damaged",
             )
         for entry in entries:
-            path = self.folder / entry.file
-            if path.parent != self.folder:
-                raise ArtifactError(
-                    f"{self.folder}: file name {entry.file!r} leaves the folder",
-                    code="artifact-damaged",
-                )
-            try:
-                found = sha256(path)
-            except FileNotFoundError:
-                raise ArtifactError(
-                    f"{path}: is missing; copy the whole folder, or export again",
-                    code="artifact-incomplete",
-                ) from None
-            except OSError as error:
-                raise ArtifactError(
-                    f"{path}: cannot be read: {error.strerror}", code="artifact-damaged"
-                ) from None
-            if found != entry.sha256:
-                raise ArtifactError(
-                    f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
-                    f"{entry.sha256[:12]}...); copy it again, or export again",
-                    code="artifact-damaged",
-                )
+            self._check(entry.file, entry.sha256)
         return self.folder / whole[0]
+
+    def check_card(self) -> None:
+        """Check the hash of the card's file, where the artifact has one.
+
+        Raises:
+            ArtifactError: it is missing or was changed.
+        """
+        if (card := self.manifest.card) is not None:
+            advice = (
+                "'hfrt inspect `card`' still prints what the artifact says; write what you add "
+                "into a copy outside of the artifact"
+            )
+            self._check(card.file, card.sha256, f"; {advice}")
+
+    def _check(self, name: str, expected: str, advice: str = "") -> None:
+        """Refuse a file that is missing or has another hash."""
+        path = self.folder / name
+        if path.parent != self.folder:
+            raise ArtifactError(
+                f"{self.folder}: file name {name!r} leaves the folder", code="artifact-damaged"
+            )
+        try:
+            found = sha256(path)
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{path}: is missing; copy the whole folder, or export again{advice}",
+                code="artifact-incomplete",
+            ) from None
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: cannot be read: {error.strerror}", code="artifact-damaged"
+            ) from None
+        if found != expected:
+            raise ArtifactError(
+                f"{path}: is damaged (its SHA-256 is {found[:12]}..., the manifest says "
+                f"{expected[:12]}...); copy it again, or export again{advice}",
+                code="artifact-damaged",
+            )
 
 
 def only_artifact(folder: Path) -> Path:

@@ -10,13 +10,14 @@ import typer
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.figures import show_run
 from hyperfusion_rt.cli.options import Force, Json, command
+from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
     from hyperfusion_rt.bench.options import BenchOptions
 
 
-@command("Example: hfrt inspect cohort.hfrt")
+@command("Examples: hfrt inspect cohort.hfrt; hfrt inspect cohort.hfrt --card > card.md")
 def inspect(
     path: Annotated[
         Path | None, typer.Argument(help="An artifact or a run; default: the only *.hfrt here.")
@@ -24,12 +25,26 @@ def inspect(
     plan: Annotated[
         bool, typer.Option("--plan", help="The native engine's operations, with GFLOP and MB.")
     ] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="The model card, in Markdown, as the manifest says it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print what an artifact (or a run) says of itself, and check its files."""
-    from hyperfusion_rt.artifact.manifest import only_artifact
+    from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 
     chosen = path or only_artifact(Path())
+    if card:
+        from hyperfusion_rt.artifact.card import card as card_of
+
+        if plan:
+            raise ConfigError("--card and --plan: choose one", code="option-conflict")
+        text = card_of(Artifact.open(chosen).manifest)
+        if as_json:
+            terminal.print_json({"card": text})
+        else:
+            print(text, end="")
+        return
     if (chosen / "config.json").exists():
         from hyperfusion_rt.training.run_folder import Run
 

@@ -293,8 +293,11 @@ def export(
                 bar, description=f"TensorRT: {phase[:40].lower()}", completed=done, total=steps
             ),
         )
+    for note in artifact.notes:
+        print(f"note: {spell(note)}", file=sys.stderr)
     if as_json:
-        terminal.print_json({"artifact": str(target), **artifact.manifest.model_dump(mode="json")})
+        content = artifact.manifest.model_dump(mode="json")
+        terminal.print_json({"artifact": str(target), **content, "notes": list(artifact.notes)})
         return
     unit = artifact.manifest.unit
     rows = [[entry.file, describe_file(entry, unit)] for entry in artifact.manifest.engines]

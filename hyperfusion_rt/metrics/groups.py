@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,18 @@ def by_group(
         By group: `cases` and its figures, or `cases` and `too_few` where there are less than
         `FEWEST`.
     """
-    names = sorted(set(groups) - {""}, key=_in_order) + [""] * ("" in groups)
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in in_order(groups):
         index = np.flatnonzero([group == name for group in groups])
         few = {"cases": len(index), "too_few": True}
         found[name] = few if len(index) < FEWEST else measure(index)
     return found
+
+
+def in_order(groups: Iterable[str]) -> list[str]:
+    """The name of each group once: bands by their age, others as they are written, `` last."""
+    names = set(groups)
+    return sorted(names - {""}, key=_in_order) + [""] * ("" in names)
 
 
 def _in_order(name: str) -> tuple[float, str]:

@@ -29,6 +29,7 @@ CODE = (
     "artifact.manifest",
     "artifact.operations",
     "artifact.plan",
+    "artifact.population",
     "artifact.scan_reference",
     "artifact.table_summary",
     "clock",

@@ -26,7 +26,7 @@ from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
 from hyperfusion_rt.training.training_cases import keep_training_cases
 
 INPUTS = "inputs.json"
-_SPLITS = "splits.csv"
+SPLITS = "splits.csv"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -
 
 def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
     """Keep what the run is trained on; a run that is resumed must find the same."""
-    splits, inputs = run.folder / _SPLITS, run.folder / INPUTS
+    splits, inputs = run.folder / SPLITS, run.folder / INPUTS
     text, content = splits_csv(dataset, run.config, root), inputs_of(dataset, run.config)
     if splits.exists() and splits.read_text(encoding="utf-8") != text:
         _refuse_resume(splits, "the cohort has changed")
@@ -148,7 +148,7 @@ def _refuse_another_cohort(like: Path, dataset: Dataset, config: Config, root: P
     Raises:
         ConfigError: what is different.
     """
-    splits = (like / _SPLITS, splits_csv(dataset, config, root))
+    splits = (like / SPLITS, splits_csv(dataset, config, root))
     if _parts_in(splits[0].read_text(encoding="utf-8")) != _parts_in(splits[1]):
         _refuse_resume(splits[0], "the cohort has changed")
     changed = _changed(_kept_inputs(like / INPUTS), inputs_of(dataset, config))

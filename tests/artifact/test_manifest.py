@@ -93,7 +93,7 @@ def test_a_newer_format_is_refused(artifact):
         ("", "cannot be read"),
         ("[]", "no format_version"),
         ('{"format_version": 3}', "damaged at name"),
-        ('{"format_version": 2}', "format version 2, but this program reads 3 to 7; export again"),
+        ('{"format_version": 2}', "format version 2, but this program reads 3 to 8; export again"),
         ("\udcff", "cannot be read"),
         ("[" * 200_000, "cannot be read"),
     ],
@@ -262,7 +262,7 @@ def test_export_does_not_overwrite_unasked(session_run, artifact):
 def test_an_older_artifact_is_read(artifact, version):
     def older(content):
         content |= {"format_version": version, "task": "ad"}
-        for name in ("target_spread", "training_cases"):
+        for name in ("target_spread", "training_cases", "population", "card"):
             del content[name]
         del content["table"]["unit"], content["table"]["map"]
         del content["preprocessing"]["channels"], content["preprocessing"]["range"]
