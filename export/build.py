@@ -35,6 +35,7 @@ from hyperfusion_rt.data.encoder_columns import CategoricalColumn
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.export.certainty import certainty_of, table_summary_of
 from hyperfusion_rt.export.compare import Expected, compare
 from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 from hyperfusion_rt.export.ir.ensemble import Ensemble, join
@@ -333,11 +334,15 @@ def _build(
     change: dict[str, Any] = {"scan_reference": _scan_reference(run, folder)}
     if dataset is not None:
         change["population"] = population_of(run, dataset)
+        change["table_summary"] = table_summary_of(run, dataset)
     if not options.no_training_hashes:
         change["training_cases"] = kept_training_cases(run.folder)
+    notes = [note] if note else []
     manifest = manifest.model_copy(update=change)
+    measured, why = certainty_of(Artifact(folder, manifest), run, dataset, options)
+    manifest = manifest.model_copy(update=measured)
     manifest = manifest.model_copy(update={"card": write_card(folder, manifest)})
-    return Artifact(folder, manifest, (note,) if note else ()).write()
+    return Artifact(folder, manifest, (*notes, *why)).write()
 
 
 def _study_of(run: Run) -> tuple[Dataset | None, str]:

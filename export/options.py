@@ -68,6 +68,12 @@ class ExportOptions(Options):
     backend: Backend = Field(
         "onnx", description="What runs the trunk there; tensorrt needs this machine's GPU."
     )
+    calibration: Path | None = Field(
+        None,
+        description="Scans that nothing was learned from: how sure answers are is measured there, "
+        "instead of the validation part. With `calibration_table`.",
+    )
+    calibration_table: Path | None = Field(None, description="Their table, with the truth.")
     no_training_hashes: bool = Field(
         False,
         description="Leave out the hashes by which hfrt infer and hfrt evaluate tell cases of the "
@@ -86,6 +92,11 @@ class ExportOptions(Options):
             known = (f"{name} has {', '.join(ENGINES[name].precisions)}" for name in self.engines)
             raise ConfigError(
                 f"`precision` {self.precision}: {'; '.join(known)}", code="precision-unsupported"
+            )
+        if (self.calibration is None) != (self.calibration_table is None):
+            raise ConfigError(
+                "`calibration` and `calibration_table` go together: give both",
+                code="option-conflict",
             )
         if self.serve is None and self.backend != "onnx":
             raise ConfigError(

@@ -69,6 +69,10 @@ CODES: dict[str, str] = {
     "table-feature-empty": "no training row has a value of this feature",
     "what-if-unknown-column": "the model reads no column of this name",
     "what-if-wrong-values": "what shall vary is no list or range of values, or has too many",
+    # how sure
+    "level-unknown": "the artifact does not say how sure its answers are",
+    "level-too-high": "too few calibration cases for sets and intervals of this level",
+    "calibration-none": "no calibration case can be used",
     # cohorts
     "cohort-not-found": "there is no such file or folder of scans",
     "cohort-unreadable": "the folder of scans, or its `.bidsignore`, may not be read",

@@ -20,9 +20,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from hyperfusion_rt.artifact.calibration import Calibration
 from hyperfusion_rt.artifact.population import Population
 from hyperfusion_rt.artifact.scan_reference import ScanReference, read_reference
 from hyperfusion_rt.artifact.table_summary import TableSummary
+from hyperfusion_rt.artifact.typical_scans import Typical, TypicalScans
 from hyperfusion_rt.config import (
     OLDER_TASKS,
     Frozen,
@@ -146,8 +148,9 @@ class Manifest(Frozen):
     `target_spread`: the standard deviation of a target that is a number, in the training part.
     `training_cases`: hashes by which a case is known that it was trained on; None of older
     artifacts, and where the export left them out. `table_summary`: what the training table was
-    like; `population`: whom it was trained and tested on; both None of older artifacts, of imported
-    networks, and where the study was not at hand at export.
+    like; `calibration`: how sure its answers are; `typical_scans`: what scans
+    are usual; `population`: whom it was trained and tested on;
+    all None of older artifacts, of imported networks, and where the study was not at hand.
     """
 
     format_version: int
@@ -166,6 +169,8 @@ class Manifest(Frozen):
     scan_reference: ScanReference | None = None
     training_cases: TrainingCases | None = None
     table_summary: TableSummary | None = None
+    calibration: Calibration | None = None
+    typical_scans: TypicalScans | None = None
     population: Population | None = None
     card: CardFile | None = None
     checksum: str = ""
@@ -284,6 +289,15 @@ class Artifact:
         """
         stored = self.manifest.scan_reference
         return None if stored is None else read_reference(self.folder, stored)
+
+    def typical(self) -> Typical | None:
+        """What features of usual scans are; None where the artifact does not say it.
+
+        Raises:
+            ArtifactError: its file is missing or was changed.
+        """
+        stored = self.manifest.typical_scans
+        return None if stored is None else Typical.read(self.folder, stored)
 
     @property
     def engines(self) -> list[str]:

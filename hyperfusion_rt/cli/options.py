@@ -48,12 +48,13 @@ PANELS = {
         "scans", "table", "tabular", "artifact", "run", "preset_name", "features", "source",
         "models", "folds", "seeds", "ablate", "test", "test_table",
         "map", "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
-        "participant_label", "session_label", "bids_filter", "scan_checks", "target", "task",
-        "unit", "boxes",
+        "participant_label", "session_label", "bids_filter", "scan_checks", "refuse_ood", "target",
+        "task", "unit", "boxes", "calibration", "calibration_table",
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
         "name", "against", "rule", "precision", "no_training_hashes", "seen_by", "include_seen",
+        "level",
     ),
     ENGINE: (
         "engine", "engines", "device", "threads", "batch", "batches", "feature_cache", "max_memory",
@@ -72,6 +73,7 @@ METAVARS = {
     "map": "COLUMN=COLUMN[:CELL=VALUE,...]",
     "serve": "DIR",
     "bids_filter": "FILE",
+    "calibration": "SCANS",
 }
 # What a command sets itself.
 _HIDDEN = ("replace",)

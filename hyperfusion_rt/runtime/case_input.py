@@ -14,6 +14,7 @@ from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing, ScanChecks
 from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Reference, checked_boxes
+from hyperfusion_rt.data.scan_figures import figures_of
 from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
 from hyperfusion_rt.files import stamp
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
@@ -35,19 +36,23 @@ class CaseInput:
     warnings: tuple[str, ...]
     quality: dict[str, float]
     content: tuple[str, ...] = ()  # the images' fingerprints, where they are asked for
+    figures: tuple[float, ...] = ()  # of the boxes, where they are asked for
 
     @classmethod
     def restored(cls, kept: Kept, digest: bytes | None) -> CaseInput:
         """Of features that were kept."""
-        warnings, content = (tuple(kept.note[name]) for name in ("warnings", "content"))
-        return cls(None, kept, digest, warnings, kept.note["quality"], content)
+        warnings, content, figures = (
+            tuple(kept.note[name]) for name in ("warnings", "content", "figures")
+        )
+        return cls(None, kept, digest, warnings, kept.note["quality"], content, figures)
 
 
 @dataclass(frozen=True)
 class CaseReader:
     """Reads cases of one artifact, several at a time.
 
-    `fingerprints`: whether they are asked for. Raw scans have none.
+    `fingerprints`: whether they are asked for. Raw scans have none. `figures`: whether those of the
+    boxes are.
     """
 
     preprocessing: Preprocessing
@@ -56,6 +61,7 @@ class CaseReader:
     checks: ScanChecks
     cache: FeatureCache | None
     fingerprints: bool
+    figures: bool = False
 
     def memory_needed(self, files: Sequence[Path]) -> int:
         """Bytes that reading a case holds at most, from its files' headers alone."""
@@ -100,7 +106,9 @@ class CaseReader:
             with clock.step("preprocess"):
                 raw = register(files[0], self.preprocessing)
                 images = extract(raw.volume, self.preprocessing).images
-            return CaseInput(images, None, digest, raw.warnings, raw.quality.figures())
+                figures = self._figures(images)
+            quality = raw.quality.figures()
+            return CaseInput(images, None, digest, raw.warnings, quality, (), figures)
         with clock.step("decode"):
             volumes = [
                 read_volume(path, content, self.preprocessing)
@@ -108,12 +116,18 @@ class CaseReader:
             ]
         with clock.step("preprocess"):
             boxes = checked_boxes(volumes, self.preprocessing, self.reference, self.checks)
+            figures = self._figures(boxes.images)
         content = (
             tuple(fingerprint(volume, self.preprocessing) for volume in volumes)
             if self.fingerprints
             else ()
         )
-        return CaseInput(boxes.images, None, digest, boxes.warnings, {}, content)
+        return CaseInput(boxes.images, None, digest, boxes.warnings, {}, content, figures)
+
+    def _figures(self, images: Floats) -> tuple[float, ...]:
+        if not self.figures or self.reference is None or self.reference.means is None:
+            return ()
+        return tuple(figures_of(images, self.reference, self.preprocessing).tolist())
 
 
 def as_batch(images: Sequence[Floats]) -> Floats:

@@ -26,12 +26,14 @@ PACKAGES = {
 # Every module that `runtime.predictor` and the engines can reach: the way from file to number. A
 # test compares this list with the imports, so that a new module cannot be missing.
 CODE = (
+    "artifact.calibration",
     "artifact.manifest",
     "artifact.operations",
     "artifact.plan",
     "artifact.population",
     "artifact.scan_reference",
     "artifact.table_summary",
+    "artifact.typical_scans",
     "clock",
     "config",
     "config.augmentation",
@@ -73,6 +75,7 @@ CODE = (
     "data.raw.template",
     "data.scan",
     "data.scan_check",
+    "data.scan_figures",
     "data.scan_file",
     "data.scan_header",
     "data.scan_kind",
@@ -110,7 +113,10 @@ CODE = (
     "models.combine",
     "options",
     "rules",
+    "metrics",
+    "metrics.conformal",
     "runtime.case_input",
+    "runtime.certainty",
     "runtime.engines.choose",
     "runtime.engines.eager",
     "runtime.engines.gpu",

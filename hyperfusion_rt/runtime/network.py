@@ -19,8 +19,11 @@ Features = dict[str, Floats]  # by name, [B, ...] each
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one case. `values [C]`: probabilities, or a number; `sd`: that number's standard
-    deviation, where the network answers one; `spread`: over the members, None for one member."""
+    """Of one case.
+
+    `values [C]`: calibrated probabilities, or a number; `sd`: that number's standard deviation,
+    where the network answers one; `spread`: over the members, None for one member.
+    """
 
     values: NDArray[np.float64]
     sd: float | None
@@ -98,7 +101,7 @@ class Network:
     def values(
         self, found: dict[str, Floats]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """`[B, C]`, probabilities or a number, and `[B]`, its standard deviation if there is one.
+        """`[B, C]`, calibrated probabilities or a number; `[B]`, its sd where there is one.
 
         Raises:
             EngineError: an output is not finite.
@@ -110,6 +113,8 @@ class Network:
                 code="engine-output-not-finite",
             )
         manifest = self.manifest
+        if manifest.calibration is not None and manifest.classes:
+            values = manifest.calibration.probabilities(values)
         if not manifest.answers_sd:
             return values, None
         shape = len(manifest.members), len(manifest.preprocessing.boxes), -1

@@ -114,6 +114,16 @@ class ReadOptions(Options):
         "cells mean, such as PTGENDER=sex:M=Male,F=Female or AGE=age; repeatable.",
     )
 
+    level: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="How often prediction sets and intervals shall hold the truth; default: 0.9.",
+    )
+    refuse_ood: bool = Field(
+        False, description="Refuse scans whose features are unlike those of the training's."
+    )
+
     def reading(self) -> dict[str, Any]:
         """What chooses scans and reads the table otherwise; for records, to compare runs by."""
         return {"map": sorted(self.map), "bids_filter": digest_of(self.bids_filter)}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
+from hyperfusion_rt.artifact.typical_scans import Typical, pooled
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.data.bids_columns import bids_readings, suggestions
 from hyperfusion_rt.data.bids_dataset import session_rows
@@ -33,16 +34,24 @@ from hyperfusion_rt.data.raw.sidecar import agent_warnings, sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_chosen
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates, Row, Table
-from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError, reason_of
+from hyperfusion_rt.errors import (
+    ConfigError,
+    EngineError,
+    HyperFusionError,
+    ScanError,
+    TableError,
+    reason_of,
+)
 from hyperfusion_rt.files import stamp_of
 from hyperfusion_rt.machine import give_back_memory, resident_memory, usable_cores
 from hyperfusion_rt.runtime.case_input import CaseInput, CaseReader, as_batch
+from hyperfusion_rt.runtime.certainty import certainty, check_level
 from hyperfusion_rt.runtime.explain.answers import Cell, WhatIf
 from hyperfusion_rt.runtime.explain.question import Question
 from hyperfusion_rt.runtime.explain.what_if import what_if
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
-from hyperfusion_rt.runtime.network import Network, joined
+from hyperfusion_rt.runtime.network import Answer, Network, joined
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.pipeline import Budget, Stream, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
@@ -81,6 +90,8 @@ class Predictor:
             self._reference.checks if self._reference is not None else "refuse"
         )
         self.notes = (*self.network.notes, *self._notes())
+        self.level = check_level(self.manifest, self.options.level)
+        self._typical = self._open_typical()
         self._cache = None
         if self.options.feature_cache is not None:
             self._cache = FeatureCache(
@@ -93,10 +104,35 @@ class Predictor:
             self.checks,
             self._cache,
             fingerprints=self.manifest.training_cases is not None,
+            figures=self._typical is not None,
         )
         self._free: int | None = None
         if self.options.max_memory is not None:
             give_back_memory()
+
+    def _open_typical(self) -> Typical | None:
+        """What scans are usual, where artifact and engine say it.
+
+        Raises:
+            ConfigError: they do not, and `refuse_ood` asks for it.
+        """
+        found, why = self.artifact.typical(), ""
+        if found is None:
+            why = f"{self.artifact.folder}: does not say what scans are usual; export it again"
+        else:
+            try:
+                self.network.parts()
+            except EngineError:
+                why = (
+                    f"the {self.engine} engine does not give a scan's features: whether a scan is "
+                    "unlike the training's is not looked at; use `engine` native or onnx"
+                )
+                found = None
+        if why and self.options.refuse_ood:
+            raise ConfigError(f"`refuse_ood`: {why}", code="option-conflict")
+        if why and self.artifact.manifest.typical_scans is not None:
+            self.notes = (*self.notes, why)
+        return found
 
     def _notes(self) -> list[str]:
         """What a user of an older artifact should know."""
@@ -360,7 +396,7 @@ class Predictor:
             return []
         try:
             start = time.perf_counter()
-            found = self._execute(inputs)
+            found, distances = self._execute(inputs)
             seconds = (time.perf_counter() - start) / len(inputs)
         except Exception as error:
             if len(inputs) == 1:
@@ -369,30 +405,58 @@ class Predictor:
             return [prediction for item in inputs for prediction in self._finish([item])]
         done = []
         for index, item in enumerate(inputs):
-            case = item.case
             try:
                 answer = self.network.answer(found, index)
+                distance = None if distances is None else float(distances[index])
+                done.append(self._predicted(item, answer, distance, seconds))
             except HyperFusionError as error:
-                done.append(self._failed(case, error, item.stamp))
-                continue
-            done.append(
-                Prediction(
-                    case.subject,
-                    case.session,
-                    "ok",
-                    values=tuple(float(v) for v in answer.values),
-                    sd=answer.sd,
-                    spread=answer.spread,
-                    seconds=replace(item.seconds, infer=seconds),
-                    quality=item.scan.quality,
-                    scan=case.scan,
-                    stamp=item.stamp,
-                    warnings=(*item.scan.warnings, *item.warnings),
-                    truth=self._truth(case),
-                    seen=self._seen(case, item.scan.content),
-                )
-            )
+                done.append(self._failed(item.case, error, item.stamp))
         return done
+
+    def _predicted(
+        self, item: _Inputs, answer: Answer, distance: float | None, seconds: float
+    ) -> Prediction:
+        """What becomes of an answer; `distance`: of the scan, in multiples of the threshold.
+
+        Raises:
+            ScanError: the scan is unlike the training's, and such scans are refused.
+        """
+        case = item.case
+        unlike = self._unlike(case, distance)
+        values = tuple(float(v) for v in answer.values)
+        return Prediction(
+            case.subject,
+            case.session,
+            "ok",
+            values=values,
+            sd=answer.sd,
+            spread=answer.spread,
+            seconds=replace(item.seconds, infer=seconds),
+            quality=item.scan.quality,
+            scan=case.scan,
+            stamp=item.stamp,
+            warnings=(*item.scan.warnings, *item.warnings, *unlike),
+            truth=self._truth(case),
+            seen=self._seen(case, item.scan.content),
+            certainty=certainty(self.manifest, values, answer.sd, case.row, self.level, distance),
+        )
+
+    def _unlike(self, case: Case, distance: float | None) -> list[str]:
+        """Whether a scan is unlike those of the training, as a warning.
+
+        Raises:
+            ScanError: it is, and `refuse_ood` is set.
+        """
+        stored = self.manifest.typical_scans
+        if distance is None or stored is None or not distance > 1:
+            return []
+        text = (
+            f"the scan is unlike the training's: its features lie {distance:.2f} times as far from "
+            f"theirs as the threshold, which {stored.false_alarms:.1%} of usual scans exceed"
+        )
+        if self.options.refuse_ood:
+            raise ScanError(f"{case.scan}: {text}", code="scan-unlike-training")
+        return [text]
 
     def _truth(self, case: Case) -> str | None:
         return case.row.values.get(self.manifest.table.target)
@@ -416,13 +480,26 @@ class Predictor:
             seen=self._seen(case),
         )
 
-    def _execute(self, inputs: Sequence[_Inputs]) -> dict[str, Floats]:
+    def _execute(
+        self, inputs: Sequence[_Inputs]
+    ) -> tuple[dict[str, Floats], NDArray[np.float64] | None]:
+        """The network's outputs, and each scan's distance in multiples of the threshold."""
         rows = np.stack([item.tabular for item in inputs])
-        if self._cache is None:
-            images = [item.scan.images for item in inputs if item.scan.images is not None]
-            return self.network.run(as_batch(images), rows)
-        kept = [self._features(item.scan).features for item in inputs]
-        return self.network.finish(joined(kept), rows)
+        images = [item.scan.images for item in inputs if item.scan.images is not None]
+        if self._cache is not None:
+            features = joined([self._features(item.scan).features for item in inputs])
+        elif self._typical is not None:
+            features = self.network.features(as_batch(images))
+        else:
+            return self.network.run(as_batch(images), rows), None
+        found = self.network.finish(features, rows)
+        if self._typical is None:
+            return found, None
+        figures = np.array([item.scan.figures for item in inputs])
+        distances = self._typical.distances(np.concatenate([pooled(features), figures], 1))
+        stored = self.manifest.typical_scans
+        assert stored is not None
+        return found, distances / stored.threshold
 
     def _features(self, scan: CaseInput) -> Kept:
         """What the head reads of a scan: kept before, or made and kept now."""
@@ -430,7 +507,12 @@ class Predictor:
         if scan.kept is not None:
             return scan.kept
         assert scan.images is not None
-        note = {"warnings": scan.warnings, "quality": scan.quality, "content": scan.content}
+        note = {
+            "warnings": scan.warnings,
+            "quality": scan.quality,
+            "content": scan.content,
+            "figures": scan.figures,
+        }
         kept = Kept(self.network.features(as_batch([scan.images])), note)
         if scan.digest is not None:
             self._cache.put(scan.digest, kept)

@@ -69,6 +69,15 @@ class Dataset:
         """The table's row of every case."""
         return [case.row for case in self.cases]
 
+    def only(self, chosen: Sequence[int]) -> Dataset:
+        """The cases at these indices alone."""
+        return replace(
+            self,
+            cases=[self.cases[i] for i in chosen],
+            targets=self.targets[list(chosen)],
+            parts=replace(self.parts, of=self.parts.of[list(chosen)]),
+        )
+
     def images(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """The boxes of some cases, `float32 [len(indices), N boxes, C channels, D, H, W]`."""
         return np.stack([self.cache.get(self.cases[int(i)].files) for i in indices])

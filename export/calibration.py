@@ -1,0 +1,168 @@
+"""How sure the answers are: fitted on cases with a known truth that no member learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.artifact.calibration import LEVEL, AgeBias, Calibration, Scores, group_of
+from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.data.number_check import means_age
+from hyperfusion_rt.errors import TableError
+from hyperfusion_rt.metrics import classification, conformal
+from hyperfusion_rt.rules import combine, mixture
+from hyperfusion_rt.runtime.evaluation import ages_of, columns_of_groups, sexes_of
+from hyperfusion_rt.runtime.network import Network
+from hyperfusion_rt.training.dataset import Dataset
+
+Floats = NDArray[np.float64]
+
+# Fewer cases say too little to change a probability by, and of an age's bias.
+FEWEST = 40
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Known:
+    """N cases with answers of members that did not learn from them.
+
+    `values [N, C]`; `sd [N]`, where the network answers one; `truth [N]`; `cases`: which of the
+    dataset's.
+    """
+
+    cases: NDArray[np.intp]
+    values: Floats
+    sd: Floats | None
+    truth: Floats
+
+
+def known_of(network: Network, dataset: Dataset, *, given: bool) -> Known | None:
+    """The answers to validation cases, or to all where they are `given`; None where there is none.
+
+    One case of each person, the first, so that the cases are independent. Of a validation case
+    only members answer that did not learn from it: one in most ensembles, so that theirs are a
+    little less sure than the whole.
+    """
+    manifest = network.manifest
+    names = [dataset.parts.names(m) for m in range(len(manifest.members))]
+    met: set[str] = set()
+    found: list[tuple[int, NDArray[np.intp]]] = []
+    for index, case in enumerate(dataset.cases):
+        answering = [m for m in range(len(names)) if given or names[m][index] == "validation"]
+        if answering and case.subject not in met:
+            met.add(case.subject)
+            found.append((index, np.array(answering)))
+    cases: list[int] = []
+    values, deviations = [], []
+    answers = _answers(network, dataset, [index for index, _ in found])
+    for (index, members), raw in zip(found, answers, strict=True):
+        if raw is None:
+            continue
+        cases.append(index)
+        if manifest.answers_sd:
+            mean, sd = mixture(raw[members])
+            values.append(np.array([mean]))
+            deviations.append(sd)
+        else:
+            values.append(combine(raw[members], bool(manifest.classes), manifest.combine))
+    if not cases:
+        return None
+    return Known(
+        np.array(cases, np.intp),
+        np.stack(values),
+        np.array(deviations) if deviations else None,
+        dataset.targets[cases],
+    )
+
+
+def _answers(
+    network: Network, dataset: Dataset, cases: list[int]
+) -> Iterator[NDArray[np.float32] | None]:
+    """Every member's raw outputs `[M, N, C]` of each case; None where a member cannot read it."""
+    manifest = network.manifest
+    shape = len(manifest.members), len(manifest.preprocessing.boxes), -1
+    for start in range(0, len(cases), _BATCH):
+        part = cases[start : start + _BATCH]
+        rows = {}
+        for index in part:
+            try:
+                row = [member.encode_row(dataset.rows[index]) for member in manifest.members]
+            except TableError:
+                continue
+            rows[index] = np.concatenate(row)
+        if rows:
+            images = dataset.images(list(rows))
+            images = images.reshape(len(images), -1, *images.shape[3:])
+            raw = network.run(images, np.stack(list(rows.values())))["members"]
+        place = {index: n for n, index in enumerate(rows)}
+        yield from (raw[place[i]].reshape(shape) if i in place else None for i in part)
+
+
+def calibrate(manifest: Manifest, dataset: Dataset, known: Known, *, given: bool) -> Calibration:
+    """What `known` cases of `dataset` say of new ones."""
+    rows = [dataset.rows[i] for i in known.cases]
+    sex, age = columns_of_groups(manifest.table, list(rows[0].values))
+    sexes = sexes_of(rows, sex) if sex else [""] * len(rows)
+    ages = ages_of(rows, age) if age else [None] * len(rows)
+    source = {"source": "given" if given else "validation", "cases": len(rows)}
+    enough = len(rows) >= FEWEST
+    if manifest.classes:
+        groups = [group_of(s, a) for s, a in zip(sexes, ages, strict=True)]
+        truth = known.truth.astype(np.intp)
+        temperature = conformal.temperature_of(known.values, truth) if enough else 1.0
+        values = conformal.scaled(known.values, temperature)
+        scores = Scores.of(conformal.class_scores(values, truth), groups)
+        names = list(manifest.classes)
+        return Calibration.model_validate(
+            {
+                **source,
+                "scores": scores,
+                "temperature": temperature,
+                "coverage": _coverage(values, truth, scores, groups, names),
+                "ece": tuple(
+                    classification(truth, v, names)["ece"] for v in (known.values, values)
+                ),
+                "sex": sex,
+                "age": age,
+            }
+        )
+    predicted = known.values[:, 0]
+    scale = np.ones(len(predicted)) if known.sd is None else known.sd
+    years = manifest.unit == "years" and means_age(manifest.table.target)
+    by = [group_of(s, a if years else None) for s, a in zip(sexes, predicted, strict=True)]
+    bias = None
+    if years and enough:
+        slope, intercept = conformal.line(known.truth, predicted - known.truth)
+        gaps = predicted - intercept - slope * known.truth - known.truth
+        of_age = [group_of(s, a) for s, a in zip(sexes, known.truth, strict=True)]
+        bias = AgeBias(
+            slope=slope,
+            intercept=intercept,
+            gaps=Scores.of(gaps, of_age),
+            sizes=Scores.of(np.abs(gaps), of_age),
+        )
+    return Calibration.model_validate(
+        {
+            **source,
+            "scores": Scores.of(np.abs(predicted - known.truth) / scale, by),
+            "age_bias": bias,
+            "sex": sex,
+            "age": age,
+            "groups_by": "prediction",
+        }
+    )
+
+
+def _coverage(
+    values: Floats, truth: NDArray[np.intp], scores: Scores, groups: list[str], names: list[str]
+) -> dict[str, float | None]:
+    """How often sets of these same cases hold the truth, by class."""
+    limits = np.array([scores.at(group, LEVEL) or np.inf for group in groups])
+    inside = conformal.class_scores(values, truth) <= limits
+    return {
+        name: float(inside[truth == c].mean()) if np.any(truth == c) else None
+        for c, name in enumerate(names)
+    }

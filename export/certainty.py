@@ -1,0 +1,110 @@
+"""What an artifact says of new cases besides its answers: how sure they are, what is usual.
+
+All of it is measured with an engine of the artifact itself, on the study that its run was trained
+on, or on cases given for that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperfusion_rt.artifact.manifest import Artifact
+from hyperfusion_rt.artifact.table_summary import TableSummary
+from hyperfusion_rt.data.cohort import Case
+from hyperfusion_rt.errors import CohortError
+from hyperfusion_rt.export.calibration import calibrate, known_of
+from hyperfusion_rt.export.options import ExportOptions
+from hyperfusion_rt.export.typical_scans import typical_scans, vectors_of
+from hyperfusion_rt.runtime.network import Network
+from hyperfusion_rt.training.dataset import Dataset, gather_external
+from hyperfusion_rt.training.run_folder import Run
+
+_ENGINES = ("native", "onnx")  # that give a scan's features
+
+
+def table_summary_of(run: Run, dataset: Dataset) -> TableSummary:
+    """Of the rows that some member learned from."""
+    members = run.members
+    names = np.stack([dataset.parts.names(m) for m in range(len(members))])
+    rows = [dataset.rows[i] for i in np.flatnonzero((names == "train").any(0))]
+    encoder = members[0].encoder
+    return TableSummary.fit(np.stack([encoder.cells(row) for row in rows]), encoder.columns)
+
+
+def certainty_of(
+    artifact: Artifact, run: Run, dataset: Dataset | None, options: ExportOptions
+) -> tuple[dict[str, Any], list[str]]:
+    """What changes in the manifest: `calibration`, `typical_scans`; and what is missing and why.
+
+    Writes the file of typical scans into the artifact's folder.
+
+    Raises:
+        CohortError: none of the given cases can be used.
+        HyperFusionError: the given scans or their table cannot be read.
+    """
+    lacks = "the artifact does not say how sure its answers are"
+    engine = next((name for name in _ENGINES if name in artifact.engines), None)
+    if engine is None:
+        return {}, [f"{lacks}: that needs its native or onnx engine"]
+    given = options.calibration is not None
+    if dataset is None and not given:
+        return {}, [lacks]
+    network = Network(artifact, engine, None, split=True)
+    change: dict[str, Any] = {}
+    notes = []
+    with _calibration_cases(artifact, run, dataset, options) as cases:
+        known = known_of(network, cases, given=given)
+        if known is None and given:
+            raise CohortError(
+                f"`calibration` {options.calibration}: no case can be used", code="calibration-none"
+            )
+        if known is None:
+            notes.append(f"{lacks}: no validation case can be used")
+        else:
+            change["calibration"] = calibrate(artifact.manifest, cases, known, given=given)
+        reference = artifact.reference()
+        if dataset is None or known is None or reference is None or reference.means is None:
+            notes.append("the artifact does not say what scans are usual")
+        else:
+            others = vectors_of(network, cases, known.cases, reference)
+            found = typical_scans(network, dataset, others, artifact.folder, reference)
+            if found is None:
+                notes.append("too few scans to say which are usual: new ones are not compared")
+            else:
+                change["typical_scans"] = found
+    return change, notes
+
+
+@contextmanager
+def _calibration_cases(
+    artifact: Artifact, run: Run, dataset: Dataset | None, options: ExportOptions
+) -> Iterator[Dataset]:
+    """The study, or the cases given, without those that stood in the training."""
+    if options.calibration is None or options.calibration_table is None:
+        assert dataset is not None
+        yield dataset
+        return
+    with tempfile.TemporaryDirectory(prefix="hfrt-calibration-") as scratch:
+        found = gather_external(
+            run.config, options.calibration, options.calibration_table, Path(scratch)
+        )
+        hashes = artifact.manifest.training_cases
+
+        def seen(case: Case) -> bool:
+            content = found.cache.figures(case.files).content
+            return hashes is not None and bool(hashes.seen(case.subject, content))
+
+        new = [i for i, case in enumerate(found.cases) if not seen(case)]
+        if not new:
+            raise CohortError(
+                f"`calibration` {options.calibration}: all of its {len(found.cases)} cases stood "
+                "in the training; give others",
+                code="calibration-none",
+            )
+        yield found.only(new)

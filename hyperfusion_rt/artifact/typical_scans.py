@@ -1,0 +1,155 @@
+"""What a network's features of usual scans are, and how far those of a scan lie from them.
+
+The Mahalanobis distance to the nearest class, with one covariance for all classes (Lee et al.,
+NeurIPS 2018), of what the head reads of a scan and of the figures of its boxes
+(`data.scan_figures`). The covariance is that of probabilistic PCA: its largest directions as they
+are, and one variance for all others (Tipping & Bishop, 1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hyperfusion_rt.config import Frozen
+from hyperfusion_rt.errors import ArtifactError
+from hyperfusion_rt.files import replacing, sha256
+
+Floats = NDArray[np.float64]
+
+FILE = "typical_scans.safetensors"
+# Directions of the covariance that are kept, at most.
+_DIRECTIONS = 128
+# The least standard deviation of a feature, of its largest size: what rounding may do.
+_ROUNDING = 1e-4
+
+
+class TypicalScans(Frozen):
+    """What the manifest says of the file of `Typical`.
+
+    `threshold`: the distance that one usual scan in 1 / `false_alarms` exceeds, of `cases` scans
+    that the network did not learn from; fitted on `fitted` others. `spacing`: the finest and the
+    coarsest voxel of the training's scans in mm, None where it is not known.
+    """
+
+    file: str
+    sha256: str
+    fitted: int = Field(ge=1)
+    cases: int = Field(ge=1)
+    threshold: float = Field(gt=0)
+    false_alarms: float = Field(gt=0, lt=1)
+    spacing: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Typical:
+    """Of F features: `means [K, F]` of the classes, `scale [F]`, `axes [F, R]` (orthonormal, of
+    scaled features), `variances [R]` along them, and `rest`, that of every other direction."""
+
+    means: Floats
+    scale: Floats
+    axes: Floats
+    variances: Floats
+    rest: float
+
+    @classmethod
+    def fit(cls, vectors: Floats, classes: NDArray[np.intp]) -> Typical:
+        """Of training scans' `vectors [N, F]` with the class of each (0 of numbers)."""
+        means = np.stack([vectors[classes == c].mean(0) for c in np.unique(classes)])
+        _, place = np.unique(classes, return_inverse=True)
+        centred = vectors - means[place.reshape(-1)]
+        least = _ROUNDING * np.abs(vectors).max(0) + 1e-12
+        scale = np.maximum(centred.std(0), least)
+        _, sizes, axes = np.linalg.svd(centred / scale, full_matrices=False)
+        count = int(min(_DIRECTIONS, len(vectors) // 3, len(sizes)))
+        count = max(count, 1)
+        variances = sizes**2 / len(vectors)
+        left = vectors.shape[1] - count
+        rest = float(variances[count:].sum() / left) if left else 0.0
+        rest = max(rest, 1e-3)
+        return cls(means, scale, axes[:count].T, np.maximum(variances[:count], rest), rest)
+
+    def distances(self, vectors: Floats) -> Floats:
+        """`vectors [N, F]` → `[N]`: to the nearest class, over the root of F: about 1 if usual."""
+        found = []
+        for mean in self.means:
+            x = (vectors - mean) / self.scale
+            along = x @ self.axes
+            left = np.maximum((x**2).sum(1) - (along**2).sum(1), 0)
+            found.append((along**2 / self.variances).sum(1) + left / self.rest)
+        nearest: Floats = np.sqrt(np.min(found, 0) / vectors.shape[1])
+        return nearest
+
+    def write(self, folder: Path) -> str:
+        """Write it into an artifact's folder; returns the file's SHA-256."""
+        from safetensors.numpy import save_file
+
+        arrays = {
+            "means": self.means,
+            "scale": self.scale,
+            "axes": self.axes,
+            "variances": self.variances,
+            "rest": np.array([self.rest]),
+        }
+        path = folder / FILE
+        with replacing(path) as temporary:
+            save_file(
+                {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()},
+                temporary,
+            )
+        return sha256(path)
+
+    @classmethod
+    def read(cls, folder: Path, stored: TypicalScans) -> Typical:
+        """What `write` wrote.
+
+        Raises:
+            ArtifactError: the file is missing, changed, or no such file.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = folder / stored.file
+        advice = "copy the whole folder again, or export again"
+        if path.parent != folder or not path.is_file():
+            raise ArtifactError(f"{path}: is missing; {advice}", code="artifact-incomplete")
+        try:
+            if sha256(path) != stored.sha256:
+                raise ArtifactError(f"{path}: was changed; {advice}", code="artifact-damaged")
+            arrays = {name: array.astype(np.float64) for name, array in load_file(path).items()}
+            return cls(
+                arrays["means"],
+                arrays["scale"],
+                arrays["axes"],
+                arrays["variances"],
+                float(arrays["rest"][0]),
+            )
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ArtifactError(
+                f"{path}: cannot be read: {error}; {advice}", code="artifact-damaged"
+            ) from None
+
+
+def pooled(features: Mapping[str, NDArray[np.float32]]) -> Floats:
+    """What the head of the first member reads of B scans, `[B, ...]` each → `[B, F]`.
+
+    Of volumes the mean and the standard deviation of each channel.
+    """
+    found = []
+    for name, array in features.items():
+        if not name.startswith("m0."):
+            continue
+        values = array.astype(np.float64)
+        if values.ndim > 2:
+            values = values.reshape(*values.shape[:2], -1)
+            found += [values.mean(2), values.std(2)]
+        else:
+            found.append(values)
+    if not found:  # a head that reads the image itself, or nothing of it
+        return np.empty((len(next(iter(features.values()))), 0))
+    return np.concatenate(found, 1)
