@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.9
 # A group of fewer cases has no scores of its own.
-FEWEST = 40
+FEWEST = 100
 
 
 class Scores(Fitted):
