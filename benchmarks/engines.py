@@ -1,6 +1,7 @@
 """How fast is an engine beside its peers, at the published sizes?
 
-    python benchmarks/engines.py    # writes benchmarks/engines.md, .json and a PNG per network
+    python benchmarks/engines.py             # writes engines.md and .json, and a PNG per network
+    python benchmarks/engines.py --redraw    # the PNGs alone, from the .json
 
 Random weights (time does not depend on them). Every contender is compared with float64 before it
 is timed; all get the same threads and take turns; the figures are medians. The time of one scan
@@ -73,8 +74,25 @@ def table(report: Benchmark) -> str:
     return "\n".join(lines)
 
 
-def main(rounds: int = 9, threads: int | None = None, scans: int = 10) -> None:
-    """Measure every network and write the tables."""
+def picture(preset: str, features: int) -> Path:
+    """The chart of a network."""
+    return HERE / f"engines-{preset}-f{features}.png"
+
+
+def redrawn() -> None:
+    """Draw the charts of the last measurement again."""
+    reports = json.loads((HERE / "engines.json").read_text(encoding="utf-8"))
+    for network, report in zip(NETWORKS, reports, strict=True):
+        chart(Benchmark.from_dict(report), picture(*network))
+
+
+def main(
+    rounds: int = 9, threads: int | None = None, scans: int = 10, redraw: bool = False
+) -> None:
+    """Measure every network and write the tables; with --redraw, draw the last ones again."""
+    if redraw:
+        redrawn()
+        return
     reports: list[Benchmark] = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -94,7 +112,7 @@ def main(rounds: int = 9, threads: int | None = None, scans: int = 10) -> None:
                 print,
             )
             report.end_to_end = from_file(preset, features, files, threads)
-            chart(report, HERE / f"{name}.png")
+            chart(report, picture(preset, features))
             reports.append(report)
     machine = "; ".join(f"{k} {v}" for k, v in reports[0].machine.items())
     header = (

@@ -1,6 +1,7 @@
 """What does each kernel of the native engine reach, and what bounds it?
 
-    python benchmarks/native.py    # writes benchmarks/native.md, .json and native-roofline.png
+    python benchmarks/native.py             # writes native.md, native.json, native-roofline.png
+    python benchmarks/native.py --redraw    # the picture alone, from the .json
 
 Every layer of the published networks beside the same layer inside OpenVINO; `hyper_conv3d` with
 weights of its own per sample; networks that others wrote (MONAI); one row through the head; memory
@@ -337,19 +338,49 @@ def chart(rows: list[Row], limit: float, copy: float, path: Path) -> None:
             times = [row[key] for row in mine]
             rates = [1e3 * row["gflop"] / t for row, t in zip(mine, times, strict=True)]
             axes.scatter(intensity, rates, marker=mark, color=colour, label=label, s=26)
-        taken: list[tuple[float, float]] = []
-        for i, row in zip(intensity, mine, strict=True):
-            rate = 1e3 * row["gflop"] / row["ms"]
-            # Beside the point, or below where a label stands already.
-            place = (float(np.log(i)), float(np.log(rate)))
-            below = sum(abs(place[0] - p) < 0.6 and abs(place[1] - q) < 0.08 for p, q in taken)
-            taken.append(place)
-            axes.annotate(row["layer"].replace(".layer", ""), (i, rate), (3, 1 - 7 * below),
-                          textcoords="offset points", fontsize=6)  # fmt: skip
         axes.set(xscale="log", yscale="log", title=network, xlabel="FLOP per byte of the layer")
         axes.legend(fontsize=7, loc="lower right")
     panels[0].set_ylabel("GFLOP/s of the direct algorithm")
+    figure.draw_without_rendering()  # so that points have their place on the page
+    for axes, network in zip(panels, networks, strict=True):
+        label_points(axes, [row for row in rows if row["network"] == network])
     figure.savefig(path, dpi=120)
+
+
+def label_points(axes: Any, rows: list[Row]) -> None:
+    """Name the layers beside their points; no name lies on another, on a point or on the legend."""
+    from matplotlib.transforms import Bbox
+
+    scale = axes.figure.dpi / 72  # pixels of a point of print
+    taken = [axes.get_legend().get_window_extent()]
+    places = {}
+    for row in rows:
+        x = 1e3 * row["gflop"] / row["mb"]
+        for key in ("ms", "openvino_ms"):
+            at = axes.transData.transform((x, 1e3 * row["gflop"] / row[key]))
+            taken.append(Bbox.from_extents(*(at - 3 * scale), *(at + 3 * scale)))
+            if key == "ms":
+                places[row["layer"]] = at
+    # Nearest first: right, left, above, below, and ever farther.
+    ways = [
+        (side, 8.0 * step)
+        for step in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)
+        for side in ("left", "right")
+    ]
+    for name, at in sorted(places.items(), key=lambda item: -item[1][1]):
+        for side, up in [*ways, ways[0]]:  # where no place is free, the nearest
+            dx = 5.0 if side == "left" else -5.0
+            line = {"arrowstyle": "-", "lw": 0.4, "color": "0.5"} if abs(up) > 8 else None
+            text = axes.annotate(
+                name.replace(".layer", ""), axes.transData.inverted().transform(at), (dx, up),
+                textcoords="offset points", fontsize=6, ha=side, va="center", arrowprops=line,
+            )  # fmt: skip
+            box = text.get_window_extent()
+            mine = Bbox.from_extents(box.x0 - 1, box.y0, box.x1 + 1, box.y1)
+            if axes.bbox.x0 < mine.x0 and mine.x1 < axes.bbox.x1 and not mine.count_overlaps(taken):
+                taken.append(mine)
+                break
+            text.remove()
 
 
 def markdown(content: Row) -> str:
@@ -405,8 +436,12 @@ def markdown(content: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(rounds: int = 15, threads: int | None = None) -> None:
-    """Measure everything and write the page."""
+def main(rounds: int = 15, threads: int | None = None, redraw: bool = False) -> None:
+    """Measure everything and write the page; with --redraw, draw the last roofline again."""
+    if redraw:
+        last = json.loads((HERE / "native.json").read_text(encoding="utf-8"))
+        chart(last["layers"], last["limit_gflops"], last["limit_gbs"], HERE / "native-roofline.png")
+        return
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     limit, copy = machine_limits(threads)

@@ -229,6 +229,8 @@ def _time(
                 batch=batch,
                 median_ms=median,
                 spread_ms=high - low,
+                low_ms=low,
+                high_ms=high,
                 ms_per_box=median / batch,
                 gflops=found.gflop_per_box * batch / median * 1e3,
                 difference=differences[name],

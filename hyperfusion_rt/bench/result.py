@@ -10,6 +10,7 @@ from typing import Any
 class Timing:
     """One contender at one batch size: ms per batch, `spread_ms` the interquartile range.
 
+    `low_ms`, `high_ms`: the quartiles; None of results of older versions.
     `difference`: from float64, relative to the outputs' scale.
     """
 
@@ -22,6 +23,8 @@ class Timing:
     gflops: float
     difference: float
     correct: bool
+    low_ms: float | None = None
+    high_ms: float | None = None
 
 
 @dataclass
@@ -43,6 +46,11 @@ class Benchmark:
     timings: list[Timing] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     end_to_end: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Benchmark:
+        """What `as_dict` made."""
+        return cls(**{**content, "timings": [Timing(**timing) for timing in content["timings"]]})
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -100,14 +100,15 @@ def train(
                 calls.on_epoch(index, epoch, row)
 
         trainer.train(on_epoch, resume=resume is not None)
-    learning_curve(run)
     # Without the test part: it stays as new to the network as any scan to come.
     seen = split_of(dataset, config, 0)
     scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
     keep_training_cases(run.folder, dataset, config)
-    run.write_metrics(evaluate(run, dataset, where))
+    metrics = evaluate(run, dataset, where)
+    learning_curve(run, metrics)
+    run.write_metrics(metrics)
     return run
 
 
