@@ -367,20 +367,26 @@ def label_points(axes: Any, rows: list[Row]) -> None:
         for step in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)
         for side in ("left", "right")
     ]
+
+    def write(name: str, at: Any, side: str, up: float) -> Any:
+        line = {"arrowstyle": "-", "lw": 0.4, "color": "0.5"} if abs(up) > 8 else None
+        return axes.annotate(
+            name.replace(".layer", ""), axes.transData.inverted().transform(at),
+            (5.0 if side == "left" else -5.0, up), textcoords="offset points", fontsize=6,
+            ha=side, va="center", arrowprops=line,
+        )  # fmt: skip
+
     for name, at in sorted(places.items(), key=lambda item: -item[1][1]):
-        for side, up in [*ways, ways[0]]:  # where no place is free, the nearest
-            dx = 5.0 if side == "left" else -5.0
-            line = {"arrowstyle": "-", "lw": 0.4, "color": "0.5"} if abs(up) > 8 else None
-            text = axes.annotate(
-                name.replace(".layer", ""), axes.transData.inverted().transform(at), (dx, up),
-                textcoords="offset points", fontsize=6, ha=side, va="center", arrowprops=line,
-            )  # fmt: skip
+        for side, up in ways:
+            text = write(name, at, side, up)
             box = text.get_window_extent()
             mine = Bbox.from_extents(box.x0 - 1, box.y0, box.x1 + 1, box.y1)
             if axes.bbox.x0 < mine.x0 and mine.x1 < axes.bbox.x1 and not mine.count_overlaps(taken):
                 taken.append(mine)
                 break
             text.remove()
+        else:  # no place is free: the nearest
+            write(name, at, *ways[0])
 
 
 def markdown(content: Row) -> str:

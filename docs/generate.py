@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import COMPARISON, EVALUATION, JOURNAL, LOG, RUN
+from meanings import ARTIFACT, COMPARISON, EVALUATION, JOURNAL, LOG, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -393,7 +393,10 @@ def output_files() -> str:
         "shows counts, the engine and how it was compared with float64, the machine, where the "
         "time went, and up to 2,000 rows, failed cases first; where the table has the target's "
         "column, the main figures.\n\n"
-        "## The folder of `hfrt evaluate`\n\n"
+        "## The artifact: `NAME.hfrt`\n\n"
+        "What `hfrt export` writes. A file that was changed is refused.\n\n"
+        + table(("file", "meaning"), ARTIFACT)
+        + "## The folder of `hfrt evaluate`\n\n"
         + table(("file", "meaning"), EVALUATION)
         + "## The folder of `hfrt compare`\n\n"
         + table(("file", "meaning"), COMPARISON)

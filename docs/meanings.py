@@ -28,6 +28,23 @@ RUN = [
 ]
 
 # (file, meaning) of the folder of an evaluation.
+ARTIFACT = [
+    (
+        "`manifest.json`",
+        "What the engines compute and from what: preprocessing, the fitted encoder of the table, "
+        "classes or unit, versions, figures of the test part, how it was trained, how each engine "
+        "was compared, `population` (whom it was trained and tested on, in counts), hashes of "
+        "every file and of itself.",
+    ),
+    (
+        "`card.md`",
+        "The [model card](../how-to/model-card.md), made from the manifest when it was exported. "
+        "`hfrt inspect --card` prints it from the manifest, whatever the file says.",
+    ),
+    ("`model.native`, `model.onnx`, ...", "The engines' files; of ONNX also trunk and head."),
+    ("`scans.safetensors`", "What scans are compared with: the template, the mean boxes."),
+]
+
 EVALUATION = [
     (
         "`evaluation.html`",
