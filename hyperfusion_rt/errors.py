@@ -130,6 +130,7 @@ CODES: dict[str, str] = {
     "artifact-damaged": "the manifest or a file of the artifact is damaged or cannot be read",
     "artifact-incomplete": "a file that the manifest names is missing",
     "artifact-lacks-engine": "the artifact has no file of this engine",
+    "artifact-lacks-summary": "the artifact says nothing of its training table",
     "artifact-missing": "there is no artifact where one is named or looked for",
     "artifact-too-new": "the artifact is of a newer format: upgrade hyperfusion_rt",
     "artifact-too-old": "the artifact is of an older format, or lacks something: export again",

@@ -49,7 +49,7 @@ PANELS = {
         "models", "folds", "seeds", "ablate", "test", "test_table",
         "map", "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
         "participant_label", "session_label", "bids_filter", "scan_checks", "refuse_ood", "target",
-        "task", "unit", "boxes", "calibration", "calibration_table",
+        "task", "unit", "boxes", "calibration", "calibration_table", "vary", "nearest_flip", "at",
     ),
     OUTPUT: (
         "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
@@ -173,6 +173,7 @@ GROUPS = {
     "Study": ("init", "config", "check"),
     "Train": ("train", "compare", "export", "import-checkpoint"),
     "Predict": ("infer", "evaluate", "merge", "bids-app"),
+    "Explain": ("what-if",),
     "Tools": ("inspect", "doctor", "bench", "demo"),
 }
 COMMANDS: dict[str, Command] = {}

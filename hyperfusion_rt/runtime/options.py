@@ -137,6 +137,21 @@ class PredictOptions(ReadOptions):
     )
 
 
+class AskOptions(PredictOptions):
+    """How one scan is read that a model is asked about; see `runtime.cohort.ask`."""
+
+    artifact: ArtifactFolder = None
+    id_column: str | None = Field(None, description="The column of subjects.")
+    nearest_flip: bool = Field(
+        False, description="The smallest change of the row after which the answer is another."
+    )
+    at: float | None = Field(
+        None,
+        description="With nearest flip, of answers that are numbers: the number on whose other "
+        "side the answer shall lie.",
+    )
+
+
 class CohortOptions(PredictOptions):
     """How a cohort is predicted and what is written; see `runtime.cohort.infer`."""
 

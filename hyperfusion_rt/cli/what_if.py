@@ -1,0 +1,106 @@
+"""The command that asks a model about other rows of one scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperfusion_rt.cli import terminal
+from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, command
+from hyperfusion_rt.number_text import number
+
+if TYPE_CHECKING:
+    from hyperfusion_rt.runtime.explain.answers import Cell
+    from hyperfusion_rt.runtime.cohort.ask import Asked
+    from hyperfusion_rt.runtime.options import AskOptions
+
+_SHOWN = 20  # points on the terminal; all are in the table
+
+
+@command(
+    "Examples: hfrt what-if S1.nii.gz --tabular data.csv --vary AGE=55:90:1 --vary APOE4=0,1,2; "
+    "hfrt what-if S1.nii.gz --tabular data.csv --nearest-flip",
+    options="runtime.options:AskOptions",
+)
+def what_if(
+    scan: Annotated[Path, typer.Argument(help="The scan, or a folder with one subject's images.")],
+    tabular: Annotated[
+        Path, typer.Option(help="The table with the scan's row.", rich_help_panel=INPUT)
+    ],
+    options: AskOptions,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUES",
+            help="A column and its values: AGE=55:90:1 or APOE4=0,1,2; repeatable: every "
+            "combination is answered.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the answers as a table (.csv, .tsv), and beside it a page with curves.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What the model answers to the same scan with other rows: the trunk reads the scan once.
+
+    These are the model's answers: they say nothing of what a change would do to a patient.
+    """
+    from hyperfusion_rt.runtime.cohort.ask import ask, as_dict, write
+
+    found = ask(scan, tabular, vary or (), options)
+    page = None if out is None else write(out, found)
+    if as_json:
+        terminal.print_json(as_dict(found))
+        return
+    terminal.show_artifact(found.artifact.label, options.artifact is None)
+    _show(found)
+    if out is not None:
+        print(f"written: {out}" + (f", {page}" if page else ""))
+
+
+def _show(found: Asked) -> None:
+    names = found.names
+    print(f"{found.subject}: the model's answer: {_in_words(names, found.answer)}")
+    if found.what_if is not None:
+        given = found.what_if
+        rows = []
+        for index, point in enumerate(given.points[:_SHOWN]):
+            row: list[Any] = [*map(_cell, point), *map(number, given.values[index])]
+            if given.low is not None and given.high is not None:
+                pairs = zip(given.low[index], given.high[index], strict=True)
+                row.append("; ".join(f"{number(a)} to {number(b)}" for a, b in pairs))
+            rows.append([*row, given.unusual[index]])
+        band = [] if given.low is None else ["5 to 95 % if measured"]
+        header = [*given.columns, *names, *band, "unlike the training table"]
+        terminal.table("the model's answers", header, rows)
+        if len(given.points) > _SHOWN:
+            print(f"... and {len(given.points) - _SHOWN:,} more points")
+    if found.flips is None:
+        return
+    if not found.flips:
+        print("no change of a known cell inside the training's ranges gives another answer")
+        return
+    rows = []
+    for flip in found.flips:
+        changes = "; ".join(f"{name} {_cell(a)} → {_cell(b)}" for name, a, b in flip.changes)
+        answer = _in_words(names, flip.values)
+        rows.append([changes, number(flip.distance), answer, flip.unusual])
+    header = ["smallest changes to another answer", "size (sd)", "answer then", "unlike training"]
+    terminal.table("", header, rows)
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "not known"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _in_words(names: tuple[str, ...], values: Any) -> str:
+    return ", ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
