@@ -97,10 +97,10 @@ def test_a_gap_can_be_asked_about_and_ends_the_band():
 
 
 def test_points_unlike_the_training_say_so():
-    found = what_if(ask(linear, [70.0, 0.0, 200.0]), {"AGE": [45, 70], "TAU": [200, 390]})
+    found = what_if(ask(linear, [70.0, 0.0, 200.0]), {"AGE": [45, 70, 55], "TAU": [200, 390]})
     assert "AGE 45 is outside the training range 50 to 90" in found.unusual[0]
     assert found.unusual[2] == ""
-    assert "fewer than 3 training rows had AGE" in found.unusual[3]
+    assert "fewer than 3 training rows had AGE" in found.unusual[5]
 
 
 def test_of_an_artifact_without_a_summary_there_are_answers_and_no_band():
