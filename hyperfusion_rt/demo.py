@@ -15,24 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.manifest import Artifact
-from hyperfusion_rt.bench.chart import chart
 from hyperfusion_rt.bench.measure import measure
 from hyperfusion_rt.bench.options import BenchOptions
+from hyperfusion_rt.bench.result import Benchmark
 from hyperfusion_rt.config import load_config
-from hyperfusion_rt.data.cohort import join
+from hyperfusion_rt.data.cohort import Case, join
+from hyperfusion_rt.data.png import png
 from hyperfusion_rt.data.scan_search import find_scans
 from hyperfusion_rt.data.simulate import OPTIMUM, simulate_cohort
 from hyperfusion_rt.data.table_file import read_table
 from hyperfusion_rt.data.volumes import Volume, read_volume
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
-from hyperfusion_rt.files import replacing
-from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.metrics.words import headline, interval
 from hyperfusion_rt.runtime.cohort.infer import infer
 from hyperfusion_rt.runtime.cohort.record import Result
+from hyperfusion_rt.runtime.cohort.report import ReportWriter
+from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
 from hyperfusion_rt.runtime.options import CohortOptions
-from hyperfusion_rt.runtime.outputs.report import Page, inference_page
+from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts
+from hyperfusion_rt.runtime.outputs.report import Page, Picture, Pictures
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, train
 
@@ -46,13 +49,13 @@ _EPOCHS = 10
 _SEED, _NEW_SEED = 1, 101
 # torch.compile is left to `hfrt bench`: it would compile for half a minute.
 _CONTENDERS = ("hfrt", "onnxruntime", "openvino", "torch eager")
-_PICTURES, _CHART = "subjects.png", "bench.png"
 
 
 @dataclass(frozen=True)
 class _Speed:
-    """What the page says of speed: a row per contender and batch, the whole way of one scan."""
+    """What the page says of speed: a bar and a row per contender and batch, the way of one scan."""
 
+    chart: Charts
     rows: list[tuple[object, ...]]
     scan_ms: float
     text: str
@@ -94,7 +97,6 @@ def demo(
     _simulate(train_root, subjects, _SEED, step)
     _simulate(new_root, held_out, _NEW_SEED, step)
     tell(f"simulated {subjects} subjects to train with and {held_out} new ones")
-    contrast(new_root, out / _PICTURES)
 
     clock = time.perf_counter()
     run = _train(train_root, step)
@@ -112,9 +114,16 @@ def demo(
     tell(f"predicted {result.summary['ok']} new subjects: {_short(metrics)}")
 
     optimum = json.loads((new_root / OPTIMUM).read_text(encoding="utf-8"))
-    speed = _time(run, artifact, new_root, out / _CHART, step)
+    speed = _time(run, artifact, new_root, step)
     found = _Findings(run, trained, result, metrics, optimum, speed)
-    _page(found, out).write(out / "predictions.html")
+    reader = SubjectReader(
+        artifact.manifest,
+        "registered",
+        {(case.subject, case.session): case for case in _cases(new_root)},
+        usable_cores(),
+    )
+    writer = ReportWriter(out / "predictions.html", subjects=held_out, reader=reader)
+    writer.write(result, _page(found, new_root))
     return {
         "rows": _rows(found, time.perf_counter() - started),
         "report": str(out / "predictions.html"),
@@ -178,18 +187,22 @@ def _predict(artifact: Artifact, root: Path, table: Path, step: Step) -> Result:
     )
 
 
-def _time(run: Run, artifact: Artifact, root: Path, picture: Path, step: Step) -> _Speed:
-    """Time the engines and their peers, and draw the chart of it."""
+def _cases(root: Path) -> list[Case]:
+    return join(find_scans(root / "scans"), read_table(root / "data.csv")).cases
+
+
+def _time(run: Run, artifact: Artifact, root: Path, step: Step) -> _Speed:
+    """Time the engines and their peers."""
     found = measure(
         run,
         artifact,
         BenchOptions(only=_CONTENDERS),
-        join(find_scans(root / "scans"), read_table(root / "data.csv")).cases[:20],
+        _cases(root)[:20],
         on_step=lambda text: step(f"timing, {text}", 0, 0),
     )
-    chart(found, picture)
     parts = ", ".join(f"{k} {v:.1f} ms" for k, v in found.end_to_end.items() if k != "scans")
     return _Speed(
+        chart=_race(found),
         rows=[
             (t.contender, t.precision, t.batch, t.median_ms, t.gflops, f"{t.difference:.1e}")
             for t in found.timings
@@ -200,34 +213,82 @@ def _time(run: Run, artifact: Artifact, root: Path, picture: Path, step: Step) -
     )
 
 
-def contrast(root: Path, path: Path) -> None:
-    """Draw the least and the most atrophied subject of a cohort: coronal and axial slices.
+def contrast(root: Path) -> Pictures:
+    """The least and the most atrophied subject of a cohort: slices in three directions.
 
-    The slices pass through the hippocampi (y = -21 mm) and the lateral ventricles (z = 12 mm).
+    They pass through the hippocampi (y = -21 mm) and the lateral ventricles (z = 12 mm).
     """
-    from matplotlib.figure import Figure
-
     with open(root / "truth.csv", newline="", encoding="utf-8") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: float(row["atrophy"]))
-    figure = Figure(figsize=(9, 5.6), layout="constrained")
-    panels = figure.subplots(2, 3)
     # In mm: the range of each axis; a range of one is the slice.
     views = {
         "y = -21 mm": ((-75, 75), (-21, -20), (-60, 80)),
         "z = 12 mm": ((-75, 75), (-108, 76), (12, 13)),
         "x = -26 mm, hippocampus": ((-26, -25), (-69, 27), (-47, 17)),
     }
-    for line, row in zip(panels, (rows[0], rows[-1]), strict=True):
+    found = []
+    for row in (rows[0], rows[-1]):
         volume = read_volume(root / "scans" / f"{row['subject']}.nii.gz")
         top = np.percentile(volume.voxels[volume.voxels > 0], 99)
-        for axes, (title, ranges) in zip(line, views.items(), strict=True):
-            axes.imshow(_slice(volume, ranges).T, origin="lower", cmap="gray", vmin=0, vmax=top)
-            axes.set(title=title, xticks=[], yticks=[])
-        line[0].set_ylabel(
-            f"{row['DX']}, {float(row['AGE']):.0f} years\natrophy {float(row['atrophy']):+.1f}"
+        pictures = []
+        for title, ranges in views.items():
+            shown = np.rot90(np.clip(_slice(volume, ranges) / top, 0, 1))
+            pictures.append(Picture(title, png(np.rint(255 * shown).astype(np.uint8))))
+        age, atrophy = float(row["AGE"]), float(row["atrophy"])
+        found.append((f"{row['DX']}, {age:.0f} years, atrophy {atrophy:+.1f}", tuple(pictures)))
+    return Pictures(tuple(found))
+
+
+def _learning(run: Run) -> Charts:
+    """Loss and validation figure over the epochs, a colour for each member."""
+    columns = []
+    for member in run.members:
+        with open(member.folder / "history.csv", newline="", encoding="utf-8") as file:
+            columns.append([{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)])
+    ends = [row["epoch"] + 1 for rows in columns for row in rows]
+    losses = [row[k] for rows in columns for row in rows for k in ("train_loss", "validation_loss")]
+    figure = "validation_balanced_accuracy"
+    charts = (
+        Chart(
+            "Loss", "Loss over the epochs",
+            Axis.around("epoch", ends), Axis.around("loss", losses),
+        ),
+        Chart(
+            "Balanced accuracy", "Validation balanced accuracy over the epochs",
+            Axis.around("epoch", ends),
+            Axis.around("balanced accuracy", [row[figure] for rows in columns for row in rows]),
+        ),
+    )  # fmt: skip
+    for n, rows in enumerate(columns):
+        for chart, name, dashed in (
+            (charts[0], "train_loss", True),
+            (charts[0], "validation_loss", False),
+            (charts[1], figure, False),
+        ):
+            chart.line([(row["epoch"] + 1, row[name]) for row in rows], n, dashed=dashed)
+    charts[0].note = "Dashed: training; drawn through: validation."
+    return Charts(charts)
+
+
+def _race(found: Benchmark) -> Charts:
+    """Milliseconds per box of every contender, a chart for each batch size."""
+    charts = []
+    for batch in sorted({timing.batch for timing in found.timings}):
+        rows = [timing for timing in found.timings if timing.batch == batch]
+        names = [
+            f"{timing.contender.removeprefix('torch ')}, {timing.precision}" for timing in rows
+        ]
+        chart = Chart(
+            f"Batch {batch}",
+            "Milliseconds per box of every engine: shorter is faster",
+            Axis("", 0, len(rows), numbers=False),
+            Axis("ms per box", 0, 1.08 * max(timing.ms_per_box for timing in rows)),
         )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        for n, (name, timing) in enumerate(zip(names, rows, strict=True)):
+            chart.bar(n + 0.15, n + 0.85, timing.ms_per_box, n)
+            chart.legend.append((n, f"{name}: {timing.ms_per_box:.1f} ms"))
+        charts.append(chart)
+    return Charts(tuple(charts))
 
 
 def _slice(volume: Volume, ranges: tuple[tuple[int, int], ...]) -> NDArray[Any]:
@@ -274,9 +335,8 @@ def _rows(found: _Findings, seconds: float) -> list[list[str]]:
     return rows
 
 
-def _page(found: _Findings, out: Path) -> Page:
-    """The demo's own sections, then the report of the inference."""
-    result = found.result
+def _page(found: _Findings, root: Path) -> Page:
+    """The demo's own sections, which stand before the report of the inference."""
     page = Page("HyperFusion demo: simulated subjects that the network has not seen")
     page.text(
         "Anatomy: the MNI152 template, deformed per subject. The diagnosis is simulated: an "
@@ -286,23 +346,16 @@ def _page(found: _Findings, out: Path) -> Page:
     page.cards(headline(found.metrics))
     _accuracy(page, found.metrics, found.optimum)
     page.heading("The least and the most atrophied of the new subjects")
-    page.image(out / _PICTURES, "slices of two simulated subjects")
+    page.add(contrast(root))
     page.heading("Learning curve")
-    page.image(
-        found.run.folder / "learning_curve.png", "loss and balanced accuracy over the epochs"
-    )
+    page.add(_learning(found.run))
     page.heading("How fast")
-    page.image(out / _CHART, "milliseconds per box of every engine")
+    page.add(found.speed.chart)
     page.table(
         ["contender", "type", "batch", "median ms", "GFLOP/s", "difference from float64"],
         found.speed.rows,
     )
     page.text(found.speed.text)
-    page.append(
-        inference_page(
-            result.manifest, result.predictions, result.summary, result.engine, describe_machine()
-        )
-    )
     return page
 
 
@@ -321,7 +374,3 @@ def _accuracy(page: Page, metrics: dict[str, Any], optimum: dict[str, Any]) -> N
             ("chance", f"{metrics['chance']:.3f}"),
         ],
     )
-    page.heading("Where it errs")
-    names = metrics["classes"]
-    confusion = [(f"is {n}", *line) for n, line in zip(names, metrics["confusion"], strict=True)]
-    page.table(["", *[f"predicted {n}" for n in names]], confusion)

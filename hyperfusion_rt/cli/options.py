@@ -52,9 +52,9 @@ PANELS = {
         "task", "unit", "boxes", "calibration", "calibration_table", "vary", "nearest_flip", "at",
     ),
     OUTPUT: (
-        "out", "report", "no_ids_in_report", "derivative", "log_file", "force", "as_json",
-        "name", "against", "rule", "precision", "no_training_hashes", "seen_by", "include_seen",
-        "level",
+        "out", "report", "report_subjects", "no_ids_in_report", "derivative", "log_file", "force",
+        "as_json", "name", "against", "rule", "precision", "no_training_hashes", "seen_by",
+        "include_seen", "level",
     ),
     ENGINE: (
         "engine", "engines", "device", "threads", "batch", "batches", "feature_cache", "max_memory",

@@ -46,7 +46,7 @@ def infer(
     on with --resume.
     """
     from hyperfusion_rt.runtime.cohort.infer import infer as start
-    from hyperfusion_rt.runtime.cohort.record import report_of
+    from hyperfusion_rt.runtime.cohort.report import report_of
     from hyperfusion_rt.runtime.cohort.shards import shard_path
 
     # A shard has no report of its own: hfrt merge writes one.
@@ -74,7 +74,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Join what the shards of a run predicted (hfrt infer --shard I/N), all of them or none."""
-    from hyperfusion_rt.runtime.cohort.record import report_of
+    from hyperfusion_rt.runtime.cohort.report import report_of
     from hyperfusion_rt.runtime.cohort.shards import merge as start
 
     page = options.report or report_of(options.out)

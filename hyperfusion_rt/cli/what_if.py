@@ -12,8 +12,8 @@ from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, command
 from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.runtime.explain.answers import Cell
     from hyperfusion_rt.runtime.cohort.ask import Asked
+    from hyperfusion_rt.runtime.explain.answers import Cell
     from hyperfusion_rt.runtime.options import AskOptions
 
 _SHOWN = 20  # points on the terminal; all are in the table
@@ -52,7 +52,7 @@ def what_if(
 
     These are the model's answers: they say nothing of what a change would do to a patient.
     """
-    from hyperfusion_rt.runtime.cohort.ask import ask, as_dict, write
+    from hyperfusion_rt.runtime.cohort.ask import as_dict, ask, write
 
     found = ask(scan, tabular, vary or (), options)
     page = None if out is None else write(out, found)

@@ -211,6 +211,24 @@ class TabularEncoder(Fitted):
         pairs = zip(self.columns, self.cells(row).tolist(), strict=True)
         return [text for column, value in pairs if (text := unlike_training(column, value))]
 
+    def stand_ins(self, row: Row) -> dict[str, float | str]:
+        """What is put in the place of each gap of a row, by column: a number, or a category.
+
+        Raises:
+            TableError: as `encode_row`.
+        """
+        x, gaps = self._read(row)
+        full = dict(
+            zip((owner.name for owner in self.owners), self.impute(x[None])[0], strict=True)
+        )
+        return {
+            column.name: column.mode
+            if isinstance(column, CategoricalColumn)
+            else float(full[column.name])
+            for column, gap in zip(self.columns, gaps, strict=True)
+            if gap
+        }
+
     @cached_property
     def owners(self) -> list[Column]:
         """`[C]`: the column of the table that each column of the imputer comes from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,13 @@ from hyperfusion_rt.config import Preprocessing, ScanChecks
 from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Reference, checked_boxes
 from hyperfusion_rt.data.scan_figures import figures_of
-from hyperfusion_rt.data.volumes import extract, memory_needed, read_file, read_volume
+from hyperfusion_rt.data.volumes import (
+    Volume,
+    extract,
+    memory_needed,
+    read_file,
+    read_volume,
+)
 from hyperfusion_rt.files import stamp
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.options import Source
@@ -62,6 +68,8 @@ class CaseReader:
     cache: FeatureCache | None
     fingerprints: bool
     figures: bool = False
+    # Told of every raw scan that is registered: which file, and the brain in template space.
+    on_registered: Callable[[Path, Volume], None] | None = None
 
     def memory_needed(self, files: Sequence[Path]) -> int:
         """Bytes that reading a case holds at most, from its files' headers alone."""
@@ -107,6 +115,8 @@ class CaseReader:
                 raw = register(files[0], self.preprocessing)
                 images = extract(raw.volume, self.preprocessing).images
                 figures = self._figures(images)
+            if self.on_registered is not None:
+                self.on_registered(files[0], raw.volume)
             quality = raw.quality.figures()
             return CaseInput(images, None, digest, raw.warnings, quality, (), figures)
         with clock.step("decode"):

@@ -98,11 +98,29 @@ class Agreement:
         return [f"{self.text}:", *(f"  {line}" for line in figures)]
 
 
-def agreement(manifest: Manifest, predictions: Sequence[Prediction]) -> Agreement | None:
-    """The figures of a cohort; None where the table has no column of the target, or no truth."""
+@dataclass(frozen=True)
+class Truths:
+    """The predictions of a cohort whose truth can be read, with it (`read_truth`).
+
+    `predicted`: how many predictions there are; `unclear`: how many have a truth that cannot be
+    read. Those that stood in the training are among `pairs`: see `new`.
+    """
+
+    predicted: int
+    unclear: int
+    pairs: tuple[tuple[Prediction, float], ...]
+
+    @property
+    def new(self) -> list[tuple[Prediction, float]]:
+        """Those that did not stand in the training: what figures and charts are of."""
+        return [(item, truth) for item, truth in self.pairs if not item.seen]
+
+
+def truths_of(manifest: Manifest, predictions: Sequence[Prediction]) -> Truths:
+    """The truths of the cases that have a prediction."""
     target = manifest.table.target
     good = [item for item in predictions if item.status == "ok"]
-    truths: list[tuple[Prediction, float]] = []
+    pairs: list[tuple[Prediction, float]] = []
     unclear = 0
     for item in good:
         if item.truth is None:
@@ -113,12 +131,18 @@ def agreement(manifest: Manifest, predictions: Sequence[Prediction]) -> Agreemen
             unclear += 1
             continue
         if truth is not None:
-            truths.append((item, truth))
-    if not truths:
+            pairs.append((item, truth))
+    return Truths(len(good), unclear, tuple(pairs))
+
+
+def agreement(manifest: Manifest, predictions: Sequence[Prediction]) -> Agreement | None:
+    """The figures of a cohort; None where the table has no column of the target, or no truth."""
+    found = truths_of(manifest, predictions)
+    if not found.pairs:
         return None
-    new = [(item, truth) for item, truth in truths if not item.seen]
+    new, known = found.new, len(found.pairs)
     figures = measure(manifest, [item for item, _ in new], [truth for _, truth in new])
-    return Agreement(len(good), len(truths), unclear, len(truths) - len(new), figures)
+    return Agreement(found.predicted, known, found.unclear, known - len(new), figures)
 
 
 def seen_text(predictions: Sequence[Prediction]) -> str:

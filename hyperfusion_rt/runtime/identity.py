@@ -62,6 +62,7 @@ CODE = (
     "data.imports",
     "data.mni_template",
     "data.other_files",
+    "data.png",
     "data.raw.brain_mask",
     "data.raw.field",
     "data.raw.image",

@@ -40,12 +40,22 @@ OutTable = Annotated[
     Field(description="The table to write: .csv, .tsv, .parquet or .jsonl."),
 ]
 ReportPage = Annotated[
-    Path | None, Field(description="The report; default: named after the table, predictions.html.")
+    Path | None,
+    Field(description="The report; default: named after the table, predictions.html."),
 ]
 NoIds = Annotated[
     bool,
     Field(description="No subject, session or reason in the report: rows of the table, by number."),
 ]
+ReportSubjects = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Subjects that the report itself shows one by one, with pictures; the others "
+        "in a folder beside it. 0: none.",
+    ),
+]
+_REPORT_SUBJECTS = 500
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -158,6 +168,7 @@ class CohortOptions(PredictOptions):
     artifact: ArtifactFolder = None
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
+    report_subjects: ReportSubjects = _REPORT_SUBJECTS
     no_ids_in_report: NoIds = False
     log_file: Annotated[Path | None, AfterValidator(_file_or_none)] = Field(
         None, description="Append what happens to this file, a JSON object a line."
@@ -219,6 +230,7 @@ class MergeOptions(Options):
     )
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
+    report_subjects: ReportSubjects = _REPORT_SUBJECTS
     no_ids_in_report: NoIds = False
 
 

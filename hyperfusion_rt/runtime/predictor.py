@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from hyperfusion_rt.data.raw.sidecar import agent_warnings, sidecar_warnings
 from hyperfusion_rt.data.scan_search import find_chosen
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Duplicates, Row, Table
+from hyperfusion_rt.data.volumes import Volume
 from hyperfusion_rt.errors import (
     ConfigError,
     EngineError,
@@ -133,6 +134,10 @@ class Predictor:
         if why and self.artifact.manifest.typical_scans is not None:
             self.notes = (*self.notes, why)
         return found
+
+    def watch(self, on_registered: Callable[[Path, Volume], None]) -> None:
+        """Tell `on_registered` of every raw scan that is registered from now on, in any thread."""
+        self._reader = replace(self._reader, on_registered=on_registered)
 
     def _notes(self) -> list[str]:
         """What a user of an older artifact should know."""

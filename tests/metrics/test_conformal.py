@@ -1,4 +1,4 @@
-"""Sets and intervals that hold the truth as often as they say; beside crepes where it has the same."""
+"""Sets and intervals that hold the truth as often as they say; intervals beside those of crepes."""
 
 import numpy as np
 import pytest

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hyperfusion_rt.data.png import outline, png
 from hyperfusion_rt.data.raw.field import Field
 from hyperfusion_rt.data.raw.image import Image, Mask, Matrix, sample
 from hyperfusion_rt.data.raw.template import Template
-
-Bytes = NDArray[np.uint8]
 
 _STEP = 1.5  # mm: three planes in less than 60 KB
 # What is cut: across an axis, at so many mm of the template.
@@ -23,39 +19,6 @@ _GAP = 4
 _LEVELS = (64, 32, 16, 8)
 _BYTES = 60_000
 _LINE, _BORDER = "#ffd400", "#35a7ff"
-
-
-def _png(pixels: Bytes) -> bytes:
-    """A grey PNG of uint8 [rows, columns] (ISO/IEC 15948)."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    rows, columns = pixels.shape
-    # Every row begins with its filter: 1, each pixel less the one to its left.
-    left = np.zeros_like(pixels)
-    left[:, 1:] = pixels[:, :-1]
-    filtered = np.hstack([np.ones((rows, 1), np.uint8), pixels - left])
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
-    packed = zlib.compress(filtered.tobytes(), 9)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def _outline(inside: Mask) -> str:
-    """The border of a mask [rows, columns] as a path of an SVG, one unit a pixel."""
-    padded = np.pad(inside, 1)
-    parts = []
-    for turned, draw in ((padded, "M{b} {a}h{n}"), (padded.T, "M{a} {b}v{n}")):
-        edges = turned[1:] != turned[:-1]
-        for a, row in enumerate(edges):
-            steps = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]])))
-            parts += [
-                draw.format(a=a, b=int(first) - 1, n=int(last - first))
-                for first, last in zip(steps[::2], steps[1::2], strict=True)
-            ]
-    return "".join(parts)
 
 
 def _plane(template: Template, axis: int, at: float) -> tuple[Matrix, tuple[int, ...]]:
@@ -93,20 +56,20 @@ def picture(scan: Image, template: Template, transform: Matrix, field: Field, ke
     height = max(plane.shape[0] for plane in planes)
     width = sum(plane.shape[1] for plane in planes) + _GAP * (len(planes) - 1)
     shown = np.zeros((height, width))
-    for plane, outline, border in zip(planes, outlines, borders, strict=True):
+    for plane, brain, border in zip(planes, outlines, borders, strict=True):
         rows, columns = plane.shape
         top = (height - rows) // 2
         shown[top : top + rows, left : left + columns] = np.clip(plane / white, 0, 1)
-        for inside, colour in ((border, _BORDER), (outline, _LINE)):
+        for inside, colour in ((border, _BORDER), (brain, _LINE)):
             paths.append(
                 f'<path transform="translate({left} {top})" stroke="{colour}" '
-                f'd="{_outline(inside)}"/>'
+                f'd="{outline(inside)}"/>'
             )
         left += columns + _GAP
     lines = "".join(paths)
     for levels in _LEVELS:
         grey = np.rint(shown * (levels - 1)) * (255 / (levels - 1))
-        data = base64.b64encode(_png(np.rint(grey).astype(np.uint8))).decode()
+        data = base64.b64encode(png(np.rint(grey).astype(np.uint8))).decode()
         if len(data) + len(lines) < _BYTES - 500:
             break
     names = ", ".join(f"{name} at {at:g} mm" for _, at, name in _PLANES)

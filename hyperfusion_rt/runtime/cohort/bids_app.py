@@ -44,7 +44,7 @@ from hyperfusion_rt.runtime.outputs.bids_derivative import (
     write_derivative,
     write_sessions,
 )
-from hyperfusion_rt.runtime.outputs.report import inference_page
+from hyperfusion_rt.runtime.outputs.inference_page import inference_page
 from hyperfusion_rt.runtime.outputs.table import summarise
 from hyperfusion_rt.runtime.pipeline import Stream
 from hyperfusion_rt.runtime.prediction import (

@@ -18,6 +18,7 @@ from hyperfusion_rt.runtime.cohort.journal import Ending, Journal, journal_path
 from hyperfusion_rt.runtime.cohort.log import RunLog
 from hyperfusion_rt.runtime.cohort.record import Outputs, Result
 from hyperfusion_rt.runtime.cohort.shards import shard_of, shard_path
+from hyperfusion_rt.runtime.cohort.subjects import Explain, SubjectReader
 from hyperfusion_rt.runtime.options import CohortOptions, Shard
 from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
 from hyperfusion_rt.runtime.outputs.table import summarise
@@ -34,6 +35,7 @@ def infer(
     options: CohortOptions | None = None,
     *,
     on_case: OnCase | None = None,
+    explain: Explain | None = None,
 ) -> Result:
     """Predict the scans with their rows of `tabular`.
 
@@ -44,6 +46,7 @@ def infer(
 
     Args:
         on_case: called with (done, all) after each case.
+        explain: makes what-if curves, reasons and a map of each case that the report shows alone.
 
     Raises:
         HyperFusionError: nothing can be predicted, or nothing can be written.
@@ -56,6 +59,7 @@ def infer(
         options.report,
         not options.no_ids_in_report,
         options.log_file,
+        options.report_subjects,
     )
     outputs.check([tabular, *scans], artifact.folder)
     derivative = Derivative.of(options.derivative, scans)
@@ -72,6 +76,16 @@ def infer(
         if derivative is not None:
             derivative.open(predictor.manifest)
         manifest = predictor.manifest
+        reader = SubjectReader(
+            manifest,
+            options.source,
+            {(case.subject, case.session): case for case in cohort.cases},
+            predictor.threads,
+            outputs.ids,
+            explain,
+        )
+        if options.source == "raw" and outputs.report is not None and options.report_subjects:
+            predictor.watch(reader.kept.keep)
         with Journal(
             journal_path(outputs.table),
             predictor.identity(),
@@ -95,7 +109,7 @@ def infer(
                     "cases": len(cohort.cases),
                 },
             }
-            outputs.write(result, artifact, predictor.identity(), record, started)
+            outputs.write(result, artifact, predictor.identity(), record, started, reader)
             if derivative is not None:
                 derivative.write(result)
             journal.end(

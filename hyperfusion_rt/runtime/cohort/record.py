@@ -22,17 +22,13 @@ from hyperfusion_rt.runtime.cohort.journal import (
     Ending,
     journal_path,
 )
+from hyperfusion_rt.runtime.cohort.report import ReportWriter, check_folder
+from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
 from hyperfusion_rt.runtime.evaluation import Agreement, agreement, seen_text
 from hyperfusion_rt.runtime.identity import versions
-from hyperfusion_rt.runtime.outputs.report import inference_page, without_ids
 from hyperfusion_rt.runtime.outputs.table import COUNTS, check_format, record, write_predictions
 from hyperfusion_rt.runtime.pipeline import Usage
 from hyperfusion_rt.runtime.prediction import Prediction
-
-
-def report_of(table: Path) -> Path:
-    """Where the report of a table stands unless told: beside it, `predictions.html`."""
-    return table.with_suffix(".html")
 
 
 @dataclass(frozen=True)
@@ -108,13 +104,14 @@ class Result:
 class Outputs:
     """The files of one run: the table, beside it the journal and the record; report and log.
 
-    `ids`: whether the report names subjects.
+    `ids`: whether the report names subjects; `subjects`: how many it shows one by one.
     """
 
     table: Path
     report: Path | None
     ids: bool = True
     log: Path | None = None
+    subjects: int = 0
 
     @property
     def record(self) -> Path:
@@ -151,6 +148,8 @@ class Outputs:
                 )
             beside.add(place)
         check_format(self.table)
+        if self.report is not None:
+            check_folder(self.report)
 
     def write(
         self,
@@ -159,24 +158,18 @@ class Outputs:
         identity: dict[str, str],
         about: dict[str, Any],
         started: float,
+        reader: SubjectReader | None = None,
     ) -> None:
         """Write the table, the report, and the record of the run.
 
         Args:
             about: what else the record holds: inputs, options.
             started: seconds since 1970.
+            reader: makes the subjects of the report, one by one.
         """
         write_predictions(self.table, result.manifest, result.predictions)
         if self.report is not None:
-            inference_page(
-                result.manifest,
-                result.predictions if self.ids else without_ids(result.predictions),
-                result.summary,
-                result.engine,
-                describe_machine(),
-                result.notes,
-                result.agreement,
-            ).write(self.report)
+            ReportWriter(self.report, self.ids, self.subjects, reader).write(result)
         now = time.time()
         content = {
             "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.runtime.cohort.journal import (
     SUFFIX,
     JournalContent,
@@ -16,6 +17,7 @@ from hyperfusion_rt.runtime.cohort.journal import (
     read_journal,
 )
 from hyperfusion_rt.runtime.cohort.record import Outputs, Result
+from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
 from hyperfusion_rt.runtime.options import MergeOptions, Shard
 from hyperfusion_rt.runtime.outputs.table import summarise
 from hyperfusion_rt.runtime.prediction import Prediction, by_case
@@ -49,7 +51,12 @@ def merge(shards: Iterable[Path], options: MergeOptions | None = None) -> Result
     opened = Artifact.open(options.artifact or Path(first.artifact))
     journals = [path for path, _ in records.values()]
     tables = [path.with_name(path.name.removesuffix(SUFFIX)) for path in journals]
-    outputs = Outputs(options.out, options.report, not options.no_ids_in_report)
+    outputs = Outputs(
+        options.out,
+        options.report,
+        not options.no_ids_in_report,
+        subjects=options.report_subjects,
+    )
     outputs.check([*journals, *tables], opened.folder)
     if opened.manifest.checksum != first.identity["artifact"]:
         raise ConfigError(
@@ -78,7 +85,13 @@ def merge(shards: Iterable[Path], options: MergeOptions | None = None) -> Result
         artifact=opened,
     )
     inputs = {"shards": [str(path.resolve()) for path, _ in records.values()]}
-    outputs.write(result, opened, first.identity, {"inputs": inputs}, started)
+    # The rows are not in the journals, and raw scans are not registered again.
+    reader = None
+    if first.identity["source"] == "registered":
+        reader = SubjectReader(
+            opened.manifest, "registered", {}, usable_cores(), not options.no_ids_in_report
+        )
+    outputs.write(result, opened, first.identity, {"inputs": inputs}, started, reader)
     return result
 
 

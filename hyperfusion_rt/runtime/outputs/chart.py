@@ -1,15 +1,13 @@
-"""Charts of the report as inline SVG: axes, lines and points, in the page's own colours."""
+"""Charts of the report as inline SVG: axes, lines, bars and points, in the page's own colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
-# Of the drawing, in its own units: the page scales it.
-WIDTH, HEIGHT = 440.0, 380.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 428.0, 10.0, 322.0
 _TICKS = 6
 _MOST = 4000  # points that are drawn
 
@@ -20,13 +18,16 @@ Points = Iterable[tuple[float, float]]
 class Axis:
     """An axis from `low` to `high`, with its `label` (and the unit in it).
 
-    Without `numbers` it has no ticks: a legend says what stands where.
+    Without `numbers` it has no ticks: a legend says what stands where. `names`: of categories,
+    which stand at 0, 1, 2, ...
     """
 
     label: str
     low: float
     high: float
     numbers: bool = True
+    names: tuple[str, ...] = ()
+    most: int = _TICKS
 
     @classmethod
     def around(cls, label: str, values: Iterable[float]) -> Axis:
@@ -36,16 +37,27 @@ class Axis:
         margin = 0.05 * (high - low) or max(1.0, 0.05 * abs(high))
         return cls(label, low - margin, high + margin)
 
+    @classmethod
+    def of_names(cls, label: str, names: Sequence[str]) -> Axis:
+        """An axis of categories."""
+        return cls(label, -0.5, len(names) - 0.5, names=tuple(names))
+
     def ticks(self) -> list[float]:
-        """About six round numbers on the axis."""
+        """About six round numbers on the axis, or the categories' places."""
+        if self.names:
+            return [float(n) for n in range(len(self.names))]
         if not self.numbers:
             return []
         span = self.high - self.low
-        base = 10.0 ** math.floor(math.log10(span / _TICKS))
-        step = next(base * k for k in (1, 2, 5, 10) if base * k * _TICKS >= span * 0.999)
+        base = 10.0 ** math.floor(math.log10(span / self.most))
+        step = next(base * k for k in (1, 2, 5, 10) if base * k * self.most >= span * 0.999)
         first = math.ceil(self.low / step - 1e-9)
         count = math.floor(self.high / step + 1e-9) - first + 1
         return [(first + n) * step for n in range(count)]
+
+    def text(self, value: float) -> str:
+        """What stands at a tick."""
+        return self.names[round(value)] if self.names else _text(value)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,17 @@ class Dot:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A drawn bar, from its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: int
+
+
+@dataclass(frozen=True)
 class Tick:
     """A tick: where, and its number."""
 
@@ -77,32 +100,73 @@ class Tick:
 
 @dataclass
 class Chart:
-    """One drawing: `title` above it, `alt` says in words what it shows."""
+    """One drawing: `title` above it, `alt` says in words what it shows.
+
+    `small`: one of many; fewer ticks, and the label of its y axis is left to the title. The
+    numbers of the drawing are in units of its own: the page scales it.
+    """
 
     title: str
     alt: str
     x: Axis
     y: Axis
+    small: bool = False
     lines: list[Line] = field(default_factory=list)
     dots: list[Dot] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
+    bands: list[Line] = field(default_factory=list)
     legend: list[tuple[int, str]] = field(default_factory=list)
     note: str = ""
+    top: ClassVar[float] = 10.0
+
+    @cached_property
+    def width(self) -> float:
+        """Of the whole drawing."""
+        return 300.0 if self.small else 440.0
+
+    @cached_property
+    def height(self) -> float:
+        """Of the whole drawing."""
+        return 200.0 if self.small else 380.0
+
+    @cached_property
+    def left(self) -> float:
+        """Where the frame begins."""
+        return 40.0 if self.small else 62.0
+
+    @cached_property
+    def right(self) -> float:
+        """Where the frame ends."""
+        return self.width - 12
+
+    @cached_property
+    def bottom(self) -> float:
+        """Where the frame ends."""
+        return self.height - (44 if self.small else 58)
 
     @property
     def x_ticks(self) -> list[Tick]:
         """Along the lower edge."""
-        return [Tick(self._place(value, 0.0)[0], _text(value)) for value in self.x.ticks()]
+        return [Tick(self._place(value, 0.0)[0], self.x.text(value)) for value in self.x.ticks()]
 
     @property
     def y_ticks(self) -> list[Tick]:
         """Along the left edge."""
-        return [Tick(self._place(0.0, value)[1], _text(value)) for value in self.y.ticks()]
+        return [Tick(self._place(0.0, value)[1], self.y.text(value)) for value in self.y.ticks()]
 
     def line(self, points: Points, colour: int | None = None, *, dashed: bool = False) -> None:
         """Join `points`; grey without a colour."""
-        places = [self._place(*point) for point in points]
-        text = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        self.lines.append(Line(text, colour, dashed))
+        self.lines.append(Line(self._path(points), colour, dashed))
+
+    def band(self, low: Points, high: Points, colour: int | None = None) -> None:
+        """Fill what lies between two lines, lightly."""
+        self.bands.append(Line(self._path([*low, *list(high)[::-1]]), colour, False))
+
+    def bar(self, low: float, high: float, value: float, colour: int = 0) -> None:
+        """A bar from `low` to `high` on the x axis, from 0 to `value`."""
+        (x, y), (end, base) = self._place(low, value), self._place(high, max(0.0, self.y.low))
+        width, height = round(end - x, 1), round(base - y, 1)
+        self.bars.append(Bar(round(x, 1), round(y, 1), width, height, colour))
 
     def points(self, points: Points, colour: int = 0, sizes: Sequence[float] = ()) -> None:
         """Draw a dot at each of `points`; at most 4000, evenly chosen."""
@@ -114,10 +178,16 @@ class Chart:
         chosen = list(zip(places, sizes, strict=True))[::step]
         self.dots += [Dot(round(x, 1), round(y, 1), size, colour) for (x, y), size in chosen]
 
+    def _path(self, points: Points) -> str:
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in (self._place(*point) for point in points))
+
     def _place(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x.low) / (self.x.high - self.x.low)
         up = (y - self.y.low) / (self.y.high - self.y.low)
-        return LEFT + across * (RIGHT - LEFT), BOTTOM - up * (BOTTOM - TOP)
+        return (
+            self.left + across * (self.right - self.left),
+            self.bottom - up * (self.bottom - self.top),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,12 +196,6 @@ class Charts:
 
     template: ClassVar[str] = "charts.html"
     charts: tuple[Chart, ...]
-    width: ClassVar[float] = WIDTH
-    height: ClassVar[float] = HEIGHT
-    left: ClassVar[float] = LEFT
-    right: ClassVar[float] = RIGHT
-    top: ClassVar[float] = TOP
-    bottom: ClassVar[float] = BOTTOM
 
 
 @dataclass(frozen=True)

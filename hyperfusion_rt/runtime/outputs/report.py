@@ -1,27 +1,29 @@
-"""The report: one HTML file that needs nothing else, neither scripts nor fonts nor a network.
+"""A page: one HTML file that needs nothing else, neither a network nor fonts; most need no script.
 
 A page is sections of parts; each kind of part has a template in `templates/`, which says how it is
-drawn. Jinja escapes every text. It is imported only when a page is written.
+drawn, and names the styles and scripts there that it needs. Jinja escapes every text. It is
+imported only when a page is written. Only scripts run whose hashes the page's policy names: ours.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.errors import CODES
-from hyperfusion_rt.files import write_text
-from hyperfusion_rt.metrics.words import headline
-from hyperfusion_rt.runtime.evaluation import Agreement, seen_text
-from hyperfusion_rt.runtime.outputs.table import label, value_columns
+from hyperfusion_rt.files import PRIVATE, replacing
 from hyperfusion_rt.runtime.prediction import Prediction
 
-_SHOWN = 2000
-_FIRST = {"error": 0, "not-tried": 1, "ok": 2, "skipped": 3}
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 class Part(Protocol):
@@ -65,23 +67,46 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Image:
-    """A PNG in base64, and what it shows in words."""
+class Picture:
+    """A PNG, and what it shows in words."""
 
-    template: ClassVar[str] = "image.html"
-    data: str
-    alt: str
+    title: str
+    content: bytes
+
+    @property
+    def data(self) -> str:
+        """As base64."""
+        return base64.b64encode(self.content).decode()
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Predictions, each with the class or the number as text; `left_out`: how many are not here."""
+class Pictures:
+    """Rows of pictures, each with a caption."""
 
-    template: ClassVar[str] = "predictions.html"
-    classes: tuple[str, ...]
-    number: str  # what the column of numbers is called, where there are no classes
-    rows: tuple[tuple[Prediction, str], ...]
-    left_out: int
+    template: ClassVar[str] = "pictures.html"
+    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Counts as bars: (name, count, of another kind, or None). `kinds`: what the two are."""
+
+    template: ClassVar[str] = "shares.html"
+    kinds: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def largest(self) -> int:
+        """The longest bar."""
+        return max((count for _, counts in self.rows for count in counts), default=0) or 1
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Parts side by side, where there is room."""
+
+    template: ClassVar[str] = "beside.html"
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -144,19 +169,6 @@ class Page:
         titles = tuple(Cell(name, number) for name, number in zip(header, numbers, strict=True))
         self.sections[-1].parts.append(Table(titles, cells))
 
-    def image(self, path: Path, alt: str) -> None:
-        """A PNG, inside the page; `alt` says in words what it shows."""
-        data = base64.b64encode(path.read_bytes()).decode()
-        self.sections[-1].parts.append(Image(data, alt))
-
-    def predictions(self, manifest: Manifest, predictions: Sequence[Prediction]) -> None:
-        """The table of predictions, failures first; at most 2000 of them."""
-        shown = sorted(predictions, key=lambda item: _FIRST[item.status])[:_SHOWN]
-        rows = tuple((item, label(manifest, item)) for item in shown)
-        left_out = len(predictions) - len(rows)
-        number = value_columns(manifest)[0].name
-        self.sections[-1].parts.append(Predictions(manifest.classes, number, rows, left_out))
-
     def append(self, page: Page) -> None:
         """Another page, as sections of this one; its title becomes a heading."""
         first, *others = page.sections
@@ -168,13 +180,83 @@ class Page:
         Raises:
             HyperFusionError: the folder cannot be written, or the disk is full.
         """
-        write_text(path, _render(self), private=True)
+        with (
+            replacing(path, private=True) as temporary,
+            open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            file.writelines(_rendered(self))
+
+    def write_quickly(self, path: Path) -> None:
+        """Write the page into a folder that is not in use yet; its owner's alone."""
+        with open(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE),
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:
+            file.writelines(_rendered(self))
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The files of `templates/` that its parts are drawn with."""
+        return ("page.css", *self._of_parts("styles"))
+
+    @property
+    def scripts(self) -> tuple[Script, ...]:
+        """What runs at the end of the page."""
+        return tuple(map(load_script, self._of_parts("scripts")))
+
+    @property
+    def policy(self) -> str:
+        """Its Content-Security-Policy: nothing is fetched, and nothing runs but its own scripts."""
+        scripts = [script.hash for script in self.scripts]
+        if scripts:
+            scripts = [load_script("start.js").hash, *scripts, *self._of_parts("hashes")]
+        allowed = " ".join(f"'{name}'" for name in scripts)
+        return (
+            f"default-src 'none'; img-src {self.images}; style-src 'unsafe-inline'"
+            + (f"; script-src {allowed}" if scripts else "")
+            + "; base-uri 'none'; form-action 'none'"
+        )
+
+    def _of_parts(self, name: str) -> tuple[str, ...]:
+        parts = [part for section in self.sections for part in section.parts]
+        return tuple(dict.fromkeys(file for part in parts for file in getattr(part, name, ())))
 
 
-def _render(page: Page) -> str:
+@dataclass(frozen=True)
+class Script:
+    """A script of a page, and its hash as the policy names it."""
+
+    text: str
+    hash: str
+
+
+@lru_cache(maxsize=16)
+def load_script(name: str) -> Script:
+    """A script of `templates/`."""
+    text = files(__package__).joinpath(f"templates/{name}").read_text(encoding="utf-8")
+    return Script(text, script_hash(text))
+
+
+def script_hash(text: str) -> str:
+    """`sha256-...`: the source of a Content-Security-Policy that lets this very script run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _rendered(page: Page) -> Iterator[str]:
+    """The page, piece by piece: its subjects need not be in memory together."""
+    found: Iterator[str] = (
+        _templates().get_template("page.html").generate(page=page, start=load_script("start.js"))
+    )
+    return found
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    templates = Environment(
+    return Environment(
         loader=PackageLoader("hyperfusion_rt.runtime.outputs"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -182,7 +264,6 @@ def _render(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return templates.get_template("page.html").render(page=page)
 
 
 def _cell(value: Any) -> Cell:
@@ -207,56 +288,6 @@ def without_ids(predictions: Sequence[Prediction]) -> list[Prediction]:
         )
         for number, item in enumerate(predictions, 1)
     ]
-
-
-def inference_page(
-    manifest: Manifest,
-    predictions: Sequence[Prediction],
-    summary: dict[str, Any],
-    engine: str,
-    machine: dict[str, str],
-    notes: Sequence[str] = (),
-    agreement: Agreement | None = None,
-) -> Page:
-    """The report of one inference over a cohort.
-
-    Args:
-        notes: of how the engine was chosen.
-        agreement: with the truth, where the table has it.
-    """
-    page = Page(f"{manifest.name}: predictions of {manifest.table.target}")
-    page.text("For research. Not a medical device; not for diagnosis.", soft=True)
-    ms = summary["ms_per_scan"]
-    cards = [
-        (str(summary[name]), shown)
-        for name, shown in (
-            ("ok", "predicted"),
-            ("with_warnings", "of them with warnings"),
-            ("error", "failed"),
-            ("known", "of them before, and unchanged"),
-            ("not_tried", "not tried"),
-            ("skipped", "skipped"),
-        )
-        if summary[name] or name not in ("known", "not_tried")
-    ]
-    if summary["ok"] and summary["wall_seconds"]:
-        cards.append((f"{sum(ms.values()):.0f} ms", "per scan (median), one after the other"))
-        cards.append((f"{summary['wall_seconds']:.1f} s", "for all, overlapped"))
-    page.cards(cards)
-    if seen := seen_text(predictions):
-        page.text(f"{seen}.")
-    if agreement is not None:
-        page.heading(f"Against the truth, {agreement.text}")
-        page.cards(headline(agreement.figures))
-    page.heading("Predictions")
-    page.predictions(manifest, predictions)
-    if manifest.provenance.metrics:
-        page.heading("What the model reached on its own test set")
-        page.cards(headline(manifest.provenance.metrics))
-    page.heading("Provenance")
-    rows = [*origin(manifest, engine, notes), *machine.items()]
-    page.table(["", ""], rows)
-    return page
 
 
 def origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[str, str]]:

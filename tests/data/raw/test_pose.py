@@ -19,7 +19,7 @@ from hyperfusion_rt.data.raw import template as template_module
 from hyperfusion_rt.data.raw.field import Field, find_field
 from hyperfusion_rt.data.raw.image import Image, otsu, sample, to_mm, turn
 from hyperfusion_rt.data.raw.judge import distance
-from hyperfusion_rt.data.raw.picture import _png, picture
+from hyperfusion_rt.data.raw.picture import picture
 from hyperfusion_rt.data.raw.pose import at_level, find_pose, refine
 from hyperfusion_rt.data.raw.register import locate
 from hyperfusion_rt.data.raw.template import CENTER, load_template
@@ -191,8 +191,3 @@ def test_the_picture_is_small_and_shows_the_outline(brain, template):
     right, bottom = starts.max(0)
     assert pixels[(top + bottom) // 2, left + 12 : right - 12].mean() > 0.4
     assert pixels[(top + bottom) // 2, : left - 2].max() < 0.2
-
-
-def test_a_png_holds_its_pixels():
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 11)).astype(np.uint8)
-    assert np.array_equal(plt.imread(io.BytesIO(_png(pixels)), "png"), pixels / np.float32(255))

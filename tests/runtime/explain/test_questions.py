@@ -15,9 +15,7 @@ from hyperfusion_rt.runtime.explain.question import Question
 from hyperfusion_rt.runtime.explain.shapley import _sampled, shapley
 from hyperfusion_rt.runtime.explain.what_if import curves, parse_vary, what_if
 
-AGE = NumericColumn(
-    kind="numeric", name="AGE", fill=70.0, mean=70.0, std=8.0, low=50.0, high=90.0
-)
+AGE = NumericColumn(kind="numeric", name="AGE", fill=70.0, mean=70.0, std=8.0, low=50.0, high=90.0)
 SEX = CategoricalColumn(kind="categorical", name="SEX", categories=("F", "M"), mode="F")
 TAU = NumericColumn(
     kind="numeric", name="TAU", fill=200.0, mean=200.0, std=50.0, low=80.0, high=400.0,

@@ -1,5 +1,7 @@
-"""The report: valid HTML that needs nothing else, whatever the texts in it say."""
+"""The report: valid HTML that fetches nothing and runs only its own, whatever its texts say."""
 
+import base64
+import hashlib
 import re
 import subprocess
 import sys
@@ -10,12 +12,15 @@ import pytest
 from hyperfusion_rt.artifact.manifest import Comparison, EngineFile, Manifest, Provenance
 from hyperfusion_rt.config import Box, Preprocessing, TableSpec
 from hyperfusion_rt.data.encoder import TabularEncoder
-from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.runtime.outputs.report import Page, inference_page
-from hyperfusion_rt.runtime.outputs.table import summarise
-from hyperfusion_rt.runtime.prediction import Prediction, Seconds
+from hyperfusion_rt.errors import CODES, HyperFusionError
+from hyperfusion_rt.runtime.outputs.inference_page import inference_page
+from hyperfusion_rt.runtime.outputs.report import Page, Picture, Pictures
+from hyperfusion_rt.runtime.outputs.table import label, summarise
+from hyperfusion_rt.runtime.pipeline import Usage
+from hyperfusion_rt.runtime.prediction import Certainty, Prediction, Seconds
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
+DRAWN = {"line", "polyline", "polygon", "rect", "circle", "path", "use"}
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=\'http://example.org/x.png\' onerror="alert(1)">',
@@ -48,7 +53,7 @@ class Checked(HTMLParser):
             assert len({sum(columns for _, columns, _ in row) for row in table}) == 1
 
     def handle_starttag(self, tag, attrs):
-        inside = re.fullmatch(rf'<{tag}((?: [a-z-]+="[^"<>]*")*)>', self.get_starttag_text())
+        inside = re.fullmatch(rf'<{tag}((?: [a-zA-Z-]+="[^"<>]*")*)/?>', self.get_starttag_text())
         assert inside, self.get_starttag_text()
         assert len(dict(attrs)) == len(attrs)
         self.attributes += [(tag, name, value) for name, value in attrs]
@@ -76,7 +81,8 @@ class Checked(HTMLParser):
                 self.tables[-1][-1][-1] = tag, columns, text + data
 
     def handle_startendtag(self, tag, attrs):
-        raise AssertionError(f"<{tag}/>")
+        assert tag in DRAWN, f"<{tag}/>"
+        self.attributes += [(tag, name, value) for name, value in attrs]
 
     def handle_comment(self, data):
         raise AssertionError(data)
@@ -111,6 +117,11 @@ def manifest(classes=("CN", "MCI", "AD"), name="base"):
     )  # fmt: skip
 
 
+def rows_of(table):
+    """The texts of a table's rows."""
+    return [[text for _, _, text in row] for row in table]
+
+
 def ok(subject, values=(0.2, 0.3, 0.5), **other):
     return Prediction(subject, None, "ok", values=values, seconds=Seconds(0.01), **other)
 
@@ -129,25 +140,35 @@ def inference(predictions, path, notes=(), **other):
 
 
 def test_an_inference_page_says_everything(tmp_path):
-    failed = Prediction("S3", "M12", "error", "scans/S3.nii: truncated")
-    absent = Prediction("S2", None, "skipped", "data.csv, line 3: no scan")
+    failed = Prediction("S3", "M12", "error", "scans/S3.nii: truncated", code="scan-truncated")
+    absent = Prediction("S2", None, "skipped", "data.csv, line 3: no scan", code="row-without-scan")
     remarked = ok("S4", spread=0.01234, warnings=("AGE 104 is unusual",))
     text, page = inference([ok("S1"), absent, failed, remarked], tmp_path / "x.html", ("a note",))
-    assert page.texts["h1"] == page.texts["title"] == ["base: predictions of DX"]
-    assert page.texts["h2"] == ["Predictions", "Provenance"]
-    assert page.texts["b"] == ["2", "1", "1", "1", "10 ms", "1.0 s"]
+    assert page.texts["h1"] == page.texts["title"] == ["Predictions of DX"]
+    assert page.texts["h2"] == [
+        "Predicted classes", "Without a prediction, by code", "Cases", "What bounded the run",
+        "Provenance",
+    ]  # fmt: skip
+    assert page.texts["b"] == ["2", "1", "1", "1", "1.0 s", "10 ms"]
     assert page.texts["li"] == ["CN", "MCI", "AD"]
-    table = [[text for _, _, text in row] for row in page.tables[0]]
-    assert table == [
+    assert rows_of(page.tables[0]) == [
+        ["", "predicted", ""], ["CN", "0", ""], ["MCI", "0", ""], ["AD", "2", ""],
+    ]  # fmt: skip
+    assert rows_of(page.tables[1]) == [
+        ["code", "meaning", "cases"],
+        ["scan-truncated", CODES["scan-truncated"], "1"],
+        ["row-without-scan", CODES["row-without-scan"], "1"],
+    ]
+    assert rows_of(page.tables[2]) == [
         ["subject", "session", "status", "prediction", "probability", "CN / MCI / AD", "spread",
-         "reason or warnings"],
-        ["S3", "M12", "error", "scans/S3.nii: truncated"],
+         "flags, reason"],
+        ["S3", "M12", "error", "", "", "", "", "scans/S3.nii: truncated"],
         ["S1", "", "ok", "AD", "", "0.20 / 0.30 / 0.50", "", ""],
         ["S4", "", "ok", "AD", "", "0.20 / 0.30 / 0.50", "0.0123", "AGE 104 is unusual"],
-        ["S2", "", "skipped", "data.csv, line 3: no scan"],
+        ["S2", "", "skipped", "", "", "", "", "data.csv, line 3: no scan"],
     ]  # fmt: skip
     assert 'title="CN 0.20, MCI 0.30, AD 0.50"' in text
-    origin = {row[0][2]: row[1][2] for row in page.tables[1]}
+    origin = {row[0][2]: row[1][2] for row in page.tables[-1]}
     assert origin["model"] == "hyper, f = 8, 1 member(s), 1,234,567 parameters"
     expected = "native, fp32; differs from torch float64 by 1.0e-06 of the outputs' scale"
     assert origin["engine"] == expected
@@ -158,9 +179,10 @@ def test_the_bars_have_the_colours_of_the_legend(tmp_path):
     names = tuple("ABCDEFGHIJ")
     _, page = inference([ok("S1", values=(0.1,) * 10)], tmp_path / "x.html", classes=names)
     colours = [value for tag, name, value in page.attributes if (tag, name) == ("i", "class")]
-    assert colours[:10] == colours[10:] == [f"k{index % 8}" for index in range(10)]
+    distribution, legend, bar = colours[:10], colours[10:20], colours[20:]
+    assert distribution == legend == bar == [f"k{index % 8}" for index in range(10)]
     widths = [value for tag, name, value in page.attributes if (tag, name) == ("i", "style")]
-    assert widths == ["width:10.0%"] * 10
+    assert widths[10:] == ["width:10.0%"] * 10
     (style,) = page.texts["style"]
     assert all(re.search(rf"\.{colour} {{ background", style) for colour in colours)
 
@@ -168,10 +190,53 @@ def test_the_bars_have_the_colours_of_the_legend(tmp_path):
 def test_ages_are_numbers(tmp_path):
     cases = [ok("S1", values=(71.234,), spread=0.5), Prediction("S2", None, "error", "empty")]
     _, page = inference(cases, tmp_path / "x.html", classes=())
-    header = [text for _, _, text in page.tables[0][0]]
-    assert header == ["subject", "session", "status", "years", "spread", "reason or warnings"]
-    assert [text for _, _, text in page.tables[0][2]] == ["S1", "", "ok", "71.23", "0.5", ""]
-    assert "ul" not in page.texts
+    assert rows_of(page.tables[0]) == [
+        ["subject", "status", "years", "spread", "flags, reason"],
+        ["S2", "error", "", "", "empty"],
+        ["S1", "ok", "71.23", "0.5", ""],
+    ]
+    assert page.texts["h2"][0] == "Predicted AGE"
+
+
+def test_what_is_close_is_not_called_decided(tmp_path):
+    values = [(0.34, 0.33, 0.33), (0.46, 0.44, 0.10), (0.50, 0.45, 0.05), (0.53, 0.47, 0.0)]
+    cases = [ok(f"S{n}", values=p) for n, p in enumerate(values)]
+    _, page = inference(cases, tmp_path / "x.html")
+    assert page.column("prediction", 1) == [
+        "CN, MCI or AD (close)", "CN or MCI (close)", "CN or MCI (close)", "CN",
+    ]  # fmt: skip
+    assert page.texts["b"][:2] == ["4", "3"]
+    # The table for programs names the class with the highest probability, as ever.
+    assert [label(manifest(), item) for item in cases] == ["CN"] * 4
+
+
+def test_columns_without_a_cell_are_left_out(tmp_path):
+    _, page = inference([ok("S1")], tmp_path / "x.html")
+    assert rows_of(page.tables[1])[0] == [
+        "subject", "status", "prediction", "probability", "CN / MCI / AD",
+    ]  # fmt: skip
+    sure = Certainty(level=0.9, classes=("MCI", "AD"))
+    cases = [ok("S1", truth="AD", spread=0.1, certainty=sure)]
+    _, page = inference(cases, tmp_path / "x.html")
+    assert rows_of(page.tables[1]) == [
+        ["subject", "status", "prediction", "probability", "CN / MCI / AD", "set at 90 %",
+         "DX in the table", "spread", "flags, reason"],
+        ["S1", "ok", "AD", "", "0.20 / 0.30 / 0.50", "MCI, AD", "AD", "0.1", "not one class"],
+    ]  # fmt: skip
+
+
+def test_the_run_is_bounded_by_its_busiest_stage(tmp_path):
+    usage = Usage()
+    usage.workers, usage.wall = {"prepare": 2, "engine": 1}, 10.0
+    usage.busy = {"prepare": 19.0, "engine": 4.0}
+    found = [ok("S1")]
+    page = inference_page(manifest(), found, summarise(found, 10.0), "native", {}, usage=usage)
+    _, page = written(page, tmp_path / "x.html")
+    (text,) = [text for text in page.texts["p"] if "bounded" in text]
+    assert text == (
+        "Reading and preparing scans bounded the run: reading and preparing scans 95% busy "
+        "(2 threads); the engine 40% busy (1 thread)."
+    )
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -184,38 +249,43 @@ def test_texts_stay_texts(tmp_path, hostile):
     text, page = inference(
         cases, tmp_path / "x.html", (hostile,), classes=("CN", hostile, "AD"), name=hostile
     )
-    assert page.texts["h1"] == [f"{hostile}: predictions of DX"]
+    assert page.texts["p"][0].startswith(f"Model {hostile}. ")
     assert page.texts["li"] == ["CN", hostile, "AD"]
-    assert page.column("subject") == [hostile] * 3
-    assert [row[-1][2] for row in page.tables[0][1:]] == [hostile] * 3
+    assert page.column("subject", 1) == [hostile] * 3
+    assert [row[-1][2] for row in page.tables[1][1:]] == [hostile] * 3
     assert {"CN 0.20, " + hostile + " 0.30, AD 0.50"} == {
         value for _, name, value in page.attributes if name == "title"
     }
-    assert {row[0][2]: row[1][2] for row in page.tables[1]}["warning"] == hostile
+    assert {row[0][2]: row[1][2] for row in page.tables[-1]}["warning"] == hostile
     assert_alone(text, page)
 
 
 def assert_alone(text, page):
-    """No scripts, nothing that runs, nothing that is fetched."""
-    assert not {"script", "link", "iframe", "object", "a", "form"} & set(page.texts)
+    """Nothing runs but its own scripts, whose hashes the policy names; nothing is fetched."""
+    assert not {"link", "iframe", "object", "form"} & set(page.texts)
+    policy = next(value for tag, name, value in page.attributes if value.startswith("default-src"))
+    for script in page.texts.get("script", []):
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
     for tag, name, value in page.attributes:
         assert not name.startswith("on")
-        assert name not in ("href", "srcset", "action")
+        assert name not in ("srcset", "action")
+        assert name != "href" or value.startswith("#")
         assert name != "src" or (tag, value[:22]) == ("img", "data:image/png;base64,")
     (style,) = page.texts["style"]
     assert not re.search(r"url\(|@import|@font-face", style)
-    assert "default-src 'none'" in text
+    assert policy.startswith("default-src 'none'; ")
 
 
 def test_every_part_of_a_page_resists(tmp_path):
-    (tmp_path / "x.png").write_bytes(b"\x89PNG")
     for hostile in HOSTILE:
         page = Page(hostile)
         page.text(hostile, soft=True)
         page.heading(hostile)
         page.cards([(hostile, hostile)])
         page.table(["", hostile, "n"], [(hostile, hostile, 1234), ("b", True, 0.123456)])
-        page.image(tmp_path / "x.png", hostile)
+        page.add(Pictures(((hostile, (Picture(hostile, b"\x89PNG"),)),)))
         text, found = written(page, tmp_path / "x.html")
         assert found.texts["p"][0] == found.texts["h2"][0] == found.texts["b"][0] == hostile
         assert [t for row in found.tables[0] for _, _, t in row] == [
@@ -240,23 +310,25 @@ def test_the_first_cell_names_the_row_and_numbers_stand_right(tmp_path):
     assert len(found.tables[2]) == 1
 
 
-def test_thousands_of_rows(tmp_path):
-    cases = [ok(f"S{index:04}") for index in range(3000)]
+def test_more_rows_than_a_page_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("hyperfusion_rt.runtime.outputs.cases.MOST", 200)
+    cases = [ok(f"S{index:04}") for index in range(300)]
     cases += [Prediction(f"E{index}", None, "error", "x") for index in range(3)]
     _, page = inference(cases, tmp_path / "x.html")
-    subjects = page.column("subject")
-    assert subjects == ["E0", "E1", "E2", *[f"S{index:04}" for index in range(1997)]]
-    assert page.texts["p"][-1] == "1003 more are in the table of predictions."
-    assert page.texts["b"][:3] == ["3000", "0", "3"]
-    _, page = inference(cases[:2000], tmp_path / "x.html")
-    assert len(page.column("subject")) == 2000
-    assert "more" not in "".join(page.texts["p"])
+    subjects = page.column("subject", 1)
+    assert subjects == ["E0", "E1", "E2", *[f"S{index:04}" for index in range(197)]]
+    assert "103 more are in the table of predictions." in page.texts["p"]
+    assert page.texts["b"][:2] == ["300", "3"]
+    _, page = inference(cases[:200], tmp_path / "x.html")
+    assert len(page.column("subject", 1)) == 200
+    assert "more are" not in "".join(page.texts["p"])
 
 
 def test_an_empty_cohort(tmp_path):
     _, page = inference([], tmp_path / "x.html")
-    assert page.texts["b"] == ["0", "0", "0", "0"]
+    assert page.texts["b"] == ["0"]
     assert page.texts["p"][-1] == "No cases."
+    assert page.texts["h2"] == ["Cases", "Provenance"]
     assert "ul" not in page.texts
 
 
