@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import ARTIFACT, COMPARISON, EVALUATION, JOURNAL, LOG, RUN
+from meanings import ARTIFACT, COMPARISON, EVALUATION, EXPLANATION, JOURNAL, LOG, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -31,6 +31,7 @@ from hyperfusion_rt.runtime.options import (
     BidsOptions,
     CohortOptions,
     EvaluateOptions,
+    ExplainOptions,
     MergeOptions,
     PredictOptions,
 )
@@ -404,6 +405,8 @@ def output_files() -> str:
         + table(("file", "meaning"), ARTIFACT)
         + "## The folder of `hfrt evaluate`\n\n"
         + table(("file", "meaning"), EVALUATION)
+        + "## The folder of `hfrt explain`\n\n"
+        + table(("file", "meaning"), EXPLANATION)
         + "## The folder of `hfrt compare`\n\n"
         + table(("file", "meaning"), COMPARISON)
     )
@@ -441,6 +444,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     CohortOptions,
     BidsOptions,
     MergeOptions,
+    ExplainOptions,
     EvaluateOptions,
     CompareOptions,
     ExportOptions,

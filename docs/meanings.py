@@ -27,6 +27,22 @@ RUN = [
     ("`packages`", "Versions of the packages that the numbers may depend on."),
 ]
 
+# (file, meaning) of the folder of an explanation.
+EXPLANATION = [
+    (
+        "`SUBJECT[_SESSION]_map.nii.gz`",
+        "float32, on the (first) scan's own grid, in the unit of the answer (probability, or the "
+        "target's unit). Occlusion: what the answer loses when the cube around the voxel is "
+        "hidden, positive where hiding it lowers the answer. Gradients: what a voxel of the "
+        "model's box adds. 0 outside the boxes and the brain.",
+    ),
+    (
+        "`SUBJECT[_SESSION]_regions.csv`",
+        "With `--atlas`: `region`; `share` of the map's absolute values that lies in it, 0 to 1; "
+        "`mean` of the map over it, in the unit of the answer. The largest share first.",
+    ),
+]
+
 # (file, meaning) of the folder of an evaluation.
 ARTIFACT = [
     (

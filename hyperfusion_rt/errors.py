@@ -96,6 +96,8 @@ CODES: dict[str, str] = {
     # evaluation
     "evaluation-no-truth": "no case has a truth that predictions could be compared with",
     "evaluation-all-seen": "every case stood in the training: there is nothing to test with",
+    # explanations
+    "atlas-unusable": "there is no such atlas, or its volume or its table of names cannot be used",
     # configuration
     "config-not-found": "there is no such configuration file",
     "config-unreadable": "the configuration file may not be read, or is not YAML",

@@ -8,7 +8,17 @@ import typer
 from typer.core import TyperGroup
 
 # Imported for the commands that they register.
-from hyperfusion_rt.cli import compare, data, evaluate, predict, study, tools, train  # noqa: F401
+from hyperfusion_rt.cli import (  # noqa: F401
+    compare,
+    data,
+    evaluate,
+    explain,
+    predict,
+    study,
+    tools,
+    train,
+    what_if,
+)
 from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain
 from hyperfusion_rt.cli.start import INTERRUPTED, NO_READER, unexpected
 

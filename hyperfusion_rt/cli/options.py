@@ -50,6 +50,7 @@ PANELS = {
         "map", "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
         "participant_label", "session_label", "bids_filter", "scan_checks", "refuse_ood", "target",
         "task", "unit", "boxes", "calibration", "calibration_table", "vary", "nearest_flip", "at",
+        "of", "method", "atlas", "cube",
     ),
     OUTPUT: (
         "out", "report", "report_subjects", "no_ids_in_report", "derivative", "log_file", "force",
@@ -173,7 +174,7 @@ GROUPS = {
     "Study": ("init", "config", "check"),
     "Train": ("train", "compare", "export", "import-checkpoint"),
     "Predict": ("infer", "evaluate", "merge", "bids-app"),
-    "Explain": ("what-if",),
+    "Explain": ("what-if", "explain"),
     "Tools": ("inspect", "doctor", "bench", "demo"),
 }
 COMMANDS: dict[str, Command] = {}

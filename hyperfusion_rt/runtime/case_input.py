@@ -34,15 +34,21 @@ RAW_MEMORY = 600 * 2**20
 
 @dataclass(frozen=True)
 class CaseInput:
-    """A case on its way to the engine: its boxes, or the features that were kept of it."""
+    """A case on its way to the engine: its boxes, or the features that were kept of it.
+
+    `content`: the images' fingerprints; `figures`: of the boxes; both where they are asked for.
+    `transform float64 [4, 4]`: of a raw scan, from mm of MNI space to its own; None of others, and
+    of kept features.
+    """
 
     images: Floats | None  # [N boxes, C channels, D, H, W]
     kept: Kept | None
     digest: bytes | None
     warnings: tuple[str, ...]
     quality: dict[str, float]
-    content: tuple[str, ...] = ()  # the images' fingerprints, where they are asked for
-    figures: tuple[float, ...] = ()  # of the boxes, where they are asked for
+    content: tuple[str, ...] = ()
+    figures: tuple[float, ...] = ()
+    transform: NDArray[np.float64] | None = None
 
     @classmethod
     def restored(cls, kept: Kept, digest: bytes | None) -> CaseInput:
@@ -118,7 +124,9 @@ class CaseReader:
             if self.on_registered is not None:
                 self.on_registered(files[0], raw.volume)
             quality = raw.quality.figures()
-            return CaseInput(images, None, digest, raw.warnings, quality, (), figures)
+            return CaseInput(
+                images, None, digest, raw.warnings, quality, (), figures, raw.transform
+            )
         with clock.step("decode"):
             volumes = [
                 read_volume(path, content, self.preprocessing)

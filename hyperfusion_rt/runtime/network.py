@@ -66,6 +66,15 @@ class Network:
             self._parts = open_parts(self.artifact, self._opened, self._threads)
         return self._parts
 
+    @property
+    def splits(self) -> bool:
+        """Whether the engine has two steps."""
+        try:
+            self.parts()
+        except EngineError:
+            return False
+        return True
+
     def run(self, images: Floats, rows: Floats) -> dict[str, Floats]:
         """`images [B, N·C, D, H, W]`, `rows [B, ΣT]` → `output [B, C]` and `members [B, M·N·C]`."""
         if self._parts is None:
@@ -106,12 +115,7 @@ class Network:
         Raises:
             EngineError: an output is not finite.
         """
-        values, raw = found["output"].astype(np.float64), found["members"]
-        if not (np.isfinite(raw).all() and np.isfinite(values).all()):
-            raise EngineError(
-                "the network's output is not finite; are the inputs plausible?",
-                code="engine-output-not-finite",
-            )
+        values, raw = finite_output(found), found["members"]
         manifest = self.manifest
         if manifest.calibration is not None and manifest.classes:
             values = manifest.calibration.probabilities(values)
@@ -120,6 +124,21 @@ class Network:
         shape = len(manifest.members), len(manifest.preprocessing.boxes), -1
         deviation = np.array([mixture(one.reshape(shape))[1] for one in raw])
         return values[:, :1], deviation
+
+
+def finite_output(found: dict[str, Floats]) -> NDArray[np.float64]:
+    """The `output [B, C]` of a network.
+
+    Raises:
+        EngineError: it, or what a member said, is not finite.
+    """
+    values = found["output"].astype(np.float64)
+    if not (np.isfinite(values).all() and np.isfinite(found["members"]).all()):
+        raise EngineError(
+            "the network's output is not finite; are the inputs plausible?",
+            code="engine-output-not-finite",
+        )
+    return values
 
 
 def repeated(features: Features, count: int) -> Features:

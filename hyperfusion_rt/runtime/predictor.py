@@ -292,6 +292,17 @@ class Predictor:
         deviation = [] if answer.sd is None else [answer.sd]
         return np.concatenate([answer.values, deviation]), answer.spread
 
+    def read(self, case: Case) -> tuple[CaseInput, Floats]:
+        """A case's boxes, whatever was kept of it, and its encoded rows `[ΣT]`, member by member.
+
+        Raises:
+            HyperFusionError: what is wrong with scan or row.
+        """
+        row = np.concatenate(
+            [encoder.encode_row(case.row) for encoder in self.manifest.members], dtype=np.float32
+        )
+        return replace(self._reader, cache=None).load(case.files, Clock()), row
+
     def question(self, case: Case) -> Question:
         """The scan of `case`, read by the trunk, with its row: what can be asked about it.
 

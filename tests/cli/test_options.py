@@ -30,6 +30,11 @@ NAMES = {
         "--max-memory": None, "--id-column": None, "--duplicates": "refuse", "--seen-by": "any",
         "--include-seen": False, "--json": False,
     },
+    "explain": {
+        "--tabular": None, "--artifact": None, "--out": "explanation", "--method": "occlusion",
+        "--of": None, "--atlas": None, "--cube": 8.0, "--engine": "auto", "--threads": None,
+        "--from": "registered", "--id-column": None, "--json": False,
+    },
     "merge": {"--artifact": None, "--out": "predictions.csv", "--report": None, "--json": False},
     "bids-app": {
         "--participant-label": None, "--session-label": None, "--artifact": None,

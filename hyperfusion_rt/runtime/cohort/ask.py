@@ -138,5 +138,6 @@ def write(out: Path, found: Asked) -> Path | None:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     write_text(out, stream.getvalue(), private=True)
     page = out.with_suffix(".html")
-    what_if_page(found).write(page)
+    manifest = found.artifact.manifest
+    what_if_page(manifest, found.subject, found.what_if, found.flips).write(page)
     return page

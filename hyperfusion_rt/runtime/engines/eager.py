@@ -54,6 +54,7 @@ except ImportError:
     raise MissingExtraError("torch", "train", "the torch engine") from None
 
 from hyperfusion_rt.kernels import Epilogue, backend, conv3d_block, hyper_conv3d, hyper_linear
+from hyperfusion_rt.kernels.epilogue import apply
 from hyperfusion_rt.models.combine import combine_outputs
 
 Floats = NDArray[np.float32]
@@ -71,11 +72,18 @@ class TorchEngine:
         source: an engine file, or a plan.
         threads: of the CPU, for the whole process; None uses every core that it may use.
         device: None chooses.
+        gradients: convolutions are torch's own, step by step, so that gradients flow.
     """
 
     def __init__(
-        self, source: Path | Plan, threads: int | None = None, device: str | None = None
+        self,
+        source: Path | Plan,
+        threads: int | None = None,
+        device: str | None = None,
+        *,
+        gradients: bool = False,
     ) -> None:
+        self.block = _plain_block if gradients else conv3d_block
         plan = source if isinstance(source, Plan) else read_plan(source)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cpu":
@@ -114,20 +122,29 @@ class TorchEngine:
         values: Values = {}
         for name, shape in self._inputs.items():
             if name in given:
-                tensor = torch.from_numpy(fitting(name, given[name], shape))
-                values[name] = self._stored(tensor.to(self.device))
+                values[name] = self.tensor(fitting(name, given[name], shape))
         # TF32 is a switch of the whole process.
         with self._turn, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            case = values.get("image")
-            if self._trunk:
-                values["image"] = self._stored(split_boxes(case, self._boxes))
-            for step in self._trunk:
-                step(values)
-            for name in self._features:
-                values[name] = self._stored(join_boxes(values[name], self._boxes))
-            for step in self._head:
-                step(values)
-            return {name: values[name].float().cpu().numpy() for name in self._outputs}
+            found = self.forward(values)
+            return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+
+    def tensor(self, x: Floats) -> Tensor:
+        """An input as a tensor on the device."""
+        return self._stored(torch.from_numpy(x).to(self.device))
+
+    def forward(self, inputs: Values) -> Values:
+        """The outputs by name of the inputs by name."""
+        values = dict(inputs)
+        case = values.get("image")
+        if self._trunk:
+            values["image"] = self._stored(split_boxes(case, self._boxes))
+        for step in self._trunk:
+            step(values)
+        for name in self._features:
+            values[name] = self._stored(join_boxes(values[name], self._boxes))
+        for step in self._head:
+            step(values)
+        return {name: values[name] for name in self._outputs}
 
     def _stored(self, x: Tensor) -> Tensor:
         """As the ops take it best: volumes in their type, vectors in float32."""
@@ -214,7 +231,7 @@ def _convolution(engine: TorchEngine, op: AnyConv) -> Callable[[Values], Values]
         else:
             after = Epilogue(None, bias, residual, 1.0 if slope is None else slope)
             pool = op.pool and slope is not None
-            y = conv3d_block(x, weight, stride, op.padding, op.dilation, groups, after, pool)
+            y = engine.block(x, weight, stride, op.padding, op.dilation, groups, after, pool)
         y = later(y)
         if op.pool and slope is None:
             y = F.max_pool3d(y, 2)
@@ -224,6 +241,22 @@ def _convolution(engine: TorchEngine, op: AnyConv) -> Callable[[Values], Values]
         return made
 
     return call
+
+
+def _plain_block(
+    x: Tensor,
+    weight: Tensor,
+    stride: Any,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    epilogue: Epilogue | None = None,
+    pool: bool = False,
+) -> Tensor:
+    """As `conv3d_block`, which has no gradients."""
+    y = F.conv3d(x, weight, None, stride, padding, dilation, groups)
+    y = y if epilogue is None else apply(y, epilogue)
+    return F.max_pool3d(y, 2) if pool else y
 
 
 def _kernel(engine: TorchEngine, op: AnyConv) -> Tensor:
@@ -249,7 +282,7 @@ def _shortcut(engine: TorchEngine, op: AnyConv, skips: bool) -> Callable[[Values
     if short is not None:
         weight = engine.weights(short.weight).T[..., None, None, None].to(engine.volumes)
         stride = _doubled(short.stride) if skips else short.stride
-        return lambda values: conv3d_block(values[short.input], weight, stride)
+        return lambda values: engine.block(values[short.input], weight, stride)
     if residual is not None and skips:
         return lambda values: _every_second(values[residual])
     return lambda values: None if residual is None else values[residual]
