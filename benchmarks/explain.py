@@ -41,8 +41,8 @@ from hyperfusion_rt.data.volumes import load_boxes, sampling_matrix
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import network_of
+from hyperfusion_rt.runtime.cohort.explain import box_maps
 from hyperfusion_rt.runtime.engines.native import NativeEngine
-from hyperfusion_rt.runtime.explain.image import box_maps
 from hyperfusion_rt.runtime.explain.occlusion import neutral, occlude
 from hyperfusion_rt.runtime.explain.passes import Passes
 from hyperfusion_rt.runtime.options import ExplainOptions, PredictOptions

@@ -12,7 +12,7 @@ from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import INPUT, Json, command, spell
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.runtime.explain.image import Explained
+    from hyperfusion_rt.runtime.cohort.explain import Explained
     from hyperfusion_rt.runtime.options import ExplainOptions
 
 _REGIONS = 10  # on the terminal; all are in the table
@@ -32,7 +32,7 @@ def explain(
 
     It says what the model answers, and nothing of causes.
     """
-    from hyperfusion_rt.runtime.explain.image import explain_images
+    from hyperfusion_rt.runtime.cohort.explain import explain_images
 
     with terminal.progress() as progress:
         bar = progress.add_task("explaining", total=None)

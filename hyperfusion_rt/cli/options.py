@@ -53,8 +53,8 @@ PANELS = {
         "of", "method", "atlas", "cube",
     ),
     OUTPUT: (
-        "out", "report", "report_subjects", "no_ids_in_report", "derivative", "log_file", "force",
-        "as_json", "name", "against", "rule", "precision", "no_training_hashes", "seen_by",
+        "out", "report", "report_subjects", "explain", "no_ids_in_report", "derivative", "log_file",
+        "force", "as_json", "name", "against", "rule", "precision", "no_training_hashes", "seen_by",
         "include_seen", "level",
     ),
     ENGINE: (

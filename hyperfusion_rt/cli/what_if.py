@@ -13,7 +13,7 @@ from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
     from hyperfusion_rt.runtime.cohort.ask import Asked
-    from hyperfusion_rt.runtime.explain.answers import Cell
+    from hyperfusion_rt.runtime.explain.answers import Cell, WhatIf
     from hyperfusion_rt.runtime.options import AskOptions
 
 _SHOWN = 20  # points on the terminal; all are in the table
@@ -69,19 +69,7 @@ def _show(found: Asked) -> None:
     names = found.names
     print(f"{found.subject}: the model's answer: {_in_words(names, found.answer)}")
     if found.what_if is not None:
-        given = found.what_if
-        rows = []
-        for index, point in enumerate(given.points[:_SHOWN]):
-            row: list[Any] = [*map(_cell, point), *map(number, given.values[index])]
-            if given.low is not None and given.high is not None:
-                pairs = zip(given.low[index], given.high[index], strict=True)
-                row.append("; ".join(f"{number(a)} to {number(b)}" for a, b in pairs))
-            rows.append([*row, given.unusual[index]])
-        band = [] if given.low is None else ["5 to 95 % if measured"]
-        header = [*given.columns, *names, *band, "unlike the training table"]
-        terminal.table("the model's answers", header, rows)
-        if len(given.points) > _SHOWN:
-            print(f"... and {len(given.points) - _SHOWN:,} more points")
+        _show_points(found.what_if, names)
     if found.flips is None:
         return
     if not found.flips:
@@ -94,6 +82,27 @@ def _show(found: Asked) -> None:
         rows.append([changes, number(flip.distance), answer, flip.unusual])
     header = ["smallest changes to another answer", "size (sd)", "answer then", "unlike training"]
     terminal.table("", header, rows)
+
+
+def _show_points(given: WhatIf, names: tuple[str, ...]) -> None:
+    top = int(given.answer.argmax())
+    rows = []
+    for index, point in enumerate(given.points[:_SHOWN]):
+        row: list[Any] = [*map(_cell, point), *map(number, given.values[index])]
+        if given.low is not None and given.high is not None:
+            row.append(f"{number(given.low[index, top])} to {number(given.high[index, top])}")
+        rows.append([*row, "yes" if given.unusual[index] else ""])
+    band = [] if given.low is None else [f"{names[top]} if gaps were measured (90 %)"]
+    header = [*given.columns, *names, *band, "unlike the training"]
+    terminal.table("the model's answers", header, rows)
+    if len(given.points) > _SHOWN:
+        print(f"... and {len(given.points) - _SHOWN:,} more points")
+    odd = [(p, text) for p, text in zip(given.points, given.unusual, strict=True) if text]
+    if odd:
+        cells = zip(given.columns, odd[0][0], strict=True)
+        where = ", ".join(f"{name} {_cell(value)}" for name, value in cells)
+        more = "" if len(odd) == 1 else f" (and {len(odd) - 1} more points are unlike it)"
+        print(f"unlike the training: {where}: {odd[0][1]}{more}")
 
 
 def _cell(value: Cell) -> str:

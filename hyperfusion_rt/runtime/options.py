@@ -18,6 +18,7 @@ Source = Literal["registered", "raw"]
 Unmatched = Literal["list", "ignore", "fail"]
 Executor = Literal["local", "ray"]
 SeenBy = Literal["any", "scan"]
+Explained = Literal["none", "table", "image"]
 Shard = tuple[int, int]
 
 
@@ -169,6 +170,12 @@ class CohortOptions(PredictOptions):
     out: OutTable = Path("predictions.csv")
     report: ReportPage = None
     report_subjects: ReportSubjects = _REPORT_SUBJECTS
+    explain: Explained = Field(
+        "table",
+        description="What the report says of each subject's answer: table: answers to other rows, "
+        "and what each cell adds; image: also what places of the scan add, some seconds a scan; "
+        "none.",
+    )
     no_ids_in_report: NoIds = False
     log_file: Annotated[Path | None, AfterValidator(_file_or_none)] = Field(
         None, description="Append what happens to this file, a JSON object a line."
@@ -219,6 +226,12 @@ class CohortOptions(PredictOptions):
             )
         if self.executor == "local" and (self.workers or self.address):
             raise ConfigError("`workers` and `address` need `executor` ray", code="option-conflict")
+        if self.explain == "image" and self.source == "raw":
+            raise ConfigError(
+                "`explain` image is for registered scans; register these with hfrt preprocess, or "
+                "explain single ones with hfrt explain",
+                code="option-conflict",
+            )
         return self
 
 
@@ -261,7 +274,7 @@ class BidsOptions(ReadOptions):
 
 
 class ExplainOptions(PredictOptions):
-    """What of a scan an answer rests on, and what is written; see `runtime.explain.image`."""
+    """What of a scan an answer rests on, and what is written; see `runtime.cohort.explain`."""
 
     artifact: ArtifactFolder = None
     out: Path = Field(Path("explanation"), description="The folder to write.")

@@ -52,7 +52,7 @@ from hyperfusion_rt.runtime.explain.question import Question
 from hyperfusion_rt.runtime.explain.what_if import what_if
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.identity import identity
-from hyperfusion_rt.runtime.network import Answer, Network, joined
+from hyperfusion_rt.runtime.network import Answer, Features, Network, joined
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.pipeline import Budget, Stream, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
@@ -63,6 +63,8 @@ Floats = NDArray[np.float32]
 
 # What tables, lists and pages take beside scans and the engine.
 _SMALL = 16 * 2**20
+# What features that are remembered take, at most.
+_REMEMBERED = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Predictor:
             figures=self._typical is not None,
         )
         self._free: int | None = None
+        self._remembered: dict[tuple[Path, ...], Features] | None = None
         if self.options.max_memory is not None:
             give_back_memory()
 
@@ -303,6 +306,18 @@ class Predictor:
         )
         return replace(self._reader, cache=None).load(case.files, Clock()), row
 
+    def remember(self) -> None:
+        """Keep the features of scans that are predicted from now on, for `question`: some of them.
+
+        Nothing where the engine cannot be split.
+        """
+        if self.network.splits:
+            self._remembered = {}
+
+    def remembers(self, case: Case) -> bool:
+        """Whether the features of the scan of `case` were kept."""
+        return self._remembered is not None and case.files in self._remembered
+
     def question(self, case: Case) -> Question:
         """The scan of `case`, read by the trunk, with its row: what can be asked about it.
 
@@ -310,6 +325,9 @@ class Predictor:
             HyperFusionError: the scan or the row cannot be used, or the engine cannot be split.
         """
         self.network.parts()
+        remembered = (self._remembered or {}).get(case.files)
+        if remembered is not None:
+            return Question.of(self.network, remembered, case.row)
         scan = self._reader.known(case.files) or self._reader.load(case.files, Clock())
         if scan.kept is not None:
             features = scan.kept.features
@@ -504,10 +522,11 @@ class Predictor:
         images = [item.scan.images for item in inputs if item.scan.images is not None]
         if self._cache is not None:
             features = joined([self._features(item.scan).features for item in inputs])
-        elif self._typical is not None:
+        elif self._typical is not None or self._remembered is not None:
             features = self.network.features(as_batch(images))
         else:
             return self.network.run(as_batch(images), rows), None
+        self._keep(inputs, features)
         found = self.network.finish(features, rows)
         if self._typical is None:
             return found, None
@@ -516,6 +535,17 @@ class Predictor:
         stored = self.manifest.typical_scans
         assert stored is not None
         return found, distances / stored.threshold
+
+    def _keep(self, inputs: Sequence[_Inputs], features: Features) -> None:
+        """Remember features, as far as they are asked for and there is room."""
+        if self._remembered is None:
+            return
+        size = sum(array[:1].nbytes for array in features.values())
+        for index, item in enumerate(inputs):
+            if (len(self._remembered) + 1) * size > _REMEMBERED:
+                return
+            one = {name: array[index : index + 1].copy() for name, array in features.items()}
+            self._remembered[item.case.files] = one
 
     def _features(self, scan: CaseInput) -> Kept:
         """What the head reads of a scan: kept before, or made and kept now."""

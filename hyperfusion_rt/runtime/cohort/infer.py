@@ -13,12 +13,15 @@ from hyperfusion_rt.data.bids_dataset import dataset_of
 from hyperfusion_rt.data.cohort import Case, Cohort, restrict
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import sha256
+from hyperfusion_rt.runtime.cohort.explain import explain_image
 from hyperfusion_rt.runtime.cohort.failures import mark_known
 from hyperfusion_rt.runtime.cohort.journal import Ending, Journal, journal_path
 from hyperfusion_rt.runtime.cohort.log import RunLog
 from hyperfusion_rt.runtime.cohort.record import Outputs, Result
 from hyperfusion_rt.runtime.cohort.shards import shard_of, shard_path
-from hyperfusion_rt.runtime.cohort.subjects import Explain, SubjectReader
+from hyperfusion_rt.runtime.cohort.subjects import Answers, Explain, SubjectReader
+from hyperfusion_rt.runtime.explain.shapley import shapley
+from hyperfusion_rt.runtime.explain.what_if import curves
 from hyperfusion_rt.runtime.options import CohortOptions, Shard
 from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
 from hyperfusion_rt.runtime.outputs.table import summarise
@@ -27,6 +30,8 @@ from hyperfusion_rt.runtime.prediction import Prediction, by_case, cohort_proble
 from hyperfusion_rt.runtime.predictor import Predictor
 
 OnCase = Callable[[int, int], None]
+# Rows that the report's Shapley values are measured against.
+_BACKGROUND = 32
 
 
 def infer(
@@ -35,7 +40,6 @@ def infer(
     options: CohortOptions | None = None,
     *,
     on_case: OnCase | None = None,
-    explain: Explain | None = None,
 ) -> Result:
     """Predict the scans with their rows of `tabular`.
 
@@ -46,7 +50,6 @@ def infer(
 
     Args:
         on_case: called with (done, all) after each case.
-        explain: makes what-if curves, reasons and a map of each case that the report shows alone.
 
     Raises:
         HyperFusionError: nothing can be predicted, or nothing can be written.
@@ -82,7 +85,7 @@ def infer(
             {(case.subject, case.session): case for case in cohort.cases},
             predictor.threads,
             outputs.ids,
-            explain,
+            _explain(predictor, options),
         )
         if options.source == "raw" and outputs.report is not None and options.report_subjects:
             predictor.watch(reader.kept.keep)
@@ -182,6 +185,29 @@ def _predict(
         options.artifact is None,
         older,
     )
+
+
+def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:
+    """What the report asks of each subject that it shows; None where it asks nothing.
+
+    Raw scans are not registered again for it: only those are asked about that this run predicts.
+    """
+    if options.explain == "none" or options.report is None or not options.report_subjects:
+        return None
+    predictor.remember()
+    if not predictor.network.splits:
+        return None
+    with_map = options.explain == "image" and options.source == "registered"
+
+    def explain(case: Case) -> Answers:
+        if options.source == "raw" and not predictor.remembers(case):
+            return [], None, None
+        question = predictor.question(case)
+        reasons = None if question.summary is None else shapley(question, _BACKGROUND)
+        found = explain_image(predictor, case) if with_map else None
+        return curves(question), reasons, found
+
+    return explain
 
 
 @dataclass(frozen=True)

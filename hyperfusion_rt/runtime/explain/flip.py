@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfusion_rt.artifact.table_summary import Levels
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn, NumericColumn
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.runtime.explain.answers import Flip
@@ -31,7 +32,8 @@ def nearest_flip(question: Question, at: float | None = None, seed: int = 0) -> 
     First the smallest change of all that was found, of one cell or several; then the smallest of
     each column by itself that has one; by distance (see `Flip`). Numbers stay inside the training
     range; cells that are missing stay so. Of one column the change is the smallest, of several it
-    is searched for in random directions. Empty: nothing inside the ranges changes the answer.
+    is searched for in random directions. A number of few values moves among these. Empty: nothing
+    inside the ranges changes the answer.
 
     Raises:
         ConfigError: the answer is a number and there is no `at`, or the answer has classes and
@@ -75,15 +77,14 @@ def _names(flip: Flip) -> tuple[str, ...]:
     return tuple(name for name, _, _ in flip.changes)
 
 
-def _numbers(question: Question) -> list[tuple[int, NumericColumn]]:
-    """The columns of numbers that are known and not constant in the training."""
-    return [
-        (k, column)
-        for k, column in enumerate(question.columns)
-        if isinstance(column, NumericColumn)
-        and not math.isnan(question.cells[k])
-        and column.low < column.high
-    ]
+def _levels(question: Question, k: int) -> list[float] | None:
+    """What the column can be where it has few values: its categories, or its training's levels."""
+    column = question.columns[k]
+    if isinstance(column, CategoricalColumn):
+        return [float(place) for place in range(len(column.categories))]
+    summary = question.summary
+    found = None if summary is None else summary.columns[k]
+    return list(found.values) if isinstance(found, Levels) else None
 
 
 def _of_column(question: Question, k: int, changed: Changed) -> Iterator[Floats]:
@@ -91,11 +92,13 @@ def _of_column(question: Question, k: int, changed: Changed) -> Iterator[Floats]
     column, own = question.columns[k], question.cells[k]
     if math.isnan(own):
         return
-    if isinstance(column, CategoricalColumn):
-        cells = np.repeat(question.cells[None], len(column.categories), 0)
-        cells[:, k] = np.arange(len(column.categories))
+    levels = _levels(question, k)
+    if levels is not None:
+        cells = np.repeat(question.cells[None], len(levels), 0)
+        cells[:, k] = levels
         yield from cells[changed(cells) & (cells[:, k] != own)]
         return
+    assert isinstance(column, NumericColumn)
     for end in (column.low, column.high):
         if own <= column.low if end == column.low else own >= column.high:
             continue
@@ -116,23 +119,25 @@ def _halved(same: Floats, other: Floats, changed: Changed) -> Floats:
 
 def _of_several(question: Question, changed: Changed, rng: np.random.Generator) -> Iterator[Floats]:
     """Changed rows in random directions of the known numbers, for each choice of categories."""
-    numbers = _numbers(question)
+    known = [k for k in range(len(question.columns)) if not math.isnan(question.cells[k])]
+    levels = {k: found for k in known if (found := _levels(question, k)) is not None}
+    numbers = [
+        (k, column)
+        for k in known
+        if k not in levels
+        and isinstance(column := question.columns[k], NumericColumn)
+        and column.low < column.high
+    ]
     if not numbers:
         return
     places = [k for k, _ in numbers]
     scale = np.array([column.std for _, column in numbers])
     low, high = np.array([[column.low, column.high] for _, column in numbers]).T
-    categories = [
-        range(len(column.categories))
-        for k, column in enumerate(question.columns)
-        if isinstance(column, CategoricalColumn) and not math.isnan(question.cells[k])
-    ]
-    choices = [
-        k
-        for k, column in enumerate(question.columns)
-        if isinstance(column, CategoricalColumn) and not math.isnan(question.cells[k])
-    ]
-    for combination in itertools.islice(itertools.product(*categories), _COMBINATIONS):
+    # The row's own levels first: the nearest change is more often without another.
+    own = question.cells
+    orders = [[own[k], *(v for v in found if v != own[k])] for k, found in levels.items()]
+    choices = list(levels)
+    for combination in itertools.islice(itertools.product(*orders), _COMBINATIONS):
         start = question.cells.copy()
         start[choices] = combination
         if changed(start[None])[0]:
