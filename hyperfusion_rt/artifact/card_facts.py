@@ -281,8 +281,8 @@ def _of_counts(p: Population) -> list[str]:
         found.append("a class has so few training cases that their number is not told")
     if p.more_findings:
         found.append(
-            f"the check of the study found {p.more_findings} more things odd, which name cases: "
-            "they are in check.json of the run"
+            f"more that the check of the study found odd: {p.more_findings}; it may quote cases, "
+            "and stands in check.json of the run"
         )
     return found
 
