@@ -133,12 +133,15 @@ CODE = (
     "runtime.explain.question",
     "runtime.explain.what_if",
     "runtime.feature_cache",
+    "runtime.gather",
     "runtime.identity",
     "runtime.network",
     "runtime.options",
     "runtime.pipeline",
     "runtime.prediction",
     "runtime.predictor",
+    "runtime.scan_features",
+    "runtime.verdict",
     "yaml_text",
 )
 
