@@ -54,7 +54,7 @@ def certainty_of(
         return {}, [f"{lacks}: that needs its native or onnx engine"]
     given = options.calibration is not None
     if dataset is None and not given:
-        return {}, [lacks]
+        return {}, []  # why, was said when the study was looked for
     network = Network(artifact, engine, None, split=True)
     change: dict[str, Any] = {}
     notes = []
