@@ -1,10 +1,10 @@
 """Do maps show what the simulator changed, do they depend on the weights, how long do they take?
 
-    python benchmarks/explain.py --artifact ad.hfrt --run runs/NAME   # writes explain.md and .json
+    python benchmarks/explain.py --artifact demo/demo.hfrt   # writes explain.md and .json
 
-The artifact is of the preset ad-small, trained on a simulated cohort; new subjects are simulated
-here. Time is of the preset ad with random weights, f = 16. A linear network, whose map is known, is
-checked before anything is measured.
+The artifact is of the preset ad-small, trained on a simulated cohort, with its run in `runs/`
+beside it; new subjects are simulated here. Time is of the preset ad with random weights, f = 16. A
+linear network, whose map is known, is checked before anything is measured.
 """
 
 from __future__ import annotations
@@ -314,11 +314,18 @@ def markdown(content: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(artifact: Path, run: Path, rounds: int = 3, threads: int | None = None) -> None:
-    """Measure everything and write the page."""
+def main(
+    artifact: Path, run: Path | None = None, rounds: int = 3, threads: int | None = None
+) -> None:
+    """Measure everything and write the page. `run`: that of the artifact."""
+    opened = Artifact.open(artifact).manifest
+    run = run or artifact.resolve().parent / "runs" / opened.provenance.run
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
-    content: Row = {"machine": describe_machine(), "threads": threads, "seed": SEED}
+    content: Row = {
+        "machine": describe_machine(), "threads": threads, "seed": SEED,
+        "training_cases": opened.provenance.cases,
+    }  # fmt: skip
     content["linear_off"] = check_linear()
     assert content["linear_off"] < 1e-5
     with tempfile.TemporaryDirectory() as folder:
