@@ -139,9 +139,15 @@ def speed(threads: int, scratch: Path, rounds: int) -> Row:
     return found
 
 
-def moved(template: Template, index: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
+def atrophy_of(index: int) -> float:
+    """Of a subject of the new cohort."""
+    rng = np.random.default_rng([SEED, 0, index])
+    return float(population.draw_subject("ad", rng, "additive").atrophy[0])
+
+
+def moved(template: Template, index: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Of a subject of the new cohort, on the template's coarse grid: where its own atrophy grows or
-    shrinks tissue by more than `CHANGED`; the hippocampi and ventricles; and its atrophy."""
+    shrinks tissue by more than `CHANGED`, and the hippocampi and ventricles."""
     rng = np.random.default_rng([SEED, 0, index])
     subject = population.draw_subject("ad", rng, "additive")
     head = make_head(template, subject.atrophy, rng)
@@ -159,7 +165,7 @@ def moved(template: Template, index: int) -> tuple[NDArray[np.bool_], NDArray[np
     points = points + head.displacement.numpy() / template.spacing
     masks = template.channels[1:4].numpy().max(0)
     structures = ndimage.map_coordinates(masks, points, order=1) > 0.3
-    return changed, structures, float(subject.atrophy[0])
+    return changed, structures
 
 
 def near(
@@ -202,8 +208,7 @@ def sanity(artifact: Path, run: Path, threads: int, scratch: Path) -> Row:
     cohort = scratch / "new"
     simulate_cohort(cohort, task="ad", subjects=SUBJECTS, seed=SEED, jobs=threads)
     template = load_template(2)
-    subjects = [moved(template, index) for index in range(SUBJECTS)]
-    most = sorted(range(SUBJECTS), key=lambda i: -subjects[i][2])[:KEPT]
+    most = sorted(range(SUBJECTS), key=atrophy_of, reverse=True)[:KEPT]
     options = PredictOptions(engine="native", threads=threads)
     trained = Predictor(Artifact.open(artifact), options)
     random = Predictor(randomised(Run.open(run), scratch), options)
@@ -214,7 +219,7 @@ def sanity(artifact: Path, run: Path, threads: int, scratch: Path) -> Row:
     rows = []
     of = trained.manifest.classes.index("AD")
     for index in most:
-        changed, structures, atrophy = subjects[index]
+        changed, structures = moved(template, index)
         case = next(c for name, c in cases.items() if name.upper().endswith(f"-{index + 1:04d}"))
         scan, row = trained.read(case)
         images = scan.images
@@ -242,7 +247,7 @@ def sanity(artifact: Path, run: Path, threads: int, scratch: Path) -> Row:
         rows.append(
             {
                 "subject": case.subject,
-                "atrophy": atrophy,
+                "atrophy": atrophy_of(index),
                 "answer": maps["mean box"].answer,
                 "chance": float(within[brain].mean()),
                 "chance_structures": float(around[brain].mean()),
