@@ -48,6 +48,7 @@ from hyperfusion_rt.study.options import DraftOptions
 
 # The figures of a raw scan; the last three are one per box.
 QUALITY = (
+    *("doubt", "disagreement", "misfit", "inside", "residual", "csf", "grey"),
     *("correlation", "overlap", "snr", "rotation", "scale"),
     *("coverage_left", "coverage_right", "coverage_brain"),
 )

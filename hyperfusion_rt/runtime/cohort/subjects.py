@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class KeptPictures:
     def __init__(self, shapes: tuple[PlaneShape, ...]) -> None:
         self._shapes = shapes
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._places: dict[Path, list[tuple[int, int]]] = {}
         self._lock = threading.Lock()
 

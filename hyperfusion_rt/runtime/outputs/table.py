@@ -68,6 +68,13 @@ SEEN = Column(
 
 # Of a raw scan's registration: (meaning, unit).
 _QUALITY = {
+    "doubt": ("probability that the place is more than 2 mm off, mean over the brain", "1"),
+    "disagreement": ("how far the places found in wide and in narrow windows lie apart", "mm"),
+    "misfit": ("mean square of the differences from the template, local and weighted; 0: none", ""),
+    "inside": ("the part of the brain, and of 4 mm around it, that lies in the scan, 0 to 1", ""),
+    "residual": ("spread of the brightness that neither bias field nor tissues explain", ""),
+    "csf": ("brightness of CSF relative to white matter's", ""),
+    "grey": ("brightness of grey matter relative to white matter's", ""),
     "correlation": ("Pearson's r of the registered scan and the template inside the brain", ""),
     "overlap": ("Dice coefficient of the scan's tissue and the template's, 0 to 1", ""),
     "snr": ("signal to noise ratio in white matter", ""),

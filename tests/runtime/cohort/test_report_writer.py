@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from hyperfusion_rt.data.table_file import Row
+from hyperfusion_rt.data.volumes import read_volume
 from hyperfusion_rt.errors import ConfigError, ScanError
 from hyperfusion_rt.runtime.cohort.report import ReportWriter, check_folder, folder_of, report_of
-from hyperfusion_rt.runtime.cohort.subjects import Chosen, cells
+from hyperfusion_rt.runtime.cohort.subjects import Chosen, KeptPictures, cells
+from hyperfusion_rt.runtime.outputs.planes import pictures, plane_shapes, small_volume
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -156,6 +158,36 @@ def test_what_stands_in_for_a_gap_is_shown(made):
     assert shown["SEX"].stand_in in ("Female", "Male")
     bad = replace(case, row=Row("S1", None, 2, {**row, "SEX": "none of them"}))
     assert [c.stand_in for c in cells((encoder,), bad)] == [""] * len(encoder.columns)
+
+
+def test_planes_of_raw_scans_are_kept_as_they_are_predicted(made, scans):
+    shapes = plane_shapes(made.manifest().preprocessing)
+    kept = KeptPictures(shapes)
+    volumes = [read_volume(path) for path in scans]
+    for path, volume in zip(scans, volumes, strict=True):
+        kept.keep(path, volume)
+    for path, volume in zip(scans, volumes, strict=True):
+        assert kept.get(path) == (pictures(volume, shapes), small_volume(volume))
+    assert kept.get(Path("another.nii")) == ((), b"")
+
+
+@pytest.mark.slow
+def test_a_report_of_raw_scans_shows_their_registration(cohort, hfrt):
+    for scan in sorted((cohort / "scans").iterdir())[2:]:
+        scan.unlink()
+    arguments = ("infer", "scans", "--tabular", "data.csv", "--unmatched-rows", "ignore")
+    status, _, err = hfrt(cohort, *arguments, "--engine", "native", "--from", "raw")
+    assert status == 0, err
+    text = (cohort / "predictions.html").read_text(encoding="utf-8")
+    assert text.count('class="plane"') == 6
+    assert text.count('class="brain"') == 3  # the outline of the template's, once a plane
+    assert text.count("<h4>Registration</h4>") == 2
+    assert "probability that the place is more than 2 mm off" in text
+    # Of an earlier run nothing is kept, and it is not registered again.
+    status, _, err = hfrt(cohort, *arguments, "--engine", "native", "--from", "raw", "--resume")
+    assert status == 0, err
+    text = (cohort / "predictions.html").read_text(encoding="utf-8")
+    assert text.count("No picture: registered in an earlier run.") == 2
 
 
 def test_a_case_that_cannot_be_explained_does_not_end_the_report(made, scans, tmp_path):
