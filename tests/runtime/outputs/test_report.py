@@ -1,11 +1,13 @@
 """The report: valid HTML that fetches nothing and runs only its own, whatever its texts say."""
 
 import base64
+import gzip
 import hashlib
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 
@@ -16,6 +18,7 @@ from hyperfusion_rt.errors import CODES, HyperFusionError
 from hyperfusion_rt.runtime.outputs.inference_page import inference_page
 from hyperfusion_rt.runtime.outputs.report import Page, Picture, Pictures
 from hyperfusion_rt.runtime.outputs.table import label, summarise
+from hyperfusion_rt.runtime.outputs.viewer import SOURCE, load_viewer
 from hyperfusion_rt.runtime.pipeline import Usage
 from hyperfusion_rt.runtime.prediction import Certainty, Prediction, Seconds
 
@@ -364,3 +367,17 @@ def test_jinja_is_imported_only_when_a_page_is_written():
         "sys.exit('jinja2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_viewer_is_the_published_file():
+    """What its licences say of it: the file of the npm package, unchanged."""
+    folder = files("hyperfusion_rt.runtime.outputs").joinpath("templates/vendor")
+    said = folder.joinpath("LICENSES.txt").read_text(encoding="utf-8")
+    script = files("hyperfusion_rt.runtime.outputs").joinpath(SOURCE).read_bytes()
+    assert hashlib.sha256(script).hexdigest() in said
+    unpacked = gzip.decompress(base64.b64decode(load_viewer().data))
+    assert unpacked == script
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert load_viewer().hash == f"sha256-{digest}"
+    # It stands in the page as it is: nothing in it may end the element that holds it.
+    assert "</script" not in said.lower()
