@@ -292,8 +292,11 @@ def _race(found: Benchmark) -> Charts:
 
 
 def _slice(volume: Volume, ranges: tuple[tuple[int, int], ...]) -> NDArray[Any]:
-    """The nearest voxels on a grid of half a millimetre over `ranges` in mm, singletons dropped."""
-    axes = [np.arange(low, high, 0.5 if high - low > 1 else 1.0) for low, high in ranges]
+    """The nearest voxels on a grid of `_SPACING` over `ranges` in mm, singletons dropped.
+
+    The browser draws what lies between.
+    """
+    axes = [np.arange(low, high, _SPACING if high - low > 1 else 1.0) for low, high in ranges]
     mm = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones([len(a) for a in axes])])
     index = np.rint(np.tensordot(np.linalg.inv(volume.affine)[:3], mm, 1)).astype(int)
     limits = np.reshape(volume.voxels.shape, (3, 1, 1, 1)) - 1
