@@ -83,7 +83,8 @@ def infer(
             manifest,
             options.source,
             {(case.subject, case.session): case for case in cohort.cases},
-            predictor.threads,
+            # One scan at a time, beside the engine, where memory is counted.
+            1 if options.max_memory else predictor.threads,
             outputs.ids,
             _explain(predictor, options),
         )
