@@ -192,8 +192,8 @@ def _predict(
 def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:
     """What the report asks of each subject that it shows; None where it asks nothing.
 
-    Raw scans are not registered again for it: only those are asked about that this run predicts. And
-    as many as the page itself shows: those in its folder would take longer than the night's run.
+    Raw scans are not registered again for it: only those are asked about that this run predicts.
+    And as many as the page itself shows: those in its folder would take longer than the night.
     """
     if options.explain == "none" or options.report is None or not options.report_subjects:
         return None
