@@ -356,8 +356,8 @@ def page(results: dict[str, Row]) -> str:
                 f"What-if: **{asked['points_per_second']:,.0f}** points a second of CPU time "
                 f"({asked['points']:,} points, one core); curves of 9 columns x 100 points of "
                 f"1,000 subjects with kept features: {asked['curves_of_1000']['seconds']:.1f} s "
-                f"with one thread. What columns add (shares of the Shapley values' sizes, {EXPLAINED} "
-                f"subjects): {shares}. Education says nothing in this simulation.",
+                "with one thread. What columns add (shares of the Shapley values' sizes, "
+                f"{EXPLAINED} subjects): {shares}. Education says nothing in this simulation.",
             ]
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -193,7 +192,6 @@ def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:
     """What the report asks of each subject that it shows; None where it asks nothing.
 
     Raw scans are not registered again for it: only those are asked about that this run predicts.
-    And as many as the page itself shows: those in its folder would take longer than the night.
     """
     if options.explain == "none" or options.report is None or not options.report_subjects:
         return None
@@ -202,11 +200,7 @@ def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:
         return None
     with_map = options.explain == "image" and options.source == "registered"
 
-    left = itertools.count(options.report_subjects, -1)
-
     def explain(case: Case) -> Answers:
-        if next(left) <= 0:
-            return [], None, None
         if options.source == "raw" and not predictor.remembers(case):
             return [], None, None
         question = predictor.question(case)

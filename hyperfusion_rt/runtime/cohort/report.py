@@ -141,7 +141,10 @@ class ReportWriter:
         name = folder_of(self.path).name
         links |= {item.number: f"{name}/{_page_name(item)}" for item in beyond}
         # A head in 3D has a face: a page that names nobody does not show it.
-        marked = [replace(item, volume=self.ids and n < VOLUMES) for n, item in enumerate(here)]
+        marked = [
+            replace(item, volume=self.ids and n < VOLUMES, asked=True)
+            for n, item in enumerate(here)
+        ]
         every = len(here) + len(beyond)
         text = f"{len(here):,} of {every:,} subjects are here, those with flags first."
         if beyond:

@@ -46,13 +46,15 @@ VOLUMES = 24  # subjects whose scan the 3D viewer has
 class Chosen:
     """A subject that is to be shown: its row on the page, and how the page calls it.
 
-    `volume`: whether the 3D viewer shall have its scan.
+    `volume`: whether the 3D viewer shall have its scan; `asked`: whether the model is asked about
+    it. Asking takes longer than predicting: those in the report's folder are not asked about.
     """
 
     number: int
     shown: Prediction
     prediction: Prediction
     volume: bool = False
+    asked: bool = False
 
 
 class KeptPictures:
@@ -138,7 +140,7 @@ class SubjectReader:
     def _answers(self, item: Chosen) -> tuple[Answers, str]:
         """The model's answers to other rows; why they are not there, where that is a fault."""
         case = self._case(item)
-        if self.explain is None or case is None or item.prediction.status != "ok":
+        if self.explain is None or case is None or not item.asked or item.prediction.status != "ok":
             return ([], None, None), ""
         try:
             return self.explain(case), ""
