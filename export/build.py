@@ -347,7 +347,10 @@ def _build(
 
 def _study_of(run: Run) -> tuple[Dataset | None, str]:
     """The cases that `run` was trained on; or None, and what the artifact lacks and why."""
-    lacks = "the artifact does not say whom it was trained on, nor how sure its answers are"
+    lacks = (
+        "the artifact does not say whom it was trained on or what scans are usual, nor, without "
+        "`calibration` cases, how sure its answers are"
+    )
     if not (run.folder / SPLITS).is_file():
         return None, f"{run.folder}: was not trained here; {lacks}"
     try:

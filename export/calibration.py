@@ -160,7 +160,8 @@ def _coverage(
     values: Floats, truth: NDArray[np.intp], scores: Scores, groups: list[str], names: list[str]
 ) -> dict[str, float | None]:
     """How often sets of these same cases hold the truth, by class."""
-    limits = np.array([scores.at(group, LEVEL) or np.inf for group in groups])
+    found = [scores.at(group, LEVEL) for group in groups]
+    limits = np.array([np.inf if limit is None else limit for limit in found])
     inside = conformal.class_scores(values, truth) <= limits
     return {
         name: float(inside[truth == c].mean()) if np.any(truth == c) else None

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from hyperfusion_rt.artifact.calibration import LEVEL, Calibration
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.artifact.table_summary import TableSummary
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import CohortError
-from hyperfusion_rt.export.calibration import calibrate, known_of
+from hyperfusion_rt.export.calibration import FEWEST, calibrate, known_of
 from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.export.typical_scans import typical_scans, vectors_of
 from hyperfusion_rt.runtime.network import Network
 from hyperfusion_rt.training.dataset import Dataset, gather_external
 from hyperfusion_rt.training.run_folder import Run
+from hyperfusion_rt.training.training_cases import kept_training_cases
 
 _ENGINES = ("native", "onnx")  # that give a scan's features
 
@@ -54,7 +56,7 @@ def certainty_of(
         return {}, [f"{lacks}: that needs its native or onnx engine"]
     given = options.calibration is not None
     if dataset is None and not given:
-        return {}, []  # why, was said when the study was looked for
+        return {}, []  # `export.build` says why the study is not there
     network = Network(artifact, engine, None, split=True)
     change: dict[str, Any] = {}
     notes = []
@@ -67,10 +69,13 @@ def certainty_of(
         if known is None:
             notes.append(f"{lacks}: no validation case can be used")
         else:
-            change["calibration"] = calibrate(artifact.manifest, cases, known, given=given)
+            made = calibrate(artifact.manifest, cases, known, given=given)
+            change["calibration"] = made
+            notes += _too_few(made)
         reference = artifact.reference()
         if dataset is None or known is None or reference is None or reference.means is None:
-            notes.append("the artifact does not say what scans are usual")
+            why = "its study is not at hand" if dataset is None else "no case can be compared"
+            notes.append(f"the artifact does not say what scans are usual: {why}")
         else:
             others = vectors_of(network, cases, known.cases, reference)
             found = typical_scans(network, dataset, others, artifact.folder, reference)
@@ -79,6 +84,25 @@ def certainty_of(
             else:
                 change["typical_scans"] = found
     return change, notes
+
+
+def _too_few(made: Calibration) -> list[str]:
+    """What so few cases cannot say."""
+    count = f"{made.cases} {'calibration' if made.source == 'given' else 'validation'} case"
+    count += "s" if made.cases != 1 else ""
+    more = "give more as `calibration`"
+    notes = []
+    if made.highest_level < LEVEL:
+        notes.append(
+            f"{count} give sets and intervals of at most {made.highest_level:.3g}, and predictions "
+            f"have none unless a `level` that low is asked for; {more}"
+        )
+    if made.cases < FEWEST:
+        notes.append(
+            f"{count}: fewer than {FEWEST} are too few to scale probabilities or to correct ages "
+            f"by; {more}"
+        )
+    return notes
 
 
 @contextmanager
@@ -94,7 +118,8 @@ def _calibration_cases(
         found = gather_external(
             run.config, options.calibration, options.calibration_table, Path(scratch)
         )
-        hashes = artifact.manifest.training_cases
+        # Those of the run: the artifact may leave them out.
+        hashes = kept_training_cases(run.folder)
 
         def seen(case: Case) -> bool:
             content = found.cache.figures(case.files).content

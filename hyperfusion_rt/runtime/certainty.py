@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.calibration import LEVEL, Calibration, group_of
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.data.number_check import impossible_age
 from hyperfusion_rt.data.table_file import Row, is_missing, read_number
 from hyperfusion_rt.errors import ConfigError, TableError
 from hyperfusion_rt.metrics import conformal
@@ -74,7 +75,8 @@ def certainty(
         high=None if size is None else predicted + size,
         distance=distance,
     )
-    return _with_gap(found, made, predicted, sex, _age(row, manifest.table.target), level)
+    true = _age(row, manifest.table.target) if made.age_bias is not None else None
+    return _with_gap(found, made, predicted, sex, true, level)
 
 
 def _with_gap(
@@ -113,6 +115,7 @@ def _age(row: Row, column: str | None) -> float | None:
     if column is None or column not in row.values:
         return None
     try:
-        return read_number(row, column, censored=True)
+        age = read_number(row, column, censored=True)
     except TableError:
         return None
+    return None if age is None or impossible_age(age) else age

@@ -105,6 +105,15 @@ class Predictor:
             )
         return found
 
+    @property
+    def rules(self) -> dict[str, str]:
+        """By which answers are judged: other rules, other answers from the same numbers."""
+        return {
+            "scan_checks": self.checks,
+            "level": f"{self.level:g}",
+            "refuse_ood": "yes" if self.options.refuse_ood else "no",
+        }
+
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides scan and row: same identity, same bits."""
         return identity(self.artifact, self.engine, self.options.source)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.runtime.case_input import CaseInput, as_batch
 from hyperfusion_rt.runtime.feature_cache import FeatureCache, Kept
 from hyperfusion_rt.runtime.network import Features, Network, joined
@@ -35,12 +38,18 @@ class ScanFeatures:
         return None if self._memory is None else self._memory.get(files)
 
     def of(self, scans: Sequence[CaseInput], files: Sequence[tuple[Path, ...]]) -> Features:
-        """The features of a batch, `[B, ...]` each; `files` of each case."""
+        """The features of a batch, `[B, ...]` each; `files` of each case.
+
+        Raises:
+            EngineError: a feature is not finite: nobody could tell how usual the scan is.
+        """
         if self._cache is not None:
             found = joined([self._one(scan, self._cache).features for scan in scans])
         else:
             images = [scan.images for scan in scans if scan.images is not None]
             found = self._network.features(as_batch(images))
+        if not all(np.isfinite(array).all() for array in found.values()):
+            raise no_features()
         if self._memory is not None:
             size = sum(array[:1].nbytes for array in found.values())
             for index, name in enumerate(files):
@@ -64,3 +73,12 @@ class ScanFeatures:
         if scan.digest is not None:
             cache.put(scan.digest, kept)
         return kept
+
+
+def no_features() -> EngineError:
+    """That a scan has features without a size, or no finite distance."""
+    return EngineError(
+        "the network's features of the scan are not finite: nobody can tell whether it is like "
+        "the training's; is the scan plausible?",
+        code="engine-output-not-finite",
+    )

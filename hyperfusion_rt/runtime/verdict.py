@@ -18,6 +18,7 @@ from hyperfusion_rt.runtime.certainty import certainty, check_level
 from hyperfusion_rt.runtime.network import Answer, Features, Network
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.prediction import Prediction, Seconds
+from hyperfusion_rt.runtime.scan_features import no_features
 
 Floats = NDArray[np.float32]
 
@@ -92,8 +93,11 @@ class Verdict:
 
         Raises:
             ScanError: the scan is unlike the training's, and such scans are refused.
+            EngineError: the distance is not finite.
         """
         case = item.case
+        if distance is not None and not np.isfinite(distance):
+            raise no_features()
         unlike = self._unlike(case, distance)
         values = tuple(float(v) for v in answer.values)
         return Prediction(

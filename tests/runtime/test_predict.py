@@ -119,7 +119,9 @@ def test_bad_cases_are_rows_and_the_others_stand(cohort, hfrt):
     # Data blocks (`type=`) do not run.
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert scripts
-    assert page.count("<script") == len(scripts) + len(re.findall(r'<script type="\w+/[^>]*>', page))
+    assert page.count("<script") == len(scripts) + len(
+        re.findall(r'<script type="\w+/[^>]*>', page)
+    )
     for script in scripts:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"sha256-{digest}" in html.unescape(page)

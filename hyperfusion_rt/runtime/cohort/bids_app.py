@@ -147,12 +147,13 @@ def bids_app(
     open_derivative(out, artifact.manifest, bids_dir)
     check_labels({subject: {} for subject in known})
     subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
-    choose, reading = read_filter(options.bids_filter), options.reading()
+    choose = read_filter(options.bids_filter)
     searched = _folders(bids_dir, subjects, choose) if participant_label else [bids_dir]
     source, why = options.source, "as asked for"
     if source is None:
         source, why = source_of(bids_dir, searched, artifact.manifest, choose)
     predictor = Predictor(artifact, options.of_source(source))
+    reading = {**options.reading(), **predictor.rules}
     cohort, problems = _cohort(predictor, searched, tabular, table.id_column, subjects)
     if session_label:
         cohort, problems = _with_sessions(cohort, problems, session_label, bids_dir)
@@ -284,7 +285,7 @@ def _group(bids_dir: Path, out: Path, known: Sequence[str], artifact: Path | Non
         values = sorted({str(identity.get(name)) for identity in identities})
         if len(values) > 1:
             notes[f"not all of one {name.replace('_', ' ')}: {', '.join(values)}"] = None
-    for name in ("map", "bids_filter"):
+    for name in ("map", "bids_filter", "scan_checks", "level", "refuse_ood"):
         told = sorted({_in_words(content.get(name)) for content in records.values()})
         if len(told) > 1:
             notes[f"not all of one {name}: {', '.join(told)}"] = None
@@ -338,7 +339,8 @@ def _write_participant(
 ) -> None:
     """A participant's records, and her table from all that she has.
 
-    `reading`: how scans were chosen and the table was read (`ReadOptions.reading`).
+    `reading`: how scans were chosen, the table was read (`ReadOptions.reading`) and answers were
+    judged (`Predictor.rules`).
     `whole`: she has no sessions but these; else other sessions' records stay.
     """
     by_session: dict[str | None, list[Prediction]] = {}

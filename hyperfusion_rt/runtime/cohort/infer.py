@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -68,7 +69,7 @@ def infer(
     derivative = Derivative.of(options.derivative, scans)
     with RunLog(options.log_file) as log:
         predictor = Predictor(artifact, options)
-        reading = options.reading()
+        reading = {**options.reading(), **predictor.rules}
         # What is no file (a pipe) can be read once only.
         table_sha256 = sha256(tabular) if tabular.is_file() else ""
         cohort = predictor.gather(
@@ -96,7 +97,7 @@ def infer(
             artifact.folder,
             # The truth, too: a prediction that is taken over must stand beside today's.
             [*(c.name for c in manifest.members[0].columns), manifest.table.target],
-            checks=predictor.checks,
+            checks=json.dumps(predictor.rules),
             shard=options.shard,
             resume=options.resume,
             force=options.force,

@@ -52,7 +52,8 @@ def row_hash(case: Case, columns: Sequence[str], checks: str = "") -> str:
     The cells count as a map has read them, and the columns that they stand in: a case whose cells
     mean the same under another map is the same.
 
-    `checks`: how strictly scans are checked, which decides whether one fails.
+    `checks`: by which rules answers are judged (`Predictor.rules`): how strictly scans are checked,
+    the level of sets and intervals, whether scans unlike the training's are refused.
     """
     cells = [case.row.values.get(name) for name in columns]
     sources = [[name, case.row.sources[name]] for name in columns if name in case.row.sources]
@@ -162,7 +163,7 @@ class Journal:
         identity: what the numbers depend on besides scan and row; see `Predictor.identity`.
         artifact: its folder.
         columns: the table's columns that the network reads.
-        checks: how strictly scans are checked; see `row_hash`.
+        checks: by which rules answers are judged; see `row_hash`.
         resume: take over what is there; otherwise begin anew.
         force: begin anew even if the run before did not finish.
 
@@ -249,8 +250,8 @@ class Journal:
         """Write down that the run is over: its cases, what could not be joined, its table.
 
         Args:
-            reading: how scans were chosen and the table was read (`ReadOptions.reading`); shards
-                that were told otherwise are not of one run.
+            reading: how scans were chosen, the table was read (`ReadOptions.reading`) and answers
+                were judged; shards that were told otherwise are not of one run.
             known: the cases that failed before and have not changed.
             counts: how many of which kind the table has; see `outputs.table.COUNTS`.
         """

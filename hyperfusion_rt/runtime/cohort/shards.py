@@ -136,7 +136,7 @@ def _read_shards(given: Iterable[Path]) -> dict[int, tuple[Path, JournalContent]
             differ = [n for n in known.identity if content.identity.get(n) != known.identity[n]]
             if known.shard is not None and known.shard[1] != count:
                 differ.append("number of shards")
-            for name in ("table", "map", "bids_filter"):
+            for name in ("table", "map", "bids_filter", "scan_checks", "level", "refuse_ood"):
                 if known.end and content.end and known.end.get(name) != content.end.get(name):
                     differ.append(name)
             if differ:

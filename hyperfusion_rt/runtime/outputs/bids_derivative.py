@@ -76,7 +76,7 @@ def write_derivative(
         for row in _rows(manifest, found, source)
     ]
     about = f"Predictions of {manifest.name} for all sessions of all participants."
-    _write_table(out / TABLE, rows, about, _columns(manifest))
+    _write_table(out / TABLE, rows, about, _columns(manifest, predictions))
     # Last: should writing fail, nothing is lost.
     labels = {label_of(subject) for subject in sessions if subject}
     for old in sorted(out.glob("sub-*/sub-*_sessions.*")):
@@ -207,7 +207,8 @@ def write_sessions(
     label = f"sub-{label_of(subject)}"
     about = f"Predictions of {manifest.name} for each session of {label}."
     path = out / label / f"{label}_sessions.tsv"
-    _write_table(path, _rows(manifest, found, source), about, _columns(manifest))
+    columns = _columns(manifest, list(found.values()))
+    _write_table(path, _rows(manifest, found, source), about, columns)
 
 
 def _write_participants(out: Path, sessions: Sessions) -> None:
@@ -253,13 +254,13 @@ def _rows(
     return rows
 
 
-def _columns(manifest: Manifest) -> dict[str, dict[str, Any]]:
+def _columns(manifest: Manifest, predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
     """The columns' descriptions, as a BIDS sidecar has them."""
     columns: dict[str, dict[str, Any]] = {
         "session_id": {"Description": "Session of the scan; n/a where the dataset has none"},
         "scan": {"Description": "The scan, as a BIDS URI; DatasetLinks names its dataset"},
     }
-    for column in [*columns_of(manifest), TRUTH]:
+    for column in [*columns_of(manifest, predictions), TRUTH]:
         about: dict[str, Any] = {"Description": column.meaning}
         if column.unit:
             about["Units"] = column.unit

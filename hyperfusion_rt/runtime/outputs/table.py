@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.config import SD, answer_columns
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.files import replacing, shown, write_text
-from hyperfusion_rt.runtime.prediction import Prediction
+from hyperfusion_rt.runtime.prediction import Certainty, Prediction
 
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
 
@@ -111,14 +111,87 @@ def value_columns(manifest: Manifest) -> list[Column]:
         meaning = f"Predicted {manifest.table.target}"
         columns = [Column(names[0], "number", meaning, si_unit(manifest.unit))]
         return [*columns, sd_column(manifest.unit)] if manifest.answers_sd else columns
+    scaled = ", calibrated (scaled by the artifact's temperature)"
+    how = "" if manifest.calibration is None else scaled
     return [
-        Column(name, "number", f"Probability of the class {label}", "1")
+        Column(name, "number", f"Probability of the class {label}{how}", "1")
         for name, label in zip(names, manifest.classes, strict=True)
     ]
 
 
+def certainty_columns(
+    manifest: Manifest, level: float | None = None, *, truth: bool = True
+) -> dict[str, Column]:
+    """What the table says of how sure an answer is, by the field of `Certainty`.
+
+    Args:
+        level: of sets and intervals; None: whatever was asked for.
+        truth: whether the table knows the target: a gap needs a true age.
+    """
+    made, unit = manifest.calibration, si_unit(manifest.unit)
+    at = "the level asked for, 0.9 by default" if level is None else f"probability {level:g}"
+    found: dict[str, Column] = {}
+    if made is not None and manifest.classes:
+        found["classes"] = Column(
+            "prediction_set",
+            "text",
+            f"Classes that hold the true one with {at}, joined by |; empty where the calibration "
+            "cases are too few for that",
+        )
+    elif made is not None:
+        for name, end in (("low", "Lower"), ("high", "Upper")):
+            meaning = f"{end} end of the interval that holds the true number with {at}"
+            found[name] = Column(f"interval_{name}", "number", meaning, unit)
+    if made is not None and made.age_bias is not None and truth:
+        found |= {name: replace(c, unit=c.unit and unit) for name, c in _GAP.items()}
+        for name, end in (("gap_low", "Lower"), ("gap_high", "Upper")):
+            meaning = f"{end} end of the interval that holds the gap with {at}"
+            found[name] = replace(found[name], meaning=meaning)
+    if manifest.typical_scans is not None:
+        found["distance"] = _DISTANCE
+    return found
+
+
+_GAP = {
+    "corrected": Column(
+        "corrected",
+        "number",
+        "The predicted age without the bias of age, which needs the true age: never a prediction "
+        "of it; the prediction as it is stands beside it",
+        "year",
+    ),
+    "gap": Column("gap", "number", "corrected - true age", "year"),
+    "gap_low": Column("gap_low", "number", "", "year"),
+    "gap_high": Column("gap_high", "number", "", "year"),
+    "p_positive": Column(
+        "gap_p_positive",
+        "number",
+        "Probability that the gap is positive, from the gaps of the calibration cases",
+    ),
+    "percentile": Column(
+        "gap_percentile",
+        "number",
+        "Percentile of the gap, 0 to 100, among calibration cases of this sex and decade of age, "
+        "or among all where these are fewer than 100",
+    ),
+}
+_DISTANCE = Column(
+    "scan_distance",
+    "number",
+    "Distance of the scan's features from those of the training's scans, in multiples of the "
+    "threshold: beyond 1 the scan is unlike them; empty where the engine gives no features",
+)
+
+
+def _level_of(predictions: Sequence[Prediction]) -> float | None:
+    """The level of the sets and intervals; None where there are none, or of several levels."""
+    known = {p.certainty.level for p in predictions if p.certainty is not None} - {None}
+    return known.pop() if len(known) == 1 else None
+
+
 def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> list[Column]:
     """The table's columns; the truth and figures of quality only where a case has them."""
+    truth = any(item.truth is not None for item in predictions)
     of = "probability of the predicted class" if manifest.classes else "number"
     unit = "1" if manifest.classes else si_unit(manifest.unit)
     levels = {name: f"The class {name}" for name in manifest.classes}
@@ -132,13 +205,14 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
             else []
         ),
         *value_columns(manifest),
-        *([TRUTH] if any(item.truth is not None for item in predictions) else []),
+        *([TRUTH] if truth else []),
         Column(
             "member_spread",
             "number",
             f"Standard deviation of the {of} over the ensemble's members; empty for one member",
             unit,
         ),
+        *certainty_columns(manifest, _level_of(predictions), truth=truth).values(),
         *map(quality_column, quality),
         *([SEEN] if manifest.training_cases is not None else []),
         Column("status", "text", "Whether there is a prediction", levels=STATUS_LEVELS),
@@ -173,6 +247,7 @@ def record(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
     if prediction.truth is not None:
         row["truth"] = prediction.truth or None
     row["member_spread"] = prediction.spread
+    row |= _certainty_cells(manifest, prediction)
     row |= prediction.quality
     if manifest.training_cases is not None:
         row["seen"] = prediction.seen or None
@@ -182,6 +257,16 @@ def record(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
     row["warnings"] = "; ".join(prediction.warnings) or None
     row["seconds"] = prediction.seconds.total if prediction.status == "ok" else None
     return row
+
+
+def _certainty_cells(manifest: Manifest, prediction: Prediction) -> dict[str, Any]:
+    """The cells of `certainty_columns`."""
+    columns = certainty_columns(manifest, truth=prediction.truth is not None)
+    sure = prediction.certainty or Certainty()
+    found = {column.name: getattr(sure, name) for name, column in columns.items()}
+    if sure.classes is not None:
+        found["prediction_set"] = "|".join(sure.classes)
+    return found
 
 
 def write_predictions(path: Path, manifest: Manifest, predictions: Sequence[Prediction]) -> None:
