@@ -11,6 +11,7 @@ import typer
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.figures import show_figures
 from hyperfusion_rt.cli.options import INPUT, Json, command, spell
+from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
     from hyperfusion_rt.runtime.evaluation import Evaluation
@@ -65,6 +66,8 @@ def _show(found: Evaluation, out: Path) -> None:
     show_figures(found.figures, f"{found.manifest.name}: predictions of {_target(found)}")
     for by, group in found.groups.items():
         _show_groups(by, group)
+    if found.certainty is not None:
+        _show_certainty(found)
     if found.seen_figures is not None:
         show_figures(found.seen_figures, "NOT A TEST: cases of the training")
     for why, count in found.left_out.items():
@@ -76,6 +79,31 @@ def _show(found: Evaluation, out: Path) -> None:
     if len(found.failed) > 10:
         print(f"... and {len(found.failed) - 10} more: see {out / 'cases.csv'}", file=sys.stderr)
     print(f"written: {out / 'evaluation.html'}, {out / 'evaluation.json'}, {out / 'cases.csv'}")
+
+
+def _show_certainty(found: Evaluation) -> None:
+    from hyperfusion_rt.metrics.words import interval, with_percent
+    from hyperfusion_rt.runtime.outputs.evaluation_page import coverage_rows
+
+    sure = found.certainty or {}
+    if "all" in sure:
+        header, rows = coverage_rows(found)
+        what = "prediction sets" if found.manifest.classes else "intervals"
+        table = [list(row) for row in rows]
+        terminal.table(f"{what} at {sure['level']:.4g}", ["by", "group", *header[2:]], table)
+    if "ages" in sure:
+        as_predicted, corrected = (sure["ages"][name] for name in ("uncorrected", "corrected"))
+        for key, text in (("mae", "mean absolute error"), ("bias_slope", "slope on the true age")):
+            first, second = as_predicted[key], corrected[key]
+            if first is not None and second is not None:
+                print(f"{text}: {number(first)} as predicted, {number(second)} corrected")
+    if "unlike" in sure:
+        share = sure["unlike"]
+        between = with_percent(interval(share["share_95"]))
+        print(
+            f"unlike the training's scans: {share['share']:.1%} of {share['cases']}{between}; "
+            f"of usual ones {share['expected']:.1%} are expected"
+        )
 
 
 def _target(found: Evaluation) -> str:

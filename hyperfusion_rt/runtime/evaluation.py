@@ -21,7 +21,7 @@ from hyperfusion_rt.metrics.words import in_lines
 from hyperfusion_rt.runtime.prediction import Prediction
 
 _SEX = {"sex", "gender", "ptgender"}
-_MOST_SEXES = 6  # of a column with more values it is not asked whose sex they are
+MOST_SEXES = 6  # of a column with more values it is not asked whose sex they are
 SEEN_NOTE = "stood in the training: their predictions say nothing about new patients"
 
 
@@ -154,6 +154,39 @@ def seen_text(predictions: Sequence[Prediction]) -> str:
     return f"{seen} of {cases_of(len(good))} {SEEN_NOTE}"
 
 
+def certainty_lines(manifest: Manifest, predictions: Sequence[Prediction]) -> list[str]:
+    """How many answers are sure, how often the truth is among them, how many scans are odd."""
+    good = [item for item in predictions if item.status == "ok" and item.certainty is not None]
+    lines = []
+    sure = [item for item in good if item.certainty and item.certainty.level is not None]
+    if sure:
+        known = [(item, truth) for item, truth in truths_of(manifest, sure).new]
+        held = sum(holds(manifest, item, truth) for item, truth in known)
+        of = f"; {held} of {len(known)} hold the truth" if known else ""
+        level = sure[0].certainty.level if sure[0].certainty else None
+        if manifest.classes:
+            single = sum(len(p.certainty.classes or ()) == 1 for p in sure if p.certainty)
+            what = f"prediction sets at {level:.4g}: {single} of {len(sure)} have one class"
+        else:
+            what = f"{len(sure)} intervals at {level:.4g}"
+        lines.append(what + of)
+    far = [p.certainty.distance for p in good if p.certainty and p.certainty.distance is not None]
+    if far:
+        odd = sum(distance > 1 for distance in far)
+        lines.append(f"{odd} of {cases_of(len(far))} have a scan unlike the training's")
+    return lines
+
+
+def holds(manifest: Manifest, prediction: Prediction, truth: float) -> bool:
+    """Whether the set or interval holds the truth (`read_truth`); not where there is none."""
+    sure = prediction.certainty
+    if sure is None:
+        return False
+    if manifest.classes:
+        return manifest.classes[int(truth)] in (sure.classes or ())
+    return sure.low is not None and sure.high is not None and sure.low <= truth <= sure.high
+
+
 @dataclass(frozen=True)
 class EvaluatedCase:
     """A case. `truth`: `read_truth`, None where it is not known; `counted`: in the figures.
@@ -174,7 +207,8 @@ class Evaluation:
 
     `figures`: of the counted cases; `seen_figures`: of those that stood in the training, no test
     and only on request. `groups`: by sex and by age, each with its `column` and its `figures`.
-    `notes`: what a reader should know.
+    `notes`: what a reader should know. `certainty`: whether sets and intervals hold the truth, see
+    `runtime.evaluation_certainty`; None where the artifact does not say how sure it is.
     """
 
     manifest: Manifest
@@ -185,6 +219,7 @@ class Evaluation:
     seen_figures: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
+    certainty: dict[str, Any] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -272,7 +307,7 @@ def figures_by_group(
             notes.append(f"the table has no column of {name}: no figures by {name}")
         elif not any(groups):
             notes.append(f"column {column!r} holds no {name} of a counted case: no figures by it")
-        elif name == "sex" and len(set(groups)) > _MOST_SEXES:
+        elif name == "sex" and len(set(groups)) > MOST_SEXES:
             notes.append(f"column {column!r} holds {len(set(groups))} values: no figures by it")
         else:
             figures = by_group(groups, lambda index: of([cases[i] for i in index]))

@@ -36,6 +36,7 @@ from hyperfusion_rt.runtime.evaluation import (
     read_truth,
     sexes_of,
 )
+from hyperfusion_rt.runtime.evaluation_certainty import certainty_figures
 from hyperfusion_rt.runtime.options import EvaluateOptions
 from hyperfusion_rt.runtime.outputs.evaluation_page import evaluation_page
 from hyperfusion_rt.runtime.outputs.table import record
@@ -99,6 +100,7 @@ def evaluate(
         return measure(manifest, [item for item, _ in known], [truth for _, truth in known])
 
     groups, why = figures_by_group(new, figures, sex, age) if new else ({}, [])
+    sure, unsaid = certainty_figures(manifest, new)
     found = Evaluation(
         manifest,
         predictor.engine,
@@ -106,8 +108,9 @@ def evaluate(
         figures(new),
         groups,
         figures(seen) if seen and options.include_seen else None,
-        (*predictor.notes, *_notes(manifest, options, seen), *notes, *why),
+        (*predictor.notes, *_notes(manifest, options, seen), *notes, *why, *unsaid),
         cohort.notes,
+        sure,
         {
             "program": f"hyperfusion_rt {hyperfusion_rt.__version__}",
             "artifact": {"folder": str(artifact.resolve()), "name": manifest.name},
@@ -317,6 +320,7 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
         "not_counted": found.left_out,
         "figures": found.figures,
         "groups": found.groups,
+        "certainty": found.certainty,
         "seen_in_training": None if seen is None else {"not_a_test": True, "figures": seen},
         "own_test_set": manifest.provenance.metrics,
         "notes": list(found.notes),

@@ -24,7 +24,7 @@ from hyperfusion_rt.runtime.cohort.journal import (
 )
 from hyperfusion_rt.runtime.cohort.report import ReportWriter, check_folder
 from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
-from hyperfusion_rt.runtime.evaluation import Agreement, agreement, seen_text
+from hyperfusion_rt.runtime.evaluation import Agreement, agreement, certainty_lines, seen_text
 from hyperfusion_rt.runtime.identity import versions
 from hyperfusion_rt.runtime.outputs.table import COUNTS, check_format, record, write_predictions
 from hyperfusion_rt.runtime.pipeline import Usage
@@ -76,8 +76,9 @@ class Result:
 
     @property
     def remarks(self) -> list[str]:
-        """What else is to be said of the predictions: seen in the training, against the truth."""
+        """What else is to be said of the predictions: seen in training, how sure, how right."""
         found = [text for text in (seen_text(self.predictions),) if text]
+        found += certainty_lines(self.manifest, self.predictions)
         if self.agreement is not None:
             found += self.agreement.lines
         return found

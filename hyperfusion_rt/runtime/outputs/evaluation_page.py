@@ -16,6 +16,7 @@ from hyperfusion_rt.metrics.words import (
 )
 from hyperfusion_rt.number_text import number
 from hyperfusion_rt.runtime.evaluation import SEEN_NOTE, Evaluation, cases_of
+from hyperfusion_rt.runtime.evaluation_certainty import GROUPS
 from hyperfusion_rt.runtime.outputs.chart import Charts, Confusion
 from hyperfusion_rt.runtime.outputs.report import Page, origin
 from hyperfusion_rt.runtime.outputs.truth_charts import (
@@ -47,6 +48,8 @@ def evaluation_page(found: Evaluation, machine: dict[str, str]) -> Page:
         _figures(page, found.figures)
         (_classes if manifest.classes else _numbers)(page, found)
         _groups(page, found)
+    if found.certainty is not None:
+        _certainty(page, found, found.certainty)
     _not_counted(page, found)
     if found.seen_figures is not None:
         page.heading("Cases of the training: not a test")
@@ -124,6 +127,71 @@ def _groups(page: Page, found: Evaluation) -> None:
         page.table([group["column"], "cases", *titles], rows)
         if any(figures.get("too_few") for figures in group["figures"].values()):
             page.text(f"Fewer than {FEWEST} cases are too few for a figure.", soft=True)
+
+
+def _certainty(page: Page, found: Evaluation, sure: dict[str, Any]) -> None:
+    """Whether sets or intervals hold the truth as often as they say; ages; scans unlike others."""
+    unit = found.manifest.unit
+    if "all" in sure:
+        what = "Prediction sets" if found.manifest.classes else "Intervals"
+        page.heading(f"{what} at {sure['level']:.4g}")
+        header, rows = coverage_rows(found)
+        page.table(header, rows)
+        few = any(f.get("too_few") for of in sure["groups"].values() for f in of.values())
+        page.text(
+            f"The promise of {sure['level']:.4g} is for new cases of the same kind as the "
+            "calibration cases, all together; a group may have less."
+            + (f" Fewer than {FEWEST} cases are too few for a figure." if few else ""),
+            soft=True,
+        )
+    if sure.get("no_set"):
+        page.text(f"{cases_of(sure['no_set'])} without: too few calibration cases.", soft=True)
+    if "ages" in sure:
+        page.heading("Ages with and without their bias")
+        names = {"mae": f"mean absolute error ({unit})", "bias": f"mean error ({unit})"}
+        names["bias_slope"] = "slope of the error on the true age"
+        rows = [
+            (text, *(_cell(sure["ages"][which], key) for which in ("uncorrected", "corrected")))
+            for key, text in names.items()
+        ]
+        page.table(["", "as predicted", "corrected"], rows)
+        page.text(
+            "The correction needs the true age: its smaller error is no better prediction of it.",
+            soft=True,
+        )
+    if "unlike" in sure:
+        share = sure["unlike"]
+        page.heading("Scans unlike the training's")
+        page.text(
+            f"{share['share']:.1%} of {cases_of(share['cases'])}"
+            f"{with_percent(interval(share['share_95']))}; of usual scans {share['expected']:.1%} "
+            "are expected."
+        )
+
+
+def coverage_rows(found: Evaluation) -> tuple[list[str], list[tuple[str, ...]]]:
+    """A table of coverage: its header, and a row for all and for each group."""
+    sure = found.certainty or {}
+    classes = found.manifest.classes
+    size = "mean classes" if classes else f"mean width {found.manifest.unit}".rstrip()
+    header = ["", "", "cases", "hold the truth", "95 % interval", size]
+    header += ["of one class"] if classes else []
+    rows: list[tuple[str, ...]] = []
+    groups = {"all": {"": sure["all"]}, **sure["groups"]}
+    for by, of in groups.items():
+        for name, figures in of.items():
+            first = (GROUPS.get(by, by), name or ("" if by == "all" else "not known"))
+            cells = [f"{figures['cases']:,}"]
+            if figures.get("too_few"):
+                cells += ["too few", "", ""]
+            else:
+                why = figures["reasons"].get("coverage", "")
+                bounds = interval(figures["coverage_95"]) or why
+                cells += [number(figures["coverage"]), bounds, number(figures["size"])]
+            if classes:
+                cells.append("" if figures.get("too_few") else number(figures["single"]))
+            rows.append((*first, *cells))
+    return header, rows
 
 
 def _cell(figures: dict[str, Any], name: str) -> str:
