@@ -12,6 +12,7 @@ from hyperfusion_rt.artifact.calibration import LEVEL, AgeBias, Calibration, Sco
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.number_check import means_age
 from hyperfusion_rt.errors import TableError
+from hyperfusion_rt.metrics import FEWEST as FEWEST_OF_GROUP
 from hyperfusion_rt.metrics import classification, conformal
 from hyperfusion_rt.rules import combine, mixture
 from hyperfusion_rt.runtime.evaluation import ages_of, columns_of_groups, sexes_of
@@ -159,11 +160,11 @@ def calibrate(manifest: Manifest, dataset: Dataset, known: Known, *, given: bool
 def _coverage(
     values: Floats, truth: NDArray[np.intp], scores: Scores, groups: list[str], names: list[str]
 ) -> dict[str, float | None]:
-    """How often sets of these same cases hold the truth, by class."""
+    """How often sets of these same cases hold the truth, by class; None of few cases."""
     found = [scores.at(group, LEVEL) for group in groups]
     limits = np.array([np.inf if limit is None else limit for limit in found])
     inside = conformal.class_scores(values, truth) <= limits
     return {
-        name: float(inside[truth == c].mean()) if np.any(truth == c) else None
+        name: float(inside[truth == c].mean()) if np.sum(truth == c) >= FEWEST_OF_GROUP else None
         for c, name in enumerate(names)
     }

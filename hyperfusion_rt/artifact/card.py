@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hyperfusion_rt.artifact.calibration import LEVEL
 from hyperfusion_rt.artifact.card_facts import (
     PARTS,
     WITHHELD,
@@ -21,6 +22,7 @@ from hyperfusion_rt.artifact.card_facts import (
     known_failures,
     usual_boxes,
 )
+from hyperfusion_rt.artifact.certainty_facts import calibration_rows, chose_weights, usual_text
 from hyperfusion_rt.artifact.description import describe_file, image_text
 from hyperfusion_rt.artifact.manifest import CardFile, Manifest
 from hyperfusion_rt.artifact.population import (
@@ -147,8 +149,10 @@ def _view(m: Manifest) -> dict[str, Any]:
         ],
         "items": items,
         "open": {name: sum("open:" in said for _, _, said in of) for name, of in items.items()},
-        "calibration": getattr(m, "calibration", None),
-        "typical_scans": getattr(m, "typical_scans", None),
+        "sure": calibration_rows(m.calibration, m) if m.calibration else [],
+        "chose_weights": chose_weights(m),
+        "level": LEVEL,
+        "usual": usual_text(m.typical_scans) if m.typical_scans else "",
     }
 
 

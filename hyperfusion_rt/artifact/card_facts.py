@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperfusion_rt.artifact.certainty_facts import certainty_facts
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.artifact.population import Population
 from hyperfusion_rt.data import scan_check
@@ -31,6 +32,7 @@ def facts(manifest: Manifest) -> dict[str, str]:
         **_of_input(manifest),
         **_of_training(manifest),
         **_of_figures(manifest),
+        **certainty_facts(manifest),
         **(_of_population(manifest.population) if manifest.population else {}),
     }
     return {name: text for name, text in found.items() if text}

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperfusion_rt.artifact.calibration import FEWEST, LEVEL
-from hyperfusion_rt.artifact.manifest import Artifact, EngineFile, Manifest
+from hyperfusion_rt.artifact.certainty_facts import inspected
+from hyperfusion_rt.artifact.manifest import Artifact, EngineFile
 from hyperfusion_rt.artifact.operations import Activated, Affine, AnyOperation, Conv, HyperConv
 from hyperfusion_rt.artifact.plan import read_plan
 from hyperfusion_rt.config import Channel, Preprocessing
 from hyperfusion_rt.metrics.words import headline
-from hyperfusion_rt.number_text import number
 
 Rows = list[tuple[str, object]]
 
@@ -83,65 +82,12 @@ def describe(folder: Path) -> Description:
     imputer = f"iterative, {len(m.members[0].steps)} steps" if m.members[0].steps else "median"
     columns.append(("gaps are filled by", imputer))
     sections["table"] = columns
-    sections["how sure it is"] = _certainty(m)
+    sections["how sure it is"] = [*inspected(m)]
     sections["engines (every file's SHA-256 is right)"] = [
         (f"{e.engine} {e.precision} {e.part}", f"{e.file}, {describe_file(e, m.unit)}")
         for e in m.engines
     ]
     return Description(artifact.label, m.model_dump(mode="json"), sections)
-
-
-def _certainty(m: Manifest) -> Rows:
-    """What the artifact says of new cases besides its answers, or that it does not."""
-    made, usual = m.calibration, m.typical_scans
-    again = "not known: imported, exported without its study, or by an older version; export again"
-    rows: Rows = []
-    if made is None:
-        rows.append(
-            ("sets and intervals", f"{again} where the study is, or with calibration cases")
-        )
-    else:
-        source = "its validation part" if made.source == "validation" else "cases given at export"
-        rows.append(("calibration cases", f"{made.cases} people, {source}"))
-        rows.append(("highest level", f"{made.highest_level:.4g}"))
-        if m.classes:
-            rows.append(("temperature", f"{made.temperature:.4g}"))
-            told = [f"{n} {number(v)}" for n, v in made.coverage.items() if v is not None]
-            rows.append((f"sets at {LEVEL:g} hold of these cases", ", ".join(told)))
-        if made.ece is not None:
-            before, after = map(number, made.ece)
-            rows.append(("calibration error", f"{before}, {after} after scaling, of these cases"))
-        if (bias := made.age_bias) is not None:
-            sign = "-" if bias.slope < 0 else "+"
-            rows.append(
-                (
-                    "bias of age",
-                    f"predicted - true = {number(bias.intercept)} {sign} "
-                    f"{number(abs(bias.slope))} x true",
-                )
-            )
-        groups = ", ".join(made.scores.groups) or f"none of {FEWEST} cases or more"
-        rows.append(("groups with their own level", groups))
-    if usual is None:
-        rows.append(("usual scans", f"{again} where the study is"))
-    else:
-        rows.append(
-            (
-                "usual scans",
-                f"fitted on {usual.fitted}; threshold {number(usual.threshold)} on {usual.cases} "
-                f"others, which {usual.false_alarms:.1%} of usual scans exceed",
-            )
-        )
-    summary = m.table_summary
-    rows.append(
-        (
-            "summary of the table",
-            f"of {summary.rows} rows, {len(summary.columns)} columns"
-            if summary
-            else f"{again} where the study is",
-        )
-    )
-    return rows
 
 
 def image_text(prep: Preprocessing, channel: Channel) -> str:
