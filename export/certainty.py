@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hyperfusion_rt.artifact.calibration import LEVEL, Calibration
-from hyperfusion_rt.artifact.manifest import Artifact
+from hyperfusion_rt.artifact.manifest import Artifact, Manifest
 from hyperfusion_rt.artifact.table_summary import TableSummary
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import CohortError
@@ -71,7 +71,7 @@ def certainty_of(
         else:
             made = calibrate(artifact.manifest, cases, known, given=given)
             change["calibration"] = made
-            notes += _too_few(made)
+            notes += _too_few(made, artifact.manifest)
         reference = artifact.reference()
         if dataset is None or known is None or reference is None or reference.means is None:
             why = "its study is not at hand" if dataset is None else "no case can be compared"
@@ -86,7 +86,7 @@ def certainty_of(
     return change, notes
 
 
-def _too_few(made: Calibration) -> list[str]:
+def _too_few(made: Calibration, manifest: Manifest) -> list[str]:
     """What so few cases cannot say."""
     count = f"{made.cases} {'calibration' if made.source == 'given' else 'validation'} case"
     count += "s" if made.cases != 1 else ""
@@ -97,11 +97,9 @@ def _too_few(made: Calibration) -> list[str]:
             f"{count} give sets and intervals of at most {made.highest_level:.3g}, and predictions "
             f"have none unless a `level` that low is asked for; {more}"
         )
-    if made.cases < FEWEST:
-        notes.append(
-            f"{count}: fewer than {FEWEST} are too few to scale probabilities or to correct ages "
-            f"by; {more}"
-        )
+    what = "to scale probabilities" if manifest.classes else "to correct ages by"
+    if made.cases < FEWEST and (manifest.classes or manifest.unit == "years"):
+        notes.append(f"{count}: fewer than {FEWEST} are too few {what}; {more}")
     return notes
 
 

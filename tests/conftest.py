@@ -48,6 +48,17 @@ def session_artifact(session_run, session_cohort):
     return export_run(session_run, session_cohort / "base.hfrt").folder
 
 
+@pytest.fixture(scope="session")
+def session_sure(session_run, tmp_path_factory):
+    """The same network. Few cases are enough for its artifact to scale and to know usual scans."""
+    from hyperfusion_rt.export import calibration, export_run, typical_scans
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "FEWEST", 10)
+        patch.setattr(typical_scans, "FEWEST", 10)
+        return export_run(session_run, tmp_path_factory.mktemp("sure") / "base.hfrt").folder
+
+
 @pytest.fixture
 def cohort(session_cohort, session_artifact, tmp_path):
     """A copy of the cohort's files and the artifact, to be spoilt."""

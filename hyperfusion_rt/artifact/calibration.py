@@ -92,7 +92,8 @@ class Calibration(Frozen):
     |true - predicted| over the predicted standard deviation where the network answers one.
     `coverage`: how often the sets of level 0.9 hold the truth of these same cases, by class, None
     of fewer than 10. `ece`: the calibration error before and after scaling, of these cases. `sex`,
-    `age`: the columns that groups are made by. `groups_by`: whether the age of a group is the table's or the predicted one.
+    `age`: the columns that groups are made by. `groups_by`: whether the age of a group is the
+    table's or the predicted one.
     """
 
     source: Literal["validation", "given"]

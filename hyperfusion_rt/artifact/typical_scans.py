@@ -75,15 +75,18 @@ class Typical:
         return cls(means, scale, axes[:count].T, np.maximum(variances[:count], rest), rest)
 
     def distances(self, vectors: Floats) -> Floats:
-        """`vectors [N, F]` → `[N]`: to the nearest class, over the root of F: about 1 if usual."""
-        found = []
-        for mean in self.means:
-            x = (vectors - mean) / self.scale
-            along = x @ self.axes
-            left = np.maximum((x**2).sum(1) - (along**2).sum(1), 0)
-            found.append((along**2 / self.variances).sum(1) + left / self.rest)
-        nearest: Floats = np.sqrt(np.min(found, 0) / vectors.shape[1])
-        return nearest
+        """`vectors [N, F]` → `[N]`: to the nearest class, over the root of F: about 1 if usual.
+
+        One by one: the same bits for a scan whatever others are asked about.
+        """
+        return np.array([self._distance(vector) for vector in vectors])
+
+    def _distance(self, vector: Floats) -> float:
+        x = (vector - self.means) / self.scale  # [K, F]
+        along = x @ self.axes
+        left = np.maximum((x**2).sum(1) - (along**2).sum(1), 0)
+        squares = (along**2 / self.variances).sum(1) + left / self.rest
+        return float(np.sqrt(squares.min() / len(vector)))
 
     def write(self, folder: Path) -> str:
         """Write it into an artifact's folder; returns the file's SHA-256."""

@@ -47,12 +47,7 @@ def certainty_figures(
             notes.append("its calibration cases are too few for sets or intervals at this level")
         if (ages := _ages(manifest, cases)) is not None:
             found["ages"] = ages
-    if manifest.typical_scans is None:
-        notes.append(
-            f"{manifest.name}: does not say what scans are usual: whether these are like the "
-            "training's is not looked at"
-        )
-    else:
+    if manifest.typical_scans is not None:
         known = [case for case in cases if _sure(case).distance is not None]
         if known:
             far = np.array([(_sure(case).distance or 0.0) > 1 for case in known])

@@ -110,7 +110,7 @@ class Predictor:
         """By which answers are judged: other rules, other answers from the same numbers."""
         return {
             "scan_checks": self.checks,
-            "level": f"{self.level:g}",
+            "level": f"{self.verdict.level:g}",
             "refuse_ood": "yes" if self.options.refuse_ood else "no",
         }
 
