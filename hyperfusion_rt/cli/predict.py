@@ -86,12 +86,12 @@ def merge(
     "Examples: hfrt bids-app BIDS derivatives/hfrt participant --participant-label 01; "
     "hfrt bids-app BIDS derivatives/hfrt group",
     options="runtime.options:BidsOptions",
-    level="runtime.cohort.bids_app:Level",
+    analysis_level="runtime.cohort.bids_app:Level",
 )
 def bids_app(
     bids_dir: Annotated[Path, typer.Argument(help="The dataset.")],
     out: Annotated[Path, typer.Argument(help="The derivatives dataset.")],
-    level: Annotated[
+    analysis_level: Annotated[
         Level,
         typer.Argument(help="participant predicts; group collects what is there."),
     ],
@@ -102,11 +102,11 @@ def bids_app(
     from hyperfusion_rt.runtime.cohort.bids_app import bids_app as start
 
     with terminal.progress() as progress:
-        bar = progress.add_task("predicting", total=None, visible=level == "participant")
+        bar = progress.add_task("predicting", total=None, visible=analysis_level == "participant")
         found = start(
             bids_dir,
             out,
-            level,
+            analysis_level,
             options,
             on_case=lambda done, total: progress.update(bar, completed=done, total=total),
         )

@@ -94,7 +94,8 @@ def test_the_figures_are_those_of_the_predictions(people, hfrt):
     cases = table(people / "evaluation/cases.csv")
     assert list(cases[0]) == [
         "subject", "session", "truth", "prediction", "p_CN", "p_MCI", "p_AD", "member_spread",
-        "prediction_set", "seen", "correct", "sex", "age", "counted", "status", "code", "reason", "warnings",
+        "prediction_set", "seen", "correct", "sex", "age", "counted", "status", "code", "reason",
+        "warnings",
     ]  # fmt: skip
     status, _, _ = hfrt(people, "infer", "scans", "--tabular", "data.csv", "--engine", "native")
     predicted = {row["subject"]: row for row in table(people / "predictions.csv")}
