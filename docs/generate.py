@@ -28,6 +28,7 @@ from hyperfusion_rt.cli.options import COMMANDS
 from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.runtime.options import (
+    AskOptions,
     BidsOptions,
     CohortOptions,
     EvaluateOptions,
@@ -40,6 +41,7 @@ from hyperfusion_rt.runtime.outputs.table import (
     STATUS_LEVELS,
     TRUTH,
     Column,
+    certainty_columns,
     columns_of,
     quality_column,
     value_columns,
@@ -342,10 +344,14 @@ def columns() -> list[Column]:
             table=SimpleNamespace(target="TARGET"),
             training_cases=(),
             answers_sd=unit == "UNIT",
+            calibration=SimpleNamespace(age_bias=() if unit == "years" else None),
+            typical_scans=() if names else None,
         )
         for names, unit in ((("CN", "MCI", "AD"), "probability"), ((), "years"), ((), "UNIT"))
     )
     found = columns_of(classes)
+    sets = certainty_columns(classes).values()
+    found = [column for column in found if column not in sets]
     middle = [column.name for column in found].index("member_spread") + 1
     return [
         *found[: middle - 1],
@@ -353,6 +359,9 @@ def columns() -> list[Column]:
         *value_columns(number),
         TRUTH,
         *found[middle - 1 : middle],
+        *[column for column in sets if column.name != "scan_distance"],
+        *certainty_columns(years).values(),
+        *[column for column in sets if column.name == "scan_distance"],
         *map(quality_column, QUALITY),
         *found[middle:],
     ]
@@ -375,7 +384,12 @@ def output_files() -> str:
         "`.tsv` by tabs; both hold six significant digits. `.jsonl` (one JSON object a line) and "
         "`.parquet` hold all bits. An empty cell means that there is no value.\n\n"
         + table(("column", "type", "unit", "meaning"), map(column_row, columns()))
-        + "`status` is one of:\n\n"
+        + "Probabilities are calibrated: scaled by the artifact's temperature, where it has one; "
+        "those of the engines' own files are not ([how to scale them](../how-to/how-sure.md#"
+        "outside-of-hfrt)). [How sure an answer is](../how-to/how-sure.md) says what sets, "
+        "intervals, gaps and `scan_distance` promise. Their columns are there where the artifact "
+        "knows them; those of the gap also need the true age in the table.\n\n"
+        "`status` is one of:\n\n"
         + table(("status", "meaning"), ((f"`{k}`", v) for k, v in STATUS_LEVELS.items()))
         + "## The record: `predictions.csv.run.json`\n\n"
         + table(("field", "meaning"), RUN)
@@ -446,6 +460,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     BidsOptions,
     MergeOptions,
     ExplainOptions,
+    AskOptions,
     EvaluateOptions,
     CompareOptions,
     ExportOptions,

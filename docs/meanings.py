@@ -49,7 +49,8 @@ ARTIFACT = [
         "`manifest.json`",
         "What the engines compute and from what: preprocessing, the fitted encoder of the table, "
         "classes or unit, versions, figures of the test part, how it was trained, how each engine "
-        "was compared, `population` (whom it was trained and tested on, in counts), hashes of "
+        "was compared, `population` (whom it was trained and tested on, in counts), `calibration`, "
+        "`typical_scans`, `table_summary` ([how sure it is](../how-to/how-sure.md)), hashes of "
         "every file and of itself.",
     ),
     (
@@ -58,6 +59,7 @@ ARTIFACT = [
         "`hfrt inspect --card` prints it from the manifest, whatever the file says.",
     ),
     ("`model.native`, `model.onnx`, ...", "The engines' files; of ONNX also trunk and head."),
+    ("`typical_scans.safetensors`", "What the network's features of usual scans are."),
     ("`scans.safetensors`", "What scans are compared with: the template, the mean boxes."),
 ]
 
@@ -71,6 +73,9 @@ EVALUATION = [
         "`evaluation.json`",
         "`target`, `classes`, `unit`, `counts`, `not_counted` (why, and how many), `figures` "
         "(`NAME_95`: the 95 % interval; `reasons`: why one is null), `groups` by sex and age, "
+        "`certainty` (`level`; coverage and size of sets or intervals: `all`, and `groups` by true "
+        "class, sex, age, sex and age; `ages` as predicted and corrected; `unlike`: the share of "
+        "scans unlike the training's), "
         "`seen_in_training` (no test, with `--include-seen`), `own_test_set`, `notes`, and as in "
         "the record of a run: `artifact`, `identity`, `options`, `inputs`, `machine`.",
     ),
@@ -131,14 +136,15 @@ JOURNAL = [
     (
         '`"case"`',
         "`case` (subject, session, status, code, reason, values, spread, seconds, quality, scan, "
-        "stamp), `row` (hash of the cells that the network reads, as a map reads them, and of how "
-        "scans are checked)",
+        "stamp, certainty), `row` (hash of the cells that the network reads, as a map reads them, "
+        "and of the rules: `scan_checks`, `level`, `refuse_ood`)",
         "One for each case, as it is done.",
     ),
     (
         '`"end"`',
         "`status`, `cases`, `known` (cases that failed before and have not changed), `problems` "
-        "(what could not be joined), `table`, `map`, `counts`",
+        "(what could not be joined), `table`, `map`, `bids_filter`, `scan_checks`, `level`, "
+        "`refuse_ood`, `counts`",
         "The end of a run. A run that was killed has none.",
     ),
 ]

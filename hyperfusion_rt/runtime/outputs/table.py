@@ -129,7 +129,8 @@ def certainty_columns(
         truth: whether the table knows the target: a gap needs a true age.
     """
     made, unit = manifest.calibration, si_unit(manifest.unit)
-    at = "the level asked for, 0.9 by default" if level is None else f"probability {level:g}"
+    asked = "the probability that was asked for, 0.9 by default"
+    at = asked if level is None else f"probability {level:g}"
     found: dict[str, Column] = {}
     if made is not None and manifest.classes:
         found["classes"] = Column(

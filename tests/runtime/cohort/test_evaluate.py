@@ -282,7 +282,9 @@ def test_a_table_without_the_target(people, hfrt):
     # infer does not mind, and has no truth.
     assert hfrt(people, "infer", "scans", "--tabular", "data.csv", "--engine", "native")[0] == 0
     assert "truth" not in table(people / "predictions.csv")[0]
-    assert "truth" not in (people / "predictions.html").read_text().lower()
+    page = (people / "predictions.html").read_text()
+    shown = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    assert "truth" not in shown.lower()
 
 
 @pytest.mark.parametrize(("cell", "said"), [("", "the column is empty"), ("SMC", "'SMC' in 24")])
@@ -419,8 +421,10 @@ def test_infer_counts_no_case_of_the_training(cohort, session_run, hfrt):
     )
     assert found.agreement.seen == found.agreement.known == count
     assert found.agreement.figures["cases"] == 0
-    seen, line = found.remarks
+    seen, sets, line = found.remarks
     assert seen.startswith(f"{count} of {count} cases stood in the training")
+    assert sets.startswith("prediction sets at 0.9: ")
+    assert sets.endswith("have one class")  # of none it is known whether it holds the truth
     assert line.startswith(f"on 0 of {count} cases")
     assert line.endswith("none is left to count")
 
@@ -434,6 +438,7 @@ def years(session_artifact):
     manifest = Artifact.open(session_artifact).manifest
     spec = manifest.table.model_copy(update={"target": "AGE", "classes": {}, "unit": "years"})
     change = {"classes": (), "unit": "years", "table": spec, "training_cases": None}
+    change |= {"calibration": None}  # it is of classes
     return manifest.model_copy(update=change)
 
 
