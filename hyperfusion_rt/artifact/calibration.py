@@ -5,7 +5,6 @@ Fitted at export on the validation part, or on cases given to it; used by NumPy 
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -107,7 +106,7 @@ class Calibration(Frozen):
     age: str | None = None
     groups_by: Literal["table", "prediction"] = "table"
 
-    @cached_property
+    @property
     def highest_level(self) -> float:
         """Of sets and intervals."""
         return conformal.highest_level(self.cases)
