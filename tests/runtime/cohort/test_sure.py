@@ -206,6 +206,16 @@ def test_a_derivative_describes_the_columns(people, hfrt):
     assert "calibrated" in sidecar["p_AD"]["Description"]
     (row,) = table(people / "out/sub-N0001/sub-N0001_sessions.tsv", "\t")
     assert row["prediction_set"] != "n/a"
+    # As a BIDS App: participants of two levels are not joined in silence.
+    app = ("bids-app", "bids", "app")
+    assert hfrt(people, *app, "participant", "--engine", "native", "--level", "0.8")[0] == 0
+    one = ("--participant-label", "N0001", "--engine", "native", "--level", "0.5")
+    assert hfrt(people, *app, "participant", *one)[0] == 0
+    status, _, err = hfrt(people, *app, "group")
+    assert status == 0
+    assert "not all of one level: 0.5, 0.8" in err
+    sidecar = json.loads((people / "app/group_predictions.json").read_text())
+    assert "that was asked for" in sidecar["prediction_set"]["Description"]
 
 
 def test_scans_unlike_the_training_s_are_warned_of_and_refused(people, hfrt):
