@@ -16,6 +16,7 @@ from hyperfusion_rt.cli.options import COMMANDS, GROUPS, PANELS, flag, spell
 # What the commands of version 0.1.0 were called with, by their names and defaults.
 NAMES = {
     "infer": {
+        "--level": None, "--refuse-ood": False,
         "--tabular": None, "--artifact": None, "--out": "predictions.csv", "--report": None,
         "--engine": "auto", "--threads": None, "--from": "registered", "--resume": False,
         "--force": False, "--fail-fast": False, "--max-errors": None, "--max-memory": None,
@@ -25,6 +26,7 @@ NAMES = {
         "--unmatched-rows": "list", "--bids-filter": None, "--json": False,
     },
     "evaluate": {
+        "--level": None, "--refuse-ood": False,
         "--tabular": None, "--out": "evaluation", "--engine": "auto", "--threads": None,
         "--from": "registered", "--scan-checks": None, "--batch": 1, "--feature-cache": None,
         "--max-memory": None, "--id-column": None, "--duplicates": "refuse", "--seen-by": "any",
@@ -35,13 +37,20 @@ NAMES = {
         "--of": None, "--atlas": None, "--cube": 8.0, "--engine": "auto", "--threads": None,
         "--from": "registered", "--id-column": None, "--json": False,
     },
+    "what-if": {
+        "--tabular": None, "--vary": None, "--nearest-flip": False, "--at": None, "--out": None,
+        "--artifact": None, "--engine": "auto", "--threads": None, "--id-column": None,
+        "--level": None, "--refuse-ood": False, "--json": False,
+    },
     "merge": {"--artifact": None, "--out": "predictions.csv", "--report": None, "--json": False},
     "bids-app": {
+        "--level": None, "--refuse-ood": False,
         "--participant-label": None, "--session-label": None, "--artifact": None,
         "--tabular": None, "--engine": "auto", "--threads": None, "--from": None,
         "--bids-filter": None, "--json": False,
     },
     "export": {
+        "--calibration": None, "--calibration-table": None,
         "--engine": ["native", "onnx"], "--precision": "fp32", "--combine": None, "--run": None,
         "--out": None, "--batch": "1:8:32", "--workspace": 4.0,
         "--compute-capability": [80, 86, 89, 120], "--serve": None, "--serve-backend": "onnx",
