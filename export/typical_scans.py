@@ -32,7 +32,7 @@ def vectors_of(
     found = []
     for index in cases:
         images = dataset.images([int(index)])[0]
-        features = pooled(network.features(as_batch([images])))
+        features = pooled(network.features(as_batch([images])), 1)
         figures = figures_of(images, reference, preprocessing)
         found.append(np.concatenate([features[0], figures]))
     return np.stack(found)

@@ -341,11 +341,14 @@ def usual_boxes(m: Manifest) -> list[tuple[str, ...]]:
     if stored is None or not stored.boxes:
         return []
     found: list[tuple[str, ...]] = []
-    for box, usual in zip(m.preprocessing.boxes, stored.boxes, strict=True):
+    names = scan_check.box_names(m.preprocessing)
+    for name, usual in zip(names, stored.boxes, strict=True):
         spans = []
         for one in (usual.fill, usual.contrast):
             reach = scan_check.BOX_WARN * one.spread
             spans.append(f"{number(max(0.0, one.median - reach))} to {number(one.median + reach)}")
         least = usual.correlation.median - scan_check.BOX_WARN * usual.correlation.spread
-        found.append((box.name, *spans, f"{number(float(np.tanh(least)))} at least"))
+        found.append(
+            (name.removesuffix(" box"), *spans, f"{number(float(np.tanh(least)))} at least")
+        )
     return found

@@ -34,10 +34,10 @@ def calibration_rows(made: Calibration, m: Manifest) -> Rows:
         source = "of the validation part" + (", which also chose the weights" * chose_weights(m))
     rows = [
         ("calibration cases", f"{made.cases} people, {source}"),
-        ("highest level", f"{made.highest_level:.4g}"),
+        ("highest level", number(made.highest_level)),
     ]
     if m.classes:
-        rows.append(("temperature", f"{made.temperature:.4g}"))
+        rows.append(("temperature", number(made.temperature)))
         told = [f"{n} {number(v)}" for n, v in made.coverage.items() if v is not None]
         held = ", ".join(told) or "too few cases of each class"
         rows.append((f"sets at {LEVEL:g} hold of these cases", held))

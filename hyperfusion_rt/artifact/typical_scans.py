@@ -138,8 +138,8 @@ class Typical:
             ) from None
 
 
-def pooled(features: Mapping[str, NDArray[np.float32]]) -> Floats:
-    """What the head of the first member reads of B scans, `[B, ...]` each → `[B, F]`.
+def pooled(features: Mapping[str, NDArray[np.float32]], count: int) -> Floats:
+    """What the head of the first member reads of `count` scans, `[B, ...]` each → `[B, F]`.
 
     Of volumes the mean and the standard deviation of each channel.
     """
@@ -154,5 +154,5 @@ def pooled(features: Mapping[str, NDArray[np.float32]]) -> Floats:
         else:
             found.append(values)
     if not found:  # a head that reads the image itself, or nothing of it
-        return np.empty((len(next(iter(features.values()))), 0))
+        return np.empty((count, 0))
     return np.concatenate(found, 1)

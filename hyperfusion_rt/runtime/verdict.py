@@ -82,7 +82,7 @@ class Verdict:
         if self.typical is None or stored is None:
             return None
         figures = np.array([scan.figures for scan in scans])
-        vectors = np.concatenate([pooled(features), figures], 1)
+        vectors = np.concatenate([pooled(features, len(scans)), figures], 1)
         found: NDArray[np.float64] = self.typical.distances(vectors) / stored.threshold
         return found
 

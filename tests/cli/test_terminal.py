@@ -134,7 +134,7 @@ def test_whatever_ends_a_run_there_is_one_json_object(
     cohort, hfrt, monkeypatch, error, status, where
 ):
     place = {
-        "reading": "hyperfusion_rt.runtime.predictor.find_cases",
+        "reading": "hyperfusion_rt.runtime.gather.find_cases",
         "predicting": "hyperfusion_rt.runtime.cohort.journal.Journal.append",
         "writing": "hyperfusion_rt.runtime.cohort.record.write_predictions",
     }[where]
@@ -182,6 +182,6 @@ def test_a_signal_while_a_command_starts_is_one_json_object(tmp_path):
 def test_the_report_has_the_name_of_its_table(cohort, hfrt):
     status, out, _ = hfrt(cohort, *COMMAND, "--out", "tonight.v2.tsv")
     assert status == 0
-    assert "written: tonight.v2.tsv, tonight.v2.html" in out
-    assert (cohort / "tonight.v2.html").exists()
+    assert "written: tonight.v2.tsv, tonight.v2.tsv.html" in out
+    assert (cohort / "tonight.v2.tsv.html").exists()
     assert not (cohort / "report.html").exists()

@@ -60,10 +60,10 @@ def ask(scan: Path, tabular: Path, vary: Sequence[str], options: AskOptions) -> 
     if len(cohort.cases) != 1:
         problems = [problem for problem in cohort.problems if problem.kind != "row-without-scan"]
         why = f": {problems[0].where}: {problems[0].reason}" if problems else ""
-        raise CohortError(
-            f"{scan}: {len(cohort.cases)} scans have a row of the table{why}; name one scan",
-            code="cohort-no-scan" if not cohort.cases else "scan-ambiguous",
-        )
+        text = f"{scan}: {len(cohort.cases)} scans have a row of the table{why}; name one scan"
+        if cohort.cases:
+            raise CohortError(text, code="scan-ambiguous")
+        raise CohortError(text, code="cohort-no-scan")
     case = cohort.cases[0]
     question = predictor.question(case)
     spec = artifact.manifest.table

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hyperfusion_rt.runtime.explain.image import explain_image
 
 from hyperfusion_rt.config import Box, Preprocessing
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.errors import ConfigError, EngineError
 from hyperfusion_rt.runtime.case_input import CaseInput
+from hyperfusion_rt.runtime.cohort.explain import explain_image
 from hyperfusion_rt.runtime.options import ExplainOptions
 
 nib = import_nibabel()
