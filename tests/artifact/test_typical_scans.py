@@ -53,11 +53,11 @@ def test_features_that_never_vary_and_few_scans():
 def test_what_is_pooled():
     volume = np.arange(16.0).reshape(1, 2, 2, 2, 2).astype(np.float32)
     features = {"m0.a": volume, "m0.b": np.ones((1, 3), np.float32), "m1.a": volume}
-    found = pooled(features)
+    found = pooled(features, 1)
     np.testing.assert_allclose(found[0, :2], [3.5, 11.5])
     np.testing.assert_allclose(found[0, 2:4], np.arange(8).std())
     assert found.shape == (1, 7)
-    assert pooled({"other": volume}).shape == (1, 0)
+    assert pooled({"other": volume}, 1).shape == (1, 0)
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ def test_inspect_says_how_sure_it_is(people, hfrt, session_sure):
     made = Artifact.open(session_sure).manifest.calibration
     text = " ".join(out.split())
     assert "calibration cases 16 people, of the validation part" in text
-    assert "highest level 0.9412" in text
+    assert "highest level 0.941" in text
     assert f"temperature {made.temperature:.4g}" in text
     assert "usual scans fitted on 24 training scans; threshold" in text
     assert "summary of the table of 32 training rows, 9 columns" in text
