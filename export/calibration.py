@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from hyperfusion_rt.artifact.calibration import LEVEL, AgeBias, Calibration, Scores, group_of
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.number_check import means_age
+from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import TableError
+from hyperfusion_rt.export.typical_scans import vectors_of
 from hyperfusion_rt.metrics import FEWEST as FEWEST_OF_GROUP
 from hyperfusion_rt.metrics import classification, conformal
 from hyperfusion_rt.rules import combine, mixture
+from hyperfusion_rt.runtime.case_input import as_batch
 from hyperfusion_rt.runtime.evaluation import ages_of, columns_of_groups, sexes_of
 from hyperfusion_rt.runtime.network import Network
 from hyperfusion_rt.training.dataset import Dataset
@@ -31,21 +34,24 @@ class Known:
     """N cases with answers of members that did not learn from them.
 
     `values [N, C]`; `sd [N]`, where the network answers one; `truth [N]`; `cases`: which of the
-    dataset's.
+    dataset's; `vectors [N, F]`: of their scans (`export.typical_scans`), F = 0 without a reference.
     """
 
     cases: NDArray[np.intp]
     values: Floats
     sd: Floats | None
     truth: Floats
+    vectors: Floats
 
 
-def known_of(network: Network, dataset: Dataset, *, given: bool) -> Known | None:
+def known_of(
+    network: Network, dataset: Dataset, reference: Reference | None = None, *, given: bool
+) -> Known | None:
     """The answers to validation cases, or to all where they are `given`; None where there is none.
 
     One case of each person, the first, so that the cases are independent. Of a validation case
     only members answer that did not learn from it: one in most ensembles, so that theirs are a
-    little less sure than the whole.
+    little less sure than the whole. `vectors` are asked for with `reference`.
     """
     manifest = network.manifest
     names = [dataset.parts.names(m) for m in range(len(manifest.members))]
@@ -57,12 +63,14 @@ def known_of(network: Network, dataset: Dataset, *, given: bool) -> Known | None
             met.add(case.subject)
             found.append((index, np.array(answering)))
     cases: list[int] = []
-    values, deviations = [], []
-    answers = _answers(network, dataset, [index for index, _ in found])
-    for (index, members), raw in zip(found, answers, strict=True):
-        if raw is None:
+    values, deviations, scans = [], [], []
+    answers = _answers(network, dataset, reference, [index for index, _ in found])
+    for (index, members), answer in zip(found, answers, strict=True):
+        if answer is None:
             continue
+        raw, vector = answer
         cases.append(index)
+        scans.append(vector)
         if manifest.answers_sd:
             mean, sd = mixture(raw[members])
             values.append(np.array([mean]))
@@ -76,13 +84,15 @@ def known_of(network: Network, dataset: Dataset, *, given: bool) -> Known | None
         np.stack(values),
         np.array(deviations) if deviations else None,
         dataset.targets[cases],
+        np.stack(scans),
     )
 
 
 def _answers(
-    network: Network, dataset: Dataset, cases: list[int]
-) -> Iterator[NDArray[np.float32] | None]:
-    """Every member's raw outputs `[M, N, C]` of each case; None where a member cannot read it."""
+    network: Network, dataset: Dataset, reference: Reference | None, cases: list[int]
+) -> Iterator[tuple[NDArray[np.float32], Floats] | None]:
+    """Every member's raw outputs `[M, N, C]` of each case, and the scan's vector `[F]`, empty
+    without `reference`; None where a member cannot read the row."""
     manifest = network.manifest
     shape = len(manifest.members), len(manifest.preprocessing.boxes), -1
     for start in range(0, len(cases), _BATCH):
@@ -96,10 +106,15 @@ def _answers(
             rows[index] = np.concatenate(row)
         if rows:
             images = dataset.images(list(rows))
-            images = images.reshape(len(images), -1, *images.shape[3:])
-            raw = network.run(images, np.stack(list(rows.values())))["members"]
+            features = network.features(as_batch(list(images)))
+            raw = network.finish(features, np.stack(list(rows.values())))["members"]
+            vectors = np.empty((len(images), 0))
+            if reference is not None:
+                vectors = vectors_of(features, images, reference, manifest.preprocessing)
         place = {index: n for n, index in enumerate(rows)}
-        yield from (raw[place[i]].reshape(shape) if i in place else None for i in part)
+        yield from (
+            (raw[place[i]].reshape(shape), vectors[place[i]]) if i in place else None for i in part
+        )
 
 
 def calibrate(manifest: Manifest, dataset: Dataset, known: Known, *, given: bool) -> Calibration:

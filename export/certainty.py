@@ -21,7 +21,7 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import CohortError
 from hyperfusion_rt.export.calibration import FEWEST, calibrate, known_of
 from hyperfusion_rt.export.options import ExportOptions
-from hyperfusion_rt.export.typical_scans import typical_scans, vectors_of
+from hyperfusion_rt.export.typical_scans import typical_scans
 from hyperfusion_rt.runtime.network import Network
 from hyperfusion_rt.training.dataset import Dataset, gather_external
 from hyperfusion_rt.training.run_folder import Run
@@ -61,7 +61,10 @@ def certainty_of(
     change: dict[str, Any] = {}
     notes = []
     with _calibration_cases(artifact, run, dataset, options) as cases:
-        known = known_of(network, cases, given=given)
+        reference = artifact.reference()
+        if reference is not None and reference.means is None:
+            reference = None
+        known = known_of(network, cases, reference, given=given)
         if known is None and given:
             raise CohortError(
                 f"`calibration` {options.calibration}: no case can be used", code="calibration-none"
@@ -72,13 +75,11 @@ def certainty_of(
             made = calibrate(artifact.manifest, cases, known, given=given)
             change["calibration"] = made
             notes += _too_few(made, artifact.manifest)
-        reference = artifact.reference()
-        if dataset is None or known is None or reference is None or reference.means is None:
+        if dataset is None or known is None or reference is None:
             why = "its study is not at hand" if dataset is None else "no case can be compared"
             notes.append(f"the artifact does not say what scans are usual: {why}")
         else:
-            others = vectors_of(network, cases, known.cases, reference)
-            found = typical_scans(network, dataset, others, artifact.folder, reference)
+            found = typical_scans(network, dataset, known.vectors, artifact.folder, reference)
             if found is None:
                 notes.append("too few scans to say which are usual: new ones are not compared")
             else:

@@ -21,6 +21,8 @@ from hyperfusion_rt.artifact.population import (
     told,
 )
 from hyperfusion_rt.config import SD, Config, TableSpec
+from hyperfusion_rt.data.acquisition import scanner_of
+from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.table_file import Row, is_missing
 from hyperfusion_rt.metrics.classification import reliability
@@ -70,6 +72,7 @@ def population_of(run: Run, dataset: Dataset) -> Population:
         age_column=age,
         missing=_missing(rows, config.tabular),
         spacing=_spacings(config, dataset),
+        scanners=_scanners(cases),
         left_out=told(left),
         findings=tuple(finding.text for finding in leaks),
         more_findings=len(set(dataset.check.findings) - set(leaks)),
@@ -152,6 +155,13 @@ def _spacings(config: Config, dataset: Dataset) -> dict[str, tuple[float, float,
         low, middle, high = np.quantile(edges, (0, 0.5, 1))
         found[channel.name] = (round(low, 3), round(middle, 3), round(high, 3))
     return found
+
+
+def _scanners(cases: Sequence[Case]) -> Counts:
+    """How many cases come from each scanner, where a file beside the scan names it."""
+    of = [(scanner_of(case.files[0]), case.subject) for case in cases]
+    people = {name: len({who for other, who in of if other == name}) for name, _ in of if name}
+    return told({name: sum(other == name for other, _ in of) for name in people}, people)
 
 
 def _performance(

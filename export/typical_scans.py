@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfusion_rt.artifact.typical_scans import FILE, Typical, TypicalScans, pooled
+from hyperfusion_rt.artifact.typical_scans import FILE, Typical, TypicalScans, vectors
+from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.data.scan_figures import figures_of
 from hyperfusion_rt.metrics import conformal
 from hyperfusion_rt.runtime.case_input import as_batch
-from hyperfusion_rt.runtime.network import Network
+from hyperfusion_rt.runtime.network import Features, Network
 from hyperfusion_rt.training.dataset import Dataset
 
 Floats = NDArray[np.float64]
@@ -25,17 +26,14 @@ _MOST = 1000
 
 
 def vectors_of(
-    network: Network, dataset: Dataset, cases: NDArray[np.intp], reference: Reference
+    features: Features,
+    images: NDArray[np.float32],
+    reference: Reference,
+    preprocessing: Preprocessing,
 ) -> Floats:
-    """`[N, F]`: what the first member's head reads of each scan, and its boxes' figures."""
-    preprocessing = network.manifest.preprocessing
-    found = []
-    for index in cases:
-        images = dataset.images([int(index)])[0]
-        features = pooled(network.features(as_batch([images])), 1)
-        figures = figures_of(images, reference, preprocessing)
-        found.append(np.concatenate([features[0], figures]))
-    return np.stack(found)
+    """`images [B, N, C, D, H, W]` → `[B, F]`: what the first member's head reads of each, in
+    `features`, and the figures of its boxes."""
+    return vectors(features, [figures_of(boxes, reference, preprocessing) for boxes in images])
 
 
 def typical_scans(
@@ -51,9 +49,13 @@ def typical_scans(
         return None
     if len(chosen) > _MOST:
         chosen = np.random.default_rng(0).choice(chosen, _MOST, replace=False)
-    vectors = vectors_of(network, dataset, chosen, reference)
+    fitted = []
+    for index in chosen:
+        images = dataset.images([int(index)])
+        features = network.features(as_batch(list(images)))
+        fitted.append(vectors_of(features, images, reference, network.manifest.preprocessing))
     targets = dataset.targets[chosen] if network.manifest.classes else np.zeros(len(chosen))
-    found = Typical.fit(vectors, targets.astype(np.intp))
+    found = Typical.fit(np.concatenate(fitted), targets.astype(np.intp))
     distances = found.distances(others)
     alarms = max(FALSE_ALARMS, 1 / (len(others) + 1))
     return TypicalScans(

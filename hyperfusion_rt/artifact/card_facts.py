@@ -185,10 +185,12 @@ def _of_population(p: Population) -> dict[str, str | None]:
     )
     left = ", ".join(f"{count_text(n)}: {CODES.get(code, code)}" for code, n in p.left_out.items())
     edges = [f"{name}: {_edges(low, mid, high)}" for name, (low, mid, high) in p.spacing.items()]
+    scanners = [f"{name} ({count_text(n)} scans)" for name, n in p.scanners.items()]
     return {
         "cohort": f"{p.cases} scans of {p.people} people",
         "parts": f"scans: {parts}",
         "left_out": left or "none",
+        **({"scanners": ", ".join(scanners)} if scanners else {}),
         "characteristics": "sex, age and target of each part are above",
         "spacing": f"edges of voxels in mm, {'; '.join(edges)}",
     }

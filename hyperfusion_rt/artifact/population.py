@@ -78,7 +78,8 @@ class Population(Frozen):
 
     `sex_column`, `age_column`: of the table, None where it has none. `missing`: the part of the
     cases in which a column of the table, a feature or the target, is empty. `spacing`: of each
-    channel the smallest, median and largest edge of a voxel in mm. `left_out`: cases that could
+    channel the smallest, median and largest edge of a voxel in mm. `scanners`: cases of each that a
+    file beside the scan names. `left_out`: cases that could
     not be used, by code. `findings`: what the check of the study found odd about whole columns;
     `more_findings`: how many more there are, which quote cases.
     """
@@ -90,6 +91,7 @@ class Population(Frozen):
     age_column: str | None = None
     missing: dict[str, float] = Field({})
     spacing: dict[str, tuple[float, float, float]] = Field({})
+    scanners: Counts = Field({})
     left_out: Counts = Field({})
     findings: tuple[str, ...] = ()
     more_findings: int = 0

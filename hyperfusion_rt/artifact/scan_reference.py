@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from hyperfusion_rt.artifact.arrays import read_arrays, write_arrays
 from hyperfusion_rt.config import Frozen, ScanChecks
 from hyperfusion_rt.data.scan_check import BoxUsual, Landmarks, Reference
-from hyperfusion_rt.errors import ArtifactError
-from hyperfusion_rt.files import replacing, sha256
 
 FILE = "scans.safetensors"
 
@@ -26,20 +23,12 @@ class ScanReference(Frozen):
 
 def write_reference(folder: Path, reference: Reference) -> ScanReference:
     """Write the arrays of `reference` into `folder`; returns the rest."""
-    from safetensors.numpy import save_file
-
-    arrays = {
-        "points": np.ascontiguousarray(reference.landmarks.points, np.float32),
-        "values": np.ascontiguousarray(reference.landmarks.values, np.float32),
-    }
+    arrays = {"points": reference.landmarks.points, "values": reference.landmarks.values}
     if reference.means is not None:
-        arrays["means"] = np.ascontiguousarray(reference.means, np.float32)
-    path = folder / FILE
-    with replacing(path) as temporary:
-        save_file(arrays, temporary)
+        arrays["means"] = reference.means
     return ScanReference(
         file=FILE,
-        sha256=sha256(path),
+        sha256=write_arrays(folder / FILE, arrays),
         stride=reference.stride,
         boxes=reference.boxes,
         checks=reference.checks,
@@ -52,20 +41,6 @@ def read_reference(folder: Path, stored: ScanReference) -> Reference:
     Raises:
         ArtifactError: the file is missing, changed, or no such file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = folder / stored.file
-    advice = "copy the whole folder again, or export again"
-    if path.parent != folder or not path.is_file():
-        raise ArtifactError(f"{path}: is missing; {advice}", code="artifact-incomplete")
-    try:
-        if sha256(path) != stored.sha256:
-            raise ArtifactError(f"{path}: was changed; {advice}", code="artifact-damaged")
-        arrays = load_file(path)
-        landmarks = Landmarks(arrays["points"], arrays["values"])
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ArtifactError(
-            f"{path}: cannot be read: {error}; {advice}", code="artifact-damaged"
-        ) from None
+    arrays = read_arrays(folder, stored.file, stored.sha256, ("points", "values"))
+    landmarks = Landmarks(arrays["points"], arrays["values"])
     return Reference(landmarks, stored.boxes, arrays.get("means"), stored.stride, stored.checks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
 from typing import Annotated, Literal
@@ -46,6 +47,12 @@ def _scores(probabilities: Sequence[float]) -> Floats:
     return result
 
 
+def _interpolated(cells: Floats, values: Floats | tuple[float, ...], scores: Floats) -> Floats:
+    """NaN of a gap, also where there is one value only."""
+    found: Floats = np.interp(cells, values, scores)
+    return np.where(np.isnan(cells), np.nan, found)
+
+
 _KNOTS = _scores(_PROBABILITIES)
 
 
@@ -59,13 +66,15 @@ class Quantiles(Fitted):
     )
     missing: float = Field(ge=0, lt=1)
 
+    @cached_property
+    def _knots(self) -> tuple[Floats, Floats]:
+        """Values with their scores: of equal quantiles, the mean score."""
+        values, knot = np.unique(self.values, return_inverse=True)
+        return values, np.bincount(knot, _KNOTS) / np.bincount(knot)
+
     def scores(self, cells: Floats) -> Floats:
         """The normal score of each cell; NaN of a gap."""
-        values, knot = np.unique(self.values, return_inverse=True)
-        # Equal quantiles are one value with many scores: their mean.
-        knots = np.bincount(knot, _KNOTS) / np.bincount(knot)
-        found: Floats = np.interp(cells, values, knots)
-        return np.where(np.isnan(cells), np.nan, found)
+        return _interpolated(cells, *self._knots)
 
     def cells(self, scores: Floats) -> Floats:
         """The cell of each normal score."""
@@ -100,17 +109,22 @@ class Levels(Fitted):
     def _ends(self) -> Floats:
         return np.cumsum(self.shares) / sum(self.shares)
 
+    @cached_property
+    def _middles(self) -> Floats:
+        starts = np.concatenate([[0.0], self._ends[:-1]])
+        return _scores(list((starts + self._ends) / 2))
+
+    @cached_property
+    def _limits(self) -> Floats:
+        return _scores(list(self._ends[:-1]))
+
     def scores(self, cells: Floats) -> Floats:
         """As `Quantiles.scores`: of the middle of a level's part of the distribution."""
-        starts = np.concatenate([[0.0], self._ends[:-1]])
-        middles = _scores(list((starts + self._ends) / 2))
-        found: Floats = np.interp(cells, self.values, middles)
-        return np.where(np.isnan(cells), np.nan, found)
+        return _interpolated(cells, self.values, self._middles)
 
     def cells(self, scores: Floats) -> Floats:
         """As `Quantiles.cells`."""
-        index = np.searchsorted(_scores(list(self._ends[:-1])), scores, "right")
-        found: Floats = np.array(self.values)[index]
+        found: Floats = np.array(self.values)[np.searchsorted(self._limits, scores, "right")]
         return found
 
     def edges(self, bins: int) -> Floats:
@@ -172,6 +186,21 @@ class TableSummary(Fitted):
     def _matrix(self) -> Floats:
         return np.array(self.correlation, np.float64)
 
+    @cached_property
+    def _inverses(self) -> dict[tuple[int, ...], Floats]:
+        return {}
+
+    def _inverse(self, known: tuple[int, ...]) -> Floats:
+        """Of the correlation of some columns."""
+        if known not in self._inverses:
+            found = np.linalg.inv(self._matrix[np.ix_(known, known)])
+            self._inverses[known] = np.asarray(found, np.float64)
+        return self._inverses[known]
+
+    @cached_property
+    def _rare(self) -> _RarePairs:
+        return _RarePairs.of(self)
+
     def scores(self, cells: Floats) -> Floats:
         """`cells [N, K]` → normal scores, NaN where one is missing."""
         return np.stack([s.scores(c) for s, c in zip(self.columns, cells.T, strict=True)], 1)
@@ -189,8 +218,9 @@ class TableSummary(Fitted):
             there = np.flatnonzero(pattern)
             if len(there):
                 z = scores[rows][:, there]
-                inverse = np.linalg.inv(self._matrix[np.ix_(there, there)])
-                found[rows] = np.sqrt(np.einsum("ni,ij,nj->n", z, inverse, z) / len(there))
+                # Not a matrix product: that may add up in another order for another N.
+                along = np.einsum("ni,ij->nj", z, self._inverse(tuple(there.tolist())))
+                found[rows] = np.sqrt((along * z).sum(1) / len(there))
         return found
 
     def draw(self, cells: Floats, count: int, seed: int = 0) -> Floats:
@@ -206,7 +236,7 @@ class TableSummary(Fitted):
         if not len(gap):
             return found
         across = self._matrix[np.ix_(gap, known)]
-        solved = across @ np.linalg.inv(self._matrix[np.ix_(known, known)])
+        solved = across @ self._inverse(tuple(known.tolist()))
         left = self._matrix[np.ix_(gap, gap)] - solved @ across.T
         values, vectors = np.linalg.eigh(left)
         root = vectors * np.sqrt(np.maximum(values, 0))
@@ -223,33 +253,91 @@ class TableSummary(Fitted):
         gaps = np.random.default_rng([seed, 1]).random(found.shape) < missing
         return np.where(gaps, np.nan, found)
 
-    def unusual(self, cells: Floats, varied: Sequence[int] = ()) -> list[str]:
+    def unusual(self, cells: Floats, varied: NDArray[np.bool_] | None = None) -> list[str]:
         """Why each of the rows `cells [N, K]` is unlike the training table; empty where it is not.
 
         Args:
-            varied: columns of which every pair with another is looked at, beside the whole row.
+            varied: `[N, K]`, cells of which every pair with another is looked at, beside the whole
+                row.
         """
         texts: dict[int, list[str]] = defaultdict(list)
-        for pair in self.pairs:
-            if not pair.rare or (pair.first not in varied and pair.second not in varied):
-                continue
-            i, j = pair.first, pair.second
-            first, second = self.columns[i], self.columns[j]
-            ends = first.edges(pair.bins), second.edges(pair.bins)
-            rare = np.zeros((len(ends[0]) + 1, len(ends[1]) + 1), bool)
-            rare[tuple(np.array([text.split(".") for text in pair.rare], int).T)] = True
-            both = np.flatnonzero(~np.isnan(cells[:, i]) & ~np.isnan(cells[:, j]))
-            a = np.searchsorted(ends[0], cells[both, i], "right")
-            b = np.searchsorted(ends[1], cells[both, j], "right")
-            for n in np.flatnonzero(rare[a, b]):
-                texts[int(both[n])].append(
-                    f"fewer than {FEWEST} training rows had {first.bin_text(ends[0], a[n])} with "
-                    f"{second.bin_text(ends[1], b[n])}"
-                )
+        if varied is not None:
+            for row, text in self._rare.found(cells, varied):
+                texts[row].append(text)
         far = self.distances(cells) > self.farthest
-        for row in np.flatnonzero(far):
-            texts[int(row)].append("farther from the training table than 99 % of its rows")
+        for row in np.flatnonzero(far).tolist():
+            texts[row].append("farther from the training table than 99 % of its rows")
         return ["; ".join(texts.get(row, ())) for row in range(len(cells))]
+
+
+@dataclass(frozen=True)
+class _RarePairs:
+    """The pairs of a summary as one table, so that all pairs of many rows are looked up at once.
+
+    `bins` [U]: each way in which the bins of a column are cut, with the column. `first`, `second`
+    [P]: of these, those of a pair. `start`, `width` [P]: where a pair's bins start in `rare`, and
+    how many the second has. A gap lies in a bin of its own, which is never rare.
+    """
+
+    summary: TableSummary
+    bins: list[tuple[int, Floats]]
+    columns: NDArray[np.intp]  # [2, P]
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+    start: NDArray[np.intp]
+    width: NDArray[np.intp]
+    rare: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, summary: TableSummary) -> _RarePairs:
+        """Of a summary whose pairs are known."""
+        cuts: dict[tuple[int, int], int] = {}
+        bins: list[tuple[int, Floats]] = []
+        places = []
+        tables: list[NDArray[np.bool_]] = []
+        pairs = [pair for pair in summary.pairs if pair.rare]
+        for pair in pairs:
+            shape = []
+            for column in (pair.first, pair.second):
+                if (column, pair.bins) not in cuts:
+                    cuts[column, pair.bins] = len(bins)
+                    bins.append((column, summary.columns[column].edges(pair.bins)))
+                at = cuts[column, pair.bins]
+                places.append(at)
+                shape.append(len(bins[at][1]) + 2)
+            table = np.zeros(shape, bool)
+            table[tuple(np.array([text.split(".") for text in pair.rare], int).T)] = True
+            tables.append(table)
+        sizes = np.array([0, *(table.size for table in tables)], np.intp)
+        return cls(
+            summary,
+            bins,
+            np.array([[p.first for p in pairs], [p.second for p in pairs]], np.intp),
+            np.array(places[::2], np.intp),
+            np.array(places[1::2], np.intp),
+            np.cumsum(sizes)[:-1],
+            np.array([table.shape[1] for table in tables], np.intp),
+            np.concatenate([np.zeros(0, bool), *(table.ravel() for table in tables)]),
+        )
+
+    def found(self, cells: Floats, varied: NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+        """Rows of `cells [N, K]` and what is rare of them, of pairs with a cell of `varied`."""
+        if not len(self.first):
+            return
+        places = np.empty((len(self.bins), len(cells)), np.intp)
+        for at, (column, edges) in enumerate(self.bins):
+            values = cells[:, column]
+            places[at] = np.searchsorted(edges, values, "right")
+            places[at, np.isnan(values)] = len(edges) + 1
+        index = self.start[:, None] + places[self.first] * self.width[:, None]
+        index += places[self.second]
+        looked = varied.T[self.columns[0]] | varied.T[self.columns[1]]
+        for pair, row in zip(*np.nonzero(self.rare[index] & looked), strict=True):
+            words = []
+            for cut in (self.first[pair], self.second[pair]):
+                column, edges = self.bins[cut]
+                words.append(self.summary.columns[column].bin_text(edges, places[cut, row]))
+            yield int(row), f"fewer than {FEWEST} training rows had {' with '.join(words)}"
 
 
 def _summary(cells: Floats, column: Column) -> Quantiles | Levels:

@@ -8,7 +8,7 @@ are, and one variance for all others (Tipping & Bishop, 1999).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hyperfusion_rt.artifact.arrays import read_arrays, write_arrays
 from hyperfusion_rt.config import Frozen
-from hyperfusion_rt.errors import ArtifactError
-from hyperfusion_rt.files import replacing, sha256
 
 Floats = NDArray[np.float64]
 
 FILE = "typical_scans.safetensors"
+_ARRAYS = ("means", "scale", "axes", "variances")
 # Directions of the covariance that are kept, at most.
 _DIRECTIONS = 128
 # The least standard deviation of a feature, of its largest size: what rounding may do.
@@ -33,8 +33,7 @@ class TypicalScans(Frozen):
     """What the manifest says of the file of `Typical`.
 
     `threshold`: the distance that one usual scan in 1 / `false_alarms` exceeds, of `cases` scans
-    that the network did not learn from; fitted on `fitted` others. `spacing`: the finest and the
-    coarsest voxel of the training's scans in mm, None where it is not known.
+    that the network did not learn from; fitted on `fitted` others.
     """
 
     file: str
@@ -43,7 +42,6 @@ class TypicalScans(Frozen):
     cases: int = Field(ge=1)
     threshold: float = Field(gt=0)
     false_alarms: float = Field(gt=0, lt=1)
-    spacing: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,22 +88,8 @@ class Typical:
 
     def write(self, folder: Path) -> str:
         """Write it into an artifact's folder; returns the file's SHA-256."""
-        from safetensors.numpy import save_file
-
-        arrays = {
-            "means": self.means,
-            "scale": self.scale,
-            "axes": self.axes,
-            "variances": self.variances,
-            "rest": np.array([self.rest]),
-        }
-        path = folder / FILE
-        with replacing(path) as temporary:
-            save_file(
-                {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()},
-                temporary,
-            )
-        return sha256(path)
+        arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        return write_arrays(folder / FILE, arrays | {"rest": np.array([self.rest])})
 
     @classmethod
     def read(cls, folder: Path, stored: TypicalScans) -> Typical:
@@ -114,28 +98,14 @@ class Typical:
         Raises:
             ArtifactError: the file is missing, changed, or no such file.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        found = read_arrays(folder, stored.file, stored.sha256, (*_ARRAYS, "rest"))
+        means, scale, axes, variances = (found[name].astype(np.float64) for name in _ARRAYS)
+        return cls(means, scale, axes, variances, float(found["rest"][0]))
 
-        path = folder / stored.file
-        advice = "copy the whole folder again, or export again"
-        if path.parent != folder or not path.is_file():
-            raise ArtifactError(f"{path}: is missing; {advice}", code="artifact-incomplete")
-        try:
-            if sha256(path) != stored.sha256:
-                raise ArtifactError(f"{path}: was changed; {advice}", code="artifact-damaged")
-            arrays = {name: array.astype(np.float64) for name, array in load_file(path).items()}
-            return cls(
-                arrays["means"],
-                arrays["scale"],
-                arrays["axes"],
-                arrays["variances"],
-                float(arrays["rest"][0]),
-            )
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ArtifactError(
-                f"{path}: cannot be read: {error}; {advice}", code="artifact-damaged"
-            ) from None
+
+def vectors(features: Mapping[str, NDArray[np.float32]], figures: Sequence[Floats]) -> Floats:
+    """`[B, F]`: what the head reads of B scans, `[B, ...]` each, and `figures` of their boxes."""
+    return np.concatenate([pooled(features, len(figures)), np.array(figures)], 1)
 
 
 def pooled(features: Mapping[str, NDArray[np.float32]], count: int) -> Floats:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperfusion_rt.cli import terminal
-from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, command
+from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, command, spell
 from hyperfusion_rt.number_text import number
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def what_if(
 
 def _show(found: Asked) -> None:
     names = found.names
-    print(f"{found.subject}: the model's answer: {_in_words(names, found.answer)}")
+    said = found.prediction
+    print(f"{said.subject}: the model's answer: {_in_words(names, said.values)}")
+    for warning in said.warnings:
+        print(f"warning: {said.subject}: {spell(warning)}", file=sys.stderr)
     if found.what_if is not None:
         _show_points(found.what_if, names)
     if found.flips is None:

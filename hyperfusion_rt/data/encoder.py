@@ -85,7 +85,7 @@ class TabularEncoder(Fitted):
             )
         columns: tuple[Column, ...] = tuple(fit_column(f, rows) for f in spec.features)
         draft = cls(columns=columns)
-        x = np.stack([draft._read(row)[0] for row in rows])
+        x = draft.numbers(rows)
         steps, rounds = fit_steps(x, columns) if spec.imputer == "iterative" else ((), 0)
         draft = cls(columns=columns, steps=steps, rounds=rounds)
         columns = standardised(columns, draft.impute(x))
@@ -157,8 +157,7 @@ class TabularEncoder(Fitted):
             TableError: an unknown category, text in a number, a number that is not finite, or an
                 absent column; with the line, the column, the value and what is allowed.
         """
-        x, gaps = self._read(row)
-        encoded: Float32 = self._encoded(x[None], gaps[None])[0]
+        encoded: Float32 = self.encode_cells(self.cells(row)[None])[0]
         return encoded
 
     def cells(self, row: Row) -> Float64:
@@ -183,16 +182,27 @@ class TabularEncoder(Fitted):
 
         Many rows at once: a row's numbers are those of `encode_row`, bit for bit.
         """
+        _, mean, std = self.affine
+        scaled = (self.impute(self._expanded(cells)) - mean) / std
         gaps = np.isnan(cells)
-        parts_of_x = []
-        for column, value, gap in zip(self.columns, cells.T, gaps.T, strict=True):
+        encoded: Float32 = np.concatenate([scaled, gaps], 1, dtype=np.float32, casting="same_kind")
+        return encoded.take(self.order, 1)
+
+    def _expanded(self, cells: Float64) -> Float64:
+        """`cells [N, K]` → the C columns `[N, C]`: NaN where a number is missing."""
+        found = np.empty((len(cells), len(self.owners)))
+        at = 0
+        for column, values in zip(self.columns, cells.T, strict=True):
             if isinstance(column, CategoricalColumn):
+                count = len(column.categories)
                 mode = column.categories.index(column.mode)
-                chosen = np.where(gap, mode, value)[:, None]
-                parts_of_x.append((chosen == np.arange(len(column.categories))).astype(np.float64))
+                chosen = np.where(np.isnan(values), mode, values)
+                found[:, at : at + count] = chosen[:, None] == np.arange(count)
+                at += count
             else:
-                parts_of_x.append(value[:, None])
-        return self._encoded(np.concatenate(parts_of_x, 1), gaps.astype(np.float64))
+                found[:, at] = values
+                at += 1
+        return found
 
     def numbers(self, rows: Sequence[Row]) -> Float64:
         """`float64 [N, C]`: the columns that the imputer sees, with NaN where a number is missing.
@@ -200,7 +210,8 @@ class TabularEncoder(Fitted):
         Raises:
             TableError: as `encode_row`, for the first bad row.
         """
-        return np.array([self._read(row)[0] for row in rows]).reshape(len(rows), len(self.owners))
+        cells = np.array([self.cells(row) for row in rows], np.float64)
+        return self._expanded(cells.reshape(len(rows), len(self.columns)))
 
     def warnings(self, row: Row) -> list[str]:
         """What a reader should know of this row: unusual gaps, values that training had not.
@@ -217,16 +228,15 @@ class TabularEncoder(Fitted):
         Raises:
             TableError: as `encode_row`.
         """
-        x, gaps = self._read(row)
-        full = dict(
-            zip((owner.name for owner in self.owners), self.impute(x[None])[0], strict=True)
-        )
+        cells = self.cells(row)
+        numbers = self.impute(self._expanded(cells[None]))[0]
+        full = dict(zip((owner.name for owner in self.owners), numbers, strict=True))
         return {
             column.name: column.mode
             if isinstance(column, CategoricalColumn)
             else float(full[column.name])
-            for column, gap in zip(self.columns, gaps, strict=True)
-            if gap
+            for column, cell in zip(self.columns, cells, strict=True)
+            if math.isnan(cell)
         }
 
     @cached_property
@@ -264,22 +274,6 @@ class TabularEncoder(Fitted):
     def _coefficients(self) -> list[Float64]:
         return [np.array(step.coefficients, np.float64) for step in self.steps]
 
-    def _read(self, row: Row) -> tuple[Float64, Float64]:
-        """The C columns, NaN where a number is missing, and one 0/1 gap flag per feature."""
-        values: list[float] = []
-        gaps = []
-        for column in self.columns:
-            if isinstance(column, CategoricalColumn):
-                category = read_category(row, column.name, column.categories)
-                chosen = column.mode if category is None else category
-                values += [float(name == chosen) for name in column.categories]
-                gaps.append(float(category is None))
-                continue
-            number = self._number(row, column)
-            values.append(math.nan if number is None else number)
-            gaps.append(float(number is None))
-        return np.array(values, np.float64), np.array(gaps, np.float64)
-
     @staticmethod
     def _number(row: Row, column: NumericColumn) -> float | None:
         number = read_number(row, column.name, censored=column.kind == "censored")
@@ -290,13 +284,6 @@ class TabularEncoder(Fitted):
                 code="table-missing-value",
             )
         return number
-
-    def _encoded(self, x: Float64, gaps: Float64) -> Float32:
-        """`x [N, C]` and `gaps [N, K]` → `float32 [N, T]`."""
-        _, mean, std = self.affine
-        scaled = (self.impute(x) - mean) / std
-        encoded: Float32 = np.concatenate([scaled, gaps], 1, dtype=np.float32, casting="same_kind")
-        return encoded.take(self.order, 1)
 
     def impute(self, x: Float64) -> Float64:
         """`x [N, C]`, as `numbers` gives it, without NaN; a row never depends on the others."""

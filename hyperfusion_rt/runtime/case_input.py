@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.clock import Clock
 from hyperfusion_rt.config import Preprocessing, ScanChecks
+from hyperfusion_rt.data.acquisition import Edges, edges_of
 from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Reference, checked_boxes
 from hyperfusion_rt.data.scan_figures import figures_of
@@ -38,7 +39,7 @@ class CaseInput:
 
     `content`: the images' fingerprints; `figures`: of the boxes; both where they are asked for.
     `transform float64 [4, 4]`: of a raw scan, from mm of MNI space to its own; None of others, and
-    of kept features.
+    of kept features. `edges`: of the voxels of each image, unless the scan is raw.
     """
 
     images: Floats | None  # [N boxes, C channels, D, H, W]
@@ -49,6 +50,7 @@ class CaseInput:
     content: tuple[str, ...] = ()
     figures: tuple[float, ...] = ()
     transform: NDArray[np.float64] | None = None
+    edges: tuple[Edges, ...] = ()
 
     @classmethod
     def restored(cls, kept: Kept, digest: bytes | None) -> CaseInput:
@@ -56,7 +58,10 @@ class CaseInput:
         warnings, content, figures = (
             tuple(kept.note[name]) for name in ("warnings", "content", "figures")
         )
-        return cls(None, kept, digest, warnings, kept.note["quality"], content, figures)
+        edges = tuple((low, high) for low, high in kept.note["edges"])
+        return cls(
+            None, kept, digest, warnings, kept.note["quality"], content, figures, edges=edges
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,10 @@ class CaseReader:
             if self.fingerprints
             else ()
         )
-        return CaseInput(boxes.images, None, digest, boxes.warnings, {}, content, figures)
+        edges = tuple(edges_of(volume.affine) for volume in volumes)
+        return CaseInput(
+            boxes.images, None, digest, boxes.warnings, {}, content, figures, edges=edges
+        )
 
     def _figures(self, images: Floats) -> tuple[float, ...]:
         if not self.figures or self.reference is None or self.reference.means is None:

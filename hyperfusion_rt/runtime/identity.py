@@ -26,6 +26,7 @@ PACKAGES = {
 # Every module that `runtime.predictor` and the engines can reach: the way from file to number. A
 # test compares this list with the imports, so that a new module cannot be missing.
 CODE = (
+    "artifact.arrays",
     "artifact.calibration",
     "artifact.manifest",
     "artifact.operations",
@@ -46,6 +47,7 @@ CODE = (
     "config.study",
     "config.tabular",
     "config.training",
+    "data.acquisition",
     "data.bids_columns",
     "data.bids_dataset",
     "data.bids_filter",

@@ -68,6 +68,7 @@ class ScanFeatures:
             "quality": scan.quality,
             "content": scan.content,
             "figures": scan.figures,
+            "edges": scan.edges,
         }
         kept = Kept(self._network.features(as_batch([scan.images])), note)
         if scan.digest is not None:

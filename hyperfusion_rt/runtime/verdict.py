@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.manifest import Manifest
-from hyperfusion_rt.artifact.typical_scans import Typical, pooled
+from hyperfusion_rt.artifact.typical_scans import Typical, vectors
+from hyperfusion_rt.data.acquisition import scanner_of, unlike_edges, unlike_scanner
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.fingerprint import Seen
 from hyperfusion_rt.errors import ConfigError, ScanError, reason_of
@@ -81,10 +82,9 @@ class Verdict:
         stored = self.manifest.typical_scans
         if self.typical is None or stored is None:
             return None
-        figures = np.array([scan.figures for scan in scans])
-        vectors = np.concatenate([pooled(features, len(scans)), figures], 1)
-        found: NDArray[np.float64] = self.typical.distances(vectors) / stored.threshold
-        return found
+        figures = [np.asarray(scan.figures, np.float64) for scan in scans]
+        found: NDArray[np.float64] = self.typical.distances(vectors(features, figures))
+        return found / stored.threshold
 
     def predicted(
         self, item: Prepared, answer: Answer, distance: float | None, seconds: float
@@ -98,7 +98,7 @@ class Verdict:
         case = item.case
         if distance is not None and not np.isfinite(distance):
             raise no_features()
-        unlike = self._unlike(case, distance)
+        unlike = [*self._unlike(case, distance), *self._acquisition(case, item.scan)]
         values = tuple(float(v) for v in answer.values)
         return Prediction(
             case.subject,
@@ -133,6 +133,17 @@ class Verdict:
         if self._refuse:
             raise ScanError(f"{case.scan}: {text}", code="scan-unlike-training")
         return [text]
+
+    def _acquisition(self, case: Case, scan: CaseInput) -> list[str]:
+        """That the scan was made as no training scan was, as warnings."""
+        population = self.manifest.population
+        if population is None:
+            return []
+        odd = [unlike_scanner(scanner_of(case.files[0]), population.scanners)]
+        for edges, channel in zip(scan.edges, self.manifest.preprocessing.channels, strict=False):
+            if usual := population.spacing.get(channel.name):
+                odd.append(unlike_edges(edges, (usual[0], usual[2])))
+        return [text for text in odd if text]
 
     def _truth(self, case: Case) -> str | None:
         return case.row.values.get(self.manifest.table.target)

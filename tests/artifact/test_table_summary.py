@@ -76,7 +76,7 @@ def test_the_background_is_like_the_table(summary):
 
 def test_a_pair_that_no_row_had_is_unusual(summary):
     rows = np.array([[85.0, 0.0, np.nan, 2.0], [85.0, 0.0, np.nan, 1.0], [65.0, 0.0, np.nan, 2.0]])
-    texts = summary.unusual(rows, varied=[0, 3])
+    texts = summary.unusual(rows, varied=np.isin(np.ones((len(rows), 1)) * range(4), [0, 3]))
     assert f"fewer than {FEWEST} training rows had AGE" in texts[0]
     assert "with ALLELES 2" in texts[0]
     assert texts[1:] == ["", ""]
@@ -93,7 +93,7 @@ def test_a_row_far_from_all_is_unusual_though_no_cell_is(summary):
 
 
 def test_of_training_rows_few_are_unusual(summary):
-    texts = summary.unusual(table(count=2000, seed=3), varied=range(4))
+    texts = summary.unusual(table(count=2000, seed=3), varied=np.ones((2000, 4), bool))
     assert sum(map(bool, texts)) < 0.05 * len(texts)
 
 

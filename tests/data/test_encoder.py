@@ -131,8 +131,8 @@ def test_iterative_imputer_equals_sklearn(gaps: float, seed: int) -> None:
 
     train, test = adni_like(120, seed, gaps), adni_like(50, seed + 100, 0.4)
     encoder = TabularEncoder.fit(train, ADNI)
-    x = np.stack([encoder._read(row)[0] for row in train])
-    new = np.stack([encoder._read(row)[0] for row in test])
+    x = encoder.numbers(train)
+    new = encoder.numbers(test)
     theirs = IterativeImputer(
         BayesianRidge(),
         initial_strategy="median",

@@ -65,8 +65,11 @@ class Linear:
         )
         self.count, self.sd = members, sd
 
-    def run(self, images, rows):
-        case = images.reshape(len(images), 1)
+    def features(self, images):
+        return {"m0.x": images.reshape(len(images), 1)}
+
+    def finish(self, features, rows):
+        case = features["m0.x"]
         found = [100 * m + case for m in range(self.count)]
         if self.sd:
             found = [np.concatenate([one, np.full_like(one, 2.0)], 1) for one in found]
@@ -120,7 +123,13 @@ AGES = preset("brain-age").tabular
 
 
 def known(values, truth, sd=None):
-    return Known(np.arange(len(truth)), np.array(values), sd, np.array(truth, np.float64))
+    return Known(
+        np.arange(len(truth)),
+        np.array(values),
+        sd,
+        np.array(truth, np.float64),
+        np.empty((len(truth), 0)),
+    )
 
 
 def of_classes(count, seed=0, hot=2.0, **columns):
@@ -164,7 +173,7 @@ def test_a_class_without_cases_and_one_of_few_have_no_coverage():
     manifest, study, cases = of_classes(300)
     keep = np.flatnonzero(cases.truth < 2)[:60]
     two = known(cases.values[keep], cases.truth[keep])
-    two = Known(keep, two.values, None, two.truth)
+    two = Known(keep, two.values, None, two.truth, two.vectors)
     made = calibrate(manifest, study, two, given=True)
     assert made.coverage["AD"] is None
     assert 0.8 < made.coverage["CN"] <= 1

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hyperfusion_rt.data.scan_file import stem
+from hyperfusion_rt.data.acquisition import beside
 from hyperfusion_rt.data.scan_kind import agent_in_name, with_agent
 
 _AGENT = "ContrastBolusIngredient"
@@ -44,14 +44,9 @@ def sidecar_warnings(scan: Path) -> tuple[str, ...]:
 
 def agent_warnings(scan: Path) -> tuple[str, ...]:
     """The contrast agent that BIDS's JSON file beside a raw scan names, if the name does not."""
-    if agent_in_name(scan) is not None or scan.is_dir():
+    if agent_in_name(scan) is not None:
         return ()
-    try:
-        path = scan.with_name(f"{stem(scan)}.json")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        agent = content.get(_AGENT)
-    except (OSError, ValueError, AttributeError):
-        return ()
+    agent = beside(scan).get(_AGENT)
     if not isinstance(agent, str) or agent.strip().lower() in ("", "none", "n/a"):
         return ()
     return (with_agent(agent.strip(), "JSON file"),)

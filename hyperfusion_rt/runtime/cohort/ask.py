@@ -9,33 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
-from hyperfusion_rt.errors import CohortError, ConfigError
+from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.explain.answers import Flip, WhatIf
 from hyperfusion_rt.runtime.explain.flip import nearest_flip
 from hyperfusion_rt.runtime.explain.what_if import parse_vary, what_if
 from hyperfusion_rt.runtime.options import AskOptions
 from hyperfusion_rt.runtime.outputs.what_if_page import what_if_page
+from hyperfusion_rt.runtime.prediction import Prediction
 from hyperfusion_rt.runtime.predictor import Predictor
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Asked:
     """The answers about one case.
 
-    `names`: of the answer's numbers. `what_if`, `flips`: None where they were not asked for.
+    `prediction`: the answer to the row as it is; `names`: of its numbers. `what_if`, `flips`: None
+    where they were not asked for.
     """
 
     artifact: Artifact
-    subject: str
+    prediction: Prediction
     names: tuple[str, ...]
-    answer: Floats
     what_if: WhatIf | None
     flips: list[Flip] | None
 
@@ -64,14 +60,15 @@ def ask(scan: Path, tabular: Path, vary: Sequence[str], options: AskOptions) -> 
         if cohort.cases:
             raise CohortError(text, code="scan-ambiguous")
         raise CohortError(text, code="cohort-no-scan")
-    case = cohort.cases[0]
-    question = predictor.question(case)
-    spec = artifact.manifest.table
+    predictor.remember()
+    (prediction,) = predictor.stream(cohort.cases)
+    if prediction.status == "error":
+        raise HyperFusionError(prediction.reason, code=prediction.code)
+    question = predictor.question(cohort.cases[0])
     return Asked(
         artifact,
-        case.subject,
-        spec.answers,
-        question.answers(question.cells[None])[0],
+        prediction,
+        artifact.manifest.table.answers,
         what_if(question, values) if values else None,
         nearest_flip(question, options.at) if options.nearest_flip else None,
     )
@@ -81,8 +78,9 @@ def as_dict(found: Asked) -> dict[str, Any]:
     """For JSON."""
     content: dict[str, Any] = {
         "artifact": str(found.artifact.folder.resolve()),
-        "subject": found.subject,
-        "answer": dict(zip(found.names, found.answer.tolist(), strict=True)),
+        "subject": found.prediction.subject,
+        "answer": dict(zip(found.names, found.prediction.values, strict=True)),
+        "warnings": list(found.prediction.warnings),
     }
     if found.what_if is not None:
         content["what_if"] = _rows(found.what_if, found.names)
@@ -138,6 +136,5 @@ def write(out: Path, found: Asked) -> Path | None:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     write_text(out, stream.getvalue(), private=True)
     page = out.with_suffix(".html")
-    manifest = found.artifact.manifest
-    what_if_page(manifest, found.subject, found.what_if, found.flips).write(page)
+    what_if_page(found.artifact.manifest, found.prediction, found.what_if, found.flips).write(page)
     return page

@@ -22,7 +22,7 @@ from hyperfusion_rt.runtime.cohort.record import Outputs, Result
 from hyperfusion_rt.runtime.cohort.shards import shard_of, shard_path
 from hyperfusion_rt.runtime.cohort.subjects import Answers, Explain, SubjectReader
 from hyperfusion_rt.runtime.explain.shapley import shapley
-from hyperfusion_rt.runtime.explain.what_if import curves
+from hyperfusion_rt.runtime.explain.what_if import Curves
 from hyperfusion_rt.runtime.options import CohortOptions, Shard
 from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
 from hyperfusion_rt.runtime.outputs.table import summarise
@@ -201,13 +201,15 @@ def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:
         return None
     with_map = options.explain == "image" and options.source == "registered"
 
+    curves = Curves(predictor.manifest.members[0].columns)
+
     def explain(case: Case) -> Answers:
         if options.source == "raw" and not predictor.remembers(case):
             return [], None, None
         question = predictor.question(case)
         reasons = None if question.summary is None else shapley(question, _BACKGROUND)
         found = explain_image(predictor, case) if with_map else None
-        return curves(question), reasons, found
+        return curves.of(question), reasons, found
 
     return explain
 

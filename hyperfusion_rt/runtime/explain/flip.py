@@ -202,6 +202,6 @@ def _flip(question: Question, cells: Floats) -> Flip:
         squares += size**2
         changes.append((column.name, question.shown(k, before), question.shown(k, after)))
     answers = question.answers(cells[None])[0]
-    places = [k for k, c in enumerate(question.columns) if c.name in {n for n, _, _ in changes}]
-    text = unusual(question, cells[None], places)[0]
+    varied = np.isin([column.name for column in question.columns], [name for name, *_ in changes])
+    text = unusual(question, cells[None], varied[None])[0]
     return Flip(tuple(changes), math.sqrt(squares), answers, text)

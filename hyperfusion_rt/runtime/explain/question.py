@@ -69,10 +69,14 @@ class Question:
 
     def shown(self, column: int, value: float) -> Cell:
         """A cell as a person writes it."""
-        of = self.columns[column]
-        if math.isnan(value):
-            return None
-        return of.categories[int(value)] if isinstance(of, CategoricalColumn) else float(value)
+        return shown(self.columns[column], value)
+
+
+def shown(column: Column, value: float) -> Cell:
+    """A cell of a column as a person writes it."""
+    if math.isnan(value):
+        return None
+    return column.categories[int(value)] if isinstance(column, CategoricalColumn) else float(value)
 
 
 def _encoded(member: TabularEncoder, first: TabularEncoder, cells: Floats) -> NDArray[np.float32]:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.data.encoder import by_pattern, unlike_training
-from hyperfusion_rt.data.encoder_columns import CategoricalColumn, Column
+from hyperfusion_rt.data.encoder_columns import CategoricalColumn, Column, NumericColumn
 from hyperfusion_rt.data.table_file import LARGEST, is_missing
 from hyperfusion_rt.errors import TableError
 from hyperfusion_rt.runtime.explain.answers import Cell, WhatIf
-from hyperfusion_rt.runtime.explain.question import Question, column_index
+from hyperfusion_rt.runtime.explain.question import Question, column_index, shown
 
 Floats = NDArray[np.float64]
 Vary = Mapping[str, Sequence[Cell]]
@@ -90,7 +90,7 @@ def what_if(question: Question, vary: Vary) -> WhatIf:
         for place, cells in zip(places, vary.values(), strict=True)
     ]
     shown = [
-        [question.shown(place, value) for value in column]
+        _shown(question.columns[place], column)
         for place, column in zip(places, values, strict=True)
     ]
     count = math.prod(len(column) for column in values)
@@ -104,14 +104,14 @@ def what_if(question: Question, vary: Vary) -> WhatIf:
     cells = np.repeat(question.cells[None], count, 0)
     cells[:, places] = points
     answer, given = question.answers(question.cells[None])[0], question.answers(cells)
-    low, high = _band(question, cells)
+    low, high = _band(question, cells, _DRAWS)
     return WhatIf(
         tuple(question.columns[place].name for place in places),
         tuple(itertools.product(*shown)),
         given,
         low,
         high,
-        tuple(unusual(question, cells, places)),
+        tuple(unusual(question, cells, _same(len(cells), len(question.cells), places))),
         tuple(question.shown(place, question.cells[place]) for place in places),
         answer,
     )
@@ -162,33 +162,53 @@ def curves(question: Question, points: int = 25, draws: int = 20) -> list[WhatIf
     Raises:
         EngineError: an answer is not finite.
     """
-    grids = [_grid(column, points) for column in question.columns]
-    parts = []
-    for place, grid in enumerate(grids):
-        cells = np.repeat(question.cells[None], len(grid), 0)
-        cells[:, place] = grid
-        parts.append(cells)
-    together = np.concatenate([question.cells[None], *parts])
-    values = question.answers(together)
-    low, high = _band(question, together[1:], draws)
-    found = []
-    start = 0
-    for place, (column, cells) in enumerate(zip(question.columns, parts, strict=True)):
-        here = slice(start, start + len(cells))
-        found.append(
+    return Curves(question.columns, points, draws).of(question)
+
+
+class Curves:
+    """As `curves`, of many cases of one model: what is the same for all is made once."""
+
+    def __init__(self, columns: Sequence[Column], points: int = 25, draws: int = 20) -> None:
+        self._columns, self._draws = columns, draws
+        self._grids = [_grid(column, points) for column in columns]
+        ends = np.cumsum([len(grid) for grid in self._grids])
+        self._parts = [slice(e - len(g), e) for e, g in zip(ends, self._grids, strict=True)]
+        self._varied = np.zeros((ends[-1], len(columns)), bool)
+        for place, part in enumerate(self._parts):
+            self._varied[part, place] = True
+        self._texts = [
+            tuple(zip(_shown(column, grid), strict=True))
+            for column, grid in zip(columns, self._grids, strict=True)
+        ]
+
+    def of(self, question: Question) -> list[WhatIf]:
+        """One `WhatIf` for each column.
+
+        Raises:
+            EngineError: an answer is not finite.
+        """
+        together = np.repeat(question.cells[None], 1 + len(self._varied), 0)
+        for place, (part, grid) in enumerate(zip(self._parts, self._grids, strict=True)):
+            together[1:][part, place] = grid
+        answers = question.answers(together)
+        own, values = answers[0], answers[1:]
+        low, high = _band(question, together[1:], self._draws)
+        odd = unusual(question, together[1:], self._varied)
+        return [
             WhatIf(
                 (column.name,),
-                tuple((question.shown(place, value),) for value in cells[:, place]),
-                values[1:][here],
-                None if low is None else low[here],
-                None if high is None else high[here],
-                tuple(unusual(question, cells, [place])),
+                texts,
+                values[part],
+                None if low is None else low[part],
+                None if high is None else high[part],
+                tuple(odd[part]),
                 (question.shown(place, question.cells[place]),),
-                values[0],
+                own,
             )
-        )
-        start = here.stop
-    return found
+            for place, (column, texts, part) in enumerate(
+                zip(self._columns, self._texts, self._parts, strict=True)
+            )
+        ]
 
 
 def _grid(column: Column, points: int) -> Floats:
@@ -199,9 +219,19 @@ def _grid(column: Column, points: int) -> Floats:
     return np.linspace(column.low, column.high, points)
 
 
-def _band(
-    question: Question, cells: Floats, most: int = _DRAWS
-) -> tuple[Floats | None, Floats | None]:
+def _shown(column: Column, values: Sequence[float] | Floats) -> list[Cell]:
+    """The cells of a column as a person writes them."""
+    return [shown(column, float(value)) for value in values]
+
+
+def _same(count: int, columns: int, places: Sequence[int]) -> NDArray[np.bool_]:
+    """`[count, columns]`: the same `places` of every row."""
+    found = np.zeros(columns, bool)
+    found[list(places)] = True
+    return np.broadcast_to(found, (count, columns))
+
+
+def _band(question: Question, cells: Floats, most: int) -> tuple[Floats | None, Floats | None]:
     """The 5th and 95th percentile of the answers if what is missing had been measured.
 
     As the network reads a measured value: without its gap flag.
@@ -219,15 +249,21 @@ def _band(
     return edges[0], edges[1]
 
 
-def unusual(question: Question, cells: Floats, varied: Sequence[int]) -> list[str]:
-    """Why each of the rows `cells [P, K]` is unlike the training table; empty where it is not."""
+def unusual(question: Question, cells: Floats, varied: NDArray[np.bool_]) -> list[str]:
+    """Why each of the rows `cells [P, K]` is unlike the training table; empty where it is not.
+
+    Args:
+        varied: `[P, K]`: the cells that are not the row's own.
+    """
     summary = question.summary
     texts = [""] * len(cells) if summary is None else summary.unusual(cells, varied)
-    for place in varied:
-        column, values = question.columns[place], cells[:, place]
-        for value in np.unique(values):
-            if text := unlike_training(column, float(value)):
-                same = np.isnan(values) if math.isnan(value) else values == value
-                for row in np.flatnonzero(same):
-                    texts[row] = f"{text}; {texts[row]}" if texts[row] else text
+    for place, column in enumerate(question.columns):
+        rows = np.flatnonzero(varied[:, place])
+        values = cells[rows, place]
+        if isinstance(column, NumericColumn):
+            inside = (column.low <= values) & (values <= column.high)
+            rows, values = rows[~inside], values[~inside]
+        for row, value in zip(rows.tolist(), values.tolist(), strict=True):
+            if text := unlike_training(column, value):
+                texts[row] = f"{text}; {texts[row]}" if texts[row] else text
     return texts

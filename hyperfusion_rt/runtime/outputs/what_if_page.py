@@ -10,13 +10,15 @@ from hyperfusion_rt.runtime.explain.answers import Flip, WhatIf
 from hyperfusion_rt.runtime.outputs.chart import Charts
 from hyperfusion_rt.runtime.outputs.report import Page
 from hyperfusion_rt.runtime.outputs.subject_charts import cell_text, what_if_charts
+from hyperfusion_rt.runtime.outputs.subject_view import certain_text
+from hyperfusion_rt.runtime.prediction import Prediction
 
 
 def what_if_page(
-    manifest: Manifest, subject: str, found: WhatIf, flips: Sequence[Flip] | None
+    manifest: Manifest, prediction: Prediction, found: WhatIf, flips: Sequence[Flip] | None
 ) -> Page:
     """The curves, the row's own answer, and the smallest changes that give another one."""
-    page = Page(f"{subject}: the model's answers to other rows")
+    page = Page(f"{prediction.subject}: the model's answers to other rows")
     page.text(
         "The model's answers to this scan with other cells in its row. They say nothing of what "
         "a change would do to a person. For research. Not a medical device.",
@@ -24,6 +26,13 @@ def what_if_page(
     )
     names = manifest.classes or (manifest.table.target,)
     page.cards([(number(v), n) for n, v in zip(names, found.answer.tolist(), strict=True)])
+    unit = "" if manifest.classes else manifest.unit
+    for name, text in (
+        ("Set" if manifest.classes else "Interval", certain_text(unit, prediction)),
+        ("Warnings", "; ".join(prediction.warnings)),
+    ):
+        if text:
+            page.text(f"{name}: {text}.")
     page.add(Charts(tuple(what_if_charts(manifest.classes, manifest.unit, [found]))))
     if flips:
         page.heading("The smallest changes that give another answer")

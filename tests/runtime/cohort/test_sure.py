@@ -395,3 +395,59 @@ def test_evaluate_says_how_often_sets_hold_the_truth(people, hfrt):
     again = json.loads((people / "evaluation/evaluation.json").read_text())["certainty"]
     assert again["level"] == 0.5
     assert again["all"]["size"] <= content["all"]["size"]
+
+
+def test_what_if_says_that_the_scan_is_unlike_and_refuses_it(people, hfrt):
+    scan = people / "scans" / "N-0001.nii.gz"
+    changed(scan, scan, noise)
+    question = ("what-if", "scans/N-0001.nii.gz", "--tabular", "data.csv", "--scan-checks", "off")
+    question = (*question, "--engine", "native", "--vary", "APOE4=0,1,2")
+    status, out, err = hfrt(people, *question, "--json")
+    assert status == 0
+    (said,) = json.loads(out)["warnings"]
+    assert said.startswith("the scan is unlike the training's")
+    status, _, err = hfrt(people, *question, "--out", "w.csv")
+    assert f"warning: N-0001: {said}" in err
+    page = (people / "w.html").read_text()
+    assert "Warnings: the scan is unlike" in page
+    assert "Set: " in page
+    status, out, err = hfrt(people, *question, "--refuse-ood")
+    assert (status, out) == (1, "")
+    assert "the scan is unlike the training's" in err
+
+
+def manifest_with(artifact, folder, **population):
+    """A copy whose population says something else."""
+    shutil.copytree(artifact, folder)
+    content = json.loads((folder / "manifest.json").read_text())
+    content["population"].update(population)
+    content["checksum"] = digest_of(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_scans_made_as_none_of_the_training_are_warned_of(people, hfrt, session_sure):
+    other = manifest_with(
+        session_sure,
+        people / "other.hfrt",
+        spacing={"T1w": (0.9, 1.0, 1.2)},
+        scanners={"Siemens Prisma 3 T": 30},
+    )
+    for n, model in ((1, "Signa"), (2, "Prisma")):
+        made = {"Manufacturer": "GE" if n == 1 else "Siemens", "ManufacturersModelName": model}
+        (people / "scans" / f"N-000{n}.json").write_text(
+            json.dumps({**made, "MagneticFieldStrength": 3})
+        )
+    for _ in range(2):  # decoded, then with features that were kept
+        status, _, _ = hfrt(people, *COMMAND, "--artifact", other, "--feature-cache", "kept")
+        assert status == 0
+        one, two, three = table(people / "predictions.csv")[:3]
+        said = "voxels of 2 mm are unlike those of the training's scans, of 0.9 to 1.2 mm"
+        assert all(said in row["warnings"] for row in (one, two, three))
+        assert (
+            "the scanner 'GE Signa 3 T' is none of those of the training: Siemens"
+            in (one["warnings"])
+        )
+        assert "scanner" not in two["warnings"] + three["warnings"]
+    assert hfrt(people, *COMMAND, "--artifact", session_sure)[0] == 0
+    assert not any("voxels" in row["warnings"] for row in table(people / "predictions.csv"))
