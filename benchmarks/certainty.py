@@ -9,7 +9,7 @@ compared with that of scans that are as they should be.
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -31,14 +31,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from scan_variants import WRONG, Scan, _far, _flipped, _inverted
 
 import hyperfusion_rt
-from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.machine import describe_machine, usable_cores
-from hyperfusion_rt.metrics import classification, regression
-from hyperfusion_rt.metrics.groups import age_bands
+from hyperfusion_rt.metrics import classification
+from hyperfusion_rt.runtime.cohort.evaluate import evaluate
 from hyperfusion_rt.runtime.explain.shapley import shapley
-from hyperfusion_rt.runtime.explain.what_if import curves, what_if
-from hyperfusion_rt.runtime.prediction import Prediction
+from hyperfusion_rt.runtime.explain.what_if import Curves, what_if
+from hyperfusion_rt.runtime.options import EvaluateOptions
 from hyperfusion_rt.runtime.predictor import Predictor
 
 HERE = Path(__file__).parent
@@ -129,52 +128,6 @@ def command(*words: object, at: Path) -> None:
     subprocess.run(start, cwd=at, check=True, stdout=subprocess.DEVNULL)
 
 
-def covered(manifest: Manifest, item: Prediction) -> bool:
-    """Whether the set or the interval holds the truth."""
-    sure, truth = item.certainty, item.truth
-    assert sure is not None
-    assert truth is not None
-    if manifest.classes:
-        assert sure.classes is not None
-        return class_of(manifest, truth) in sure.classes
-    assert sure.low is not None
-    assert sure.high is not None
-    return sure.low <= float(truth) <= sure.high
-
-
-def class_of(manifest: Manifest, text: str) -> str:
-    """The class that a cell means."""
-    return next(name for name, values in manifest.table.classes.items() if text in (name, *values))
-
-
-def coverage(manifest: Manifest, found: list[Prediction], rows: dict[str, Row]) -> Row:
-    """How often the truth is held: of all, by class, by sex and decade."""
-    inside = np.array([covered(manifest, item) for item in found])
-    sex = [rows[item.subject]["PTGENDER"] for item in found]
-    bands = age_bands([float(rows[i.subject]["AGE"] or "nan") if rows[i.subject]["AGE"] else None
-                       for i in found])  # fmt: skip
-    groups: dict[str, Row] = {}
-    for name in sorted(set(zip(sex, bands, strict=True))):
-        here = np.array([pair == name for pair in zip(sex, bands, strict=True)])
-        if name[1]:
-            groups[" ".join(name)] = {
-                "cases": int(here.sum()),
-                "coverage": float(inside[here].mean()),
-            }
-    made: Row = {"cases": len(found), "coverage": float(inside.mean()), "groups": groups}
-    if manifest.classes:
-        truths = np.array([class_of(manifest, item.truth or "") for item in found])
-        made["classes"] = {c: float(inside[truths == c].mean()) for c in manifest.classes}
-        sizes = [len(item.certainty.classes or ()) for item in found if item.certainty]
-        made["mean_set"] = float(np.mean(sizes))
-    else:
-        widths = [
-            i.certainty.high - i.certainty.low for i in found if i.certainty and i.certainty.high
-        ]
-        made["mean_width"] = float(np.mean(widths))
-    return made
-
-
 def auc(odd: Floats, usual: Floats) -> float:
     """The probability that an odd scan lies farther than a usual one; ties count half."""
     pairs = odd[:, None] - usual[None]
@@ -225,35 +178,35 @@ def questions(artifact: Path, cohort: Path) -> Row:
     """What-if points a second on a core, curves of 1,000 subjects, what each column adds."""
     predictor = hyperfusion_rt.load(artifact, engine="native", threads=1)
     cases = predictor.gather(cohort / "scans", cohort / "data.csv").cases
-    known = [
-        c for c in cases if all(c.row.values[x.name] for x in predictor.manifest.members[0].columns)
-    ]
-    question = predictor.question((known or cases)[0])
-    names = [column.name for column in question.columns]
-    vary = {names[0]: list(np.linspace(60, 85, 1000)), names[-1]: list(np.linspace(1, 1.5, 100))}
-    if len(names) < 2:
+    columns = predictor.manifest.members[0].columns
+    if len(columns) < 2:
         return {}
+    known = [c for c in cases if all(c.row.values[column.name] for column in columns)]
+    question = predictor.question((known or cases)[0])
+    vary = {columns[0].name: list(np.linspace(60, 85, 1000)),
+            columns[-1].name: list(np.linspace(1, 1.5, 100))}  # fmt: skip
     rates = []
     for _ in range(5):
         start = time.process_time()
         points = len(what_if(question, vary).points)
         rates.append(points / (time.process_time() - start))
-    asked = [predictor.question(case) for case in cases[:200]]
-    start, wall = time.process_time(), time.perf_counter()
-    for _ in range(5):
-        for one in asked:
-            curves(one, points=100, draws=0)
-    seconds = time.process_time() - start, time.perf_counter() - wall
-    shares = np.zeros(len(names))
-    for case in cases[:EXPLAINED]:
-        reasons = shapley(predictor.question(case))
+    made: Row = {"points": points, "points_per_second": float(np.median(rates))}
+    for threads in (1, 2):
+        predictor = hyperfusion_rt.load(artifact, engine="native", threads=threads)
+        asked = [predictor.question(case) for case in cases[:200]]
+        curves = Curves(columns, points=100, draws=0)
+        many = itertools.islice(itertools.cycle(asked), 1000)
+        start = time.perf_counter()
+        for one in many:
+            curves.of(one)
+        made[f"curves_of_1000_{threads}"] = time.perf_counter() - start
+    shares = np.zeros(len(columns))
+    for one in asked[:EXPLAINED]:
+        reasons = shapley(one)
         shares += np.abs(reasons.values[:, int(reasons.answer.argmax())])
-    return {
-        "points": points,
-        "points_per_second": float(np.median(rates)),
-        "curves_of_1000": {"cpu_seconds": seconds[0], "seconds": seconds[1]},
-        "shapley_shares": dict(zip(names, (shares / shares.sum()).tolist(), strict=True)),
-    }
+    names = [column.name for column in columns]
+    made["shapley_shares"] = dict(zip(names, (shares / shares.sum()).tolist(), strict=True))
+    return made
 
 
 def measure(task: str, cache: Path, run: Path | None) -> Row:
@@ -261,45 +214,43 @@ def measure(task: str, cache: Path, run: Path | None) -> Row:
     study = Study(task, cache)
     artifact = study.artifact(run or study.run())
     test = study.cohort("test", TEST)
-    predictor = hyperfusion_rt.load(artifact, engine="native")
-    manifest = predictor.manifest
-    found = [p for p in predictor.predict(test / "scans", test / "data.csv") if p.status == "ok"]
-    rows = {row["subject"]: row for row in csv.DictReader(open(test / "data.csv"))}  # noqa: SIM115
+    options = EvaluateOptions(engine="native", level=LEVEL, out=cache / f"{task}-evaluation")
+    found = evaluate(artifact, [test / "scans"], test / "data.csv", options)
+    manifest, counted = found.manifest, [case for case in found.cases if case.counted]
     assert manifest.calibration is not None
     made: Row = {
         "calibration": {
             "cases": manifest.calibration.cases,
             "temperature": manifest.calibration.temperature,
         },
-        "coverage": coverage(manifest, found, rows),
+        "cases": len(counted),
+        "figures": {
+            name: value for name, value in found.figures.items()
+            if name in ("auc", "balanced_accuracy", "ece", "mae")
+        },
+        "certainty": found.certainty,
         "ood": out_of_distribution(artifact, test),
-    }
+    }  # fmt: skip
     if manifest.classes:
-        names = list(manifest.classes)
-        truth = np.array([names.index(class_of(manifest, item.truth or "")) for item in found])
-        values = np.array([item.values for item in found])
+        truth = np.array([int(case.truth or 0) for case in counted])
+        values = np.array([case.prediction.values for case in counted])
         raw = values**manifest.calibration.temperature
         raw /= raw.sum(1, keepdims=True)
         made["ece"] = {
-            "before": classification(truth, raw, names)["ece"],
-            "after": classification(truth, values, names)["ece"],
+            "before": classification(truth, raw, list(manifest.classes))["ece"],
+            "after": found.figures["ece"],
         }
         made["questions"] = questions(artifact, test)
-    else:
-        truth = np.array([float(item.truth or "nan") for item in found])
-        sure = [item.certainty for item in found if item.certainty is not None]
-        for name, values in (
-            ("uncorrected", np.array([item.values[0] for item in found])),
-            ("corrected", np.array([one.corrected for one in sure], np.float64)),
-        ):
-            figures = regression(truth, values, "years")
-            made[name] = {key: figures[key] for key in ("mae", "bias", "bias_slope")}
-        inside = [one.gap_low <= 0 <= one.gap_high for one in sure if one.gap_low is not None
-                  and one.gap_high is not None]  # fmt: skip
-        made["gap_interval_holds_0"] = float(np.mean(inside))
-        ranks = np.array([one.percentile for one in sure], np.float64)
-        made["percentiles_below_10"] = float((ranks < 10).mean())
-        made["percentiles_above_90"] = float((ranks > 90).mean())
+        return made
+    sure = [case.prediction.certainty for case in counted]
+    inside = [one.gap_low <= 0 <= one.gap_high for one in sure
+              if one and one.gap_low is not None and one.gap_high is not None]  # fmt: skip
+    ranks = np.array([one.percentile for one in sure if one], np.float64)
+    made["gap"] = {
+        "interval_holds_0": float(np.mean(inside)),
+        "percentiles_below_10": float((ranks < 10).mean()),
+        "percentiles_above_90": float((ranks > 90).mean()),
+    }
     return made
 
 
@@ -316,50 +267,75 @@ def page(results: dict[str, Row]) -> str:
         f"Machine: {machine}.",
     ]
     for task, found in results.items():
-        cover = found["coverage"]
-        lines += ["", f"## {task}", "", f"Sets or intervals of {LEVEL:.0%} hold the truth of "
-                  f"**{cover['coverage']:.1%}** of {cover['cases']:,} new subjects."]  # fmt: skip
-        if "classes" in cover:
-            of = ", ".join(f"{name} {value:.1%}" for name, value in cover["classes"].items())
-            ece = found["ece"]
-            lines += [
-                f"By class: {of}; {cover['mean_set']:.2f} classes in a set. Expected calibration "
-                f"error {ece['before']:.3f} before scaling, **{ece['after']:.3f}** after "
-                f"(temperature {found['calibration']['temperature']:.2f})."
-            ]
-        else:
-            lines += [
-                f"The intervals are {cover['mean_width']:.1f} years wide. Mean absolute error "
-                f"{found['uncorrected']['mae']:.2f} years as predicted (slope of the error on age "
-                f"{found['uncorrected']['bias_slope']:.2f}), {found['corrected']['mae']:.2f} "
-                f"corrected ({found['corrected']['bias_slope']:.2f}). The gap's interval holds 0 "
-                f"in {found['gap_interval_holds_0']:.1%}."
-            ]
-        lines += ["", "| sex and age | cases | coverage |", "|---|---|---|"]
-        lines += [f"| {name} | {row['cases']} | {row['coverage']:.1%} |"
-                  for name, row in cover["groups"].items()]  # fmt: skip
-        usual = found["ood"]["usual"]
-        lines += [
-            "",
-            f"Distance of scans from the training's; of {usual['cases']} that are as they should "
-            f"be, {usual['beyond']:.1%} lie beyond the threshold:",
-            "",
-            "| scan | AUC, by features | beyond the threshold | refused by the scan checks |",
-            "|---|---|---|---|",
-        ]
-        lines += [f"| {kind} | {row['auc']:.3f} | {row['beyond']:.0%} | {row['refused']:.0%} |"
-                  for kind, row in found["ood"].items() if kind != "usual"]  # fmt: skip
+        lines += ["", f"## {task}", "", *_certain(found), "", *_odd(found)]
         if asked := found.get("questions"):
             shares = ", ".join(f"{n} {v:.1%}" for n, v in asked["shapley_shares"].items())
             lines += [
                 "",
                 f"What-if: **{asked['points_per_second']:,.0f}** points a second of CPU time "
                 f"({asked['points']:,} points, one core); curves of 9 columns x 100 points of "
-                f"1,000 subjects with kept features: {asked['curves_of_1000']['seconds']:.1f} s "
-                "with one thread. What columns add (shares of the Shapley values' sizes, "
-                f"{EXPLAINED} subjects): {shares}. Education says nothing in this simulation.",
+                f"1,000 subjects with kept features: **{asked['curves_of_1000_2']:.1f} s** with "
+                f"two threads, {asked['curves_of_1000_1']:.1f} s with one. What columns add "
+                f"(shares of the Shapley values' sizes, {EXPLAINED} subjects): {shares}. Education "
+                "says nothing in this simulation.",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _certain(found: Row) -> list[str]:
+    """Sets or intervals, and what was corrected."""
+    sure = found["certainty"]
+    of_all, groups = sure["all"], sure["groups"]
+    lines = [
+        f"Sets or intervals of {LEVEL:.0%} hold the truth of **{of_all['coverage']:.1%}** "
+        f"(95 % {_range(of_all['coverage_95'])}) of {found['cases']:,} new subjects."
+    ]
+    if "classes" in groups:
+        of = ", ".join(f"{name} {row['coverage']:.1%}" for name, row in groups["classes"].items())
+        ece = found["ece"]
+        lines += [
+            f"By class: {of}; {of_all['size']:.2f} classes in a set. Expected calibration error "
+            f"{ece['before']:.3f} before scaling, **{ece['after']:.3f}** after (temperature "
+            f"{found['calibration']['temperature']:.2f})."
+        ]
+    else:
+        plain, corrected = sure["ages"]["uncorrected"], sure["ages"]["corrected"]
+        gap = found["gap"]
+        lines += [
+            f"The intervals are {of_all['size']:.1f} years wide. Mean absolute error "
+            f"{plain['mae']:.2f} years as predicted (slope of the error on age "
+            f"{plain['bias_slope']:.2f}), {corrected['mae']:.2f} corrected "
+            f"({corrected['bias_slope']:.2f}). The gap's interval holds 0 in "
+            f"{gap['interval_holds_0']:.1%}; {gap['percentiles_below_10']:.1%} of the gaps have a "
+            f"percentile below 10, {gap['percentiles_above_90']:.1%} one above 90."
+        ]
+    lines += ["", "| sex and age | cases | coverage |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {row['cases']} | "
+        + (f"{row['coverage']:.1%} ({_range(row['coverage_95'])}) |" if "coverage" in row else "|")
+        for name, row in groups["sex_age"].items()
+    ]
+    return lines
+
+
+def _range(ends: list[float]) -> str:
+    return f"{ends[0]:.1%} to {ends[1]:.1%}"
+
+
+def _odd(found: Row) -> list[str]:
+    usual = found["ood"]["usual"]
+    return [
+        f"Distance of scans from the training's; of {usual['cases']} that are as they should be, "
+        f"{usual['beyond']:.1%} lie beyond the threshold:",
+        "",
+        "| scan | AUC, by features | beyond the threshold | refused by the scan checks |",
+        "|---|---|---|---|",
+        *(
+            f"| {kind} | {row['auc']:.3f} | {row['beyond']:.0%} | {row['refused']:.0%} |"
+            for kind, row in found["ood"].items()
+            if kind != "usual"
+        ),
+    ]
 
 
 def main(

@@ -274,13 +274,14 @@ class TableSummary(Fitted):
 class _RarePairs:
     """The pairs of a summary as one table, so that all pairs of many rows are looked up at once.
 
-    `bins` [U]: each way in which the bins of a column are cut, with the column. `first`, `second`
+    `bins` [U]: each way in which the bins of a column are cut, with the column; `words`: what they
+    are called. `first`, `second`
     [P]: of these, those of a pair. `start`, `width` [P]: where a pair's bins start in `rare`, and
     how many the second has. A gap lies in a bin of its own, which is never rare.
     """
 
-    summary: TableSummary
     bins: list[tuple[int, Floats]]
+    words: list[list[str]]
     columns: NDArray[np.intp]  # [2, P]
     first: NDArray[np.intp]
     second: NDArray[np.intp]
@@ -309,9 +310,13 @@ class _RarePairs:
             table[tuple(np.array([text.split(".") for text in pair.rare], int).T)] = True
             tables.append(table)
         sizes = np.array([0, *(table.size for table in tables)], np.intp)
+        texts = [
+            [summary.columns[k].bin_text(edges, i) for i in range(len(edges) + 1)]
+            for k, edges in bins
+        ]
         return cls(
-            summary,
             bins,
+            texts,
             np.array([[p.first for p in pairs], [p.second for p in pairs]], np.intp),
             np.array(places[::2], np.intp),
             np.array(places[1::2], np.intp),
@@ -333,11 +338,9 @@ class _RarePairs:
         index += places[self.second]
         looked = varied.T[self.columns[0]] | varied.T[self.columns[1]]
         for pair, row in zip(*np.nonzero(self.rare[index] & looked), strict=True):
-            words = []
-            for cut in (self.first[pair], self.second[pair]):
-                column, edges = self.bins[cut]
-                words.append(self.summary.columns[column].bin_text(edges, places[cut, row]))
-            yield int(row), f"fewer than {FEWEST} training rows had {' with '.join(words)}"
+            one, other = self.first[pair], self.second[pair]
+            a, b = self.words[one][places[one, row]], self.words[other][places[other, row]]
+            yield int(row), f"fewer than {FEWEST} training rows had {a} with {b}"
 
 
 def _summary(cells: Floats, column: Column) -> Quantiles | Levels:

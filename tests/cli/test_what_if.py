@@ -19,7 +19,9 @@ def test_every_point_is_answered_and_written(cohort, hfrt):
         (age, apoe) for age in ("60", "65", "70") for apoe in ("0", "2")
     ]
     for row in rows:
-        assert sum(float(row[f"p_{name}"]) for name in ("CN", "MCI", "AD")) == pytest.approx(1, abs=3e-6)
+        assert sum(float(row[f"p_{name}"]) for name in ("CN", "MCI", "AD")) == pytest.approx(
+            1, abs=3e-6
+        )
     assert (cohort / "w.html").is_file()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,10 @@ from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.machine import usable_cores
 
 Floats = NDArray[np.float32]
+
+# Rows that are worth a thread of their own, and the most threads.
+_ROWS_A_THREAD = 256
+_MOST_HEADS = 8
 
 
 class CompiledProgram:
@@ -223,8 +230,10 @@ class NativeEngine:
         plan = source if isinstance(source, Plan) else read_plan(source)
         self.boxes = plan.boxes
         threads = threads or usable_cores()
-        # A head on vectors takes microseconds: a second thread would cost more than it does.
+        # A head on vectors takes microseconds: a second thread would cost more than it does, but
+        # for many rows, which the copies share.
         volumes = any(len(op.shape) == 4 for op in plan.head.ops)
+        copies = 0 if volumes or not plan.head.ops else min(threads, _MOST_HEADS) - 1
         where = f"{source}: " if isinstance(source, Path) else ""
 
         def compiled(program: Program, threads: int) -> CompiledProgram:
@@ -233,6 +242,7 @@ class NativeEngine:
         try:
             self.trunk = compiled(plan.trunk, threads)
             self.head = compiled(plan.head, threads if volumes else 1)
+            self._heads = [self.head, *(compiled(plan.head, 1) for _ in range(copies))]
         except EngineError as error:
             raise EngineError(f"{where}{error}", code=error.code) from None
         except (ValueError, TypeError) as error:
@@ -257,8 +267,30 @@ class NativeEngine:
 
     def finish(self, features: dict[str, Floats], tabular: Floats | None) -> dict[str, Floats]:
         """The second part of `run`; `features` is what the first gave."""
-        found = self._call(self.head, 1, {**features, "tabular": tabular})
-        return {name: found[name] for name in self.head.program.outputs}
+        feed = {**features, "tabular": tabular}
+        rows = 0 if tabular is None else len(tabular)
+        count = min(len(self._heads), rows // _ROWS_A_THREAD)
+        if count < 2:
+            found = self._call(self.head, 1, feed)
+            return {name: found[name] for name in self.head.program.outputs}
+        ends = [rows * n // count for n in range(count + 1)]
+        parts = [
+            {name: None if value is None else value[a:b] for name, value in feed.items()}
+            for a, b in itertools.pairwise(ends)
+        ]
+        others = [
+            self._workers.submit(self._call, head, 1, part)
+            for head, part in zip(self._heads[1:], parts[1:], strict=False)
+        ]
+        made = [self._call(self.head, 1, parts[0]), *(other.result() for other in others)]
+        return {
+            name: np.concatenate([part[name] for part in made])
+            for name in self.head.program.outputs
+        }
+
+    @cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(len(self._heads) - 1, "hfrt-head")
 
     def _call(self, compiled: CompiledProgram, boxes: int, feed: dict[str, Any]) -> dict[str, Any]:
         program = compiled.program

@@ -57,14 +57,14 @@ class Question:
             TableError: a cell is missing, or has a category, that a member has not learned.
             EngineError: an answer is not finite.
         """
-        found = []
         members = self.network.manifest.members
+        rows = np.concatenate([_encoded(member, members[0], cells) for member in members], 1)
         batch = repeated(self.features, min(_ROWS, len(cells)))
+        found = []
         for start in range(0, len(cells), _ROWS):
-            part = cells[start : start + _ROWS]
-            rows = np.concatenate([_encoded(member, members[0], part) for member in members], 1)
+            part = rows[start : start + _ROWS]
             features = {name: array[: len(part)] for name, array in batch.items()}
-            found.append(self.network.values(self.network.finish(features, rows))[0])
+            found.append(self.network.values(self.network.finish(features, part))[0])
         return np.concatenate(found)
 
     def shown(self, column: int, value: float) -> Cell:

@@ -88,14 +88,18 @@ int Engine::binary(int a, int b, bool multiply, const ActivationSpec& spec) {
   return out;
 }
 
-// The channel `from_channel` of a volume becomes the channel `to_channel` of another.
-static void copy_channel(const char* from, int64_t from_channel, char* to, int64_t to_channel,
-                         int64_t voxels, int64_t bytes) {
+// `count` channels of a volume, from `from_channel` on, become those from `to_channel` of another.
+static void copy_channels(const char* from, int64_t from_channel, char* to, int64_t to_channel,
+                          int64_t count, int64_t voxels, int64_t bytes) {
   const auto place = [&](int64_t c) { return (c / kBlock * voxels * kBlock + c % kBlock) * bytes; };
-  from += place(from_channel);
-  to += place(to_channel);
-  for (int64_t v = 0; v < voxels; ++v)
-    copy_bytes(to + v * kBlock * bytes, from + v * kBlock * bytes, bytes);
+  if (voxels == 1)
+    return copy_bytes(to + place(to_channel), from + place(from_channel), count * bytes);
+  for (int64_t j = 0; j < count; ++j) {
+    const char* a = from + place(from_channel + j);
+    char* b = to + place(to_channel + j);
+    for (int64_t v = 0; v < voxels; ++v)
+      copy_bytes(b + v * kBlock * bytes, a + v * kBlock * bytes, bytes);
+  }
 }
 
 int Engine::concat(const std::vector<int>& values) {
@@ -121,8 +125,7 @@ int Engine::concat(const std::vector<int>& values) {
         if (to != memory(i))
           std::memmove(to, memory(i), static_cast<size_t>(filled(n) * voxels * width));
       } else {
-        for (int64_t j = 0; j < n; ++j)
-          copy_channel(memory(i), j, memory(out), c + j, voxels, width);
+        copy_channels(memory(i), 0, memory(out), c, n, voxels, width);
       }
       c += n;
     }
@@ -141,8 +144,7 @@ int Engine::slice(int in, int64_t start, int64_t stop) {
       copy_bytes(memory(out), memory(in) + start * voxels * width,
                  filled(stop - start) * voxels * width);
     else
-      for (int64_t j = start; j < stop; ++j)
-        copy_channel(memory(in), j, memory(out), j - start, voxels, width);
+      copy_channels(memory(in), start, memory(out), 0, stop - start, voxels, width);
   });
   return out;
 }

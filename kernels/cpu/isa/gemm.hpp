@@ -172,11 +172,11 @@ void mix(const float* x, const float* e, int64_t count, int64_t n, float* y, int
     for (int64_t k = 0; k < count; ++k) acc = fma(broadcast(e[k]), load(x + k * n + i), acc);
     store(y + i, acc);
   }
-  for (; i < end; ++i) {
-    float acc = 0;
-    for (int64_t k = 0; k < count; ++k) acc = __builtin_fmaf(e[k], x[k * n + i], acc);
-    y[i] = acc;
-  }
+  const int64_t left = end - i;
+  float acc[kLanes] = {};  // side by side, so that no sum waits for another
+  for (int64_t k = 0; k < count; ++k)
+    for (int64_t j = 0; j < left; ++j) acc[j] = __builtin_fmaf(e[k], x[k * n + i + j], acc[j]);
+  for (int64_t j = 0; j < left; ++j) y[i + j] = acc[j];
 }
 
 }  // namespace
