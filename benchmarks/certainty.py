@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 TASKS = {"ad": "ad-small", "brain-age": "brain-age-small"}
-TRAIN, CALIBRATE, TEST = 600, 1000, 2400
+TRAIN, CALIBRATE, TEST = 1200, 1000, 2400
 SEEDS = {"train": 1, "calibrate": 301, "test": 302}
 LEVEL = 0.9
 SPOILT = 100  # scans of each kind; three times as many are left as they are
@@ -318,7 +318,10 @@ def _certain(found: Row) -> list[str]:
     return lines
 
 
-def _range(ends: list[float]) -> str:
+def _range(ends: list[float] | None) -> str:
+    """Of a bootstrap; there is none where all cases are alike."""
+    if ends is None:
+        return "no interval"
     return f"{ends[0]:.1%} to {ends[1]:.1%}"
 
 
