@@ -305,9 +305,10 @@ def _certain(found: Row) -> list[str]:
             f"The intervals are {of_all['size']:.1f} years wide. Mean absolute error "
             f"{plain['mae']:.2f} years as predicted (slope of the error on age "
             f"{plain['bias_slope']:.2f}), {corrected['mae']:.2f} corrected "
-            f"({corrected['bias_slope']:.2f}). The gap's interval holds 0 in "
-            f"{gap['interval_holds_0']:.1%}; {gap['percentiles_below_10']:.1%} of the gaps have a "
-            f"percentile below 10, {gap['percentiles_above_90']:.1%} one above 90."
+            f"({corrected['bias_slope']:.2f}), which needs the true age and is no accuracy. "
+            f"The gap's interval holds 0 in {gap['interval_holds_0']:.1%}; "
+            f"{gap['percentiles_below_10']:.1%} of the gaps have a percentile below 10, "
+            f"{gap['percentiles_above_90']:.1%} one above 90."
         ]
     lines += ["", "| sex and age | cases | coverage |", "|---|---|---|"]
     lines += [

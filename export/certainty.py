@@ -27,6 +27,8 @@ from hyperfusion_rt.training.dataset import Dataset, gather_external
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.training_cases import kept_training_cases
 
+# Of the error on the true age: below it, more than half of a corrected age is the true one.
+_STEEP = -0.5
 _ENGINES = ("native", "onnx")  # that give a scan's features
 
 
@@ -74,7 +76,7 @@ def certainty_of(
         else:
             made = calibrate(artifact.manifest, cases, known, given=given)
             change["calibration"] = made
-            notes += _too_few(made, artifact.manifest)
+            notes += _doubts(made, artifact.manifest)
         if dataset is None or known is None or reference is None:
             why = "its study is not at hand" if dataset is None else "no case can be compared"
             notes.append(f"the artifact does not say what scans are usual: {why}")
@@ -87,8 +89,8 @@ def certainty_of(
     return change, notes
 
 
-def _too_few(made: Calibration, manifest: Manifest) -> list[str]:
-    """What so few cases cannot say."""
+def _doubts(made: Calibration, manifest: Manifest) -> list[str]:
+    """What so few cases, or such predictions, cannot say."""
     count = f"{made.cases} {'calibration' if made.source == 'given' else 'validation'} case"
     count += "s" if made.cases != 1 else ""
     more = "give more as `calibration`"
@@ -97,6 +99,11 @@ def _too_few(made: Calibration, manifest: Manifest) -> list[str]:
         notes.append(
             f"{count} give sets and intervals of at most {made.highest_level:.3g}, and predictions "
             f"have none unless a `level` that low is asked for; {more}"
+        )
+    if made.age_bias is not None and made.age_bias.slope < _STEEP:
+        notes.append(
+            f"predicted ages follow the true ones by {1 + made.age_bias.slope:.2f} years a year: "
+            "corrected ages are mostly the true age that they were given, and a gap says little"
         )
     what = "to scale probabilities" if manifest.classes else "to correct ages by"
     if made.cases < FEWEST and (manifest.classes or manifest.unit == "years"):

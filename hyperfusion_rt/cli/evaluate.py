@@ -97,6 +97,7 @@ def _show_certainty(found: Evaluation) -> None:
             first, second = as_predicted[key], corrected[key]
             if first is not None and second is not None:
                 print(f"{text}: {number(first)} as predicted, {number(second)} corrected")
+        print("the correction needs the true age: its smaller error is no better prediction")
     if "unlike" in sure:
         share = sure["unlike"]
         between = with_percent(interval(share["share_95"]))

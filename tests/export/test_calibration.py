@@ -15,6 +15,7 @@ from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.errors import CohortError, ConfigError, TableError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.export.calibration import Known, _coverage, calibrate, known_of
+from hyperfusion_rt.export.certainty import _doubts
 from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.metrics import conformal
 from hyperfusion_rt.rules import softmax
@@ -221,6 +222,16 @@ def test_ages_have_their_bias():
     assert abs(slope) < 1e-6
     assert made.groups_by == "prediction"
     assert made.highest_level == 400 / 401
+
+
+def test_ages_that_say_nothing_are_named():
+    """Their corrected ages would be the true ones that they were given."""
+    manifest, study, cases = of_ages(400)
+    manifest.classes, manifest.unit = (), "years"
+    assert _doubts(calibrate(manifest, study, cases, given=False), manifest) == []
+    constant = known(np.full((400, 1), 70.0), cases.truth)
+    (note,) = _doubts(calibrate(manifest, study, constant, given=False), manifest)
+    assert "follow the true ones by 0.00 years a year" in note
 
 
 def test_intervals_are_scaled_by_the_network_s_own_deviation():

@@ -268,9 +268,10 @@ class NativeEngine:
     def finish(self, features: dict[str, Floats], tabular: Floats | None) -> dict[str, Floats]:
         """The second part of `run`; `features` is what the first gave."""
         feed = {**features, "tabular": tabular}
-        rows = 0 if tabular is None else len(tabular)
+        lengths = {len(value) for value in feed.values() if value is not None}
+        rows = max(lengths, default=0)
         count = min(len(self._heads), rows // _ROWS_A_THREAD)
-        if count < 2:
+        if count < 2 or len(lengths) > 1:  # the one that runs says what does not fit
             found = self._call(self.head, 1, feed)
             return {name: found[name] for name in self.head.program.outputs}
         ends = [rows * n // count for n in range(count + 1)]

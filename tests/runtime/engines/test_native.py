@@ -276,3 +276,24 @@ def test_settings_that_the_engine_lacks_are_no_damage(file, monkeypatch):
     with pytest.raises(EngineError, match="mmx") as error:
         NativeEngine(file)
     assert error.value.code == "engine-wrong-setting"
+
+
+def test_many_rows_are_shared_by_threads_and_have_the_same_bits(session_artifact):
+    path = session_artifact / "model.native"
+    one, two = NativeEngine(path, 1), NativeEngine(path, 2)
+    rng = np.random.default_rng(0)
+    shapes = one.head.program.inputs
+    for rows in (511, 512, 1025):
+        feed = {name: rng.random((rows, *shape), np.float32) for name, shape in shapes.items()}
+        tabular = feed.pop("tabular")
+        expected, found = one.finish(feed, tabular), two.finish(feed, tabular)
+        assert list(found) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert two._workers._max_workers == 1
+    for wrong in (600, 1026):
+        features = {
+            name: np.resize(array, (wrong, *array.shape[1:])) for name, array in feed.items()
+        }
+        with pytest.raises(ValueError, match="in a batch of"):
+            two.finish(features, tabular)
