@@ -88,6 +88,7 @@ def infer(
             1 if options.max_memory else predictor.threads,
             outputs.ids,
             _explain(predictor, options),
+            options.feature_cache is not None,
         )
         if options.source == "raw" and outputs.report is not None and options.report_subjects:
             predictor.watch(reader.kept.keep)

@@ -141,9 +141,11 @@ class ReportWriter:
         name = folder_of(self.path).name
         links |= {item.number: f"{name}/{_page_name(item)}" for item in beyond}
         # A head in 3D has a face: a page that names nobody does not show it.
+        older = frozenset() if self.reader.again else result.older
+        asked = [(item.prediction.subject, item.prediction.session) not in older for item in here]
         marked = [
-            replace(item, volume=self.ids and n < VOLUMES, asked=True)
-            for n, item in enumerate(here)
+            replace(item, volume=self.ids and n < VOLUMES, asked=of_this_run)
+            for n, (item, of_this_run) in enumerate(zip(here, asked, strict=True))
         ]
         every = len(here) + len(beyond)
         text = f"{len(here):,} of {every:,} subjects are here, those with flags first."
@@ -152,6 +154,11 @@ class ReportWriter:
         text += " Open one from the table of cases."
         if self.ids:
             text += f" The 3D viewer has the scans of the first {min(VOLUMES, len(here))}."
+        if self.reader.explain is not None and not all(asked):
+            text += (
+                f" {asked.count(False):,} of them an earlier run predicted: the model was not "
+                "asked about them again, which needs their features (`feature_cache`)."
+            )
         subjects = Subjects(
             result.manifest,
             self.reader.shapes,

@@ -96,7 +96,7 @@ class SubjectReader:
 
     `cases`: by subject and session; a case that is not there has no row to show. `threads`: that
     read scans. `ids`: whether what it says may name files. `explain`: called for each subject that
-    is shown and was predicted, one after the other.
+    is shown and was predicted, one after the other. `again`: also for those of an earlier run.
     """
 
     manifest: Manifest
@@ -105,6 +105,7 @@ class SubjectReader:
     threads: int
     ids: bool = True
     explain: Explain | None = None
+    again: bool = False
 
     @cached_property
     def shapes(self) -> tuple[PlaneShape, ...]:

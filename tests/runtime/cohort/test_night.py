@@ -47,7 +47,7 @@ def night(session_cohort, session_artifact, tmp_path_factory):
 
 def command(*options: object) -> list[str]:
     start = [sys.executable, "-m", "hyperfusion_rt.cli", "infer", "scans", "--tabular", "data.csv"]
-    return [*start, "--engine", "native", *map(str, options)]
+    return [*start, "--engine", "native", "--explain", "none", *map(str, options)]
 
 
 def infer(root: Path, *options: object, **more) -> subprocess.CompletedProcess:

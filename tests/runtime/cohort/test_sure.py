@@ -397,6 +397,25 @@ def test_evaluate_says_how_often_sets_hold_the_truth(people, hfrt):
     assert again["all"]["size"] <= content["all"]["size"]
 
 
+def test_a_resumed_run_asks_about_its_own_scans_only(people, hfrt):
+    command = (*COMMAND[:-1], "table", "--out", "p.csv", "--resume")
+    table_of = (people / "data.csv").read_text()
+    (people / "data.csv").write_text("\n".join(table_of.splitlines()[:11]) + "\n")
+    cached = ("--feature-cache", "kept")
+    assert hfrt(people, *command, "--unmatched-scans", "ignore", *cached)[0] == 0
+    page = (people / "p.html").read_text()
+    assert page.count("What each cell adds") == 10
+    assert "an earlier run" not in page
+    (people / "data.csv").write_text(table_of)
+    assert hfrt(people, *command)[0] == 0
+    page = (people / "p.html").read_text()
+    assert page.count("What each cell adds") == 2
+    assert "10 of them an earlier run predicted" in page
+    assert hfrt(people, *command, *cached)[0] == 0
+    page = (people / "p.html").read_text()
+    assert page.count("What each cell adds") == 12  # their features were kept
+
+
 def test_what_if_says_that_the_scan_is_unlike_and_refuses_it(people, hfrt):
     scan = people / "scans" / "N-0001.nii.gz"
     changed(scan, scan, noise)
