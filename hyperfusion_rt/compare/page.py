@@ -22,6 +22,7 @@ from hyperfusion_rt.metrics.words import is_empty
 from hyperfusion_rt.runtime.evaluation import cases_of
 from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts, Confusion
 from hyperfusion_rt.runtime.outputs.report import Page
+from hyperfusion_rt.runtime.outputs.truth_charts import blank_calibration, blank_roc
 
 if TYPE_CHECKING:
     from hyperfusion_rt.compare.compare import Compared
@@ -165,13 +166,7 @@ def _curves(spec: TableSpec, cases: Cases, answers: Sequence[Answers]) -> list[C
 
 
 def _roc(name: str, c: int, pooled: Sequence[tuple[str, Floats, Floats]]) -> Chart:
-    chart = Chart(
-        f"ROC curves of {name} against the rest",
-        "True positive rate over false positive rate for every threshold of the probability",
-        Axis("false positive rate (1 − specificity)", 0, 1),
-        Axis("true positive rate (sensitivity)", 0, 1),
-    )
-    chart.line([(0, 0), (1, 1)], dashed=True)
+    chart = blank_roc(f"ROC curves of {name} against the rest")
     for colour, (model, truth, values) in enumerate(pooled):
         positive = truth == c
         if 0 < positive.sum() < len(positive):
@@ -182,13 +177,7 @@ def _roc(name: str, c: int, pooled: Sequence[tuple[str, Floats, Floats]]) -> Cha
 
 
 def _calibration(pooled: Sequence[tuple[str, Floats, Floats]]) -> Chart:
-    chart = Chart(
-        "Calibration",
-        "How often the predicted class is right, over its mean probability, in bins",
-        Axis("mean probability of the predicted class", 0, 1),
-        Axis("part of the cases that are right", 0, 1),
-    )
-    chart.line([(0, 0), (1, 1)], dashed=True)
+    chart = blank_calibration()
     for colour, (model, truth, values) in enumerate(pooled):
         bins = reliability(truth.astype(int), values)
         places = [(b["probability"], b["accuracy"]) for b in bins]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from hyperfusion_rt.metrics.coverage import means
 from hyperfusion_rt.runtime.evaluation import MOST_SEXES, EvaluatedCase, holds
 from hyperfusion_rt.runtime.prediction import Certainty
 
-Measure = Callable[[Array], dict[str, Any]]
 # How ways of grouping are called, for a reader.
 GROUPS = {"classes": "true class", "sex": "sex", "age": "age", "sex_age": "sex and age"}
 _AGE_FIGURES = ("mae", "mae_95", "bias", "bias_95", "bias_slope", "bias_slope_95", "reasons")

@@ -20,13 +20,9 @@ def roc_chart(classes: tuple[str, ...], truth: Any, values: Any) -> Chart | None
     if not present:
         return None
     drawn = [1] if len(classes) == 2 else present
-    chart = Chart(
-        "ROC curve" + ("s, each class against the rest" if len(drawn) > 1 else f" of {classes[1]}"),
-        "True positive rate over false positive rate for every threshold of the probability",
-        Axis("false positive rate (1 − specificity)", 0, 1),
-        Axis("true positive rate (sensitivity)", 0, 1),
+    chart = blank_roc(
+        "ROC curve" + ("s, each class against the rest" if len(drawn) > 1 else f" of {classes[1]}")
     )
-    chart.line([(0, 0), (1, 1)], dashed=True)
     for c in drawn:
         false, true = roc(truth == c, values[:, c])
         chart.line(zip(false.tolist(), true.tolist(), strict=True), c)
@@ -34,9 +30,20 @@ def roc_chart(classes: tuple[str, ...], truth: Any, values: Any) -> Chart | None
     return chart
 
 
-def reliability_chart(truth: Any, values: Any) -> Chart:
-    """`truth [N]`: classes by index; `values [N, C]`: probabilities."""
-    bins = reliability(truth, values)
+def blank_roc(title: str) -> Chart:
+    """Axes of ROC curves, with the line of guessing."""
+    chart = Chart(
+        title,
+        "True positive rate over false positive rate for every threshold of the probability",
+        Axis("false positive rate (1 − specificity)", 0, 1),
+        Axis("true positive rate (sensitivity)", 0, 1),
+    )
+    chart.line([(0, 0), (1, 1)], dashed=True)
+    return chart
+
+
+def blank_calibration() -> Chart:
+    """Axes of calibration, with the line of probabilities that are right."""
     chart = Chart(
         "Calibration",
         "How often the predicted class is right, over its mean probability, in bins",
@@ -44,6 +51,13 @@ def reliability_chart(truth: Any, values: Any) -> Chart:
         Axis("part of the cases that are right", 0, 1),
     )
     chart.line([(0, 0), (1, 1)], dashed=True)
+    return chart
+
+
+def reliability_chart(truth: Any, values: Any) -> Chart:
+    """`truth [N]`: classes by index; `values [N, C]`: probabilities."""
+    bins = reliability(truth, values)
+    chart = blank_calibration()
     places = [(b["probability"], b["accuracy"]) for b in bins]
     largest = max(b["cases"] for b in bins)
     chart.line(places, 0)
