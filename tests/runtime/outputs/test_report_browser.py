@@ -77,6 +77,19 @@ def look(browser, report):
     assert wrong == []
 
 
+def becomes(page, ask, expected):
+    """Pages do not answer a key at once: what `ask` says is `expected` before long."""
+    for _ in range(200):
+        if (found := ask()) == expected:
+            return
+        page.wait_for_timeout(50)
+    assert found == expected
+
+
+def focus_becomes(page, attribute, expected):
+    becomes(page, lambda: page.evaluate(f"document.activeElement.{attribute}"), expected)
+
+
 def shown(page):
     """The subjects of the rows that are visible, in their order."""
     return page.locator("table.cases tbody th:visible").all_inner_texts()
@@ -86,17 +99,17 @@ def test_it_searches_filters_and_sorts_by_keyboard_alone(look):
     page = look()
     keys = page.keyboard
     count = page.locator(".cases-tools .count")
-    assert count.inner_text() == "100 of 130 shown"
+    becomes(page, count.inner_text, "100 of 130 shown")
     page.locator(".cases-tools .words").focus()
     keys.type("s00012")
-    assert shown(page) == ["S00012"]
-    assert count.inner_text() == "1 of 1 shown, of 130 cases"
+    becomes(page, lambda: shown(page), ["S00012"])
+    becomes(page, count.inner_text, "1 of 1 shown, of 130 cases")
     keys.press("Escape")
-    assert count.inner_text() == "100 of 130 shown"
+    becomes(page, count.inner_text, "100 of 130 shown")
     keys.press("Tab")
-    assert page.evaluate("document.activeElement.dataset.of") == "status"
+    focus_becomes(page, "dataset.of", "status")
     keys.type("error")
-    assert shown(page) == [f"S{n:05d}" for n in range(126, 130)]
+    becomes(page, lambda: shown(page), [f"S{n:05d}" for n in range(126, 130)])
     keys.press("Home")
     for _ in range(10):  # on to the head of the table
         keys.press("Tab")
@@ -104,23 +117,23 @@ def test_it_searches_filters_and_sorts_by_keyboard_alone(look):
             break
     keys.press("Enter")
     head = page.locator("th[data-by=subject]")
-    assert head.get_attribute("aria-sort") == "ascending"
+    becomes(page, lambda: head.get_attribute("aria-sort"), "ascending")
     keys.press("Space")
-    assert head.get_attribute("aria-sort") == "descending"
-    assert shown(page)[0] == "S00129"
+    becomes(page, lambda: head.get_attribute("aria-sort"), "descending")
+    becomes(page, lambda: shown(page)[0], "S00129")
     # Into the table, down, into a subject, to the next, and back.
     page.locator("table.cases tbody th a:visible").first.focus()
     keys.press("End")
     keys.press("ArrowUp")
-    assert page.evaluate("document.activeElement.textContent").startswith("S0")
+    becomes(page, lambda: page.evaluate("document.activeElement.textContent")[:2], "S0")
     page.locator(".words").fill("warning s00003")
     page.locator(".words").fill("s00003")
     page.locator("table.cases tbody th a:visible").first.focus()
     keys.press("Enter")
-    assert page.locator(".subject:visible h3").inner_text() == "S00003"
-    assert page.evaluate("document.activeElement.id") == "s4"
+    becomes(page, page.locator(".subject:visible h3").inner_text, "S00003")
+    focus_becomes(page, "id", "s4")
     keys.press("Escape")
-    assert page.evaluate("document.activeElement.textContent") == "S00003"
+    focus_becomes(page, "textContent", "S00003")
 
 
 def test_sorting_by_a_number_and_filtering_by_a_flag(look):
@@ -142,7 +155,7 @@ def test_sorting_by_a_number_and_filtering_by_a_flag(look):
     assert set(statuses) == {"error"}
     page.locator(".filter[data-of=code]").select_option("")
     page.locator(".more").click()
-    assert len(shown(page)) == 130
+    becomes(page, lambda: len(shown(page)), 130)
     assert page.locator(".more").is_hidden()
 
 
@@ -159,11 +172,11 @@ def test_a_subject_shows_everything(look):
     assert page.locator("symbol#plane-0 text").all_text_contents() == ["L", "R"]
     assert page.locator("symbol#plane-0 rect").count() == 2
     overlay = subject.locator("img.map").first
-    assert overlay.evaluate("image => getComputedStyle(image).opacity") == "0.6"
+    becomes(page, lambda: overlay.evaluate("image => getComputedStyle(image).opacity"), "0.6")
     slider = subject.locator(".strength input")
     slider.focus()
     page.keyboard.press("Home")
-    assert overlay.evaluate("image => getComputedStyle(image).opacity") == "0"
+    becomes(page, lambda: overlay.evaluate("image => getComputedStyle(image).opacity"), "0")
     assert subject.locator(".cells .gap").count() == 1  # of this row; it says so
     assert "imputed" in subject.locator(".cells .gap").inner_text()
     assert subject.locator(".charts svg").count() == 4
@@ -174,9 +187,9 @@ def test_a_subject_shows_everything(look):
     before = page.url
     subject.focus()
     page.keyboard.press("ArrowLeft")
-    assert page.url != before
+    becomes(page, lambda: page.url != before, True)
     page.locator(".subject:visible .steps .after").click()
-    assert page.url == before
+    becomes(page, lambda: page.url, before)
 
 
 def test_a_subject_beyond_has_a_page_of_its_own(look, report):
@@ -184,22 +197,22 @@ def test_a_subject_beyond_has_a_page_of_its_own(look, report):
     page.locator(".words").fill("S00090")
     page.locator("table.cases tbody th a:visible").click()
     page.wait_for_load_state()
-    assert page.url.endswith("/predictions_subjects/00091.html")
-    assert page.locator("h3").inner_text() == "S00090"
+    becomes(page, lambda: page.url.endswith("/predictions_subjects/00091.html"), True)
+    becomes(page, page.locator("h3").inner_text, "S00090")
     assert page.locator(".plane").count() == 3
     page.locator(".back").click()
     page.wait_for_load_state()
-    assert page.url.endswith("/predictions.html#row-91")
+    becomes(page, lambda: page.url.endswith("/predictions.html#row-91"), True)
 
 
 def test_a_hostile_name_stays_a_name(look, report):
     page = look()
     page.locator(".words").fill("onerror")
-    assert shown(page) == [HOSTILE]
+    becomes(page, lambda: shown(page), [HOSTILE])
     page.locator("table.cases tbody th a:visible").click()
     page.wait_for_load_state()
     assert page.title() != "ran"
-    assert page.locator(".subject:visible h3").inner_text() == HOSTILE
+    becomes(page, page.locator(".subject:visible h3").inner_text, HOSTILE)
 
 
 def test_a_script_that_is_not_ours_does_not_run(browser, report, tmp_path):
@@ -273,7 +286,7 @@ def test_the_scan_in_3d(look, small):
     page = look("#s4", small)
     page.locator("#s4 .look").click()
     page.locator("#viewer[data-ready]").wait_for()
-    assert page.locator("#viewer h3").inner_text() == "S00003 in 3D"
+    becomes(page, page.locator("#viewer h3").inner_text, "S00003 in 3D")
     drawn = page.evaluate("""() => new Promise(done => requestAnimationFrame(() => {
         const canvas = document.querySelector("#viewer canvas");
         const gl = canvas.getContext("webgl2");
@@ -282,8 +295,8 @@ def test_the_scan_in_3d(look, small):
     assert drawn == [False, True]
     assert axe(page) == []
     page.keyboard.press("Escape")
-    assert not page.locator("#viewer").is_visible()
-    assert page.evaluate("document.activeElement.className") == "look"
+    page.locator("#viewer").wait_for(state="hidden")
+    focus_becomes(page, "className", "look")
 
 
 def test_without_webgl_a_sentence_says_so(look):
