@@ -44,7 +44,8 @@ HERE = Path(__file__).parent
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 TASKS = {"ad": "ad-small", "brain-age": "brain-age-small"}
-TRAIN, CALIBRATE, TEST = 1200, 1000, 2400
+TRAIN = {"ad": 2400, "brain-age": 1200}
+CALIBRATE, TEST = 1000, 2400
 SEEDS = {"train": 1, "calibrate": 301, "test": 302}
 LEVEL = 0.9
 SPOILT = 100  # scans of each kind; three times as many are left as they are
@@ -92,7 +93,7 @@ class Study:
 
     def cohort(self, part: str, count: int) -> Path:
         """Simulated with the seed of `part`."""
-        root = self.cache / f"{self.task}-{part}"
+        root = self.cache / f"{self.task}-{part}-{count}"
         if not (root / "hfrt.yaml").exists():
             shutil.rmtree(root, ignore_errors=True)
             simulate_cohort(
@@ -103,7 +104,7 @@ class Study:
 
     def run(self) -> Path:
         """The trained run."""
-        root = self.cohort("train", TRAIN)
+        root = self.cohort("train", TRAIN[self.task])
         place = root / "runs" / "certainty"
         if not (place / "metrics.json").exists():
             command(
@@ -261,8 +262,9 @@ def page(results: dict[str, Row]) -> str:
         "# How sure: coverage, calibration, odd scans",
         "",
         "Written by `python benchmarks/certainty.py`. Simulated cohorts: networks of the presets "
-        f"{' and '.join(TASKS.values())} trained on {TRAIN} subjects; {CALIBRATE} others to "
-        f"calibrate with, {TEST} others to test with. It says nothing about patients.",
+        f"{' and '.join(TASKS.values())}, trained on cohorts of "
+        f"{' and '.join(f'{n:,}' for n in TRAIN.values())}; {CALIBRATE:,} others to calibrate "
+        f"with, {TEST:,} others to test with. It says nothing about patients.",
         "",
         f"Machine: {machine}.",
     ]
