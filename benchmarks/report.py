@@ -1,6 +1,7 @@
 """The report of many subjects: how large it is, how long it takes to write and to open.
 
     python benchmarks/report.py    # writes benchmarks/report.md and .json
+    python benchmarks/report.py --artifact ad.hfrt --cohort new/    # and with real answers
 
 Simulated scans of 2 mm, made-up predictions with what-if curves, Shapley values and maps of the
 usual size. The page is opened in headless Chromium from a file: until its content stands
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +31,7 @@ from hyperfusion_rt.runtime.cohort.report import ReportWriter, folder_of
 
 HERE = Path(__file__).parent
 OPENINGS = 5
+ROUNDS = 3
 LIMIT_MB, LIMIT_SECONDS = 60.0, 3.0  # of 500 subjects
 
 
@@ -50,7 +53,40 @@ def write_report(path: Path, scans: list[Path], subjects: int, inside: int) -> d
     }
 
 
-def open_report(path: Path, program: str) -> dict[str, Any]:
+def infer(artifact: Path, cohort: Path, scratch: Path, program: str) -> list[dict[str, Any]]:
+    """`hfrt infer` of the first 500 subjects of a simulated cohort: with and without the report's
+    questions, in turn; seconds of the whole command, and its page opened."""
+    scans = scratch / "scans"
+    scans.mkdir()
+    files = sorted((cohort / "scans").iterdir())[:500]
+    for file in files:
+        (scans / file.name).symlink_to(file.resolve())
+    subject = files[12].name.split(".")[0]
+    found = []
+    for explain in ("none", "table"):
+        seconds = []
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "hyperfusion_rt.cli", "infer", "scans", "--tabular",
+                 cohort.resolve() / "data.csv", "--artifact", artifact.resolve(), "--engine",
+                 "native", "--explain", explain, "--out", f"{explain}.csv", "--force",
+                 "--unmatched-rows", "ignore"],
+                cwd=scratch, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - begun)
+        page = scratch / f"{explain}.html"
+        opened = open_report(page, program, subject, 13)
+        size = page.stat().st_size / 1e6
+        found.append(
+            {"explain": explain, "subjects": len(files), "seconds": statistics.median(seconds)}
+            | {"file_mb": size}
+            | opened
+        )
+    return found
+
+
+def open_report(path: Path, program: str, subject: str, row: int) -> dict[str, Any]:
     """Seconds from the navigation until it stands, is loaded, and answers a search."""
     from playwright.sync_api import sync_playwright
 
@@ -65,8 +101,8 @@ def open_report(path: Path, program: str) -> dict[str, Any]:
             page.goto(path.as_uri(), wait_until="commit")
             page.locator(".cases.ready").wait_for()
             asked = time.perf_counter()
-            page.locator(".words").fill("s00012")
-            page.locator("#row-13:visible").wait_for()
+            page.locator(".words").fill(subject.lower())
+            page.locator(f"#row-{row}:visible").wait_for()
             seconds["answered"].append(time.perf_counter() - begun)
             seconds["search"].append(time.perf_counter() - asked)
             page.wait_for_load_state("load")
@@ -78,7 +114,7 @@ def open_report(path: Path, program: str) -> dict[str, Any]:
     return {"chromium": version} | {name: statistics.median(v) for name, v in seconds.items()}
 
 
-def write(found: list[dict[str, Any]]) -> str:
+def write(found: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
     """The page, and the figures as JSON."""
     machine = describe_machine()
     lines = [
@@ -110,7 +146,22 @@ def write(found: list[dict[str, Any]]) -> str:
         f"The bounds for 500 subjects: under {LIMIT_MB:.0f} MB, open in under {LIMIT_SECONDS:.0f} "
         "s. The script ends with an error beyond them.",
     ]
-    content = {"machine": machine, "reports": found}
+    if real:
+        lines += [
+            "",
+            f"`hfrt infer` of {real[0]['subjects']} simulated subjects, with a network of the "
+            "preset ad-small and its real answers: curves over every column and exact Shapley "
+            f"values of each, or neither. The whole command, start to exit, median of {ROUNDS}:",
+            "",
+            "| asked of each subject | whole command | file | loaded | answered | one search |",
+            "|---|---|---|---|---|---|",
+        ]
+        for f in real:
+            asked = "curves, Shapley values" if f["explain"] == "table" else "nothing"
+            times = (f"{f[name]:.2f} s" for name in ("loaded", "answered", "search"))
+            cells = [asked, f"{f['seconds']:.1f} s", f"{f['file_mb']:.1f} MB", *times]
+            lines.append(f"| {' | '.join(cells)} |")
+    content = {"machine": machine, "reports": found, "real": real}
     (HERE / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     text = "\n".join(lines) + "\n"
     (HERE / "report.md").write_text(text, encoding="utf-8")
@@ -122,12 +173,19 @@ def main(
     scans: Annotated[
         Path | None, typer.Option(help="Scans to show, registered; default: simulated, 2 mm.")
     ] = None,
+    artifact: Annotated[
+        Path | None, typer.Option(help="Of the preset ad-small: `hfrt infer` is measured, too.")
+    ] = None,
+    cohort: Annotated[
+        Path | None, typer.Option(help="With artifact: 500 simulated subjects or more.")
+    ] = None,
 ) -> None:
     """Write both reports, open them, and write the page."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         raise SystemExit("there is no chromium: nothing can be opened")
-    found = []
+    found: list[dict[str, Any]] = []
+    real: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if scans is None:
@@ -139,8 +197,11 @@ def main(
         for subjects in (500, many):
             path = folder / f"predictions-{subjects}.html"
             item = write_report(path, files, subjects, 500)
-            found.append(item | open_report(path, program))
-            print(write(found))
+            found.append(item | open_report(path, program, "s00012", 13))
+            print(write(found, real))
+        if artifact is not None and cohort is not None:
+            real += infer(artifact, cohort, folder, program)
+            print(write(found, real))
     first = found[0]
     if first["file_mb"] > LIMIT_MB or max(first["loaded"], first["answered"]) > LIMIT_SECONDS:
         raise SystemExit("500 subjects: too large, or too slow to open")
