@@ -46,7 +46,7 @@ Floats = NDArray[np.float64]
 TASKS = {"ad": "ad-small", "brain-age": "brain-age-small"}
 TRAIN = {"ad": 2400, "brain-age": 1200}
 CALIBRATE, TEST = 1000, 2400
-SEEDS = {"train": 1, "calibrate": 301, "test": 302}
+SEEDS = {"train": 1, "calibrate": 301, "test": 402}
 LEVEL = 0.9
 SPOILT = 100  # scans of each kind; three times as many are left as they are
 EXPLAINED = 100
@@ -93,7 +93,7 @@ class Study:
 
     def cohort(self, part: str, count: int) -> Path:
         """Simulated with the seed of `part`."""
-        root = self.cache / f"{self.task}-{part}-{count}"
+        root = self.cache / f"{self.task}-{part}-{SEEDS[part]}-{count}"
         if not (root / "hfrt.yaml").exists():
             shutil.rmtree(root, ignore_errors=True)
             simulate_cohort(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.calibration import LEVEL, AgeBias, Calibration, Scores, group_of
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.artifact.usual_errors import cross_scores
 from hyperfusion_rt.data.number_check import means_age
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import TableError
@@ -148,10 +149,12 @@ def calibrate(manifest: Manifest, dataset: Dataset, known: Known, *, given: bool
     predicted = known.values[:, 0]
     scale = np.ones(len(predicted)) if known.sd is None else known.sd
     years = manifest.unit == "years" and means_age(manifest.table.target)
-    by = [group_of(s, a if years else None) for s, a in zip(sexes, predicted, strict=True)]
+    errors = predicted - known.truth
+    found = cross_scores(predicted, errors, sexes, scale)
+    usual, sizes = (None, np.abs(errors) / scale) if found is None else found
     bias = None
     if years and enough:
-        slope, intercept = conformal.line(known.truth, predicted - known.truth)
+        slope, intercept = conformal.line(known.truth, errors)
         gaps = predicted - intercept - slope * known.truth - known.truth
         of_age = [group_of(s, a) for s, a in zip(sexes, known.truth, strict=True)]
         bias = AgeBias(
@@ -163,11 +166,11 @@ def calibrate(manifest: Manifest, dataset: Dataset, known: Known, *, given: bool
     return Calibration.model_validate(
         {
             **source,
-            "scores": Scores.of(np.abs(predicted - known.truth) / scale, by),
+            "scores": Scores.of(sizes, [""] * len(sizes)),
+            "errors": usual,
             "age_bias": bias,
             "sex": sex,
             "age": age,
-            "groups_by": "prediction",
         }
     )
 

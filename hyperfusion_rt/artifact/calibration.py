@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hyperfusion_rt.artifact.usual_errors import UsualErrors
 from hyperfusion_rt.config import Frozen
 from hyperfusion_rt.data.encoder_columns import Fitted
 from hyperfusion_rt.metrics import conformal
@@ -87,12 +88,12 @@ class Calibration(Frozen):
     """See the module.
 
     `source`: which cases; `cases`: how many people, one case each. `temperature`: of the
-    probabilities. `scores`: of prediction sets (`metrics.conformal.class_scores`) or of intervals,
-    |true - predicted| over the predicted standard deviation where the network answers one.
+    probabilities. `scores`: of prediction sets (`metrics.conformal.class_scores`) or of intervals:
+    |true - predicted|, over the network's own standard deviation where it answers one, or with
+    `errors` those of `artifact.usual_errors`.
     `coverage`: how often the sets of level 0.9 hold the truth of these same cases, by class, None
     of fewer than 10. `ece`: the calibration error before and after scaling, of these cases. `sex`,
-    `age`: the columns that groups are made by. `groups_by`: whether the age of a group is the
-    table's or the predicted one.
+    `age`: the columns that groups are made by.
     """
 
     source: Literal["validation", "given"]
@@ -104,7 +105,7 @@ class Calibration(Frozen):
     age_bias: AgeBias | None = None
     sex: str | None = None
     age: str | None = None
-    groups_by: Literal["table", "prediction"] = "table"
+    errors: UsualErrors | None = None
 
     @property
     def highest_level(self) -> float:

@@ -48,6 +48,16 @@ def calibration_rows(made: Calibration, m: Manifest) -> Rows:
         sign = "-" if bias.slope < 0 else "+"
         slope = f"{number(bias.intercept)} {sign} {number(abs(bias.slope))} x true age"
         rows.append(("bias of age", f"predicted - true = {slope}"))
+    if (usual := made.errors) is not None:
+        lines = [
+            f"{f'{sex}: ' if sex else 'all others: ' if len(usual.lines) > 1 else ''}"
+            f"{number(a + b * usual.low)} at {number(usual.low)} to "
+            f"{number(a + b * usual.high)} at {number(usual.high)}"
+            for sex, (a, b) in usual.lines.items()
+        ]
+        rows.append(("predicted - true usually is", "; ".join(lines)))
+    if not m.classes:
+        return rows
     groups = ", ".join(made.scores.groups) or f"none has {FEWEST} cases"
     return [*rows, ("groups with thresholds of their own", groups)]
 

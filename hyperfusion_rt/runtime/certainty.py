@@ -67,14 +67,17 @@ def certainty(
         names = [name for name, there in zip(manifest.classes, chosen, strict=True) if there]
         return Certainty(level=level, classes=tuple(names), distance=distance)
     predicted = values[0]
-    limit = made.scores.at(group_of(sex, predicted), level)
-    size = None if limit is None else limit * (1.0 if sd is None else sd)
-    found = Certainty(
-        level=level if size is not None else None,
-        low=None if size is None else predicted - size,
-        high=None if size is None else predicted + size,
-        distance=distance,
-    )
+    limit = made.scores.at("", level)
+    low, high = None, None
+    if limit is not None:
+        size = limit * (1.0 if sd is None else sd)
+        centre = predicted
+        if made.errors is not None:
+            one = np.array([predicted])
+            centre -= float(made.errors.centres(one, [sex])[0])
+            size *= float(made.errors.sizes(one)[0])
+        low, high = centre - size, centre + size
+    found = Certainty(level=None if limit is None else level, low=low, high=high, distance=distance)
     true = _age(row, manifest.table.target) if made.age_bias is not None else None
     return _with_gap(found, made, predicted, sex, true, level)
 

@@ -35,6 +35,7 @@ CODE = (
     "artifact.scan_reference",
     "artifact.table_summary",
     "artifact.typical_scans",
+    "artifact.usual_errors",
     "clock",
     "config",
     "config.augmentation",

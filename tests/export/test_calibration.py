@@ -220,7 +220,7 @@ def test_ages_have_their_bias():
     corrected = [bias.corrected(p, t) for p, t in zip(cases.values[:, 0], cases.truth, strict=True)]
     slope, _ = conformal.line(cases.truth, np.array(corrected) - cases.truth)
     assert abs(slope) < 1e-6
-    assert made.groups_by == "prediction"
+    assert set(made.errors.lines) == {"f", "m", ""}
     assert made.highest_level == 400 / 401
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from hyperfusion_rt.artifact.calibration import AgeBias, Calibration, Scores, group_of
+from hyperfusion_rt.artifact.usual_errors import UsualErrors
 from hyperfusion_rt.data.table_file import Row
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.runtime.certainty import certainty, check_level
@@ -45,12 +46,6 @@ def test_a_set_holds_the_classes_up_to_the_threshold():
 
 
 def test_groups_have_thresholds_of_their_own():
-    scores = Scores(all=TENTHS, groups={WOMEN: tuple(10 * s for s in TENTHS)})
-    m = manifest(scores=scores, sex="SEX", age="AGE")
-    for sex, predicted, size in (("F", 65.0, 1.0), ("female", 65.0, 10.0), ("Female", 71.0, 1.0)):
-        found = certainty(m, (predicted,), None, row(SEX=sex), 0.5)
-        assert (found.low, found.high) == pytest.approx((predicted - size, predicted + size))
-    # Of a group of classes the age is the table's.
     m = manifest(("a", "b"), "DX", scores=Scores(all=(0.0,) * 19, groups={WOMEN: (0.9,) * 19}),
                  sex="SEX", age="AGE")  # fmt: skip
     for age, several in ((64, True), ("", False), ("x", False), (640, False)):
@@ -67,6 +62,22 @@ def test_an_interval_is_as_wide_as_the_network_s_own_deviation():
     m = manifest(scores=Scores(all=TENTHS))
     found = certainty(m, (70.0,), 4.0, row(), 0.5)
     assert (found.low, found.high) == pytest.approx((66, 74))  # the 10th score, 1.0, times 4
+
+
+def test_an_interval_lies_where_the_truth_usually_does():
+    """Women of 50 are predicted 4 years too old; errors are half as large at 90 as at 50."""
+    usual = UsualErrors(
+        low=50.0, high=90.0, lines={"female": (14.0, -0.2), "": (0.0, 0.0)},
+        size=(2.0, -1.0, 0.0), least=0.1,
+    )  # fmt: skip
+    m = manifest(scores=Scores(all=TENTHS), errors=usual, sex="SEX")
+    for sex, predicted, sd, ends in (
+        ("Female", 50.0, None, (44, 48)), ("female", 90.0, None, (93, 95)),
+        ("F", 50.0, None, (48, 52)), ("Female", 30.0, None, (24, 28)),
+        ("Female", 50.0, 3.0, (40, 52)),
+    ):  # fmt: skip
+        found = certainty(m, (predicted,), sd, row(SEX=sex), 0.5)  # the 10th score is 1.0
+        assert (found.low, found.high) == pytest.approx(ends)
 
 
 BIAS = {

@@ -46,7 +46,7 @@ def years(classes):
     )
     made = Calibration(
         source="given", cases=50, scores=Scores(all=sizes), age_bias=bias, sex="PTGENDER",
-        age="AGE", groups_by="prediction",
+        age="AGE",
     )  # fmt: skip
     spec = classes.table.model_copy(update={"target": "AGE", "classes": {}, "unit": "years"})
     change = {"classes": (), "unit": "years", "table": spec, "training_cases": None}
