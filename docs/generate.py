@@ -410,7 +410,7 @@ def output_files() -> str:
         "(`--report-subjects`), the engine and how it was compared with float64, and where the "
         "time went; where the table has the target's column, the main figures with charts.\n\n"
         "It has the table's name without `.csv`. Another ending stays (`predictions.tsv.html`): "
-        "two tables in a folder never share a report.\n\n"
+        "two tables in a folder do not share a report unless `--report` says so.\n\n"
         "## Its folder: `predictions_subjects/`\n\n"
         "Only where the report has no room for every subject. A page each, by the row in the "
         "table: `00501.html`. Every report writes its folder anew, or removes it; a folder that "

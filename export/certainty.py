@@ -23,6 +23,7 @@ from hyperfusion_rt.export.calibration import FEWEST, calibrate, known_of
 from hyperfusion_rt.export.options import ExportOptions
 from hyperfusion_rt.export.typical_scans import typical_scans
 from hyperfusion_rt.runtime.network import Network
+from hyperfusion_rt.training.check import left_lines
 from hyperfusion_rt.training.dataset import Dataset, gather_external
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.training_cases import kept_training_cases
@@ -62,7 +63,8 @@ def certainty_of(
     network = Network(artifact, engine, None, split=True)
     change: dict[str, Any] = {}
     notes = []
-    with _calibration_cases(artifact, run, dataset, options) as cases:
+    with _calibration_cases(artifact, run, dataset, options) as (cases, left):
+        notes += left
         reference = artifact.reference()
         if reference is not None and reference.means is None:
             reference = None
@@ -74,6 +76,11 @@ def certainty_of(
         if known is None:
             notes.append(f"{lacks}: no validation case can be used")
         else:
+            if given and (lost := len(cases.cases) - len(known.cases)):
+                notes.append(
+                    f"calibration: {lost} cases are not used: more scans of a person, or a row "
+                    "that a member cannot read"
+                )
             made = calibrate(artifact.manifest, cases, known, given=given)
             change["calibration"] = made
             notes += _doubts(made, artifact.manifest)
@@ -114,11 +121,11 @@ def _doubts(made: Calibration, manifest: Manifest) -> list[str]:
 @contextmanager
 def _calibration_cases(
     artifact: Artifact, run: Run, dataset: Dataset | None, options: ExportOptions
-) -> Iterator[Dataset]:
-    """The study, or the cases given, without those that stood in the training."""
+) -> Iterator[tuple[Dataset, list[str]]]:
+    """The study, or the cases given, without those that stood in the training; what was left."""
     if options.calibration is None or options.calibration_table is None:
         assert dataset is not None
-        yield dataset
+        yield dataset, []
         return
     with tempfile.TemporaryDirectory(prefix="hfrt-calibration-") as scratch:
         found = gather_external(
@@ -138,4 +145,7 @@ def _calibration_cases(
                 "in the training; give others",
                 code="calibration-none",
             )
-        yield found.only(new)
+        left = [f"calibration: {line}" for line in left_lines(found.left_out)]
+        if known := len(found.cases) - len(new):
+            left.append(f"calibration: {known} cases stood in the training: left out")
+        yield found.only(new), left

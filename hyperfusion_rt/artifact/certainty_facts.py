@@ -21,7 +21,9 @@ def inspected(m: Manifest) -> Rows:
     else:
         rows += calibration_rows(m.calibration, m)
     where = f"{_AGAIN} where the study is"
-    rows.append(("usual scans", usual_text(m.typical_scans) if m.typical_scans else where))
+    few = "not known: too few scans apart from the training, or the study was not at hand"
+    unknown = where if m.calibration is None else few
+    rows.append(("usual scans", usual_text(m.typical_scans) if m.typical_scans else unknown))
     summary = m.table_summary
     told = f"of {summary.rows} training rows, {len(summary.columns)} columns" if summary else where
     return [*rows, ("summary of the table", told)]

@@ -341,7 +341,7 @@ class Artifact:
         """
         if (card := self.manifest.card) is not None:
             advice = (
-                "'hfrt inspect `card`' still prints what the artifact says; write what you add "
+                "hfrt inspect with `card` still prints what the artifact says; write what you add "
                 "into a copy outside of the artifact"
             )
             self._check(card.file, card.sha256, f"; {advice}")

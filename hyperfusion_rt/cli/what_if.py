@@ -55,7 +55,7 @@ def what_if(
     """
     from hyperfusion_rt.runtime.cohort.ask import as_dict, ask, write
 
-    found = ask(scan, tabular, vary or (), options)
+    found = ask(scan, tabular, vary or (), options, out)
     page = None if out is None else write(out, found)
     if as_json:
         terminal.print_json(as_dict(found))
@@ -83,6 +83,8 @@ def _show(found: Asked) -> None:
     for flip in found.flips:
         changes = "; ".join(f"{name} {_cell(a)} → {_cell(b)}" for name, a, b in flip.changes)
         answer = _in_words(names, flip.values)
+        if classes := found.artifact.manifest.classes:
+            answer = f"{classes[int(flip.values.argmax())]}: {answer}"
         rows.append([changes, number(flip.distance), answer, flip.unusual])
     header = ["smallest changes to another answer", "size (sd)", "answer then", "unlike training"]
     terminal.table("", header, rows)

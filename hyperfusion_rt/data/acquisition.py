@@ -54,7 +54,7 @@ def beside(scan: Path) -> dict[str, Any]:
     try:
         path = scan.with_name(f"{stem(scan)}.json")
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -82,3 +82,65 @@ def test_one_scan_at_a_time(cohort, hfrt):
     )
     assert status == 1
     assert "8 scans have a row of the table; name one scan" in err
+
+
+def test_what_is_read_is_not_written_over(cohort, hfrt):
+    before = {p: p.read_bytes() for p in (cohort / "data.csv", *(cohort / "base.hfrt").iterdir())}
+    for out in ("data.csv", "base.hfrt/x.csv"):
+        status, _, err = hfrt(cohort, *COMMAND, "--vary", "AGE=60,70", "--out", out)
+        assert status == 1
+        assert f"--out {out}: would write over what is read" in err
+    assert {
+        p: p.read_bytes() for p in (cohort / "data.csv", *(cohort / "base.hfrt").iterdir())
+    } == (before)
+    status, _, err = hfrt(
+        cohort, "explain", "scans/S5-0001.nii.gz", "--tabular", "data.csv", "--out", "hfrt.yaml"
+    )
+    assert status == 1
+    assert "--out hfrt.yaml: is no folder" in err  # before the work
+
+
+def test_a_scan_whose_row_is_there_twice_or_not_at_all(cohort, hfrt):
+    lines = (cohort / "data.csv").read_text().splitlines()
+    (cohort / "data.csv").write_text("\n".join([*lines, lines[1]]) + "\n")
+    status, _, err = hfrt(cohort, *COMMAND, "--vary", "AGE=60,70")
+    assert status == 1
+    assert "scans/S5-0001.nii.gz: cannot be asked about: " in err
+    assert "name one scan" not in err
+    (cohort / "data.csv").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    status, _, err = hfrt(cohort, *COMMAND, "--vary", "AGE=60,70")
+    assert status == 1
+    assert "S5-0001" in err
+    assert "name one scan" not in err
+
+
+def test_a_censored_value_as_tables_have_it(cohort, hfrt):
+    status, out, _ = hfrt(cohort, *COMMAND, "--vary", "ABETA=>1700,1700", "--json")
+    assert status == 0
+    first, second = json.loads(out)["what_if"]
+    assert first["p_AD"] == second["p_AD"]
+
+
+def test_python_is_told_what_is_wrong(cohort):
+    import numpy as np
+
+    import hyperfusion_rt
+    from hyperfusion_rt.errors import HyperFusionError
+
+    predictor = hyperfusion_rt.load(cohort / "base.hfrt", engine="native", threads=1)
+    row = dict.fromkeys((c.name for c in predictor.manifest.members[0].columns), None)
+    scan = cohort / "scans" / "S5-0001.nii.gz"
+    for arguments, says in (
+        ((scan, row, {"AGE": 60}), "`vary` AGE: give a list of values, not 60"),
+        ((scan, row, {"AGE": b"60"}), "`vary` AGE: give a list of values"),
+        ((scan, row, ["AGE"]), "`vary`: give a mapping"),
+        ((scan, row, {3: [1]}), "`vary` 3: the model reads no such column"),
+        ((scan, None, {"AGE": [1]}), "`row`: give a mapping"),
+        ((None, row, {"AGE": [1]}), "`scan`: 0 files, and the model reads 1"),
+        (([scan, scan], row, {"AGE": [1]}), "`scan`: 2 files, and the model reads 1"),
+    ):
+        with pytest.raises(HyperFusionError) as error:
+            predictor.what_if(*arguments)
+        assert says in str(error.value)
+    found = predictor.what_if(scan, row, {"AGE": (a for a in (60, float("nan"), np.nan))})
+    assert found.points == ((60.0,), (None,), (None,))

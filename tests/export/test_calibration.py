@@ -287,6 +287,9 @@ def test_given_cases_take_the_place_of_the_validation_part(session_run, others, 
     assert calibration.coverage["AD"] is None
     assert any("fewer than 40 are too few" in note for note in made.notes)
     assert any("too few scans to say which are usual" in note for note in made.notes)
+    # Nothing is dropped without a word.
+    lost = [note for note in made.notes if note.startswith("calibration: ")]
+    assert any("left out" in note and "scan-without-row" in note for note in lost), lost
     text = " ".join((tmp_path / "a.hfrt" / "card.md").read_text().split())
     assert "people, given at export, and not learned from" in text
 

@@ -12,6 +12,7 @@ from typing import Any
 from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
+from hyperfusion_rt.runtime.cohort.places import check_file
 from hyperfusion_rt.runtime.explain.answers import Flip, WhatIf
 from hyperfusion_rt.runtime.explain.flip import nearest_flip
 from hyperfusion_rt.runtime.explain.what_if import parse_vary, what_if
@@ -36,11 +37,16 @@ class Asked:
     flips: list[Flip] | None
 
 
-def ask(scan: Path, tabular: Path, vary: Sequence[str], options: AskOptions) -> Asked:
+def ask(
+    scan: Path, tabular: Path, vary: Sequence[str], options: AskOptions, out: Path | None = None
+) -> Asked:
     """Ask the model about one case.
 
+    Args:
+        out: where `write` shall write the points; looked at before the work.
+
     Raises:
-        ConfigError: nothing is asked.
+        ConfigError: nothing is asked, or `out` cannot be written so.
         CohortError: there is no case, or there are several.
         HyperFusionError: scan, row, column or value cannot be used.
     """
@@ -51,15 +57,22 @@ def ask(scan: Path, tabular: Path, vary: Sequence[str], options: AskOptions) -> 
             code="option-conflict",
         )
     artifact = Artifact.open(options.artifact or only_artifact(Path()))
+    if out is not None:
+        _check_out(out, bool(values), [scan, tabular], artifact.folder)
     predictor = Predictor(artifact, options)
     cohort = predictor.gather([scan], tabular, id_column=options.id_column)
-    if len(cohort.cases) != 1:
+    if len(cohort.cases) > 1:
+        raise CohortError(
+            f"{scan}: {len(cohort.cases)} scans have a row of the table; name one scan",
+            code="scan-ambiguous",
+        )
+    if not cohort.cases:
         problems = [problem for problem in cohort.problems if problem.kind != "row-without-scan"]
-        why = f": {problems[0].where}: {problems[0].reason}" if problems else ""
-        text = f"{scan}: {len(cohort.cases)} scans have a row of the table{why}; name one scan"
-        if cohort.cases:
-            raise CohortError(text, code="scan-ambiguous")
-        raise CohortError(text, code="cohort-no-scan")
+        why = "; ".join(f"{problem.where}: {problem.reason}" for problem in problems)
+        raise CohortError(
+            f"{scan}: cannot be asked about: {why or 'it has no row of the table'}",
+            code="cohort-no-scan",
+        )
     predictor.remember()
     (prediction,) = predictor.stream(cohort.cases)
     if prediction.status == "error":
@@ -112,21 +125,26 @@ def _rows(given: WhatIf, names: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
+def _check_out(out: Path, points: bool, inputs: Sequence[Path], artifact: Path) -> None:
+    if out.suffix.lower() not in (".csv", ".tsv"):
+        raise ConfigError(
+            f"`out` {out}: its name must end in .csv or .tsv", code="output-wrong-name"
+        )
+    if not points:
+        raise ConfigError("`out` is the table of points: give `vary`", code="option-conflict")
+    check_file("out", out, inputs, artifact)
+
+
 def write(out: Path, found: Asked) -> Path | None:
     """Write the points as a table, and beside it a page with curves of the first column.
 
     Returns the page; None where nothing was varied but the nearest changes asked for.
 
     Raises:
-        ConfigError: the table's name ends otherwise, or there are no points to write.
         HyperFusionError: it cannot be written.
     """
-    if out.suffix.lower() not in (".csv", ".tsv"):
-        raise ConfigError(
-            f"`out` {out}: its name must end in .csv or .tsv", code="output-wrong-name"
-        )
     if found.what_if is None:
-        raise ConfigError("`out` is the table of points: give `vary`", code="option-conflict")
+        return None
     rows = _rows(found.what_if, found.names)
     stream = io.StringIO()
     separator = "\t" if out.suffix.lower() == ".tsv" else ","

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,9 +19,10 @@ from hyperfusion_rt.data.bids_columns import suggestions
 from hyperfusion_rt.data.cohort import Case, Cohort
 from hyperfusion_rt.data.column_map import columns_of_spec
 from hyperfusion_rt.data.table_file import Table, suggest
-from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError, TableError
+from hyperfusion_rt.errors import CohortError, TableError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine
+from hyperfusion_rt.runtime.cohort.places import check_folder
 from hyperfusion_rt.runtime.evaluation import (
     SEEN_NOTE,
     EvaluatedCase,
@@ -72,7 +71,7 @@ def evaluate(
     """
     options = options or EvaluateOptions()
     started = time.time()
-    _check_out(options.out, [tabular, *scans], artifact)
+    check_folder(options.out, [tabular, *scans], artifact, FILES)
     predictor = Predictor(Artifact.open(artifact), options)
     table_sha256 = sha256(tabular) if tabular.is_file() else ""
     cohort = predictor.gather(
@@ -131,36 +130,6 @@ def evaluate(
 
 def _key(case: Case | Prediction) -> _Key:
     return case.subject, case.session
-
-
-def _check_out(out: Path, inputs: Sequence[Path], artifact: Path) -> None:
-    """Before the work.
-
-    Raises:
-        ConfigError: `out` is a file, lies in the artifact, or would replace what is read.
-        HyperFusionError: the folder cannot be made or written.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"`out` {out}: is no folder; name another", code="output-wrong-name")
-    taken = {path.resolve() for path in inputs}
-    place = out.resolve()
-    if artifact.resolve() in (place, *place.parents) or taken & {place / name for name in FILES}:
-        raise ConfigError(
-            f"`out` {out}: would write over what is read; choose another folder",
-            code="output-wrong-name",
-        )
-    try:
-        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        for folder in missing:  # nothing is left of a run that fails
-            folder.rmdir()
-    except OSError as error:
-        raise HyperFusionError(
-            f"`out` {out}: cannot be written: {error.strerror or error}; name another folder",
-            code="output-cannot-be-written",
-        ) from None
 
 
 def _truths(

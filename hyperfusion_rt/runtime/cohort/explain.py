@@ -17,6 +17,7 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.volumes import read_volume
 from hyperfusion_rt.errors import ConfigError, EngineError, reason_of
 from hyperfusion_rt.files import write_text
+from hyperfusion_rt.runtime.cohort.places import check_folder
 from hyperfusion_rt.runtime.engines.registry import ENGINES
 from hyperfusion_rt.runtime.explain.answers import Floats, ImageMap
 from hyperfusion_rt.runtime.explain.occlusion import BoxMaps, check_cubes, neutral, occlude
@@ -84,6 +85,7 @@ def explain_images(
     artifact = Artifact.open(options.artifact or only_artifact(Path()))
     _index_of(artifact.manifest, options.of)
     check_cubes(artifact.manifest.preprocessing, options.cube, options.cube)
+    check_folder(options.out, [Path(table)], artifact.folder)
     predictor = Predictor(artifact, options)
     cohort = predictor.gather(scans, table, id_column=options.id_column)
     found = []
@@ -170,7 +172,10 @@ def _explained(
     found = ImageMap(voxels, affine, of, method)
     if atlas is not None:
         found = replace(found, regions=regions_of(found, atlas, to_mni), atlas=atlas.name)
-    return found, maps.answer, scan.warnings
+    said = manifest.members[0].warnings(case.row)
+    if atlas is not None and not found.regions and voxels.any():
+        said.append(f"no region of {atlas.name} holds any of the map: is it an atlas of MNI space?")
+    return found, maps.answer, (*case.warnings, *scan.warnings, *said)
 
 
 def box_maps(

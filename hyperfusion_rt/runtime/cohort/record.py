@@ -14,7 +14,6 @@ from typing import Any
 
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest
-from hyperfusion_rt.data.scan_file import is_scan
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine
@@ -22,6 +21,7 @@ from hyperfusion_rt.runtime.cohort.journal import (
     Ending,
     journal_path,
 )
+from hyperfusion_rt.runtime.cohort.places import check_file
 from hyperfusion_rt.runtime.cohort.report import ReportWriter, check_folder
 from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
 from hyperfusion_rt.runtime.evaluation import Agreement, agreement, certainty_lines, seen_text
@@ -125,23 +125,13 @@ class Outputs:
         Raises:
             ConfigError: a folder, an input, a scan, part of the artifact or another output.
         """
-        taken = {path.resolve() for path in inputs}
         beside = {path.resolve() for path in (self.table, journal_path(self.table), self.record)}
         named = {"out": self.table, "report": self.report, "log_file": self.log}
         for name, path in named.items():
             if path is None:
                 continue
+            check_file(name, path, inputs, artifact)
             place = path.resolve()
-            if path.is_dir():
-                raise ConfigError(
-                    f"`{name}` {path}: is a folder; name a file", code="output-wrong-name"
-                )
-            in_artifact = artifact.resolve() in (place, *place.parents)
-            if place in taken or in_artifact or is_scan(place):
-                raise ConfigError(
-                    f"`{name}` {path}: would write over what is read; choose another name",
-                    code="output-wrong-name",
-                )
             if name != "out" and place in beside:
                 raise ConfigError(
                     f"`{name}` {path}: is `out`, or of it, or the report; choose another name",

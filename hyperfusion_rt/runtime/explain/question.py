@@ -113,6 +113,7 @@ def column_index(columns: Sequence[Column], name: str, parameter: str) -> int:
     from hyperfusion_rt.data.table_file import suggest
 
     names = [column.name for column in columns]
+    name = str(name)
     folded = [known.casefold() for known in names]
     if name.casefold() in folded:
         return folded.index(name.casefold())

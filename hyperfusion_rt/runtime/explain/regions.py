@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,20 @@ def _names(path: Path) -> dict[int, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in text else ",")
-        return {int(row["index"]): row["name"].strip() for row in rows}
+        pairs = [(int(row["index"]), row["name"].strip()) for row in rows]
     except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise _wrong(path, f"is no table of 'index' (whole numbers) and 'name': {error}") from None
+        reason = error if isinstance(error, OSError) else "a column or a number is not there"
+        raise _wrong(path, f"is no table of 'index' (whole numbers) and 'name': {reason}") from None
+    twice = [index for index, n in Counter(index for index, _ in pairs).items() if n > 1]
+    if twice:
+        raise _wrong(path, f"names the index {twice[0]} twice")
+    return dict(pairs)
 
 
 def _labelled(path: Path, image: Any, names: dict[int, str]) -> list[Part]:
     voxels = np.asanyarray(image.dataobj)
+    if not np.isfinite(voxels).all():
+        raise _wrong(path, "is no atlas of labels: a voxel is not finite")
     labels = np.rint(voxels).astype(np.int64)
     if not np.array_equal(labels, voxels):
         raise _wrong(path, "is no atlas of labels: its voxels are not whole numbers")
@@ -131,6 +139,8 @@ def _probable(path: Path, image: Any, names: dict[int, str]) -> list[Part]:
             if index in names and (part := _part(names[index], raw, slope, inter)):
                 parts.append(part)
                 highest = max(highest, float(part.weights.max()))
+    if not highest <= 100:
+        raise _wrong(path, f"holds {highest:g}: probabilities are 0 to 1, or 0 to 100 percent")
     scale = np.float32(100 if highest > 1 else 1)
     return [replace(part, weights=part.weights / scale) for part in parts]
 

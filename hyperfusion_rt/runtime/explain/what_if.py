@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.data.encoder import by_pattern, unlike_training
 from hyperfusion_rt.data.encoder_columns import CategoricalColumn, Column, NumericColumn
-from hyperfusion_rt.data.table_file import LARGEST, is_missing
+from hyperfusion_rt.data.table_file import LARGEST, Row, is_missing, read_number
 from hyperfusion_rt.errors import TableError
 from hyperfusion_rt.runtime.explain.answers import Cell, WhatIf
 from hyperfusion_rt.runtime.explain.question import Question, column_index, shown
@@ -80,6 +80,10 @@ def what_if(question: Question, vary: Vary) -> WhatIf:
         TableError: a column or a value that the model does not know, or too many points.
         EngineError: an answer is not finite.
     """
+    if not isinstance(vary, Mapping):
+        raise TableError(
+            "`vary`: give a mapping of columns to their values", code="what-if-wrong-values"
+        )
     if not vary:
         raise TableError("`vary`: name a column to vary", code="what-if-wrong-values")
     places = [column_index(question.columns, name, "vary") for name in vary]
@@ -123,12 +127,20 @@ def values_of(column: Column, cells: Sequence[Cell]) -> list[float]:
     Raises:
         TableError: no number, no category of the column, or a gap that nothing can fill.
     """
-    if len(cells) == 0:
+    if isinstance(cells, str | bytes) or not isinstance(cells, Iterable):
+        raise TableError(
+            f"`vary` {column.name}: give a list of values, not {cells!r}",
+            code="what-if-wrong-values",
+        )
+    cells = list(cells)
+    if not cells:
         raise TableError(f"`vary` {column.name}: has no value", code="what-if-wrong-values")
     return [_value(column, cell) for cell in cells]
 
 
 def _value(column: Column, cell: Cell) -> float:
+    if isinstance(cell, float | np.floating) and math.isnan(cell):
+        cell = None
     if isinstance(column, CategoricalColumn):
         folded = [name.casefold() for name in column.categories]
         if cell is None:
@@ -149,11 +161,21 @@ def _value(column: Column, cell: Cell) -> float:
             )
         return math.nan
     number = _number(cell)
+    if number is None and column.kind == "censored":
+        number = _bound(column.name, str(cell))
     if number is None:
         raise TableError(
             f"`vary` {column.name}={cell}: is no usable number", code="table-not-a-number"
         )
     return number
+
+
+def _bound(name: str, text: str) -> float | None:
+    """Of `>1700`, as a table may have it."""
+    try:
+        return read_number(Row(name, None, 1, {name: text}), name, censored=True)
+    except TableError:
+        return None
 
 
 def curves(question: Question, points: int = 25, draws: int = 20) -> list[WhatIf]:

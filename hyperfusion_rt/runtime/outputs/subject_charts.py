@@ -53,23 +53,37 @@ def _what_if(classes: tuple[str, ...], unit: str, found: WhatIf, y: Axis) -> Cha
     title = f"If {' and '.join(found.columns)} were different"
     what = "probabilities" if classes else (unit or "answer")
     chart = Chart(title, f"The model's answer ({what}) over {column}", x, y, small=True)
-    if own in place:
-        at = place[own]
+    at = _own_place(found, place, x, of_names)
+    if at is not None:
         chart.line([(at, y.low), (at, y.high)], dashed=True)
-    if len(found.columns) == 1:
+    one = len(found.columns) == 1
+    if one:
         _of_one(chart, classes, found, place, of_names)
     else:
         _of_two(chart, classes, found, place)
     notes = []
-    if own in place:
+    if at is not None:
         notes.append(f"dashed: this row, {cell_text(own)}")
-    if found.low is not None and found.high is not None:
-        notes.append("shaded: 5th to 95th percentile, had the gaps been measured")
+    if found.low is not None and found.high is not None and one:
+        notes.append(
+            "shaded: 5th to 95th percentile, had the gaps been measured (the line has them as gaps)"
+        )
     unusual = sum(bool(text) for text in found.unusual)
-    if unusual:
+    if unusual and one:
         notes.append(f"hollow: unlike the training table ({unusual} of {len(found.unusual)})")
     chart.note = _sentence("; ".join(notes))
     return chart
+
+
+def _own_place(found: WhatIf, place: dict[Cell, float], x: Axis, of_names: bool) -> float | None:
+    """Where the row itself stands on the axis; None where it is not among what is shown."""
+    own = found.own[-1]
+    others = {point[:-1] for point in found.points}
+    if found.own[:-1] not in others:
+        return None
+    if own in place or of_names:
+        return place.get(own)
+    return float(own) if isinstance(own, float | int) and x.low <= own <= x.high else None
 
 
 def _of_one(

@@ -42,7 +42,8 @@ def what_if_page(
                 (
                     "; ".join(f"{n} {cell_text(a)} → {cell_text(b)}" for n, a, b in flip.changes),
                     flip.distance,
-                    ", ".join(
+                    (f"{names[int(flip.values.argmax())]}: " if manifest.classes else "")
+                    + ", ".join(
                         f"{n} {number(v)}" for n, v in zip(names, flip.values.tolist(), strict=True)
                     ),
                     flip.unusual,

@@ -49,7 +49,7 @@ def predictor(folder, source, transform=None, classes=("CN", "AD")):
         manifest=SimpleNamespace(
             preprocessing=PREPROCESSING,
             classes=classes,
-            members=[SimpleNamespace(width=1)],
+            members=[SimpleNamespace(width=1, warnings=lambda row: [])],
             table=SimpleNamespace(target="DX"),
         ),
         artifact=SimpleNamespace(reference=lambda: None, folder=folder, engines=["onnx"]),
