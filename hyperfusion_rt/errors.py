@@ -63,7 +63,7 @@ CODES: dict[str, str] = {
     "table-not-a-number": "a cell that must hold a number holds something else",
     "table-unknown-category": "a cell holds a value that is not in the list of its column",
     "table-missing-value": "a cell is empty, and nothing can take its place",
-    "table-impossible-value": "a number that cannot be: an age of -4 to learn from, or as the truth",
+    "table-impossible-value": "a number that cannot be: an age of -4 to learn from or as a truth",
     "table-number-unclear": "the point in a column's numbers may separate thousands",
     "table-category-spelling": "one category of a column is spelt in two ways",
     "table-feature-empty": "no training row has a value of this feature",

@@ -32,6 +32,8 @@ def test_no_file_or_none_that_can_be_read_names_nothing(tmp_path):
     assert scanner_of(scan) == scanner_of(tmp_path) == ""
     (tmp_path / "a.json").write_bytes(b"\xff{")
     assert scanner_of(scan) == ""
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    assert scanner_of(scan) == ""
 
 
 def test_a_scanner_is_known_or_not():

@@ -158,6 +158,9 @@ def test_a_map_elsewhere_is_looked_up_by_its_way_to_mni(tmp_path):
         ("index,name\n1,y\n", np.full((2, 2, 2), 0.5, np.float32), "not whole numbers"),
         ("index,name\n2,y\n", np.ones((2, 2, 2, 2), np.float32), "2 volumes, but its table"),
         ("index,name\n1,y\n", np.ones((2, 2), np.int16), "dimensions"),
+        ("index,name\n1,y\n1,z\n", np.ones((2, 2, 2), np.int16), "names the index 1 twice"),
+        ("index,name\n1,y\n", np.full((2, 2, 2), np.nan, np.float32), "is not finite"),
+        ("index,name\n1,y\n", np.full((2, 2, 2, 2), 300, np.int16), "holds 300: probab"),
         ("index,name\n1,y\n", None, "cannot be read"),
     ],
 )
