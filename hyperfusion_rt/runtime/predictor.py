@@ -260,13 +260,13 @@ class Predictor:
         channels = [channel.name for channel in self.manifest.preprocessing.channels]
         if len(images) != len(channels):
             raise ConfigError(
-                f"`scan`: {len(images)} files, and the model reads {len(channels)} "
+                f"the scan: {len(images)} files, and the model reads {len(channels)} "
                 f"({', '.join(channels)}); give one of each",
                 code="option-wrong",
             )
         first, *more = images
         if not isinstance(row, Mapping):
-            raise TableError("`row`: give a mapping of columns to cells", code="option-wrong")
+            raise TableError("the row: give a mapping of columns to cells", code="option-wrong")
         names = [column.name for column in self.manifest.members[0].columns]
         if absent := [name for name in names if name not in row]:
             raise TableError(

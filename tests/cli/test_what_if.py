@@ -135,9 +135,9 @@ def test_python_is_told_what_is_wrong(cohort):
         ((scan, row, {"AGE": b"60"}), "`vary` AGE: give a list of values"),
         ((scan, row, ["AGE"]), "`vary`: give a mapping"),
         ((scan, row, {3: [1]}), "`vary` 3: the model reads no such column"),
-        ((scan, None, {"AGE": [1]}), "`row`: give a mapping"),
-        ((None, row, {"AGE": [1]}), "`scan`: 0 files, and the model reads 1"),
-        (([scan, scan], row, {"AGE": [1]}), "`scan`: 2 files, and the model reads 1"),
+        ((scan, None, {"AGE": [1]}), "the row: give a mapping"),
+        ((None, row, {"AGE": [1]}), "the scan: 0 files, and the model reads 1"),
+        (([scan, scan], row, {"AGE": [1]}), "the scan: 2 files, and the model reads 1"),
     ):
         with pytest.raises(HyperFusionError) as error:
             predictor.what_if(*arguments)
