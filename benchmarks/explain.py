@@ -57,7 +57,7 @@ Floats = NDArray[np.float32]
 NEAR_MM = 10.0
 # Tissue that the atrophy's field grows or shrinks by more than this part has been moved by it.
 CHANGED = 0.10
-SEED, SUBJECTS, KEPT = 12, 200, 20
+SEED, SUBJECTS, KEPT = 412, 200, 20
 # So many of them also hidden otherwise, and with cubes half an edge apart: eight times the work.
 OTHERWISE, HALF = 5, 1
 
