@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -321,9 +321,12 @@ def markdown(content: Row) -> str:
 
 
 def main(
-    artifact: Path, run: Path | None = None, rounds: int = 3, threads: int | None = None
+    artifact: Annotated[Path, typer.Option(help="Of the preset ad-small.")],
+    run: Annotated[Path | None, typer.Option(help="Its run; default: in runs/ beside it.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of the timing.")] = 3,
+    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
 ) -> None:
-    """Measure everything and write the page. `run`: that of the artifact."""
+    """Measure everything and write the page."""
     opened = Artifact.open(artifact).manifest
     run = run or artifact.resolve().parent / "runs" / opened.provenance.run
     threads = threads or usable_cores()
