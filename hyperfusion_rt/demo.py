@@ -29,13 +29,14 @@ from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.export import export_run
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.metrics.words import headline, interval
-from hyperfusion_rt.runtime.cohort.infer import infer
+from hyperfusion_rt.runtime.cohort.infer import infer, questions_of
 from hyperfusion_rt.runtime.cohort.record import Result
 from hyperfusion_rt.runtime.cohort.report import ReportWriter
 from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
-from hyperfusion_rt.runtime.options import CohortOptions
+from hyperfusion_rt.runtime.options import CohortOptions, PredictOptions
 from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts
 from hyperfusion_rt.runtime.outputs.report import Page, Picture, Pictures
+from hyperfusion_rt.runtime.predictor import Predictor
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, train
 
@@ -121,6 +122,7 @@ def demo(
         "registered",
         {(case.subject, case.session): case for case in _cases(new_root)},
         usable_cores(),
+        explain=questions_of(Predictor(artifact, PredictOptions(engine=result.engine))),
     )
     writer = ReportWriter(out / "predictions.html", subjects=held_out, reader=reader)
     writer.write(result, _page(found, new_root))

@@ -191,25 +191,30 @@ def _predict(
 
 
 def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:
-    """What the report asks of each subject that it shows; None where it asks nothing.
-
-    Raw scans are not registered again for it: only those are asked about that this run predicts.
-    """
+    """What the report asks of each subject that it shows; None where it asks nothing."""
     if options.explain == "none" or options.report is None or not options.report_subjects:
         return None
+    return questions_of(predictor, image=options.explain == "image")
+
+
+def questions_of(predictor: Predictor, *, image: bool = False) -> Explain | None:
+    """What a report asks of a case: answers to other rows, what each cell adds, perhaps a map.
+
+    None where the engine cannot be asked. The features of scans that are predicted from now on are
+    kept. Raw scans are not registered again: only those are asked about whose features are there.
+    """
     predictor.remember()
     if not predictor.network.splits:
         return None
-    with_map = options.explain == "image" and options.source == "registered"
-
     curves = Curves(predictor.manifest.members[0].columns)
+    raw = predictor.options.source == "raw"
 
     def explain(case: Case) -> Answers:
-        if options.source == "raw" and not predictor.remembers(case):
+        if raw and not predictor.remembers(case):
             return [], None, None
         question = predictor.question(case)
         reasons = None if question.summary is None else shapley(question, _BACKGROUND)
-        found = explain_image(predictor, case) if with_map else None
+        found = explain_image(predictor, case) if image and not raw else None
         return curves.of(question), reasons, found
 
     return explain

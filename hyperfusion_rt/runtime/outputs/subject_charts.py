@@ -64,7 +64,8 @@ def _what_if(classes: tuple[str, ...], unit: str, found: WhatIf, y: Axis) -> Cha
     notes = []
     if at is not None:
         notes.append(f"dashed: this row, {cell_text(own)}")
-    if found.low is not None and found.high is not None and one:
+    banded = found.low is not None and found.high is not None and (found.low < found.high).any()
+    if banded and one:
         notes.append(
             "shaded: 5th to 95th percentile, had the gaps been measured (the line has them as gaps)"
         )

@@ -1,5 +1,7 @@
 """What charts of answers to other rows say of the row itself, and only of what they draw."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,5 +45,8 @@ def test_only_what_is_drawn_is_explained():
     said = note(("AGE",), points, (None,), band=True, unusual=(1,))
     assert "Shaded: 5th to 95th" in said
     assert "hollow: unlike the training table (1 of 2)" in said
+    same = asked(("AGE",), points, (None,))
+    same = replace(same, low=same.values, high=same.values)  # nothing else was missing
+    assert "haded" not in what_if_charts(CLASSES, "", [same])[0].note
     points = [(sex, age) for sex in ("F", "M") for age in (60.0, 70.0)]
     assert not note(("SEX", "AGE"), points, (None, None), band=True, unusual=(1,))
