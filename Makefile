@@ -56,7 +56,7 @@ bench-scan-checks: demo/demo.hfrt $(VENV)/dev.stamp
 bench-explain: demo/demo.hfrt $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/explain.py --artifact demo/demo.hfrt
 
-# Coverage of sets and intervals, odd scans, questions of the table: simulates 9,400 subjects and trains twice,
+# Coverage of sets and intervals, odd scans, questions of the table: simulates 10,400 subjects and trains twice,
 # an hour or more.
 bench-certainty: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/certainty.py
