@@ -277,7 +277,11 @@ def checked_boxes(
         support = None
         if looked is not None and channel.t1_weighted:
             support = find_support(volume)
-            odd += judge(volume.path, measure(volume, support, looked.landmarks), checks)
+            figures = measure(volume, support, looked.landmarks)
+            if not figures.correlation > -1:
+                # It has one value around the brain, or holds NaN: extraction says which.
+                extract(volume, preprocessing, support, channel)
+            odd += judge(volume.path, figures, checks)
         found.append(extract(volume, preprocessing, support, channel))
     boxes = join_channels(found)
     if looked is not None:

@@ -233,3 +233,21 @@ def test_an_older_artifact_keeps_its_rule_and_says_so(cohort):
     first = predicted()
     rewrite(scan, lambda v, a: (v + 1, a))
     assert np.abs(predicted() - first).max() > 1e-4  # its rule, with its fault
+
+
+def test_a_scan_without_a_picture_is_called_so(cohort):
+    """Rather than no brain at the place that its header says."""
+    scans = sorted((cohort / "scans").iterdir())
+    spoilt = {
+        "scan-not-finite": lambda v: np.where(v > 0, np.nan, v),
+        "scan-constant": lambda v: np.full_like(v, 7),
+    }
+    for change, scan in zip(spoilt.values(), scans, strict=False):
+        image = nib.load(scan)
+        voxels = change(np.asarray(image.dataobj, np.float32))
+        scan.unlink()
+        nib.save(nib.Nifti1Image(voxels, image.affine), scan)
+    predictor = hyperfusion_rt.load(cohort / "base.hfrt", engine="native", threads=1)
+    found = {p.scan: p for p in predictor.predict(cohort / "scans", cohort / "data.csv")}
+    for code, scan in zip(spoilt, scans, strict=False):
+        assert found[scan].code == code

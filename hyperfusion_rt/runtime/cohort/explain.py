@@ -143,12 +143,13 @@ def _index_of(manifest: Manifest, of: str | None) -> int | None:
         return 0
     if of is None:
         return None
-    if of not in manifest.classes:
+    folded = [name.casefold() for name in manifest.classes]
+    if of.casefold() not in folded:
         raise ConfigError(
             f"`of` {of!r}: choose one of the model's classes: {', '.join(manifest.classes)}",
             code="option-wrong",
         )
-    return manifest.classes.index(of)
+    return folded.index(of.casefold())
 
 
 def _explained(
