@@ -278,9 +278,8 @@ def test_settings_that_the_engine_lacks_are_no_damage(file, monkeypatch):
     assert error.value.code == "engine-wrong-setting"
 
 
-def test_many_rows_are_shared_by_threads_and_have_the_same_bits(session_artifact):
-    path = session_artifact / "model.native"
-    one, two = NativeEngine(path, 1), NativeEngine(path, 2)
+def test_many_rows_are_shared_by_threads_and_have_the_same_bits():
+    one, two = NativeEngine(boxed_plan(), 1), NativeEngine(boxed_plan(), 2)
     rng = np.random.default_rng(0)
     shapes = one.head.program.inputs
     for rows in (511, 512, 1025):
