@@ -51,12 +51,11 @@ def calibration_rows(made: Calibration, m: Manifest) -> Rows:
         slope = f"{number(bias.intercept)} {sign} {number(abs(bias.slope))} x true age"
         rows.append(("bias of age", f"predicted - true = {slope}"))
     if (usual := made.errors) is not None:
-        lines = [
-            f"{f'{sex}: ' if sex else 'all others: ' if len(usual.lines) > 1 else ''}"
-            f"{number(a + b * usual.low)} at {number(usual.low)} to "
-            f"{number(a + b * usual.high)} at {number(usual.high)}"
-            for sex, (a, b) in usual.lines.items()
-        ]
+        lines = []
+        for sex, (a, b) in usual.lines.items():
+            of = f"{sex or 'all others'}: " if len(usual.lines) > 1 else ""
+            ends = (f"{number(a + b * x)} at {number(x)}" for x in (usual.low, usual.high))
+            lines.append(of + " to ".join(ends))
         rows.append(("predicted - true usually is", "; ".join(lines)))
     if not m.classes:
         return rows

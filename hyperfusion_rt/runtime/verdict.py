@@ -139,7 +139,9 @@ class Verdict:
         population = self.manifest.population
         if population is None:
             return []
-        odd = [unlike_scanner(scanner_of(case.files[0]), population.scanners)]
+        odd = []
+        if population.scanners:  # else nothing beside the scan needs to be read
+            odd.append(unlike_scanner(scanner_of(case.files[0]), population.scanners))
         for edges, channel in zip(scan.edges, self.manifest.preprocessing.channels, strict=False):
             if usual := population.spacing.get(channel.name):
                 odd.append(unlike_edges(edges, (usual[0], usual[2])))

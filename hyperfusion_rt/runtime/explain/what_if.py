@@ -109,13 +109,14 @@ def what_if(question: Question, vary: Vary) -> WhatIf:
     cells[:, places] = points
     answer, given = question.answers(question.cells[None])[0], question.answers(cells)
     low, high = _band(question, cells, _DRAWS)
+    varied = np.isin(np.arange(len(question.cells)), places)
     return WhatIf(
         tuple(question.columns[place].name for place in places),
         tuple(itertools.product(*shown)),
         given,
         low,
         high,
-        tuple(unusual(question, cells, _same(len(cells), len(question.cells), places))),
+        tuple(unusual(question, cells, np.broadcast_to(varied, cells.shape))),
         tuple(question.shown(place, question.cells[place]) for place in places),
         answer,
     )
@@ -178,17 +179,9 @@ def _bound(name: str, text: str) -> float | None:
         return None
 
 
-def curves(question: Question, points: int = 25, draws: int = 20) -> list[WhatIf]:
-    """One `WhatIf` for each column by itself: its training range in `points`, or its categories.
-
-    Raises:
-        EngineError: an answer is not finite.
-    """
-    return Curves(question.columns, points, draws).of(question)
-
-
 class Curves:
-    """As `curves`, of many cases of one model: what is the same for all is made once."""
+    """Asks many cases of one model about each column by itself; what is the same for all is made
+    once: the column's training range in `points`, or its categories."""
 
     def __init__(self, columns: Sequence[Column], points: int = 25, draws: int = 20) -> None:
         self._columns, self._draws = columns, draws
@@ -204,7 +197,7 @@ class Curves:
         ]
 
     def of(self, question: Question) -> list[WhatIf]:
-        """One `WhatIf` for each column.
+        """One `WhatIf` for each column, in their order.
 
         Raises:
             EngineError: an answer is not finite.
@@ -244,13 +237,6 @@ def _grid(column: Column, points: int) -> Floats:
 def _shown(column: Column, values: Sequence[float] | Floats) -> list[Cell]:
     """The cells of a column as a person writes them."""
     return [shown(column, float(value)) for value in values]
-
-
-def _same(count: int, columns: int, places: Sequence[int]) -> NDArray[np.bool_]:
-    """`[count, columns]`: the same `places` of every row."""
-    found = np.zeros(columns, bool)
-    found[list(places)] = True
-    return np.broadcast_to(found, (count, columns))
 
 
 def _band(question: Question, cells: Floats, most: int) -> tuple[Floats | None, Floats | None]:

@@ -13,7 +13,7 @@ from hyperfusion_rt.rules import softmax
 from hyperfusion_rt.runtime.explain.flip import nearest_flip
 from hyperfusion_rt.runtime.explain.question import Question
 from hyperfusion_rt.runtime.explain.shapley import _sampled, shapley
-from hyperfusion_rt.runtime.explain.what_if import curves, parse_vary, what_if
+from hyperfusion_rt.runtime.explain.what_if import Curves, parse_vary, what_if
 
 AGE = NumericColumn(kind="numeric", name="AGE", fill=70.0, mean=70.0, std=8.0, low=50.0, high=90.0)
 SEX = CategoricalColumn(kind="categorical", name="SEX", categories=("F", "M"), mode="F")
@@ -172,7 +172,7 @@ def test_what_the_model_does_not_know_is_refused(vary, says, code):
 
 def test_curves_are_one_what_if_for_each_column():
     question = ask(linear, [70.0, 1.0, np.nan])
-    found = curves(question, points=5)
+    found = Curves(question.columns, points=5).of(question)
     assert [one.columns for one in found] == [("AGE",), ("SEX",), ("TAU",)]
     assert [point[0] for point in found[0].points] == [50, 60, 70, 80, 90]
     for one in found:
