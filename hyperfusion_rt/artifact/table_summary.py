@@ -275,14 +275,13 @@ class _RarePairs:
     """The pairs of a summary as one table, so that all pairs of many rows are looked up at once.
 
     `bins` [U]: each way in which the bins of a column are cut, with the column; `words`: what they
-    are called. `first`, `second`
-    [P]: of these, those of a pair. `start`, `width` [P]: where a pair's bins start in `rare`, and
-    how many the second has. A gap lies in a bin of its own, which is never rare.
+    are called. `first`, `second` [P]: of these, those of a pair. `start`, `width` [P]: where a
+    pair's bins start in `rare`, and how many the second has. A gap lies in a bin of its own, which
+    is never rare.
     """
 
     bins: list[tuple[int, Floats]]
     words: list[list[str]]
-    columns: NDArray[np.intp]  # [2, P]
     first: NDArray[np.intp]
     second: NDArray[np.intp]
     start: NDArray[np.intp]
@@ -317,7 +316,6 @@ class _RarePairs:
         return cls(
             bins,
             texts,
-            np.array([[p.first for p in pairs], [p.second for p in pairs]], np.intp),
             np.array(places[::2], np.intp),
             np.array(places[1::2], np.intp),
             np.cumsum(sizes)[:-1],
@@ -336,7 +334,8 @@ class _RarePairs:
             places[at, np.isnan(values)] = len(edges) + 1
         index = self.start[:, None] + places[self.first] * self.width[:, None]
         index += places[self.second]
-        looked = varied.T[self.columns[0]] | varied.T[self.columns[1]]
+        changed = varied.T[[column for column, _ in self.bins]]
+        looked = changed[self.first] | changed[self.second]
         for pair, row in zip(*np.nonzero(self.rare[index] & looked), strict=True):
             one, other = self.first[pair], self.second[pair]
             a, b = self.words[one][places[one, row]], self.words[other][places[other, row]]
