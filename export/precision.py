@@ -26,7 +26,7 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # A scan may be this much more extreme than the calibration scans.
 HEADROOM = 8.0
 # Statistics over a volume: sums of very many numbers, and their squares.
-_EXACT = ("instance_norm",)
+_EXACT = ("group_norm", "channel_norm", "global_norm", "reduce")
 _NO_BF16 = ("hardswish", "mish")  # TensorRT has these activations in float16 only
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.operations import TENSORS, AnyOperation, Conv, HyperConv
-from hyperfusion_rt.export.fuse.draft import Draft
+from hyperfusion_rt.export.fuse.draft import CONVS, TRANSPOSED, Draft
 from hyperfusion_rt.export.ir.graph import Shape
 
 
@@ -18,10 +18,11 @@ def gflop(draft: Draft) -> float:
     op, arrays = draft.node.op, draft.node.arrays
     if op in ("linear", "hyper_linear"):
         return 2e-9 * arrays["weight"].size
-    if op not in ("conv", "hyper_conv"):
+    if op not in CONVS + TRANSPOSED:
         return 0.0
+    # Backwards, a weight meets every voxel that is read.
     work = 2e-9 * arrays["weight"].size * draft.voxels
-    if op == "hyper_conv":
+    if op.startswith("hyper"):
         work /= arrays["weight"].shape[0]
     if draft.shortcut is not None:
         work += 2e-9 * draft.shortcut.arrays["weight"].size * draft.voxels

@@ -9,15 +9,21 @@ from hyperfusion_rt.export.ir.graph import Convolution, Graph, Node
 from hyperfusion_rt.kernels.cpu.tiles import BLOCK, few_enough
 
 CONVS = ("conv", "hyper_conv")
+TRANSPOSED = ("conv_transpose", "hyper_conv_transpose")
 WITH_ACTIVATION = (
     *CONVS,
+    *TRANSPOSED,
     "linear",
     "hyper_linear",
     "combine",
     "add",
+    "sub",
     "mul",
+    "div",
+    "maximum",
+    "minimum",
     "affine",
-    "instance_norm",
+    "group_norm",
 )
 
 
@@ -110,12 +116,13 @@ def pointwise(node: Node) -> bool:
 
 
 def winograd(node: Node) -> bool:
-    """Whether Winograd's filtering can do a convolution: 3x3x3, stride 1 or 2."""
+    """Whether Winograd's filtering can do a convolution: 3x3x3, stride 1 or 2, and several channels
+    that see each other.
+    """
     window = node.given(Convolution)
     return (
         window.kernel == (3, 3, 3)
         and window.stride in ((1, 1, 1), (2, 2, 2))
         and window.dilation == (1, 1, 1)
         and node.arrays["weight"].shape[-4] > 1
-        and dense(node)
     )

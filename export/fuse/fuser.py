@@ -21,8 +21,10 @@ from hyperfusion_rt.artifact.operations import Activation, Subsampling
 from hyperfusion_rt.artifact.plan import Plan, Program
 from hyperfusion_rt.export.fuse.draft import (
     CONVS,
+    TRANSPOSED,
     WITH_ACTIVATION,
     Draft,
+    dense,
     halves,
     planar,
     pointwise,
@@ -33,7 +35,7 @@ from hyperfusion_rt.export.ir.cut import cut
 from hyperfusion_rt.export.ir.ensemble import Ensemble
 from hyperfusion_rt.export.ir.fold import fold
 from hyperfusion_rt.export.ir.graph import Convolution, Graph, Node
-from hyperfusion_rt.kernels.cpu.tiles import choose_tile
+from hyperfusion_rt.kernels.cpu.tiles import choose_tile, part_channels
 
 
 def plan(graph: Graph, *, folded: bool = False, precision: str = "fp32") -> Plan:
@@ -84,7 +86,8 @@ class _Fuser:
         self._prologues(drafts)
         for draft in drafts:
             draft.tile, draft.pairs = self._tile(draft)
-            draft.voxels = math.prod(self.graph.shapes[draft.node.output][1:])
+            read = draft.node.inputs[0] if draft.node.op in TRANSPOSED else draft.node.output
+            draft.voxels = math.prod(self.graph.shapes[read][1:])
         self._shortcuts(drafts)
         drafts = self._left(drafts)
         self._sparse_outputs(drafts)
@@ -133,6 +136,7 @@ class _Fuser:
             and draft.residual is None
             and (draft.act is None or draft.act.given(Activation).kind == "relu")
             and halves(user, self.graph.shapes[draft.output])
+            and dense(node)
             and (winograd(node) or planar(node, self.graph, pools=True))
         ):
             draft.pool = True
@@ -196,8 +200,9 @@ class _Fuser:
             return None, False
         shape = self.graph.shapes[node.output]
         channels = self.graph.shapes[node.inputs[0]][0]
-        stride = node.given(Convolution).stride[0]
-        tile, pairs = choose_tile(channels, shape[0], shape[1:], self.precision, stride)
+        window = node.given(Convolution)
+        part = part_channels(channels, shape[0], window.groups)
+        tile, pairs = choose_tile(*part, shape[1:], self.precision, window.stride[0])
         # Gathering does not pool.
         return ((2, 2, 2), False) if tile is None and draft.pool else (tile, pairs)
 
@@ -207,6 +212,8 @@ class _Fuser:
         for draft in drafts:
             other = made.get(draft.residual or "")
             if draft.node.op != "conv" or draft.tile is None or other is None:
+                continue
+            if not dense(draft.node):
                 continue
             alone = other.act is None and other.second is None and other.prologue is None
             plain = other.node.op == "conv" and other.residual is None and alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
@@ -15,17 +16,24 @@ from hyperfusion_rt.artifact.operations import (
     AffineMap,
     AnyConv,
     AnyOperation,
+    AnyTransposed,
     Binary,
+    ChannelNorm,
     Combination,
     Combine,
     Concat,
     Conv,
+    ConvTranspose,
+    Crop,
+    Cropping,
     Ensemble,
+    GlobalNorm,
     GlobalPool,
     Grid,
+    GroupNorm,
     HyperConv,
+    HyperConvTranspose,
     HyperLinear,
-    InstanceNorm,
     Linear,
     Margins,
     Normalisation,
@@ -33,16 +41,24 @@ from hyperfusion_rt.artifact.operations import (
     Pad,
     Pool,
     Pooling,
+    Probabilities,
+    Reduce,
+    Reduction,
     Reshape,
+    Resize,
+    Resizing,
     SecondOutput,
     Shortcut,
     Slice,
     Softmax,
     Span,
     Subsampling,
+    Transpose,
+    Transposed,
+    Transposition,
 )
 from hyperfusion_rt.export.fuse.cost import gflop, megabytes
-from hyperfusion_rt.export.fuse.draft import CONVS, Draft, planar
+from hyperfusion_rt.export.fuse.draft import CONVS, TRANSPOSED, Draft, planar
 from hyperfusion_rt.export.ir.graph import Array, Convolution, Graph, Node, Shape
 
 
@@ -78,7 +94,11 @@ class Operations:
             "layer": draft.node.layer,
             "gflop": gflop(draft),
         }
-        make = self._convolution if draft.node.op in CONVS else self._plain
+        make: Callable[[Draft, _Common], AnyOperation] = self._plain
+        if draft.node.op in CONVS:
+            make = self._convolution
+        elif draft.node.op in TRANSPOSED:
+            make = self._transposed
         op = make(draft, common)
         moved = megabytes(op, self.graph.shapes, self.tensors, self.precision)
         return replace(op, megabytes=moved)
@@ -126,10 +146,18 @@ class Operations:
             case "affine":
                 scale, shift, act = *self._vectors(draft), self._late(draft)
                 return Affine(inputs=x, scale=scale, shift=shift, act=act, **common)
-            case "instance_norm":
+            case "group_norm" as op:
                 scale, shift, act = *self._vectors(draft), self._late(draft)
-                eps = node.given(Normalisation).eps
-                return InstanceNorm(inputs=x, scale=scale, shift=shift, eps=eps, act=act, **common)
+                fields = {**vars(node.given(Normalisation)), **common}
+                return GroupNorm(op=op, inputs=x, scale=scale, shift=shift, act=act, **fields)
+            case "channel_norm":
+                scale, shift = self._vectors(draft)
+                fields = {**vars(node.given(Normalisation)), **common}
+                return ChannelNorm(inputs=x, scale=scale, shift=shift, **fields)
+            case "global_norm":
+                return GlobalNorm(inputs=x, **common)
+            case "reduce":
+                return Reduce(inputs=x, **vars(node.given(Reduction)), **common)
             case "max_pool" | "avg_pool" as op:
                 return Pool(op=op, inputs=x, **vars(node.given(Pooling)), **common)
             case "global_avg_pool" | "global_max_pool" as op:
@@ -142,12 +170,18 @@ class Operations:
                 return Pad(inputs=x, **vars(node.given(Margins)), **common)
             case "ensemble":
                 return Ensemble(inputs=x, **vars(node.given(Combination)), **common)
+            case "crop":
+                return Crop(inputs=x, **vars(node.given(Cropping)), **common)
+            case "resize":
+                return Resize(inputs=x, **vars(node.given(Resizing)), **common)
+            case "transpose":
+                return Transpose(inputs=x, **vars(node.given(Transposition)), **common)
             case "reshape":
                 return Reshape(inputs=x, **common)
             case "one_and":
                 return OneAnd(inputs=x, **common)
             case "softmax":
-                return Softmax(inputs=x, **common)
+                return Softmax(inputs=x, **vars(node.given(Probabilities)), **common)
         raise AssertionError(node.op)
 
     def _of_two(self, draft: Draft, common: _Common) -> AnyOperation:
@@ -160,7 +194,7 @@ class Operations:
                 return HyperLinear(inputs=inputs, weight=weight, bias=bias, act=act, **common)
             case "combine":
                 return Combine(inputs=inputs, act=act, **common)
-            case "add" | "mul" as op:
+            case "add" | "sub" | "mul" | "div" | "maximum" | "minimum" as op:
                 return Binary(op=op, inputs=inputs, act=act, **common)
         raise AssertionError(node.op)
 
@@ -190,6 +224,7 @@ class Operations:
             "weight": self._tensor(draft, "weight", _flat(node, depthwise)),
             "bias": self._tensor(draft, "bias", bias),
             "depthwise": depthwise,
+            "groups": 1 if depthwise else window.groups,
             "algorithm": self._algorithm(draft, depthwise),
             "tile": draft.tile,
             "pairs": draft.pairs,
@@ -202,6 +237,25 @@ class Operations:
         }
         x, *e = draft.inputs
         return HyperConv(inputs=(x, e[0]), **fields) if e else Conv(inputs=(x,), **fields)
+
+    def _transposed(self, draft: Draft, common: _Common) -> AnyTransposed:
+        node, window = draft.node, draft.node.given(Transposed)
+        weight = node.arrays["weight"]  # [..., Cin, Cout / groups, k, k, k]
+        cin, each = weight.shape[-5:-3]
+        depthwise = node.op == "conv_transpose" and window.groups == cin > 1 and each == 1
+        flat = np.moveaxis(weight.reshape(*weight.shape[:-3], -1), -1, -3)
+        fields: dict[str, Any] = {
+            **common,
+            **vars(window),
+            "act": self._late(draft),
+            "weight": self._tensor(draft, "weight", flat[..., 0] if depthwise else flat),
+            "bias": self._tensor(draft, "bias", node.arrays["bias"]),
+            "depthwise": depthwise,
+        }
+        x, *e = node.inputs
+        if e:
+            return HyperConvTranspose(inputs=(x, e[0]), **fields)
+        return ConvTranspose(inputs=(x,), **fields)
 
     def _algorithm(
         self, draft: Draft, depthwise: bool
@@ -232,23 +286,10 @@ class Operations:
 
 
 def _flat(node: Node, depthwise: bool) -> Array:
-    """A convolution's weight as [taps, C], or as [..., taps, Cin, Cout]."""
-    weight, groups = node.arrays["weight"], node.given(Convolution).groups
-    if groups > 1 and not depthwise:
-        weight = _ungrouped(weight, groups)
+    """A convolution's weight as [taps, C], or as [..., taps, Cin / groups, Cout]."""
+    weight = node.arrays["weight"]
     flat = weight.reshape(*weight.shape[:-3], -1)
     turned: Array = flat[:, 0].T
     if not depthwise:
         turned = np.moveaxis(flat, (-1, -2, -3), (-3, -2, -1))
     return turned
-
-
-def _ungrouped(weight: Array, groups: int) -> Array:
-    """`[..., Cout, Cin / groups, k, k, k]` → `[..., Cout, Cin, k, k, k]` with zeros."""
-    *lead, cout, cin, kd, kh, kw = weight.shape
-    full = np.zeros((*lead, cout, cin * groups, kd, kh, kw))
-    step = cout // groups
-    for g in range(groups):
-        rows = slice(g * step, (g + 1) * step)
-        full[..., rows, g * cin : (g + 1) * cin, :, :, :] = weight[..., rows, :, :, :, :]
-    return full

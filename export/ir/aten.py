@@ -1,173 +1,133 @@
-"""What each ATen operation becomes in a `Graph`: one small handler each, in `HANDLERS`."""
+"""What each ATen operation on shapes and numbers becomes in a `Graph`, in `HANDLERS`."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from hyperfusion_rt.artifact.operations import Margins, Span
+from hyperfusion_rt.export.ir import layers, tensors
 from hyperfusion_rt.export.ir.aten_layers import LAYERS
-from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value, expect_axes
-from hyperfusion_rt.export.ir.graph import Shape
+from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
 
 
-def _is_channelwise(x: Value, other: Any) -> bool:
-    """Whether a constant has one number per channel when it meets `x`."""
-    shape = tuple(np.shape(other))
-    full = (1,) * (len(x.shape) - len(shape)) + shape
-    return len(full) == len(x.shape) and all(
-        n == 1 or (i == 1 and n == x.shape[1]) for i, n in enumerate(full)
-    )
-
-
-def _meet(c: Builder, op: str, a: Value, b: Value) -> Value:
-    if len(a.shape) != len(b.shape):
-        raise UnsupportedError(f"of shapes {a.shape} and {b.shape}")
-    shape = tuple(max(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
-    for v in (a, b):
-        if v.shape[1:] != shape and v.shape[1:] != (shape[0], 1, 1, 1):
-            raise UnsupportedError(f"of shapes {a.shape} and {b.shape}")
-    return c.emit(op, [a, b], shape)
-
-
-def _add(c: Builder, a: Any, b: Any, alpha: float = 1, *, sign: float = 1.0) -> Value:
-    factor = sign * float(alpha)
-    if isinstance(a, Value) and isinstance(b, Value):
-        return _meet(c, "add", a, b if factor == 1 else c.affine(b, factor, 0.0))
-    if isinstance(a, Value) and _is_channelwise(a, b):
-        return c.affine(a, 1.0, factor * np.asarray(b))
-    if isinstance(b, Value) and _is_channelwise(b, a):
-        return c.affine(b, factor, a)
-    raise UnsupportedError("with a constant that is not one number per channel")
+def _add(c: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    return tensors.pairwise(c, "add", a, b if alpha == 1 else _mul(c, b, alpha))
 
 
 def _sub(c: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
-    return _add(c, a, b, alpha, sign=-1.0)
+    return tensors.pairwise(c, "sub", a, b if alpha == 1 else _mul(c, b, alpha))
 
 
-def _mul(c: Builder, a: Any, b: Any) -> Value:
-    if isinstance(a, Value) and isinstance(b, Value):
-        return _meet(c, "mul", a, b)
-    x, factor = (a, b) if isinstance(a, Value) else (b, a)
-    if not _is_channelwise(x, factor):
-        raise UnsupportedError("with a constant that is not one number per channel")
-    return c.affine(x, factor, 0.0)
+def _mul(c: Builder, a: Any, b: Any) -> Any:
+    if not isinstance(a, Value) and not isinstance(b, Value):
+        return np.asarray(a) * np.asarray(b)
+    return tensors.pairwise(c, "mul", a, b)
 
 
 def _div(c: Builder, a: Any, b: Any) -> Value:
-    if isinstance(b, Value):
-        raise UnsupportedError("by a computed value")
-    return _mul(c, a, 1.0 / np.asarray(b, dtype=np.float64))
+    return tensors.pairwise(c, "div", a, b)
+
+
+def _pow(c: Builder, x: Any, exponent: Any) -> Value:
+    if not isinstance(x, Value) or isinstance(exponent, Value) or np.size(exponent) != 1:
+        raise UnsupportedError("with an exponent that is not one number")
+    power = float(np.asarray(exponent))
+    if power == 2:
+        return tensors.pairwise(c, "mul", x, x)
+    return layers.activation(
+        c, x, "sqrt" if power == 0.5 else "power", 0 if power == 0.5 else power
+    )
 
 
 def _cat(c: Builder, values: Sequence[Any], dim: int = 0) -> Value:
-    if not all(isinstance(v, Value) for v in values) or dim % len(values[0].shape) != 1:
-        raise UnsupportedError(f"along axis {dim}: only computed values, along the channels")
-    if len(values) == 1:
-        return values[0]  # type: ignore[no-any-return]
-    first = values[0].shape
-    if any(v.shape[2:] != first[2:] for v in values):
-        raise UnsupportedError(f"of shapes {[v.shape for v in values]}")
-    channels = sum(v.shape[1] for v in values)
-    return c.emit("concat", list(values), (channels, *first[2:]))
+    return tensors.concat(c, values, dim)
 
 
 def _slice(
     c: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Value:
-    size = x.shape[dim % len(x.shape)]
-    first, last, _ = slice(start, end).indices(size)
-    if (first, last, step) == (0, size, 1):
-        return x
-    if dim % len(x.shape) != 1 or step != 1:
-        raise UnsupportedError(f"along axis {dim} with step {step}: only along the channels")
-    return c.emit("slice", [x], (last - first, *x.shape[2:]), Span(start=first, stop=last))
+    return tensors.part(c, x, dim, start, end, step)
 
 
 def _split(c: Builder, x: Value, size: Any, dim: int = 0) -> list[Value]:
-    total = x.shape[dim % len(x.shape)]
-    sizes = (
-        [size] * (total // size) + [total % size] * (total % size > 0)
-        if isinstance(size, int)
-        else list(size)
-    )
-    starts = np.cumsum([0, *sizes]).tolist()
-    return [_slice(c, x, dim, a, b) for a, b in itertools.pairwise(starts)]
+    return tensors.split(c, x, size, dim)
 
 
 def _chunk(c: Builder, x: Value, chunks: int, dim: int = 0) -> list[Value]:
-    return _split(c, x, math.ceil(x.shape[dim % len(x.shape)] / chunks), dim)
+    return tensors.split(c, x, math.ceil(x.shape[dim % len(x.shape)] / chunks), dim)
 
 
-def _to_shape(c: Builder, x: Value, shape: Sequence[int]) -> Value:
-    total = math.prod(x.shape)
-    known = math.prod(n for n in shape if n != -1)
-    full = tuple(total // known if n == -1 else int(n) for n in shape)
-    if full == x.shape:
-        return x
-    if not full or full[0] != x.shape[0]:
-        raise UnsupportedError(f"from {x.shape} to {full}: it mixes the samples of a batch")
-    one = (x.shape[1], 1, 1, 1)
-    if len(full) == 2 or (len(x.shape) == 2 and full[1:] == one):
-        return c.emit("reshape", [x], full[1:])
-    raise UnsupportedError(f"from {x.shape} to {full}")
-
-
-def _flatten(c: Builder, x: Value, start: int = 0, end: int = -1) -> Value:
-    n = len(x.shape)
-    start, end = start % n, end % n
-    return _to_shape(
-        c, x, [*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]]
-    )
-
-
-def _unsqueeze(c: Builder, x: Value, dim: int) -> Value:
-    """`[F]` on its way to `[F, 1, 1, 1]`: in between, a shape that no node has."""
-    shape = list(x.shape)
-    shape.insert(dim % (len(shape) + 1), 1)
-    return _partial(c, x, tuple(shape))
+def _unbind(c: Builder, x: Value, dim: int = 0) -> list[Value]:
+    return [tensors.select(c, x, dim, i) for i in range(x.shape[dim % len(x.shape)])]
 
 
 def _squeeze(c: Builder, x: Value, dim: Any = None) -> Value:
+    return tensors.squeeze(c, x, [dim] if isinstance(dim, int) else dim)
+
+
+def _transpose(c: Builder, x: Value, a: int, b: int) -> Value:
+    order = list(range(len(x.shape)))
+    order[a], order[b] = order[b], order[a]
+    return tensors.permute(c, x, order)
+
+
+def _movedim(c: Builder, x: Value, source: Any, target: Any) -> Value:
     n = len(x.shape)
-    axes = range(1, n) if dim is None else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
-    return _partial(c, x, tuple(s for i, s in enumerate(x.shape) if i not in axes or s != 1))
-
-
-def _partial(c: Builder, x: Value, shape: Shape) -> Value:
-    if math.prod(shape[2:]) != 1:
-        raise UnsupportedError(f"from {x.shape} to {shape}")
-    if len(shape) in (2, 5):
-        origin = Value(x.name, c.graph.shapes[x.name])
-        return _to_shape(c, origin, shape)
-    y = Value(x.name, ())
-    y.shape = shape
-    return y
+    sources, targets = ([v] if isinstance(v, int) else v for v in (source, target))
+    order: list[int] = [axis for axis in range(n) if axis not in {a % n for a in sources}]
+    for to, of in sorted((t % n, s % n) for s, t in zip(sources, targets, strict=True)):
+        order.insert(to, of)
+    return tensors.permute(c, x, order)
 
 
 def _pad(c: Builder, x: Value, widths: Any, mode: Any = "constant", value: Any = 0.0) -> Value:
-    expect_axes(x, 5)
     if isinstance(mode, (int, float)):  # constant_pad_nd has no mode
         mode, value = "constant", mode
-    if mode != "constant" or value not in (0, 0.0, None) or len(widths) > 6 or min(widths) < 0:
-        raise UnsupportedError(f"{mode} by {list(widths)} with {value}: only zeros around D, H, W")
-    both = [*widths, *[0] * (6 - len(widths))]
-    before, after = (both[4], both[2], both[0]), (both[5], both[3], both[1])
-    if not any(both):
-        return x
-    shape = [n + b + a for n, b, a in zip(x.shape[2:], before, after, strict=True)]
-    return c.emit("pad", [x], (x.shape[1], *shape), Margins(before=before, after=after))
+    modes = {"constant": "constant", "replicate": "edge", "reflect": "reflect"}
+    if mode not in modes:
+        raise UnsupportedError(f"{mode}: only {', '.join(modes)}")
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]
+    axes = len(x.shape) - 2
+    if len(pairs) > axes:
+        if any(n for pair in pairs[: len(pairs) - axes] for n in pair):
+            raise UnsupportedError(f"by {list(widths)}: only around D, H, W")
+        pairs = pairs[len(pairs) - axes :]
+    full = [(0, 0)] * (axes - len(pairs)) + pairs
+    return layers.pad(c, x, full, modes[mode], float(value or 0.0))
+
+
+def _reduction(kind: Any) -> Callable[..., Value]:
+    def handler(
+        c: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None
+    ) -> Value:
+        dims = range(len(x.shape)) if dim is None or dim == [] else dim
+        axes = [d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims)]
+        return tensors.reduce(c, x, kind, axes, keep=keepdim)
+
+    return handler
+
+
+def _norm(c: Builder, x: Value, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Value:
+    if p not in (2, None):
+        raise UnsupportedError(f"of order {p}: only 2")
+    return _reduction("l2")(c, x, dim, keepdim)
 
 
 def _softmax(c: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
-    expect_axes(x, 2)
-    if dim % 2 != 1:
-        raise UnsupportedError("over the batch")
-    return c.emit("softmax", [x], x.shape[1:])
+    return tensors.softmax(c, x, dim)
+
+
+def _log_softmax(c: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+    return tensors.softmax(c, x, dim, log=True)
+
+
+def _matmul(c: Builder, a: Any, b: Any) -> Value:
+    if isinstance(b, Value) or not isinstance(a, Value) or np.ndim(b) != 2:
+        raise UnsupportedError("of two computed values")
+    return layers.linear(c, a, np.asarray(b).T)
 
 
 def _same(c: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
@@ -186,36 +146,65 @@ def _getitem(c: Builder, values: Any, index: Any) -> Any:
 
 # Their results share memory with their input.
 VIEWS = {"slice", "split", "split_with_sizes", "chunk", "getitem", "flatten", "view", "reshape"}
-VIEWS |= {"unsqueeze", "squeeze"}
+VIEWS |= {"unsqueeze", "squeeze", "permute", "transpose", "select", "unbind", "expand", "unflatten"}
 HANDLERS: dict[str, Callable[..., Any]] = {
     **LAYERS,
     "add": _add,
     "add_": _add,
     "sub": _sub,
-    "rsub": lambda c, a, b: _sub(c, b, a),
+    "sub_": _sub,
+    "rsub": lambda c, a, b, alpha=1: _sub(c, b, a, alpha),
     "mul": _mul,
     "mul_": _mul,
     "div": _div,
+    "div_": _div,
+    "pow": _pow,
+    "square": lambda c, x: _pow(c, x, 2),
+    "reciprocal": lambda c, x: layers.activation(c, x, "power", -1.0),
+    "rsqrt": lambda c, x: layers.activation(c, x, "power", -0.5),
+    "neg": lambda c, x: _mul(c, x, -1.0),
+    "maximum": lambda c, a, b: tensors.pairwise(c, "maximum", a, b),
+    "minimum": lambda c, a, b: tensors.pairwise(c, "minimum", a, b),
+    "matmul": _matmul,
+    "mm": _matmul,
     "cat": _cat,
     "concat": _cat,
     "slice": _slice,
+    "select": tensors.select,
     "split": _split,
     "split_with_sizes": _split,
     "chunk": _chunk,
+    "unbind": _unbind,
     "getitem": _getitem,
-    "flatten": _flatten,
-    "view": _to_shape,
-    "reshape": _to_shape,
-    "_unsafe_view": _to_shape,
-    "unsqueeze": _unsqueeze,
+    "flatten": tensors.flatten,
+    "view": tensors.reshape,
+    "reshape": tensors.reshape,
+    "_unsafe_view": tensors.reshape,
+    "unflatten": lambda c, x, dim, sizes: tensors.reshape(
+        c, x, [*x.shape[: dim % len(x.shape)], *sizes, *x.shape[dim % len(x.shape) + 1 :]]
+    ),
+    "permute": tensors.permute,
+    "transpose": _transpose,
+    "movedim": _movedim,
+    "expand": tensors.expand,
+    "unsqueeze": lambda c, x, dim: tensors.unsqueeze(c, x, [dim]),
     "squeeze": _squeeze,
     "pad": _pad,
     "constant_pad_nd": _pad,
+    "mean": _reduction("mean"),
+    "sum": _reduction("sum"),
+    "amax": _reduction("maximum"),
+    "norm": _norm,
+    "linalg_vector_norm": lambda c, x, ord=2, dim=None, keepdim=False, dtype=None: _norm(
+        c, x, ord, dim, keepdim
+    ),
     "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "dropout": _dropout,
     "dropout_": _dropout,
     "feature_dropout": _dropout,
     "alpha_dropout": _dropout,
+    "feature_alpha_dropout": _dropout,
     "contiguous": _same,
     "clone": _same,
     "detach": _same,

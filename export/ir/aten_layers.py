@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hyperfusion_rt.artifact.operations import (
-    Activation,
-    Grid,
-    Kind,
-    Normalisation,
-    Pooling,
-    Subsampling,
-)
-from hyperfusion_rt.export.ir.builder import (
-    Builder,
-    UnsupportedError,
-    Value,
-    expect_axes,
-    triple,
-    windows,
-)
-from hyperfusion_rt.export.ir.graph import Array, Convolution
+from hyperfusion_rt.artifact.operations import Kind
+from hyperfusion_rt.export.ir import layers
+from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value, spread
 
 
-def _conv3d(
+def _conv(
     c: Builder,
-    x: Value,
+    x: Any,
     weight: Any,
     bias: Any = None,
     stride: Any = 1,
@@ -41,37 +26,31 @@ def _conv3d(
 ) -> Value:
     if not isinstance(x, Value) or not isinstance(weight, Tensor):
         raise UnsupportedError("with a computed weight: use hyperfusion_rt.kernels.hyper_conv3d")
-    expect_axes(x, 5)
-    stride, dilation = triple(stride), triple(dilation)
-    kernel = triple(weight.shape[2:])
     if isinstance(padding, str):
-        padding = (
-            [0] * 3
-            if padding == "valid"
-            else [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
-        )
-        if any((k - 1) * d % 2 for k, d in zip(kernel, dilation, strict=True)):
-            raise UnsupportedError("with padding='same' and an even kernel")
-    padding = triple(padding)
-    if bias is None:
-        bias = torch.zeros(weight.shape[0])
-    window = Convolution(
-        kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
-    )
-    shape = (weight.shape[0], *windows(x, window))
-    return c.emit("conv", [x], shape, window, weight=weight, bias=bias)
+        axes = weight.dim() - 2
+        reach = [
+            d * (k - 1)
+            for k, d in zip(weight.shape[2:], spread(dilation, axes, 1)[3 - axes :], strict=True)
+        ]
+        # Of an odd number, the voxel more is behind.
+        padding = [(0, 0) if padding == "valid" else (r // 2, r - r // 2) for r in reach]
+    return layers.convolution(c, x, weight, bias, stride, padding, dilation, groups)
 
 
-def _condition(c: Builder, e: Value, *arrays: tuple[Any, Any]) -> tuple[Value, list[Array]]:
-    """ẽ = [1, e] and G̃ = [g0, G] for each pair (G, g0)."""
-    full = c.emit("one_and", [e], (e.shape[1] + 1,))
-    stacked = []
-    for g, g0 in arrays:
-        if not isinstance(g, Tensor):
-            raise UnsupportedError("with generators that are computed from the input")
-        first = np.zeros(tuple(g.shape[1:])) if g0 is None else np.asarray(g0)
-        stacked.append(np.concatenate([first[None], np.asarray(g)]))
-    return full, stacked
+def _transposed(
+    c: Builder,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Value:
+    if not isinstance(x, Value) or not isinstance(weight, Tensor):
+        raise UnsupportedError("with a computed weight")
+    return layers.transposed(c, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def _hyper_conv(
@@ -87,36 +66,23 @@ def _hyper_conv(
     dilation: Any,
     groups: int,
 ) -> Value:
-    full, (weight, bias) = _condition(c, e, (G, g0), (h, h0))
-    window = Convolution(
-        kernel=triple(weight.shape[3:]),
-        stride=triple(stride),
-        padding=triple(padding),
-        dilation=triple(dilation),
-        groups=groups,
-    )
-    shape = (weight.shape[1], *windows(x, window))
-    return c.emit("hyper_conv", [x, full], shape, window, weight=weight, bias=bias)
+    full, (weight, bias) = layers.condition(c, e, (G, g0), (h, h0))
+    return layers.convolution(c, x, weight, bias, stride, padding, dilation, groups, full)
 
 
 def _hyper_linear(
     c: Builder, x: Value, e: Value, G: Any, h: Any, g0: Any = None, h0: Any = None
 ) -> Value:
-    full, (weight, bias) = _condition(c, e, (G, g0), (h, h0))
-    return c.emit("hyper_linear", [x, full], (weight.shape[1],), weight=weight, bias=bias)
+    full, (weight, bias) = layers.condition(c, e, (G, g0), (h, h0))
+    vector, order = c.vector(x)
+    weight = weight if order is None else weight[..., order]
+    return c.emit("hyper_linear", [vector, full], (weight.shape[1],), weight=weight, bias=bias)
 
 
 def _linear(c: Builder, x: Value, weight: Any, bias: Any = None) -> Value:
     if not isinstance(weight, Tensor):
         raise UnsupportedError("with a computed weight")
-    expect_axes(x, 2)
-    return c.emit(
-        "linear",
-        [x],
-        (weight.shape[0],),
-        weight=weight,
-        bias=torch.zeros(weight.shape[0]) if bias is None else bias,
-    )
+    return layers.linear(c, x, weight, bias)
 
 
 def _addmm(c: Builder, bias: Any, x: Value, weight: Any) -> Value:
@@ -140,7 +106,7 @@ def _batch_norm(
     scale = 1 / torch.sqrt(var + eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
-    return c.affine(x, scale, shift if bias is None else shift + bias)
+    return layers.batch_norm(c, x, scale, shift if bias is None else shift + bias)
 
 
 def _instance_norm(
@@ -157,27 +123,38 @@ def _instance_norm(
 ) -> Value:
     if not use_input and mean is not None:
         return _batch_norm(c, x, weight, bias, mean, var, False, momentum, eps)
-    expect_axes(x, 5)
-    n = x.shape[1]
-    return c.emit(
-        "instance_norm",
-        [x],
-        x.shape[1:],
-        Normalisation(eps=float(eps)),
-        scale=torch.ones(n) if weight is None else weight,
-        shift=torch.zeros(n) if bias is None else bias,
-    )
+    return layers.group_norm(c, x, None, weight, bias, eps)
 
 
-def _activate(c: Builder, x: Value, kind: Kind, alpha: float = 0.0, **arrays: Array) -> Value:
-    return c.emit("activation", [x], x.shape[1:], Activation(kind=kind, alpha=alpha), **arrays)
+def _group_norm(
+    c: Builder,
+    x: Value,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn: bool = True,
+) -> Value:
+    return layers.group_norm(c, x, groups, weight, bias, eps)
+
+
+def _layer_norm(
+    c: Builder,
+    x: Value,
+    shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn: bool = True,
+) -> Value:
+    return layers.layer_norm(c, x, len(shape), weight, bias, eps)
 
 
 def _activation(kind: Kind) -> Callable[..., Value]:
     def handler(c: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
         if args:
             raise UnsupportedError(f"with the parameters {args}")
-        return _activate(c, x, kind)
+        return layers.activation(c, x, kind)
 
     return handler
 
@@ -186,7 +163,7 @@ def _with_alpha(kind: Kind, default: float) -> Callable[..., Value]:
     def handler(c: Builder, x: Value, alpha: float = default, *args: Any, **kwargs: Any) -> Value:
         if args:
             raise UnsupportedError(f"with the parameters {args}")
-        return _activate(c, x, kind, float(alpha))
+        return layers.activation(c, x, kind, alpha)
 
     return handler
 
@@ -194,28 +171,47 @@ def _with_alpha(kind: Kind, default: float) -> Callable[..., Value]:
 def _softplus(c: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     if (beta, threshold) != (1, 20):
         raise UnsupportedError(f"with beta {beta} and threshold {threshold}: only 1 and 20")
-    return _activate(c, x, "softplus")
+    return layers.activation(c, x, "softplus")
 
 
 def _gelu(c: Builder, x: Value, approximate: str = "none") -> Value:
-    return _activate(c, x, "gelu" if approximate == "none" else "gelu_tanh")
+    return layers.activation(c, x, "gelu" if approximate == "none" else "gelu_tanh")
 
 
 def _prelu(c: Builder, x: Value, weight: Any) -> Value:
-    slope = np.broadcast_to(np.asarray(weight).reshape(-1), (x.shape[1],)).copy()
-    return _activate(c, x, "prelu", slope=slope)
+    return layers.prelu(c, x, np.asarray(weight))
 
 
-def _hardtanh(c: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
-    if (low, high) != (0, 6):
-        raise UnsupportedError(f"between {low} and {high}: only relu6")
-    return _activate(c, x, "relu6")
+def _celu(c: Builder, x: Value, alpha: float = 1.0) -> Value:
+    return c.affine(_elu(c, c.affine(x, 1 / alpha, 0.0)), alpha, 0.0)
+
+
+def _elu(
+    c: Builder, x: Value, alpha: float = 1.0, scale: float = 1, input_scale: float = 1
+) -> Value:
+    if input_scale != 1:
+        raise UnsupportedError(f"with an input_scale of {input_scale}")
+    y = layers.activation(c, x, "elu", alpha)
+    return y if scale == 1 else c.affine(y, scale, 0.0)
+
+
+def _selu(c: Builder, x: Value) -> Value:
+    return _elu(c, x, 1.6732632423543772, 1.0507009873554805)
+
+
+def _log_sigmoid(c: Builder, x: Value) -> Value:
+    y = layers.activation(c, c.affine(x, -1.0, 0.0), "softplus")
+    return c.affine(y, -1.0, 0.0)
 
 
 def _clamp(c: Builder, x: Value, low: Any = None, high: Any = None) -> Value:
-    if low == 0 and high is None:
-        return _activate(c, x, "relu")
-    return _hardtanh(c, x, low, high)
+    if isinstance(low, (Tensor, Value)) or isinstance(high, (Tensor, Value)):
+        raise UnsupportedError("between tensors")
+    return layers.clip(c, x, low, high)
+
+
+def _hardtanh(c: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
+    return layers.clip(c, x, low, high)
 
 
 def _max_pool(
@@ -227,15 +223,8 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Value:
-    expect_axes(x, 5)
-    window = Pooling(
-        kernel=triple(kernel),
-        stride=triple(stride or kernel),
-        padding=triple(padding),
-        dilation=triple(dilation),
-        ceil_mode=ceil_mode,
-    )
-    return c.emit("max_pool", [x], (x.shape[1], *windows(x, window, ceil_mode)), window)
+    step = stride or kernel
+    return layers.pool(c, x, "max_pool", kernel, step, padding, dilation, ceil_mode)
 
 
 def _avg_pool(
@@ -248,108 +237,85 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor: Any = None,
 ) -> Value:
-    expect_axes(x, 5)
     if divisor is not None:
         raise UnsupportedError("with a divisor of its own")
-    window = Pooling(
-        kernel=triple(kernel),
-        stride=triple(stride or kernel),
-        padding=triple(padding),
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
-    return c.emit("avg_pool", [x], (x.shape[1], *windows(x, window, ceil_mode)), window)
+    step = stride or kernel
+    return layers.pool(c, x, "avg_pool", kernel, step, padding, 1, ceil_mode, count_include_pad)
 
 
-def _adaptive(kind: str) -> Callable[..., Any]:
-    def handler(c: Builder, x: Value, size: Any) -> Any:
-        expect_axes(x, 5)
-        wanted = [n if n is not None else f for n, f in zip(_sizes(size), x.shape[2:], strict=True)]
-        if wanted == [1, 1, 1]:
-            pooled = c.emit(f"global_{kind}_pool", [x], x.shape[1:2], Subsampling())
-            return c.emit("reshape", [pooled], (x.shape[1], 1, 1, 1))
-        grid = Grid(size=triple(wanted))
-        if any(f % n for f, n in zip(x.shape[2:], wanted, strict=True)):
-            window = _alike(x.shape[2:], grid.size)
-            return c.emit(f"{kind}_pool", [x], (x.shape[1], *grid.size), window)
-        return c.emit(f"adaptive_{kind}_pool", [x], (x.shape[1], *grid.size), grid)
-
-    return handler
-
-
-def _alike(sizes: Sequence[int], wanted: Sequence[int]) -> Pooling:
-    """The pooling that is the adaptive one where its windows are of one size and evenly apart, as
-    two along an axis always are. Two windows on one voxel: what pads it does not count.
-    """
-    found: list[tuple[int, int, int]] = []
-    for size, count in zip(sizes, wanted, strict=True):
-        starts = [i * size // count for i in range(count)]
-        widths = {-(-(i + 1) * size // count) - start for i, start in enumerate(starts)}
-        steps = {b - a for a, b in itertools.pairwise(starts)} or {1}
-        if (size, count) == (1, 2):
-            found.append((2, 1, 1))
-        elif len(widths) == len(steps) == 1 and steps != {0}:
-            found.append((widths.pop(), steps.pop(), 0))
-        else:
-            raise UnsupportedError(f"from {size} to {count} voxels: windows of several sizes")
-    kernel, stride, padding = (triple(along) for along in zip(*found, strict=True))
-    return Pooling(kernel=kernel, stride=stride, padding=padding, count_include_pad=False)
-
-
-def _sizes(size: Any) -> list[Any]:
-    found = [size] * 3 if isinstance(size, int) else list(size)
-    return found * 3 if len(found) == 1 else found
+def _adaptive_avg(c: Builder, x: Value, size: Any) -> Value:
+    return layers.adaptive_pool(c, x, "avg", size)
 
 
 def _adaptive_max(c: Builder, x: Value, size: Any) -> Any:
     # The indices are not made: what reads them finds None.
-    return _adaptive("max")(c, x, size), None
+    return layers.adaptive_pool(c, x, "max", size), None
 
 
-def _mean(c: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
-    axes = sorted(d % len(x.shape) for d in dim or ())
-    if len(x.shape) != 5 or axes != [2, 3, 4]:
-        raise UnsupportedError(f"over the axes {axes} of {x.shape}: only over all of D, H, W")
-    y = c.emit("global_avg_pool", [x], x.shape[1:2], Subsampling())
-    return c.emit("reshape", [y], (x.shape[1], 1, 1, 1)) if keepdim else y
+def _upsample(
+    *, linear: bool, rounding: str = "floor", centred: bool = False
+) -> Callable[..., Value]:
+    """`upsample_...(x, size, [align_corners], factors)`: some versions give one factor an axis."""
+
+    def handler(c: Builder, x: Value, size: Any, *rest: Any) -> Value:
+        aligned = bool(rest[0]) if linear else False
+        given = [f for f in rest[linear:] if f is not None]
+        factors = list(given[0]) if given and not isinstance(given[0], float) else given
+        axes = len(x.shape) - 2
+        if size is None:
+            size = [int(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
+        step = [1 / f for f in factors] if len(factors) == axes else None
+        where = "align_corners" if aligned else "half_pixel" if linear or centred else "asymmetric"
+        return layers.resize(
+            c, x, list(size), linear=linear, step=step, coordinates=where, rounding=rounding
+        )
+
+    return handler
+
+
+_NEAREST = _upsample(linear=False)
+# PyTorch's nearest-exact takes the voxel whose half-open interval holds the centre.
+_EXACT = _upsample(linear=False, rounding="round_prefer_ceil", centred=True)
+_LINEAR = _upsample(linear=True)
 
 
 _relu, _silu, _sigmoid = _activation("relu"), _activation("silu"), _activation("sigmoid")
 LAYERS: dict[str, Callable[..., Any]] = {
-    "conv3d": _conv3d,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     "hfrt.hyper_conv3d": _hyper_conv,
     "hfrt.hyper_linear": _hyper_linear,
     "linear": _linear,
     "addmm": _addmm,
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm,
-    "relu": _relu,
-    "relu_": _relu,
-    "silu": _silu,
-    "silu_": _silu,
-    "sigmoid": _sigmoid,
-    "sigmoid_": _sigmoid,
-    "tanh": _activation("tanh"),
-    "leaky_relu": _with_alpha("leaky_relu", 0.01),
-    "leaky_relu_": _with_alpha("leaky_relu", 0.01),
-    "elu": _with_alpha("elu", 1.0),
-    "elu_": _with_alpha("elu", 1.0),
-    "hardswish": _activation("hardswish"),
-    "hardswish_": _activation("hardswish"),
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    **dict.fromkeys(("relu", "relu_"), _relu),
+    **dict.fromkeys(("silu", "silu_"), _silu),
+    **dict.fromkeys(("sigmoid", "sigmoid_"), _sigmoid),
+    **dict.fromkeys(("tanh", "tanh_"), _activation("tanh")),
+    **dict.fromkeys(("leaky_relu", "leaky_relu_"), _with_alpha("leaky_relu", 0.01)),
+    **dict.fromkeys(("elu", "elu_"), _elu),
+    **dict.fromkeys(("selu", "selu_"), _selu),
+    **dict.fromkeys(("celu", "celu_"), _celu),
+    **dict.fromkeys(("hardswish", "hardswish_"), _activation("hardswish")),
     "hardsigmoid": _activation("hardsigmoid"),
     "softplus": _softplus,
-    "mish": _activation("mish"),
-    "mish_": _activation("mish"),
+    "log_sigmoid": _log_sigmoid,
+    **dict.fromkeys(("mish", "mish_"), _activation("mish")),
     "relu6": _activation("relu6"),
-    "hardtanh": _hardtanh,
-    "hardtanh_": _hardtanh,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
+    **dict.fromkeys(("hardtanh", "hardtanh_"), _hardtanh),
+    **dict.fromkeys(("clamp", "clamp_", "clamp_min", "clamp_min_"), _clamp),
+    "clamp_max": lambda c, x, high: _clamp(c, x, None, high),
+    **{name: _activation(name) for name in ("exp", "log", "sqrt", "abs", "erf")},
     "gelu": _gelu,
     "prelu": _prelu,
-    "max_pool3d": _max_pool,
-    "avg_pool3d": _avg_pool,
-    "adaptive_avg_pool3d": _adaptive("avg"),
-    "adaptive_max_pool3d": _adaptive_max,
-    "mean": _mean,
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _avg_pool),
+    **{f"adaptive_avg_pool{n}d": _adaptive_avg for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d": _adaptive_max for n in (1, 2, 3)},
+    **{f"upsample_nearest{n}d": _NEAREST for n in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{n}d": _EXACT for n in (1, 2, 3)},
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _LINEAR),
 }

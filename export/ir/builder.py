@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from hyperfusion_rt.artifact.operations import Window
+from hyperfusion_rt.artifact.operations import Transposition, Window
+from hyperfusion_rt.export.ir import layout as at
 from hyperfusion_rt.export.ir.graph import Array, Attributes, Graph, Node, Shape
 
 BATCH = 2  # samples in the traced example: one would be taken for a constant
 
 
 class Value:
-    """A value of the graph that is being built; the shape counts the batch."""
+    """A framework's tensor: a value of the graph that is being built, and how it lies in it."""
 
-    def __init__(self, name: str, shape: Shape) -> None:
-        self.name, self.shape = name, (BATCH, *shape)
+    def __init__(self, name: str, layout: at.Layout) -> None:
+        self.name, self.layout = name, layout
+
+    @property
+    def shape(self) -> Shape:
+        """As the framework has it, with the batch."""
+        return (BATCH, *at.sizes(self.layout))
 
 
 class UnsupportedError(Exception):
@@ -29,8 +36,17 @@ class Builder:
     """A graph that grows: what the handlers get."""
 
     def __init__(self, inputs: dict[str, Shape]) -> None:
-        self.graph = Graph(dict(inputs), [], [], dict(inputs))
+        """`inputs`: without the batch; with fewer than three axes of voxels, as in 2D networks,
+        the graph has D = 1, then H = 1.
+        """
+        shapes = {name: as_volume(shape) for name, shape in inputs.items()}
+        outer = {name: shape for name, shape in inputs.items() if shapes[name] != tuple(shape)}
+        self.graph = Graph(dict(shapes), [], [], dict(shapes), outer)
         self.layer = ""
+
+    def input(self, name: str, shape: Shape) -> Value:
+        """The input `name`, which the framework sees as `shape` without the batch."""
+        return Value(name, at.plain(self.graph.shapes[name], len(shape)))
 
     def emit(
         self,
@@ -38,56 +54,161 @@ class Builder:
         inputs: Sequence[Value],
         shape: Shape,
         attrs: Attributes = None,
+        layout: at.Layout | None = None,
         **arrays: Tensor | Array,
     ) -> Value:
-        """Add a node; `shape` without the batch."""
+        """Add a node; `shape` of its value, which the framework sees in `layout`, or as it is."""
         name = f"v{len(self.graph.nodes)}"
         kept = {key: np.asarray(a, dtype=np.float64) for key, a in arrays.items()}
         self.graph.nodes.append(Node(op, [v.name for v in inputs], name, attrs, kept, self.layer))
-        self.graph.shapes[name] = tuple(int(n) for n in shape)
-        return Value(name, self.graph.shapes[name])
+        made = self.graph.shapes[name] = tuple(int(n) for n in shape)
+        return Value(name, at.plain(made) if layout is None else layout)
+
+    def extent(self, x: Value) -> Shape:
+        """The shape of its value."""
+        return self.graph.shapes[x.name]
+
+    def volume(self, x: Value) -> Value:
+        """`x [C, D, H, W]`, or with fewer axes of voxels, as a value `[C, D, H, W]` that lies so."""
+        axes = len(x.layout)
+        if not 2 <= axes <= 4:
+            raise UnsupportedError(f"on a tensor of shape {x.shape}")
+        shape = as_volume(at.sizes(x.layout))
+        if self.extent(x) == shape and x.layout == at.plain(shape, axes):
+            return x
+        return self.settled(x, shape, axes)
+
+    def settled(self, x: Value, shape: Shape, axes: int) -> Value:
+        """The numbers of `x` in its own order, as a value `shape`, seen with `axes` axes."""
+        lies = at.plain(shape, axes)
+        if self.in_order(x):
+            return self.emit("reshape", [x], shape, layout=lies)
+        extent = self.extent(x)
+        seen = [part for axis in x.layout for part in axis]
+        # The parts of each of the value's axes, the slowest first.
+        stored = sorted(seen, key=lambda part: (part.axis, -part.step))
+        if math.prod(part.size for part in stored) != math.prod(extent):
+            raise UnsupportedError(f"on a tensor of shape {x.shape}")
+        turned = Transposition(
+            sizes=tuple(part.size for part in stored),
+            order=tuple(stored.index(part) for part in seen),
+        )
+        return self.emit("transpose", [x], shape, turned, layout=lies)
+
+    def vector(self, x: Value) -> tuple[Value, Array | None]:
+        """All numbers of `x` as a value `[F]`, in the order of the value; and where each of them
+        stands in `x`, if the orders differ.
+        """
+        extent = self.extent(x)
+        flat = x
+        if len(extent) != 1:
+            flat = self.emit("reshape", [x], (math.prod(extent),))
+        order = None if self.in_order(x) else self.places(x)
+        return Value(flat.name, at.plain(self.extent(flat))), order
+
+    def flat(self, x: Value) -> Value:
+        """`x`, but as a value `[F]` where it is `[B, F]` and runs through more than the channels."""
+        many = len(x.layout) == 1 and not at.same(x.layout[0], at.whole(0, self.extent(x)[0]))
+        return self.settled(x, x.shape[1:], 1) if many else x
+
+    def output(self, x: Value, name: str) -> None:
+        """Let `x` be the output `name`, in the order in which the framework has its numbers."""
+        seen = at.sizes(x.layout)
+        shape = as_volume(seen) if 1 <= len(seen) <= 4 else (math.prod(seen),)
+        if self.extent(x) != shape or not self.in_order(x):
+            x = self.settled(x, shape, len(shape))
+        if x.name in self.graph.inputs or x.name in self.graph.outputs:
+            x = self.emit("reshape", [x], shape)
+        self.graph.shapes[name] = self.graph.shapes.pop(x.name)
+        self.graph.replace(x.name, name)
+        for node in self.graph.nodes:
+            node.output = name if node.output == x.name else node.output
+        self.graph.outputs.append(name)
+        if shape != seen:
+            self.graph.outer[name] = seen
+
+    def in_order(self, x: Value) -> bool:
+        """Whether the numbers of `x` follow each other as those of its value do."""
+        return at.parts(x.layout) == at.parts(at.plain(self.extent(x)))
+
+    def places(self, x: Value) -> Array:
+        """Where in `x`, flattened, each number of its value stands."""
+        extent = self.extent(x)
+        found = np.zeros(extent, np.int64)
+        stride = 1
+        for part in reversed([part for axis in x.layout for part in axis]):
+            along = np.arange(extent[part.axis]) // part.step % part.size
+            found += stride * along.reshape(
+                [-1 if a == part.axis else 1 for a in range(len(extent))]
+            )
+            stride *= part.size
+        return found.reshape(-1)
+
+    def per_channel(self, x: Value, constant: Any) -> Array:
+        """A constant that meets `x`, as one number for each of its value's channels `[C]`."""
+        given = np.asarray(constant, dtype=np.float64)
+        full = given.reshape((1,) * (len(x.shape) - given.ndim) + given.shape)
+        if len(full.shape) != len(x.shape) or full.shape[0] != 1:
+            raise UnsupportedError(f"with a constant of shape {given.shape}")
+        channels = self.extent(x)[0]
+        indices = []
+        for axis, n in zip(x.layout, full.shape[1:], strict=True):
+            size = math.prod(part.size for part in axis)
+            if n == 1:
+                indices.append(np.zeros(channels, np.int64))
+                continue
+            if n != size or any(part.axis for part in axis):
+                raise UnsupportedError(
+                    f"with a constant of shape {given.shape} that is not one number per channel"
+                )
+            place, stride = np.zeros(channels, np.int64), 1
+            for part in reversed(axis):
+                place += stride * (np.arange(channels) // part.step % part.size)
+                stride *= part.size
+            indices.append(place)
+        spread: Array = np.broadcast_to(full[0][tuple(indices)], (channels,)).copy()
+        return spread
 
     def affine(self, x: Value, scale: Any, shift: Any) -> Value:
         """`x * scale + shift`, each a number or one per channel."""
-
-        def per_channel(v: Any) -> Array:
-            flat = np.asarray(v, dtype=np.float64).reshape(-1)
-            if flat.size not in (1, x.shape[1]):
-                raise UnsupportedError(f"with a constant of shape {np.shape(v)}")
-            spread: Array = np.broadcast_to(flat, (x.shape[1],)).copy()
-            return spread
-
-        if len(x.shape) not in (2, 5):
-            raise UnsupportedError(f"on a tensor of shape {x.shape}")
         return self.emit(
-            "affine", [x], x.shape[1:], scale=per_channel(scale), shift=per_channel(shift)
+            "affine",
+            [x],
+            self.extent(x),
+            layout=x.layout,
+            scale=self.per_channel(x, scale),
+            shift=self.per_channel(x, shift),
         )
 
 
-def triple(value: Any) -> tuple[int, int, int]:
-    """A number for each of D, H and W, from one or three."""
-    if isinstance(value, int):
-        return value, value, value
-    found = [int(v) for v in value]
-    found = found * 3 if len(found) == 1 else found
-    if len(found) != 3:
-        raise UnsupportedError(f"along {len(found)} axes: only three")
-    return found[0], found[1], found[2]
+def as_volume(shape: Sequence[int]) -> Shape:
+    """`[C, ...]` with up to three axes of voxels as `[C, D, H, W]`; `[F]` as it is."""
+    c, *extent = shape
+    if not extent:
+        return (c,)
+    if len(extent) > 3:
+        raise UnsupportedError(f"with {len(extent)} axes of voxels: at most three")
+    return (c, *(1,) * (3 - len(extent)), *extent)
 
 
-def expect_axes(x: Value, dims: int) -> None:
-    """Refuse a tensor that has not this many axes, the batch among them."""
-    if len(x.shape) != dims:
-        raise UnsupportedError(f"on a tensor of shape {x.shape}")
+def spread(value: Any, axes: int, fill: int) -> tuple[int, int, int]:
+    """A number for each of D, H and W, from one or one for each of `axes`; `fill` for the others."""
+    found = [value] * axes if isinstance(value, int) else [int(v) for v in value]
+    found = found * axes if len(found) == 1 else found
+    if len(found) != axes:
+        raise UnsupportedError(f"along {len(found)} axes: only {axes}")
+    full = [fill] * (3 - axes) + found
+    return full[0], full[1], full[2]
 
 
-def _window(size: int, k: int, s: int, p: int, d: int, ceil: bool = False) -> int:
+def window_size(size: int, k: int, s: int, p: int, d: int, ceil: bool = False) -> int:
+    """How many windows there are along an axis."""
     room = size + 2 * p - d * (k - 1) - 1
     n = -(-room // s) + 1 if ceil else room // s + 1
     return n - 1 if ceil and (n - 1) * s >= size + p else n
 
 
-def windows(x: Value, w: Window, ceil: bool = False) -> Shape:
-    """How many windows there are along D, H and W."""
-    along = zip(x.shape[2:], w.kernel, w.stride, w.padding, w.dilation, strict=True)
-    return tuple(_window(*axis, ceil) for axis in along)
+def windows(extent: Shape, w: Window, ceil: bool = False) -> Shape:
+    """How many windows there are along D, H and W of a value `[C, D, H, W]`."""
+    along = zip(extent[1:], w.kernel, w.stride, w.padding, w.dilation, strict=True)
+    return tuple(window_size(*axis, ceil) for axis in along)

@@ -13,10 +13,12 @@ from hyperfusion_rt.export.ir.fold_linear import (
     absorb_affine_forward,
     affine_after_reshape,
     affine_before_add,
+    affine_into_norm,
     compose_affine,
     compose_linear,
     merge_reshapes,
     pad_into_window,
+    transposed_is_conv,
 )
 from hyperfusion_rt.export.ir.fold_table import (
     embedding_tail,
@@ -48,6 +50,8 @@ def fold(graph: Graph, states: Array | None = None) -> Graph:
 RULES: tuple[Callable[[Graph], bool], ...] = (
     compose_affine,
     absorb_affine_back,
+    affine_into_norm,
+    transposed_is_conv,
     affine_before_add,
     merge_reshapes,
     pad_into_window,

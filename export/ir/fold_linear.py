@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from hyperfusion_rt.artifact.operations import Margins
+from hyperfusion_rt.artifact.operations import Margins, Transposed
 from hyperfusion_rt.export.ir.graph import HYPER, Array, Convolution, Graph, Node
 
-_LINEAR_MAPS = ("conv", "linear", *HYPER)
+_LINEAR_MAPS = ("conv", "conv_transpose", "linear", *HYPER)
 
 
 def _channels(weight: Array, factor: Array, axis: int) -> Array:
@@ -21,6 +21,18 @@ def _channels(weight: Array, factor: Array, axis: int) -> Array:
     shape = [1] * weight.ndim
     shape[axis] = -1
     return weight * factor.reshape(shape)
+
+
+def _scaled(node: Node, factor: Array) -> Array:
+    """The weights of a linear map whose outputs are scaled."""
+    weight, hyper = node.arrays["weight"], node.op in HYPER
+    if not node.op.endswith("transpose"):
+        return _channels(weight, factor, 1 if hyper else 0)
+    # [..., Cin, Cout / groups, k, k, k]: input channels of a group make its outputs.
+    groups = node.given(Transposed).groups
+    cin, each = weight.shape[-5:-3]
+    seen = factor.reshape(groups, 1, each).repeat(cin // groups, 1).reshape(cin, each)
+    return weight * seen[..., None, None, None]
 
 
 def _starts_with_one(graph: Graph, e: str) -> bool:
@@ -55,7 +67,7 @@ def absorb_affine_back(graph: Graph) -> bool:
         hyper = first.op in HYPER
         if hyper and t.any() and not _starts_with_one(graph, first.inputs[1]):
             continue
-        first.arrays["weight"] = _channels(first.arrays["weight"], s, 1 if hyper else 0)
+        first.arrays["weight"] = _scaled(first, s)
         bias = first.arrays["bias"] * s
         if hyper:
             bias[0] += t if t.any() else 0.0
@@ -64,6 +76,49 @@ def absorb_affine_back(graph: Graph) -> bool:
         first.arrays["bias"] = bias
         graph.nodes.remove(second)
         first.output = _keep_name(graph, first.output, second.output)
+        return True
+    return False
+
+
+def affine_into_norm(graph: Graph) -> bool:
+    """`s (n a + b) + t = n (s a) + (s b + t)` of what is normalised, n."""
+    for norm in graph.nodes:
+        affine = graph.only_user(norm.output)
+        if norm.op not in ("group_norm", "channel_norm") or affine is None:
+            continue
+        if affine.op != "affine":
+            continue
+        s, t = affine.arrays["scale"], affine.arrays["shift"]
+        norm.arrays = {"scale": norm.arrays["scale"] * s, "shift": norm.arrays["shift"] * s + t}
+        graph.nodes.remove(affine)
+        norm.output = _keep_name(graph, norm.output, affine.output)
+        return True
+    return False
+
+
+def transposed_is_conv(graph: Graph) -> bool:
+    """A transposed convolution of stride 1 is a convolution with its taps in reverse."""
+    for node in graph.nodes:
+        if node.op not in ("conv_transpose", "hyper_conv_transpose"):
+            continue
+        t = node.given(Transposed)
+        reach = [d * (k - 1) for k, d in zip(t.kernel, t.dilation, strict=True)]
+        around = [r - p for r, p in zip(reach, t.padding, strict=True)]
+        if t.stride != (1, 1, 1) or any(t.extra) or min(around) < 0:
+            continue
+        weight = node.arrays["weight"][..., ::-1, ::-1, ::-1]
+        *lead, cin, each = weight.shape[:-3]
+        split = weight.reshape(*lead, t.groups, cin // t.groups, each, *t.kernel)
+        turned = split.swapaxes(-5, -4).reshape(*lead, t.groups * each, cin // t.groups, *t.kernel)
+        node.arrays = {**node.arrays, "weight": turned}
+        node.attrs = Convolution(
+            kernel=t.kernel,
+            stride=t.stride,
+            padding=(around[0], around[1], around[2]),
+            dilation=t.dilation,
+            groups=t.groups,
+        )
+        node.op = node.op.removesuffix("_transpose")
         return True
     return False
 
@@ -210,7 +265,7 @@ def pad_into_window(graph: Graph) -> bool:
         if pad.op != "pad":
             continue
         margins = pad.given(Margins)
-        if margins.before != margins.after:
+        if margins.before != margins.after or margins.mode != "constant" or margins.value:
             continue
         user = graph.only_user(pad.output)
         if user is None or user.op not in ("conv", "hyper_conv"):

@@ -4,7 +4,8 @@ Shapes leave the batch axis out: a volume is `[C, D, H, W]`, a vector `[F]`. Ope
 arrays and the class of their attributes:
 
     conv(x)                weight [Cout, Cin/groups, k, k, k], bias [Cout]; Convolution
-    hyper_conv(x, e)       the same with a leading [K]: W = Σ_k e_k weight_k
+    conv_transpose(x)      weight [Cin, Cout/groups, k, k, k], bias [Cout]; Transposed
+    hyper_conv, hyper_conv_transpose(x, e)   the same with a leading [K]: W = Σ_k e_k weight_k
     linear(x)              weight [O, I], bias [O];   hyper_linear(x, e): with a leading [K]
     one_and(e)             [1, e];   combine(p [K·C], e [K]): y_c = Σ_k e_k p[k·C + c]
     affine(x)              scale, shift [C]
@@ -12,11 +13,16 @@ arrays and the class of their attributes:
     max_pool, avg_pool(x)  Pooling
     adaptive_avg_pool, adaptive_max_pool(x)   Grid
     global_avg_pool, global_max_pool(x)       [C]; Subsampling
-    add, mul(a, b)         equal shapes, or one is [C, 1, 1, 1]
+    global_norm(x)         [C], the root of the sum of squares
+    reduce(x)              over the channels, [1, D, H, W] or [1]; Reduction
+    add, sub, mul, div, maximum, minimum(a, b)   along each axis equal sizes, or one is 1
     concat(...), slice(x)  along channels; Span
-    pad(x)                 zeros; Margins
-    instance_norm(x)       scale, shift [C]; Normalisation
-    reshape(x), softmax(x [F])
+    crop(x)                Cropping;   pad(x): Margins;   resize(x): Resizing
+    group_norm(x)          scale, shift [C]; Normalisation
+    channel_norm(x)        over the channels of each voxel; scale, shift [C]; Normalisation
+    softmax(x)             over the channels; Probabilities
+    reshape(x)             the same numbers in the same order
+    transpose(x)           the same numbers in another order; Transposition
     ensemble(x [M·N·C])    [C]; Combination
 """
 
@@ -36,21 +42,32 @@ from torch import Tensor
 from hyperfusion_rt.artifact.operations import (
     Activation,
     Combination,
+    Cropping,
     Grid,
     Margins,
     Normalisation,
     Pooling,
+    Probabilities,
+    Reduction,
+    Resizing,
     Span,
     Subsampling,
+    Transposed,
+    Transposition,
     Window,
 )
+from hyperfusion_rt.artifact.voxels import bounds, taps
 from hyperfusion_rt.models.combine import combine_outputs
 
 Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 TABLE = "tabular"  # the input that holds rows of the table
-HYPER = ("hyper_conv", "hyper_linear")  # with weights that are made of their second input
+HYPER = (
+    "hyper_conv",
+    "hyper_conv_transpose",
+    "hyper_linear",
+)  # with weights that are made of their second input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +81,18 @@ Attributes = (
     Activation
     | Combination
     | Convolution
+    | Cropping
     | Normalisation
+    | Probabilities
+    | Reduction
+    | Resizing
     | Subsampling
     | Grid
     | Margins
     | Pooling
     | Span
+    | Transposed
+    | Transposition
     | None
 )
 A = TypeVar("A", bound=Attributes)
@@ -95,12 +118,17 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in an order in which they can run; `shapes` of every value, without the batch."""
+    """Nodes in an order in which they can run; `shapes` of every value, without the batch.
+
+    `outer`: inputs and outputs that a framework sees with fewer axes, as in 2D networks, or of
+    which it makes others; the numbers are the same, in the same order.
+    """
 
     inputs: dict[str, Shape]
     nodes: list[Node]
     outputs: list[str]
     shapes: dict[str, Shape]
+    outer: dict[str, Shape] = field(default_factory=dict)
 
     def copy(self) -> Graph:
         """A copy whose nodes may be changed; the arrays are shared."""
@@ -108,7 +136,9 @@ class Graph:
             Node(n.op, list(n.inputs), n.output, n.attrs, dict(n.arrays), n.layer)
             for n in self.nodes
         ]
-        return Graph(dict(self.inputs), nodes, list(self.outputs), dict(self.shapes))
+        return Graph(
+            dict(self.inputs), nodes, list(self.outputs), dict(self.shapes), dict(self.outer)
+        )
 
     def producer(self, value: str) -> Node | None:
         """The node that makes `value`; None for an input."""
@@ -185,23 +215,18 @@ def activate(x: Tensor, node: Node) -> Tensor:
     act = node.given(Activation)
     kind, alpha = act.kind, act.alpha
     simple: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": F.relu,
-        "relu6": F.relu6,
         "leaky_relu": lambda v: F.leaky_relu(v, alpha),
         "elu": lambda v: F.elu(v, alpha),
-        "silu": F.silu,
-        "gelu": F.gelu,
         "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-        "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh,
-        "hardswish": F.hardswish,
-        "hardsigmoid": F.hardsigmoid,
-        "softplus": F.softplus,
-        "mish": F.mish,
+        "clip": lambda v: v.clamp(*bounds(act)),
+        "power": lambda v: v**alpha,
     }
     if kind == "prelu":
         return F.prelu(x, torch.from_numpy(node.arrays["slope"]).to(x))
-    return simple[kind](x)
+    if kind in simple:
+        return simple[kind](x)
+    of: Callable[[Tensor], Tensor] = getattr(F, kind, None) or getattr(torch, kind)
+    return of(x)
 
 
 def _as_it_is(node: Node, x: Tensor) -> Tensor:
@@ -229,8 +254,9 @@ def run(
             for k, v in node.arrays.items()
         }
         expected = (len(like), *graph.shapes[node.output])
-        reshaped = node.op == "reshape"
-        made = like.reshape(expected) if reshaped else _OPS[node.op](inputs, arrays, node)
+        made = inputs[0] if node.op == "reshape" else _OPS[node.op](inputs, arrays, node)
+        if node.op in ("reshape", "transpose"):
+            made = made.reshape(expected)
         values[node.output] = after(node, made)
         if tuple(values[node.output].shape) != expected:
             raise AssertionError(f"{node.op} {node.output}: {values[node.output].shape}")
@@ -272,12 +298,83 @@ def _global_avg(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
 def _pad(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
     t = n.given(Margins)
     both = zip(t.before[::-1], t.after[::-1], strict=True)
-    return F.pad(x[0], [width for pair in both for width in pair])
+    widths = [width for pair in both for width in pair]
+    if t.mode == "constant":
+        return F.pad(x[0], widths, value=t.value)
+    return F.pad(x[0], widths, mode="replicate" if t.mode == "edge" else t.mode)
 
 
-def _instance_norm(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    eps = n.given(Normalisation).eps
-    return F.instance_norm(x[0], None, None, a["scale"], a["shift"], eps=eps)
+def _group_norm(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Normalisation)
+    # Not torch's own, which refuses a group of one number.
+    split = x[0].reshape(len(x[0]), t.groups or x[0].shape[1], -1)
+    var, mean = torch.var_mean(split, 2, correction=0, keepdim=True)
+    normed = ((split - mean) / torch.sqrt(var + t.eps)).reshape(x[0].shape)
+    return normed * _channels(a["scale"], x[0]) + _channels(a["shift"], x[0])
+
+
+def _channel_norm(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    var, mean = torch.var_mean(x[0], 1, correction=0, keepdim=True)
+    normed = (x[0] - mean) / torch.sqrt(var + n.given(Normalisation).eps)
+    return normed * _channels(a["scale"], x[0]) + _channels(a["shift"], x[0])
+
+
+def _transposed(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Transposed)
+    return F.conv_transpose3d(
+        x[0], a["weight"], a["bias"], t.stride, t.padding, t.extra, t.groups, t.dilation
+    )
+
+
+def _hyper_transposed(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    samples = []
+    for image, e in zip(x[0], x[1], strict=True):
+        made = {name: torch.tensordot(e, array, 1) for name, array in a.items()}
+        samples.append(_transposed([image[None]], made, n))
+    return torch.cat(samples)
+
+
+def _resize(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t, y = n.given(Resizing), x[0]
+    for axis in range(3):
+        low, high, part = taps(t, y.shape[axis + 2], axis)
+        w = torch.from_numpy(part).to(y).view(-1, *(1,) * (2 - axis))
+        first, second = (y.index_select(axis + 2, torch.from_numpy(i)) for i in (low, high))
+        # Not first · (1 - w) + second · w: what has no weight may be infinite.
+        y = torch.where(w == 0, first, first * (1 - w) + second * w)
+    return y
+
+
+def _crop(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Cropping)
+    d, h, w = (
+        slice(start, start + step * (size - 1) + 1, step)
+        for start, step, size in zip(t.start, t.step, t.size, strict=True)
+    )
+    return x[0][:, :, d, h, w]
+
+
+def _transpose(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    t = n.given(Transposition)
+    split = x[0].reshape(len(x[0]), *t.sizes)
+    return split.permute(0, *(axis + 1 for axis in t.order))
+
+
+def _reduce(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    match n.given(Reduction).kind:
+        case "mean":
+            return x[0].mean(1, keepdim=True)
+        case "sum":
+            return x[0].sum(1, keepdim=True)
+        case "maximum":
+            return x[0].amax(1, keepdim=True)
+        case "l2":
+            return torch.linalg.vector_norm(x[0], dim=1, keepdim=True)
+
+
+def _softmax(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
+    log = n.given(Probabilities).log
+    return torch.log_softmax(x[0], 1) if log else torch.softmax(x[0], 1)
 
 
 def _max_pool(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
@@ -303,6 +400,8 @@ def _ensemble(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
 _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
     "conv": _conv,
     "hyper_conv": _hyper_conv,
+    "conv_transpose": _transposed,
+    "hyper_conv_transpose": _hyper_transposed,
     "linear": lambda x, a, n: F.linear(x[0], a["weight"], a["bias"]),
     "hyper_linear": _hyper_linear,
     "one_and": lambda x, a, n: torch.cat([torch.ones_like(x[0][:, :1]), x[0]], 1),
@@ -317,12 +416,22 @@ _OPS: dict[str, Callable[[list[Tensor], Tensors, Node], Tensor]] = {
     "adaptive_max_pool": lambda x, a, n: F.adaptive_max_pool3d(x[0], n.given(Grid).size),
     "global_avg_pool": _global_avg,
     "global_max_pool": lambda x, a, n: x[0].amax((2, 3, 4)),
+    "global_norm": lambda x, a, n: torch.linalg.vector_norm(x[0], dim=(2, 3, 4)),
+    "reduce": _reduce,
     "add": lambda x, a, n: x[0] + x[1],
+    "sub": lambda x, a, n: x[0] - x[1],
     "mul": lambda x, a, n: x[0] * x[1],
+    "div": lambda x, a, n: x[0] / x[1],
+    "maximum": lambda x, a, n: torch.maximum(x[0], x[1]),
+    "minimum": lambda x, a, n: torch.minimum(x[0], x[1]),
     "concat": lambda x, a, n: torch.cat(x, 1),
     "slice": _slice,
     "pad": _pad,
-    "softmax": lambda x, a, n: torch.softmax(x[0], 1),
-    "instance_norm": _instance_norm,
+    "crop": _crop,
+    "resize": _resize,
+    "softmax": _softmax,
+    "group_norm": _group_norm,
+    "channel_norm": _channel_norm,
+    "transpose": _transpose,
     "ensemble": _ensemble,
 }

@@ -27,7 +27,8 @@ def lower(module: nn.Module, inputs: dict[str, Shape]) -> Graph:
     Args:
         inputs: the names and the shapes without the batch axis: `{"image": (1, 64, 96, 64)}`.
 
-    One output is called `output`.
+    One output is called `output`, several `output0`, `output1`, ...; those in lists and dictionaries
+    come in torch's order.
 
     Raises:
         HyperFusionError: torch.export cannot trace the module, or it does something that engines
@@ -74,7 +75,7 @@ class _Lowering(Builder):
                         values[node] = constants[node.name].detach()
                     else:
                         name = next(names)
-                        values[node] = Value(name, inputs[name])
+                        values[node] = self.input(name, inputs[name])
                 elif node.op == "call_function":
                     values[node] = self._call(node, values)
                     if self.target.endswith("_"):
@@ -87,21 +88,17 @@ class _Lowering(Builder):
 
     def _output(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
         found = fx.node.map_arg(node.args[0], lambda n: values[n])
-        for value in found if isinstance(found, (list, tuple)) else [found]:
+        made = torch.utils._pytree.tree_leaves(found)
+        for index, value in enumerate(made):
             if not isinstance(value, Value):
                 raise HyperFusionError(
                     "the network's output does not depend on its input",
                     code="export-unsupported-operation",
                 )
-            self.graph.outputs.append(value.name)
-        if len(self.graph.outputs) == 1 and self.graph.outputs[0] not in self.graph.inputs:
-            self._rename(self.graph.outputs[0], "output")
-
-    def _rename(self, old: str, new: str) -> None:
-        self.graph.shapes[new] = self.graph.shapes.pop(old)
-        self.graph.replace(old, new)
-        for node in self.graph.nodes:
-            node.output = new if node.output == old else node.output
+            try:
+                self.output(value, "output" if len(made) == 1 else f"output{index}")
+            except UnsupportedError as error:
+                self._refuse(node, f"an output {error}")
 
     def _refuse(self, node: fx.Node, what: str) -> None:
         raise HyperFusionError(

@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 from hyperfusion_rt.artifact.operations import (
     Activation,
     Combination,
+    Cropping,
     Grid,
     Margins,
     Normalisation,
     Pooling,
+    Probabilities,
+    Reduction,
+    Resizing,
     Span,
     Subsampling,
+    Transposed,
+    Transposition,
     Window,
 )
+from hyperfusion_rt.artifact.voxels import bounds
 from hyperfusion_rt.export.ir.graph import Convolution, Node
 from hyperfusion_rt.export.onnx_file.writer import Writer
 
@@ -42,7 +49,7 @@ def _hyper_conv(w: Writer, node: Node) -> None:
     weight, bias, window = node.arrays["weight"], node.arrays["bias"], node.given(Convolution)
     groups = window.groups
     k, cout = weight.shape[:2]
-    each, volume = cout // groups, w.graph.shapes[node.output][1:]
+    each = cout // groups
 
     def grouped(array: NDArray[Any]) -> NDArray[Any]:
         # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
@@ -57,11 +64,38 @@ def _hyper_conv(w: Writer, node: Node) -> None:
     ]
     attrs = {"group": groups, "dilations": window.dilation, **_window(window)}
     made = w.op("Conv", inputs, f"{node.output}.all", **attrs)
-    made = w.reshape(made, [groups, k, each, *volume], f"{node.output}.split")
+    _mixed(w, node, made, k, groups)
+
+
+def _mixed(w: Writer, node: Node, made: str, k: int, groups: int) -> None:
+    """From channels ordered group, k, channel to their sum over k, weighted by the condition."""
+    cout, *volume = w.graph.shapes[node.output]
+    made = w.reshape(made, [groups, k, cout // groups, *volume], f"{node.output}.split")
     order = [0, 2, 1, 3, *range(4, 4 + len(volume))]
     made = w.op("Transpose", [made], f"{node.output}.turned", perm=order)
     made = w.reshape(made, [k, cout, *volume], f"{node.output}.parts")
     w.mix(made, node.inputs[1], k, [cout, *volume], node.output)
+
+
+def _backwards(node: Node) -> dict[str, Any]:
+    window = node.given(Transposed)
+    attrs = {"group": window.groups, "dilations": window.dilation, **_window(window)}
+    return {**attrs, "output_padding": window.extra}
+
+
+def _transposed(w: Writer, node: Node) -> None:
+    inputs = [node.inputs[0], w.weight(node, "weight"), w.weight(node, "bias")]
+    w.op("ConvTranspose", inputs, node.output, **_backwards(node))
+
+
+def _hyper_transposed(w: Writer, node: Node) -> None:
+    weight, bias, groups = node.arrays["weight"], node.arrays["bias"], node.given(Transposed).groups
+    k, cin, each = weight.shape[:3]
+    turned = np.moveaxis(weight, 0, 1).reshape(cin, k * each, *weight.shape[3:])
+    biases = np.moveaxis(bias.reshape(k, groups, each), 0, 1).reshape(-1)
+    inputs = [node.inputs[0], w.weight(node, "weight", turned), w.weight(node, "bias", biases)]
+    made = w.op("ConvTranspose", inputs, f"{node.output}.all", **_backwards(node))
+    _mixed(w, node, made, k, groups)
 
 
 def _linear(w: Writer, node: Node) -> None:
@@ -113,6 +147,11 @@ def _activation(w: Writer, node: Node) -> None:
         "hardswish": "HardSwish",
         "softplus": "Softplus",
         "mish": "Mish",
+        "exp": "Exp",
+        "log": "Log",
+        "sqrt": "Sqrt",
+        "abs": "Abs",
+        "erf": "Erf",
     }
     if kind in simple:
         w.op(simple[kind], x, node.output, **alpha)
@@ -124,10 +163,17 @@ def _activation(w: Writer, node: Node) -> None:
         w.op("Mul", [x[0], w.op("Sigmoid", x, f"{node.output}.gate")], node.output)
     elif kind == "hardsigmoid":
         w.op("HardSigmoid", x, node.output, alpha=1 / 6, beta=0.5)
+    elif kind == "power":
+        exponent = w.constant(f"{node.output}.exponent", np.array(act.alpha))
+        w.op("Pow", [*x, exponent], node.output)
     else:
-        assert kind == "relu6", kind
-        bounds = [w.constant(f"{node.output}.{n}", np.array(n)) for n in (0.0, 6.0)]
-        w.op("Clip", [*x, *bounds], node.output)
+        assert kind in ("relu6", "clip"), kind
+        limits = (0.0, 6.0) if kind == "relu6" else bounds(act)
+        named = [
+            w.constant(f"{node.output}.bound{i}", np.array(n)) if np.isfinite(n) else ""
+            for i, n in enumerate(limits)
+        ]
+        w.op("Clip", [*x, *named], node.output)
 
 
 def _max_pool(w: Writer, node: Node) -> None:
@@ -196,8 +242,60 @@ def _global(kind: str) -> Callable[[Writer, Node], None]:
 def _pad(w: Writer, node: Node) -> None:
     margins = node.given(Margins)
     widths = [0, 0, *margins.before, 0, 0, *margins.after]
-    pads = w.constant(f"{node.output}.pads", np.array(widths, np.int64))
-    w.op("Pad", [node.inputs[0], pads], node.output)
+    inputs = [node.inputs[0], w.constant(f"{node.output}.pads", np.array(widths, np.int64))]
+    if margins.mode == "constant":
+        inputs.append(w.constant(f"{node.output}.value", np.array(margins.value)))
+    w.op("Pad", inputs, node.output, mode=margins.mode)
+
+
+def _crop(w: Writer, node: Node) -> None:
+    t = node.given(Cropping)
+    ends = [a + s * (n - 1) + 1 for a, s, n in zip(t.start, t.step, t.size, strict=True)]
+    _slice(w, node.inputs[0], node.output, [2, 3, 4], list(t.start), ends, list(t.step))
+
+
+def _resize(w: Writer, node: Node) -> None:
+    t = node.given(Resizing)
+    extent = w.graph.shapes[node.inputs[0]][1:]
+    attrs = {
+        "mode": "linear" if t.linear else "nearest",
+        "coordinate_transformation_mode": t.coordinates,
+        "axes": [2, 3, 4],
+    }
+    if not t.linear:
+        attrs["nearest_mode"] = t.rounding
+    by_size = all(abs(n / m - s) < 1e-9 for n, m, s in zip(extent, t.size, t.step, strict=True))
+    if by_size or t.coordinates == "align_corners":
+        sizes = w.constant(f"{node.output}.sizes", np.array(t.size, np.int64))
+        w.op("Resize", [node.inputs[0], "", "", sizes], node.output, **attrs)
+        return
+    factors = np.array([1 / s for s in t.step], np.float32)
+    scales = w.typed_constant(f"{node.output}.scales", factors)
+    w.op("Resize", [node.inputs[0], "", scales], node.output, **attrs)
+
+
+def _reduce(w: Writer, node: Node) -> None:
+    kinds = {"mean": "ReduceMean", "sum": "ReduceSum", "maximum": "ReduceMax", "l2": "ReduceL2"}
+    axes = w.constant(f"{node.output}.axes", np.array([1], np.int64))
+    w.op(kinds[node.given(Reduction).kind], [node.inputs[0], axes], node.output, keepdims=1)
+
+
+def _global_norm(w: Writer, node: Node) -> None:
+    axes = w.constant(f"{node.output}.axes", np.array([2, 3, 4], np.int64))
+    w.op("ReduceL2", [node.inputs[0], axes], node.output, keepdims=0)
+
+
+def _softmax(w: Writer, node: Node) -> None:
+    kind = "LogSoftmax" if node.given(Probabilities).log else "Softmax"
+    w.op(kind, node.inputs, node.output, axis=1)
+
+
+def _transpose(w: Writer, node: Node) -> None:
+    t = node.given(Transposition)
+    split = w.reshape(node.inputs[0], list(t.sizes), f"{node.output}.split")
+    order = [0, *(axis + 1 for axis in t.order)]
+    turned = w.op("Transpose", [split], f"{node.output}.turned", perm=order)
+    w.reshape(turned, w.graph.shapes[node.output], node.output)
 
 
 def _ensemble(w: Writer, node: Node) -> None:
@@ -259,9 +357,30 @@ def _ensemble(w: Writer, node: Node) -> None:
     w.op("ReduceSum", [weighted, axis(1)], name, keepdims=0)
 
 
-def _instance_norm(w: Writer, node: Node) -> None:
-    inputs = [node.inputs[0], w.weight(node, "scale"), w.weight(node, "shift")]
-    w.op("InstanceNormalization", inputs, node.output, epsilon=node.given(Normalisation).eps)
+def _group_norm(w: Writer, node: Node) -> None:
+    t, x, name = node.given(Normalisation), node.inputs[0], node.output
+    shape = w.graph.shapes[x]
+    if t.groups is None and len(shape) == 4:
+        inputs = [x, w.weight(node, "scale"), w.weight(node, "shift")]
+        w.op("InstanceNormalization", inputs, name, epsilon=t.eps)
+        return
+    groups = t.groups or shape[0]
+    split = w.reshape(x, [groups, -1, 1], f"{name}.groups")
+    ones, zeros = (w.constant(f"{name}.{n}", np.full(groups, float(n))) for n in (1, 0))
+    normed = w.op("InstanceNormalization", [split, ones, zeros], f"{name}.normed", epsilon=t.eps)
+    normed = w.reshape(normed, shape, f"{name}.joined")
+    scaled = w.op("Mul", [normed, w.per_channel(node, "scale")], f"{name}.scaled")
+    w.op("Add", [scaled, w.per_channel(node, "shift")], name)
+
+
+def _channel_norm(w: Writer, node: Node) -> None:
+    name, axes = node.output, len(w.graph.shapes[node.output])
+    last = [0, *range(2, axes + 1), 1]
+    turned = w.op("Transpose", node.inputs, f"{name}.last", perm=last)
+    inputs = [turned, w.weight(node, "scale"), w.weight(node, "shift")]
+    eps = node.given(Normalisation).eps
+    normed = w.op("LayerNormalization", inputs, f"{name}.normed", axis=-1, epsilon=eps)
+    w.op("Transpose", [normed], name, perm=[0, axes, *range(1, axes)])
 
 
 def _reshape(w: Writer, node: Node) -> None:
@@ -273,9 +392,25 @@ def _channels(w: Writer, node: Node) -> None:
     _slice(w, node.inputs[0], node.output, [1], [span.start], [span.stop], [1])
 
 
+PAIRS = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "maximum": "Max",
+    "minimum": "Min",
+}
+
+
+def _pairwise(kind: str) -> Callable[[Writer, Node], Any]:
+    return lambda w, n: w.op(kind, n.inputs, n.output)
+
+
 WRITERS: dict[str, Callable[[Writer, Node], Any]] = {
     "conv": _conv,
     "hyper_conv": _hyper_conv,
+    "conv_transpose": _transposed,
+    "hyper_conv_transpose": _hyper_transposed,
     "linear": _linear,
     "hyper_linear": _hyper_linear,
     "one_and": _one_and,
@@ -288,13 +423,18 @@ WRITERS: dict[str, Callable[[Writer, Node], Any]] = {
     "adaptive_max_pool": _adaptive("MaxPool"),
     "global_avg_pool": _global("GlobalAveragePool"),
     "global_max_pool": _global("GlobalMaxPool"),
-    "add": lambda w, n: w.op("Add", n.inputs, n.output),
-    "mul": lambda w, n: w.op("Mul", n.inputs, n.output),
+    "global_norm": _global_norm,
+    "reduce": _reduce,
+    **{name: _pairwise(kind) for name, kind in PAIRS.items()},
     "concat": lambda w, n: w.op("Concat", n.inputs, n.output, axis=1),
     "slice": _channels,
     "pad": _pad,
     "reshape": _reshape,
-    "softmax": lambda w, n: w.op("Softmax", n.inputs, n.output, axis=1),
-    "instance_norm": _instance_norm,
+    "crop": _crop,
+    "resize": _resize,
+    "softmax": _softmax,
+    "group_norm": _group_norm,
+    "channel_norm": _channel_norm,
+    "transpose": _transpose,
     "ensemble": _ensemble,
 }

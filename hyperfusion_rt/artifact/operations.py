@@ -22,8 +22,10 @@ Widths = tuple[Whole, Whole, Whole]
 TENSORS = ("weight", "bias", "scale", "shift", "slope")  # the fields that name a tensor
 Kind = Literal[
     "relu", "relu6", "leaky_relu", "elu", "prelu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh",
-    "hardswish", "hardsigmoid", "softplus", "mish",
+    "hardswish", "hardsigmoid", "softplus", "mish", "clip", "exp", "log", "sqrt", "abs", "erf",
+    "power",
 ]  # fmt: skip
+Pairwise = Literal["add", "sub", "mul", "div", "maximum", "minimum"]
 
 
 def _extent(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -40,10 +42,13 @@ Extent = Annotated[tuple[Positive, ...], AfterValidator(_extent)]
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
-    """`alpha` of leaky_relu and elu, `slope [C]` of prelu."""
+    """`alpha` of leaky_relu and elu, `slope [C]` of prelu; clip is between `alpha` and `beta`, power
+    is `x ** alpha`, NaN for negative numbers unless `alpha` is whole.
+    """
 
     kind: Kind
     alpha: Finite = 0.0
+    beta: Finite = 0.0
     slope: str | None = None
 
 
@@ -55,6 +60,57 @@ class Window:
     stride: Sizes
     padding: Widths
     dilation: Sizes = (1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transposed(Window):
+    """A convolution backwards, whose window is that of the convolution; `extra` voxels of the output
+    lie behind its last window. Channels see each other only within their group.
+    """
+
+    extra: Widths = (0, 0, 0)
+    groups: Positive = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resizing:
+    """From voxels to `size` voxels: linear between neighbours, or the nearest one.
+
+    Attributes:
+        step: voxels of the input per voxel of the output.
+        coordinates: where voxel i of the output lies: half_pixel (i + ½) step - ½, asymmetric and
+            align_corners i · step.
+        rounding: of the nearest; the first two decide halves.
+    """
+
+    size: Sizes
+    linear: bool
+    step: tuple[Finite, Finite, Finite]
+    coordinates: Literal["half_pixel", "asymmetric", "align_corners"]
+    rounding: Literal["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"] = "floor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """Voxels `start`, `start + step`, ... along D, H and W, `size` of them."""
+
+    start: Widths
+    step: Sizes
+    size: Sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probabilities:
+    """Softmax over the channels; `log`: its logarithm."""
+
+    log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """What is made of many numbers; l2 is the root of the sum of their squares."""
+
+    kind: Literal["mean", "maximum", "sum", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +145,32 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Margins:
-    """Zeros in front of and behind D, H and W."""
+    """Voxels in front of and behind D, H and W: of one `value`, or as the border's own (edge) or
+    those behind it (reflect).
+    """
 
     before: Widths
     after: Widths
+    mode: Literal["constant", "edge", "reflect"] = "constant"
+    value: Finite = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transposition:
+    """All numbers, the last axis fastest, as an array of `sizes`, whose axes come in this `order`."""
+
+    sizes: tuple[Positive, ...]
+    order: tuple[Whole, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """`eps`: added to a variance."""
+    """Channels have mean and variance over all voxels together with those of their group; `eps` is
+    added to the variance. No `groups`: each channel has its own.
+    """
 
     eps: Finite
+    groups: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +255,7 @@ class _Convolution(Window, Activated):
     sum with `residual` or `shortcut`, `act`, `pool`, `second`.
 
     Attributes:
-        weight: `[taps, Cin, Cout]`; `[taps, C]` if depthwise.
+        weight: `[taps, Cin / groups, Cout]`; `[taps, C]` if depthwise.
         bias: `[Cout]`, with the shortcut's.
         algorithm: planar is called one-channel in older files.
         tile: Winograd's, in voxels of the output.
@@ -196,6 +267,7 @@ class _Convolution(Window, Activated):
     weight: str
     bias: str
     depthwise: bool
+    groups: Positive = 1
     algorithm: Literal["gather", "winograd", "planar", "one-channel", "depthwise"]
     tile: Sizes | None = None
     pairs: bool = False
@@ -236,6 +308,31 @@ class HyperConv(_Convolution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _ConvTranspose(Transposed, Activated):
+    """A convolution backwards; `weight [taps, Cin, Cout / groups]`, `[taps, C]` if depthwise."""
+
+    weight: str
+    bias: str
+    depthwise: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvTranspose(_ConvTranspose):
+    """One with weights of its own."""
+
+    op: Literal["conv_transpose"] = "conv_transpose"
+    inputs: tuple[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperConvTranspose(_ConvTranspose):
+    """`W = Σ_k e_k weight_k`, reads (x, e); weight and bias have a leading [K]."""
+
+    op: Literal["hyper_conv_transpose"] = "hyper_conv_transpose"
+    inputs: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear(Activated):
     """`weight [I, O]`, `bias [O]`."""
 
@@ -266,10 +363,20 @@ class Affine(Activated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstanceNorm(Normalisation, Activated):
-    """Each channel's own mean and variance; `scale, shift [C]`."""
+class GroupNorm(Normalisation, Activated):
+    """Mean and variance of a group's channels; `scale, shift [C]`. Older files say instance_norm."""
 
-    op: Literal["instance_norm"] = "instance_norm"
+    op: Literal["group_norm", "instance_norm"]
+    inputs: tuple[str]
+    scale: str
+    shift: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelNorm(Normalisation, Operation):
+    """Mean and variance of the channels of each voxel; `scale, shift [C]`."""
+
+    op: Literal["channel_norm"] = "channel_norm"
     inputs: tuple[str]
     scale: str
     shift: str
@@ -277,9 +384,9 @@ class InstanceNorm(Normalisation, Activated):
 
 @dataclass(frozen=True, kw_only=True)
 class Binary(Activated):
-    """Equal shapes, or one is [C, 1, 1, 1]."""
+    """Along each axis equal sizes, or one is 1."""
 
-    op: Literal["add", "mul"]
+    op: Pairwise
     inputs: tuple[str, str]
 
 
@@ -304,6 +411,22 @@ class GlobalPool(Subsampling, Operation):
     """A channel's maximum or average, `[C]`; maxima are of all voxels."""
 
     op: Literal["global_avg_pool", "global_max_pool"]
+    inputs: tuple[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalNorm(Operation):
+    """The root of the sum of a channel's squares, `[C]`."""
+
+    op: Literal["global_norm"] = "global_norm"
+    inputs: tuple[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduce(Reduction, Operation):
+    """One number of all channels, in every voxel."""
+
+    op: Literal["reduce"] = "reduce"
     inputs: tuple[str]
 
 
@@ -341,9 +464,33 @@ class Slice(Span, Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Pad(Margins, Operation):
-    """Zeros around a volume."""
+    """Voxels around a volume."""
 
     op: Literal["pad"] = "pad"
+    inputs: tuple[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop(Cropping, Operation):
+    """A part of the voxels."""
+
+    op: Literal["crop"] = "crop"
+    inputs: tuple[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize(Resizing, Operation):
+    """Other voxels, between those that there are."""
+
+    op: Literal["resize"] = "resize"
+    inputs: tuple[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transpose(Transposition, Operation):
+    """The same numbers in another order."""
+
+    op: Literal["transpose"] = "transpose"
     inputs: tuple[str]
 
 
@@ -356,8 +503,8 @@ class OneAnd(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Softmax(Operation):
-    """Over `[F]`."""
+class Softmax(Probabilities, Operation):
+    """Over the channels."""
 
     op: Literal["softmax"] = "softmax"
     inputs: tuple[str]
@@ -372,8 +519,10 @@ class Ensemble(Combination, Operation):
 
 
 AnyConv = Conv | HyperConv
+AnyTransposed = ConvTranspose | HyperConvTranspose
 AnyOperation = Annotated[
-    Conv | HyperConv | Linear | HyperLinear | Affine | InstanceNorm | Binary | Combine | Pool
-    | GlobalPool | AdaptivePool | Reshape | Concat | Slice | Pad | OneAnd | Softmax | Ensemble,
+    Conv | HyperConv | ConvTranspose | HyperConvTranspose | Linear | HyperLinear | Affine | GroupNorm
+    | ChannelNorm | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce | AdaptivePool
+    | Reshape | Transpose | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble,
     Field(discriminator="op"),
 ]  # fmt: skip

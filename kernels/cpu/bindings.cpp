@@ -135,8 +135,8 @@ double peak_gflops(int threads, double seconds) {
 using Weights = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using MaybeWeights = std::optional<Weights>;
 using Triple = std::array<int64_t, 3>;
-// (name, alpha, prelu's slope or None)
-using Act = std::tuple<std::string, float, MaybeWeights>;
+// (name, alpha, beta, prelu's slope or None)
+using Act = std::tuple<std::string, float, float, MaybeWeights>;
 
 hfrt::Array array_of(const Weights& a) {
   if (reinterpret_cast<uintptr_t>(a.data()) % alignof(float) != 0)
@@ -148,12 +148,14 @@ hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Ar
 hfrt::ActivationSpec act_of(const std::optional<Act>& act) {
   static const char* names[] = {"none", "relu",      "relu6",       "leaky_relu", "prelu",
                                 "elu",  "silu",      "gelu",        "gelu_tanh",  "sigmoid",
-                                "tanh", "hardswish", "hardsigmoid", "softplus",   "mish"};
+                                "tanh", "hardswish", "hardsigmoid", "softplus",   "mish",
+                                "clip", "exp",       "log",         "sqrt",       "abs",
+                                "erf",  "power"};
   if (!act) return {};
-  const auto& [name, alpha, slope] = *act;
+  const auto& [name, alpha, beta, slope] = *act;
   int kind = 0;
   for (const char* known : names) {
-    if (name == known) return {static_cast<hfrt::Act>(kind), alpha, array_of(slope)};
+    if (name == known) return {static_cast<hfrt::Act>(kind), alpha, beta, array_of(slope)};
     ++kind;
   }
   throw nb::value_error(("there is no activation '" + name + "'").c_str());
@@ -175,6 +177,16 @@ hfrt::Window window_of(const Ints& kernel, const Ints& stride, const Ints& paddi
   return w;
 }
 
+// The lower and upper neighbour of each voxel along an axis, and the part of the second.
+using Taps = std::tuple<Ints, Ints, std::vector<float>>;
+
+hfrt::Pair pair_of(const std::string& op) {
+  static const char* const names[] = {"add", "sub", "mul", "div", "maximum", "minimum"};
+  for (int i = 0; i < 6; ++i)
+    if (op == names[i]) return static_cast<hfrt::Pair>(i);
+  throw nb::value_error(("there is no operation of two values '" + op + "'").c_str());
+}
+
 // (scale, shift, activation)
 using AffineArgs = std::tuple<Weights, Weights, std::optional<Act>>;
 
@@ -185,7 +197,7 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
              const std::optional<Ints>& tile,
              const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse,
-             bool pairs) {
+             bool pairs, int groups, const std::optional<Ints>& transposed) {
   hfrt::ConvSpec s;
   s.in = in;
   s.out_channels = out_channels;
@@ -220,6 +232,12 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
   }
   s.sparse = sparse;
   s.pairs = pairs;
+  s.groups = groups;
+  if (transposed) {
+    s.transposed = true;
+    const Triple t = triple_of(*transposed);
+    for (size_t i = 0; i < 3; ++i) s.extra[i] = t[i];
+  }
   return engine.conv(s);
 }
 
@@ -288,7 +306,8 @@ void define_building(EngineClass& engine) {
            "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false, "condition"_a = nb::none(),
            "prologue"_a = nb::none(), "residual"_a = nb::none(), "act"_a = nb::none(),
            "pool"_a = false, "second"_a = nb::none(), "tile"_a = nb::none(),
-           "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false)
+           "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false,
+           "groups"_a = 1, "transposed"_a = nb::none())
       .def("output", &Engine::output, "value"_a)
       .def("finish", &Engine::finish)
       .def("shape", &Engine::shape, "value"_a);
@@ -315,7 +334,9 @@ void define_pooling(EngineClass& engine) {
           [](Engine& e, int x, const Ints& stride, bool average) {
             return e.global_pool(x, triple_of(stride).data(), average);
           },
-          "x"_a, "stride"_a, "average"_a);
+          "x"_a, "stride"_a, "average"_a)
+      .def("global_norm", &Engine::global_norm, "x"_a)
+      .def("reduce", &Engine::reduce, "x"_a, "kind"_a);
 }
 
 void define_volumes(EngineClass& engine) {
@@ -329,26 +350,50 @@ void define_volumes(EngineClass& engine) {
           "x"_a, "scale"_a = nb::none(), "shift"_a = nb::none(), "act"_a = nb::none())
       .def(
           "binary",
-          [](Engine& e, int a, int b, bool multiply, const std::optional<Act>& act) {
-            return e.binary(a, b, multiply, act_of(act));
+          [](Engine& e, int a, int b, const std::string& op, const std::optional<Act>& act) {
+            return e.binary(a, b, pair_of(op), act_of(act));
           },
-          "a"_a, "b"_a, "multiply"_a, "act"_a = nb::none())
+          "a"_a, "b"_a, "op"_a, "act"_a = nb::none())
       .def("concat", &Engine::concat, "values"_a)
       .def("slice", &Engine::slice, "x"_a, "start"_a, "stop"_a)
       .def("flatten", &Engine::flatten, "x"_a)
+      .def("unflatten", &Engine::unflatten, "x"_a, "channels"_a, "depth"_a, "height"_a, "width"_a)
+      .def("transpose", &Engine::transpose, "x"_a, "sizes"_a, "order"_a)
       .def(
-          "pad",
-          [](Engine& e, int x, const Ints& before, const Ints& after) {
-            return e.pad(x, triple_of(before).data(), triple_of(after).data());
+          "remap",
+          [](Engine& e, int x, const Ints& d, const Ints& h, const Ints& w, float fill) {
+            const Ints tables[3] = {d, h, w};
+            return e.remap(x, tables, fill);
           },
-          "x"_a, "before"_a, "after"_a)
+          "x"_a, "depth"_a, "height"_a, "width"_a, "fill"_a = 0.0f)
       .def(
-          "instance_norm",
-          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps,
+          "blend",
+          [](Engine& e, int x, const std::vector<Taps>& axes) {
+            if (axes.size() != 3) throw nb::value_error("neighbours along three axes are needed");
+            Ints low[3], high[3];
+            std::vector<float> part[3];
+            for (size_t i = 0; i < 3; ++i) std::tie(low[i], high[i], part[i]) = axes[i];
+            return e.blend(x, low, high, part);
+          },
+          "x"_a, "axes"_a);
+}
+
+void define_normalisation(EngineClass& engine) {
+  engine
+      .def(
+          "group_norm",
+          [](Engine& e, int x, int64_t groups, const Weights& scale, const Weights& shift, float eps,
              const std::optional<Act>& act) {
-            return e.instance_norm(x, array_of(scale), array_of(shift), eps, act_of(act));
+            return e.group_norm(x, groups, array_of(scale), array_of(shift), eps, act_of(act));
           },
-          "x"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none());
+          "x"_a, "groups"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none())
+      .def(
+          "channel_norm",
+          [](Engine& e, int x, const Weights& scale, const Weights& shift, float eps) {
+            return e.channel_norm(x, array_of(scale), array_of(shift), eps);
+          },
+          "x"_a, "scale"_a, "shift"_a, "eps"_a)
+      .def("softmax", &Engine::softmax, "x"_a, "log"_a = false);
 }
 
 void define_vectors(EngineClass& engine) {
@@ -375,7 +420,6 @@ void define_vectors(EngineClass& engine) {
             return e.combine(x, condition, act_of(act));
           },
           "x"_a, "condition"_a, "act"_a = nb::none())
-      .def("softmax", &Engine::softmax, "x"_a)
       .def("ensemble", &Engine::ensemble, "x"_a, "members"_a, "boxes"_a, "classes"_a, "rule"_a);
 }
 
@@ -401,6 +445,7 @@ void define_engine(nb::module_& m) {
   define_building(engine);
   define_pooling(engine);
   define_volumes(engine);
+  define_normalisation(engine);
   define_vectors(engine);
   define_running(engine);
 }

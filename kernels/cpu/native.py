@@ -116,7 +116,7 @@ def _convolved(
             given, channels, list(geometry.kernel), list(geometry.stride), list(geometry.padding),
             list(geometry.dilation), _packed(weight).numpy(), bias.contiguous().numpy(),
             condition=e, residual=beside, tile=_tile(weight, geometry, size),
-            act=None if slope == 1.0 else ("leaky_relu", slope, None),
+            act=None if slope == 1.0 else ("leaky_relu", slope, 0.0, None),
         )  # fmt: skip
         if pool:
             y = engine.pool(y, [2] * 3, [2] * 3, [0] * 3, [1] * 3, False)

@@ -19,6 +19,16 @@ def few_enough(cin: int, cout: int) -> bool:
     return cin < BLOCK and cin * min(cout, BLOCK) <= 4 * BLOCK
 
 
+def part_channels(cin: int, cout: int, groups: int) -> tuple[int, int]:
+    """The channels of the dense convolutions that one in groups is made of: so many groups together
+    as fill whole blocks on both sides.
+    """
+    inputs, outputs = cin // groups, cout // groups
+    together = math.lcm(BLOCK // math.gcd(BLOCK, inputs), BLOCK // math.gcd(BLOCK, outputs))
+    together = min(together, groups)
+    return together * inputs, together * outputs
+
+
 def choose_tile(
     channels: int, cout: int, extent: tuple[int, ...], precision: str = "fp32", stride: int = 1
 ) -> tuple[tuple[int, int, int] | None, bool]:

@@ -18,22 +18,31 @@ from hyperfusion_rt.artifact.operations import (
     AffineMap,
     AnyConv,
     AnyOperation,
+    AnyTransposed,
     Binary,
+    ChannelNorm,
     Combine,
     Concat,
     Conv,
+    ConvTranspose,
+    Crop,
     Ensemble,
+    GlobalNorm,
     GlobalPool,
+    GroupNorm,
     HyperConv,
+    HyperConvTranspose,
     HyperLinear,
-    InstanceNorm,
     Linear,
     OneAnd,
     Pad,
     Pool,
+    Reduce,
     Reshape,
+    Resize,
     Slice,
     Softmax,
+    Transpose,
 )
 from hyperfusion_rt.artifact.plan import (
     Plan,
@@ -43,6 +52,7 @@ from hyperfusion_rt.artifact.plan import (
     read_plan,
     split_boxes,
 )
+from hyperfusion_rt.artifact.voxels import bounds, cropped, padded, taps
 from hyperfusion_rt.errors import EngineError, MissingExtraError
 from hyperfusion_rt.machine import usable_cores
 
@@ -183,7 +193,12 @@ class TorchEngine:
             return lambda x: of(x, alpha)
         if kind == "gelu_tanh":
             return lambda x: F.gelu(x, approximate="tanh")
-        simple: Callable[[Tensor], Tensor] = getattr(F, kind)
+        if kind == "clip":
+            low, high = bounds(act)
+            return lambda x: x.clamp(low, high)
+        if kind == "power":
+            return lambda x: x**alpha
+        simple: Callable[[Tensor], Tensor] = getattr(F, kind, None) or getattr(torch, kind)
         return simple
 
     def mapped(self, m: AffineMap) -> Callable[[Tensor], Tensor]:
@@ -205,7 +220,7 @@ def _every_second(x: Tensor) -> Tensor:
 def _convolution(engine: TorchEngine, op: AnyConv) -> Callable[[Values], Values]:
     hyper = isinstance(op, HyperConv)
     weight, bias = _kernel(engine, op), engine.weights(op.bias)
-    groups = len(weight) if op.depthwise else 1
+    groups = len(weight) if op.depthwise else op.groups
     slope = _slope(op.act)
     later = engine.activation(None if slope is not None else op.act)
     prologue = engine.mapped(op.prologue) if op.prologue else None
@@ -226,7 +241,7 @@ def _convolution(engine: TorchEngine, op: AnyConv) -> Callable[[Values], Values]
             after = Epilogue(None, None, residual, 1.0 if slope is None else slope)
             y = hyper_conv3d(
                 x, values[op.inputs[-1]], weight, bias, None, None, stride, op.padding,
-                op.dilation, epilogue=after,
+                op.dilation, op.groups, epilogue=after,
             )  # fmt: skip
         else:
             after = Epilogue(None, bias, residual, 1.0 if slope is None else slope)
@@ -294,8 +309,9 @@ def _doubled(stride: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 Plain = (
-    Linear | HyperLinear | Affine | InstanceNorm | Binary | Combine | Pool | GlobalPool
-    | AdaptivePool | Reshape | Concat | Slice | Pad | OneAnd | Softmax | Ensemble
+    ConvTranspose | HyperConvTranspose | Linear | HyperLinear | Affine | GroupNorm | ChannelNorm
+    | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce | AdaptivePool | Reshape | Transpose
+    | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble
 )  # fmt: skip
 
 
@@ -317,11 +333,16 @@ def _function(engine: TorchEngine, op: Plain) -> Callable[..., Tensor]:
             return lambda x, e: hyper_linear(x, e, G, h)
         case Affine():
             return _affine(engine, op)
-        case InstanceNorm():
-            scale, shift = engine.weights(op.scale), engine.weights(op.shift)
-            return lambda x: F.instance_norm(x.float(), None, None, scale, shift, eps=op.eps)
+        case ConvTranspose() | HyperConvTranspose():
+            return _transposed(engine, op)
+        case GroupNorm() | ChannelNorm():
+            return _norm(engine, op)
         case Binary():
-            return (lambda x, y: x.float() + y) if op.op == "add" else lambda x, y: x.float() * y
+            return _binary(op)
+        case GlobalNorm():
+            return lambda x: torch.linalg.vector_norm(x.float(), dim=(2, 3, 4))
+        case Reduce():
+            return _reduce(op)
         case Combine():
             return lambda p, e: torch.einsum("bk,bkc->bc", e, p.view(len(p), e.shape[1], -1))
         case Pool():
@@ -339,15 +360,110 @@ def _function(engine: TorchEngine, op: Plain) -> Callable[..., Tensor]:
         case Slice():
             return lambda x: x[:, op.start : op.stop]
         case Pad():
-            both = zip(op.before[::-1], op.after[::-1], strict=True)
-            widths = [width for pair in both for width in pair]
-            return lambda x: F.pad(x, widths)
+            return lambda x: _remapped(
+                x, [padded(op, n, axis) for axis, n in enumerate(x.shape[2:])], op.value
+            )
+        case Crop():
+            return lambda x: _remapped(x, [cropped(op, axis) for axis in range(3)], 0.0)
+        case Resize():
+            return lambda x: _resized(op, x)
+        case Transpose():
+            order = [0, *(axis + 1 for axis in op.order)]
+            return lambda x: x.reshape(len(x), *op.sizes).permute(order).reshape(len(x), *op.shape)
         case OneAnd():
             return lambda e: torch.cat([torch.ones_like(e[:, :1]), e], 1)
         case Softmax():
-            return lambda x: torch.softmax(x, 1)
+            if op.log:
+                return lambda x: torch.log_softmax(x.float(), 1)
+            return lambda x: torch.softmax(x.float(), 1)
         case Ensemble():
             return lambda x: combine_outputs(x, op.members, op.boxes, op.classes, op.rule)
+
+
+def _transposed(engine: TorchEngine, op: AnyTransposed) -> Callable[..., Tensor]:
+    weight, bias = engine.weights(op.weight), engine.weights(op.bias)
+    if op.depthwise:
+        weight = weight.T.unflatten(1, (1, *op.kernel))
+    else:
+        weight = weight.unflatten(-3, op.kernel).movedim((-2, -1), (-5, -4))
+    groups = len(weight) if op.depthwise else op.groups
+    where = op.stride, op.padding, op.extra
+
+    def one(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv_transpose3d(x.float(), weight, bias, *where, groups, op.dilation)
+
+    if isinstance(op, ConvTranspose):
+        return lambda x: one(x, weight, bias)
+    return lambda x, e: torch.cat(
+        [
+            one(image[None], torch.tensordot(row, weight, 1), row @ bias)
+            for image, row in zip(x, e, strict=True)
+        ]
+    )
+
+
+def _norm(engine: TorchEngine, op: GroupNorm | ChannelNorm) -> Callable[..., Tensor]:
+    scale, shift, eps = engine.weights(op.scale), engine.weights(op.shift), op.eps
+
+    def call(x: Tensor) -> Tensor:
+        if isinstance(op, ChannelNorm):
+            split, axes = x.float(), [1]
+        else:
+            split, axes = x.float().reshape(len(x), op.groups or x.shape[1], -1), [2]
+        var, mean = torch.var_mean(split, axes, correction=0, keepdim=True)
+        normed = ((split - mean) * torch.rsqrt(var + eps)).reshape(x.shape)
+        return normed * _along(scale, x) + _along(shift, x)
+
+    return call
+
+
+def _binary(op: Binary) -> Callable[..., Tensor]:
+    of = getattr(torch, op.op)
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        # A vector beside a volume is [C, 1, 1, 1], or [1].
+        dims = max(x.dim(), y.dim())
+        a, b = (v.float().view(*v.shape, *(1,) * (dims - v.dim())) for v in (x, y))
+        made: Tensor = of(a, b)
+        return made
+
+    return call
+
+
+def _reduce(op: Reduce) -> Callable[..., Tensor]:
+    match op.kind:
+        case "mean":
+            return lambda x: x.float().mean(1, keepdim=True)
+        case "sum":
+            return lambda x: x.float().sum(1, keepdim=True)
+        case "maximum":
+            return lambda x: x.amax(1, keepdim=True)
+        case "l2":
+            return lambda x: torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+
+
+def _remapped(x: Tensor, tables: list[list[int]], fill: float) -> Tensor:
+    """Voxels by their numbers along D, H and W; -1: of the value `fill`."""
+    for axis, table in enumerate(tables, 2):
+        at = torch.tensor(table, device=x.device)
+        x = x.index_select(axis, at.clamp(min=0))
+        outside = (at < 0).view(-1, *(1,) * (4 - axis))
+        x = x.masked_fill(outside, fill) if outside.any() else x
+    return x
+
+
+def _resized(op: Resize, x: Tensor) -> Tensor:
+    for axis in range(3):
+        low, high, part = taps(op, x.shape[axis + 2], axis)
+        first = x.index_select(axis + 2, torch.from_numpy(low).to(x.device))
+        if not op.linear:
+            x = first
+            continue
+        w = torch.from_numpy(part).to(x.device, torch.float32).view(-1, *(1,) * (2 - axis))
+        second = x.index_select(axis + 2, torch.from_numpy(high).to(x.device))
+        # What has no part may be infinite.
+        x = torch.where(w == 0, first.float(), first * (1 - w) + second * w)
+    return x
 
 
 def _affine(engine: TorchEngine, op: Affine) -> Callable[..., Tensor]:

@@ -20,22 +20,31 @@ from hyperfusion_rt.artifact.operations import (
     AffineMap,
     AnyConv,
     AnyOperation,
+    AnyTransposed,
     Binary,
+    ChannelNorm,
     Combine,
     Concat,
     Conv,
+    ConvTranspose,
+    Crop,
     Ensemble,
+    GlobalNorm,
     GlobalPool,
+    GroupNorm,
     HyperConv,
+    HyperConvTranspose,
     HyperLinear,
-    InstanceNorm,
     Linear,
     OneAnd,
     Pad,
     Pool,
+    Reduce,
     Reshape,
+    Resize,
     Slice,
     Softmax,
+    Transpose,
 )
 from hyperfusion_rt.artifact.plan import (
     Plan,
@@ -46,6 +55,7 @@ from hyperfusion_rt.artifact.plan import (
     read_plan,
     split_boxes,
 )
+from hyperfusion_rt.artifact.voxels import bounds, cropped, padded, taps
 from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.machine import usable_cores
 
@@ -121,7 +131,9 @@ class _Compiler:
     def _act(self, act: Activation | None) -> _native.Act | None:
         if act is None:
             return None
-        return act.kind, act.alpha, self.tensors[act.slope] if act.slope else None
+        slope = self.tensors[act.slope] if act.slope else None
+        low, high = bounds(act) if act.kind == "clip" else (act.alpha, act.beta)
+        return act.kind, low, high, slope
 
     def _map(self, m: AffineMap | None) -> _native.Map | None:
         if m is None:
@@ -136,6 +148,8 @@ class _Compiler:
         match op:
             case Conv() | HyperConv():
                 return self._conv(op)
+            case ConvTranspose() | HyperConvTranspose():
+                return self._transposed(op)
             case Linear():
                 weight, bias = tensors[op.weight], tensors[op.bias]
                 return engine.linear(x, weight.shape[-1], weight, bias, self._act(op.act))
@@ -146,11 +160,14 @@ class _Compiler:
             case Affine():
                 scale, shift = (tensors[r] if r else None for r in (op.scale, op.shift))
                 return engine.affine(x, scale, shift, self._act(op.act))
-            case InstanceNorm():
+            case GroupNorm():
                 scale, shift = tensors[op.scale], tensors[op.shift]
-                return engine.instance_norm(x, scale, shift, op.eps, self._act(op.act))
+                groups = op.groups or engine.shape(x)[0]
+                return engine.group_norm(x, groups, scale, shift, op.eps, self._act(op.act))
+            case ChannelNorm():
+                return engine.channel_norm(x, tensors[op.scale], tensors[op.shift], op.eps)
             case Binary():
-                return engine.binary(x, second, op.op == "mul", self._act(op.act))
+                return engine.binary(x, second, op.op, self._act(op.act))
             case Combine():
                 return engine.combine(x, second, self._act(op.act))
             case Pool():
@@ -159,6 +176,10 @@ class _Compiler:
                 return engine.pool(x, *window, average, op.count_include_pad, op.ceil_mode)
             case GlobalPool():
                 return engine.global_pool(x, op.stride, op.op == "global_avg_pool")
+            case GlobalNorm():
+                return engine.global_norm(x)
+            case Reduce():
+                return engine.reduce(x, op.kind)
             case AdaptivePool():
                 return engine.adaptive_pool(x, op.size, op.op == "adaptive_avg_pool")
             case Reshape():
@@ -168,11 +189,19 @@ class _Compiler:
             case Slice():
                 return engine.slice(x, op.start, op.stop)
             case Pad():
-                return engine.pad(x, op.before, op.after)
+                sizes = engine.shape(x)[1:]
+                return engine.remap(x, *(padded(op, n, a) for a, n in enumerate(sizes)), op.value)
+            case Crop():
+                return engine.remap(x, *(cropped(op, axis) for axis in range(3)))
+            case Resize():
+                return self._resize(op, x)
+            case Transpose():
+                numbers = engine.flatten(x)
+                return self._shaped(engine.transpose(numbers, op.sizes, op.order), op.shape)
             case OneAnd():
                 return engine.one_and(x)
             case Softmax():
-                return engine.softmax(x)
+                return engine.softmax(x, op.log)
             case Ensemble():
                 return engine.ensemble(x, op.members, op.boxes, op.classes, op.rule)
 
@@ -201,7 +230,32 @@ class _Compiler:
             else None,
             sparse=op.sparse,
             pairs=op.pairs,
+            groups=op.groups,
         )
+
+    def _transposed(self, op: AnyTransposed) -> int:
+        bias = self.tensors[op.bias]
+        return self.engine.conv(
+            self.values[op.inputs[0]],
+            bias.shape[-1],
+            op.kernel,
+            op.stride,
+            op.padding,
+            op.dilation,
+            self.tensors[op.weight],
+            bias,
+            op.depthwise,
+            condition=self.values[op.inputs[1]] if isinstance(op, HyperConvTranspose) else None,
+            act=self._act(op.act),
+            groups=op.groups,
+            transposed=op.extra,
+        )
+
+    def _resize(self, op: Resize, x: int) -> int:
+        axes = [taps(op, n, axis) for axis, n in enumerate(self.engine.shape(x)[1:])]
+        if not op.linear:
+            return self.engine.remap(x, *(low.tolist() for low, _, _ in axes))
+        return self.engine.blend(x, [(a.tolist(), b.tolist(), p.tolist()) for a, b, p in axes])
 
     def _reshape(self, op: Reshape) -> int:
         x = self.values[op.inputs[0]]
@@ -209,9 +263,11 @@ class _Compiler:
         # [C] and [C, 1, 1, 1] lie alike.
         if rest == [1, 1, 1] and op.shape[0] == c:
             return x
-        if len(op.shape) != 1:
-            raise ValueError(f"from {[c, *rest]} to {op.shape}")
-        return self.engine.flatten(x)
+        return self._shaped(x if rest == [1, 1, 1] else self.engine.flatten(x), op.shape)
+
+    def _shaped(self, vector: int, shape: tuple[int, ...]) -> int:
+        """A vector as a value of `shape`."""
+        return vector if len(shape) == 1 else self.engine.unflatten(vector, *shape)
 
 
 class NativeEngine:

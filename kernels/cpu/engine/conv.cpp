@@ -9,8 +9,21 @@ namespace hfrt {
 static Extent conv_extent(const ConvSpec& spec, const Extent& in) {
   check(spec.window);
   if (spec.out_channels < 1) refuse("a convolution needs an output channel");
-  return {spec.out_channels, window_size(in.d, spec.window, 0), window_size(in.h, spec.window, 1),
-          window_size(in.w, spec.window, 2)};
+  const Window& k = spec.window;
+  const int64_t size[3] = {in.d, in.h, in.w};
+  int64_t out[3];
+  for (int i = 0; i < 3; ++i) {
+    if (!spec.transposed) {
+      out[i] = window_size(size[i], k, i);
+      continue;
+    }
+    if (spec.extra[i] < 0 || spec.extra[i] >= std::max(k.stride[i], k.dilation[i]))
+      refuse("a transposed convolution's extra voxels are fewer than its stride or dilation");
+    out[i] = (size[i] - 1) * k.stride[i] - 2 * k.padding[i] + k.dilation[i] * (k.kernel[i] - 1) +
+             spec.extra[i] + 1;
+    if (out[i] < 1) refuse("a transposed convolution of " + text(in) + " without a voxel");
+  }
+  return {spec.out_channels, out[0], out[1], out[2]};
 }
 
 static Extent out_extent(const ConvSpec& spec, const Extent& conv) {
@@ -46,6 +59,8 @@ int Engine::conv(const ConvSpec& spec) {
   if (spec.residual >= 0 && !same(extent(spec.residual), a.conv_extent))
     refuse("the residual " + text(extent(spec.residual)) + " does not fit " + text(a.conv_extent));
 
+  if (spec.transposed) return transposed(spec, c);
+  if (spec.groups != 1 && !spec.depthwise) return grouped(spec, c);
   choose_kernel(*c, spec);
   keep_maps(*c, spec);
   keep_weights(*c, spec);
@@ -64,8 +79,7 @@ int Engine::conv(const ConvSpec& spec) {
 
 // --- the kernel --------------------------------------------------------------------------------
 
-// The points of a Winograd tile; 0 without a tile.
-static int64_t winograd_points(const ConvSpec& spec) {
+int64_t winograd_points(const ConvSpec& spec) {
   if (!spec.tile[0] && !spec.tile[1] && !spec.tile[2]) return 0;
   const Window& k = spec.window;
   int64_t points = 1;
@@ -127,11 +141,6 @@ void Engine::keep_maps(Conv& c, const ConvSpec& spec) {
 
 // --- the weights -------------------------------------------------------------------------------
 
-static int64_t taps_of(const Window& window) {
-  const int64_t* k = window.kernel;
-  return product({k[0], k[1], k[2]});
-}
-
 int64_t Engine::pair_of(const Conv& c) const {
   return c.points && !c.args.pairs ? 1 : kernels_.pair;
 }
@@ -147,8 +156,9 @@ void Engine::keep_weights(Conv& c, const ConvSpec& spec) {
     a.epilogue.bias = keep(spec.bias, lanes, "a convolution's bias", cout);
   }
   if (c.kind == StepKind::winograd || c.kind == StepKind::gather) {
-    c.packed = reserve(c.points ? product({c.points, ceil_div(cin, pair), lanes})
-                                : product({ceil_div(taps * cin, pair), lanes}));
+    // One more: a phase of a transposed convolution may have no tap.
+    c.packed = reserve(1 + (c.points ? product({c.points, ceil_div(cin, pair), lanes})
+                                     : product({ceil_div(taps * cin, pair), lanes})));
     a.weight = c.packed;
     if (spec.condition < 0) pack_weights(c, spec.weight.data);
     return;

@@ -28,20 +28,37 @@ void Engine::run_conv(Conv& c) {
              [&](int64_t b, int64_t n, int t) { kernels_.planar(a, b, n, scratch_of(t)); });
     return;
   }
-  a.in = at(c.in);
-  a.shortcut.in = c.shortcut >= 0 ? at(c.shortcut) : nullptr;
+  point(c);
   if (c.producer) {
     run_ring(c);
     return;
   }
+  parallel(c.tasks, c.kind == StepKind::depthwise ? 4 : 1,
+           [&](int64_t b, int64_t n, int t) { run_tasks(c, b, n, t); });
+}
+
+// Where a convolution's volumes stand.
+void Engine::point(Conv& c) {
+  ConvArgs& a = c.args;
+  const auto place = [&](int i, int64_t offset) -> char* {
+    return i < 0 ? nullptr : memory(i) + offset * bytes(i);
+  };
+  a.in = place(c.in, c.in_offset);
+  a.out = place(c.out, c.out_offset);
+  a.epilogue.residual = place(c.residual, c.out_offset);
+  a.epilogue.second = place(c.second, c.out_offset);
+  a.shortcut.in = place(c.shortcut, 0);
+}
+
+void Engine::run_tasks(const Conv& c, int64_t begin, int64_t end, int thread) {
   if (c.kind == StepKind::depthwise) {
-    parallel(c.tasks, 4, [&](int64_t b, int64_t n, int) { kernels_.depthwise(a, b, n); });
+    kernels_.depthwise(c.args, begin, end);
     return;
   }
   const auto kernel = c.kind == StepKind::narrow_winograd ? kernels_.narrow
                       : c.kind == StepKind::winograd      ? kernels_.winograd
                                                           : kernels_.gather;
-  parallel(c.tasks, 1, [&](int64_t b, int64_t n, int t) { kernel(a, b, n, scratch_of(t)); });
+  kernel(c.args, begin, end, scratch_of(thread));
 }
 
 void Engine::pad_input(const Conv& c) {

@@ -111,6 +111,7 @@ Activation Engine::keep(const ActivationSpec& spec, int64_t channels) {
   Activation act;
   act.kind = spec.kind;
   act.alpha = spec.alpha;
+  act.beta = spec.beta;
   if (spec.kind == Act::prelu)
     act.slope = keep(spec.slope, filled(channels), "prelu's slope", channels);
   return act;

@@ -41,7 +41,7 @@ struct Array {
 
 struct ActivationSpec {
   Act kind = Act::none;
-  float alpha = 0;
+  float alpha = 0, beta = 0;
   Array slope;  // prelu: [C]
 };
 
@@ -51,6 +51,11 @@ struct ConvSpec {
   Array weight;  // [taps][Cin][Cout]; depthwise [taps][C]; generated: K of these
   Array bias;    // [Cout]; generated: [K][Cout]
   bool depthwise = false;
+  int groups = 1;  // weight [taps][Cin / groups][Cout]; transposed [taps][Cin][Cout / groups]
+  // Backwards: the window is that of the convolution whose gradient this is, `extra` voxels of the
+  // output lie behind its last window.
+  bool transposed = false;
+  int64_t extra[3] = {0, 0, 0};
   int condition = -1;                    // a vector [K]: weight and bias are generated per sample
   Array prologue_scale, prologue_shift;  // [Cin] or none
   ActivationSpec prologue_act;
@@ -83,22 +88,34 @@ class Engine {
   int pool(int in, const Window& window, bool average, bool count_include_pad, bool ceil);
   int adaptive_pool(int in, const int64_t size[3], bool average);
   int global_pool(int in, const int64_t stride[3], bool average);
+  int global_norm(int in);
   int affine(int in, Array scale, Array shift, const ActivationSpec& act);
-  int binary(int a, int b, bool multiply, const ActivationSpec& act);
+  // Along each axis equal sizes, or one is 1.
+  int binary(int a, int b, Pair pair, const ActivationSpec& act);
   int concat(const std::vector<int>& in);
   int slice(int in, int64_t start, int64_t stop);
   int flatten(int in);
-  int pad(int in, const int64_t before[3], const int64_t after[3]);
+  int unflatten(int in, int64_t c, int64_t d, int64_t h, int64_t w);
+  int transpose(int in, const std::vector<int64_t>& sizes, const std::vector<int64_t>& order);
+  // Voxel i along an axis is voxel from[axis][i] of the input, or `fill` where that is -1.
+  int remap(int in, const std::vector<int64_t> from[3], float fill);
+  // Voxel i lies between voxels low and high of the input; `part` of it is the second.
+  int blend(int in, const std::vector<int64_t> low[3], const std::vector<int64_t> high[3],
+            const std::vector<float> part[3]);
   int linear(int in, int64_t outputs, Array weight, Array bias, const ActivationSpec& act);
   // weight [K][inputs][outputs], bias [K][outputs]
   int hyper_linear(int in, int condition, int64_t outputs, Array weight, Array bias,
                    const ActivationSpec& act);
   int one_and(int in);
   int combine(int in, int condition, const ActivationSpec& act);
-  int softmax(int in);
+  // Along the channels of each voxel.
+  int softmax(int in, bool log);
+  int reduce(int in, const std::string& kind);
+  int channel_norm(int in, Array scale, Array shift, float eps);
   // [members * boxes * n] raw outputs -> [n]: see ensemble.py, which defines the rules.
   int ensemble(int in, int64_t members, int64_t boxes, bool classes, const std::string& rule);
-  int instance_norm(int in, Array scale, Array shift, float eps, const ActivationSpec& act);
+  int group_norm(int in, int64_t groups, Array scale, Array shift, float eps,
+                 const ActivationSpec& act);
   void output(int value);
   // Plans the arena. After it nothing can be added.
   void finish();
@@ -161,6 +178,10 @@ class Engine {
   Activation keep(const ActivationSpec& spec, int64_t channels);
   float* reserve(int64_t floats);
   void scratch(int64_t floats);
+  int over_voxels(int in, const std::vector<int64_t>& stride, Sum sum, StepKind kind,
+                  const std::function<float(double)>& last);
+  int along_channels(int in, Along kind, int64_t channels, StepKind name, const float* scale,
+                     const float* shift, float eps);
 
   // convolutions: building
   void choose_kernel(Conv& conv, const ConvSpec& spec) const;
@@ -177,8 +198,21 @@ class Engine {
   void split_blocks(Conv& conv);
   // the factors in 32 bits of its packed weights
   int64_t pair_of(const Conv& conv) const;
+  // convolutions of parts
+  struct Channels;
+  void each_group(const ConvSpec& spec,
+                  const std::function<void(const ConvSpec&, const Channels&)>& build);
+  static std::shared_ptr<Conv> part_of_conv(const Conv& whole, const ConvSpec& spec,
+                                            const Extent& conv, const Channels& at);
+  int grouped(const ConvSpec& spec, const std::shared_ptr<Conv>& whole);
+  void add_phases(const ConvSpec& spec, const std::shared_ptr<Conv>& whole, const Channels& at);
+  int transposed(const ConvSpec& spec, const std::shared_ptr<Conv>& whole);
+  int finish_parts(const std::shared_ptr<Conv>& whole);
+  void run_parts(Conv& whole);
   // convolutions: running
   void run_conv(Conv& conv);
+  void point(Conv& conv);
+  void run_tasks(const Conv& conv, int64_t begin, int64_t end, int thread);
   void generate(Conv& conv);
   void pad_input(const Conv& conv);
   void run_ring(Conv& conv);

@@ -112,6 +112,23 @@ struct Engine::Conv {
   std::vector<int64_t> shift;
   // Computed inside this step, into a ring of planes; see run_ring.
   std::shared_ptr<Conv> producer;
+  // Instead of itself; see conv_parts.cpp. A part's channels begin so many numbers after the whole's.
+  std::vector<std::shared_ptr<Conv>> parts;
+  int64_t in_offset = 0, out_offset = 0;
+  std::vector<int64_t> starts;
 };
+
+// Of a part: its first channel and their number, of the input and of the output.
+struct Engine::Channels {
+  int64_t in, inputs, out, outputs;
+};
+
+inline int64_t taps_of(const Window& window) {
+  const int64_t* k = window.kernel;
+  return product({k[0], k[1], k[2]});
+}
+
+// The points of a Winograd tile; 0 without a tile.
+int64_t winograd_points(const ConvSpec& spec);
 
 }  // namespace hfrt

@@ -1,4 +1,4 @@
-// Everything but convolutions.
+// Volumes: pooling, normalisation, operations number by number, and moving numbers.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -37,25 +37,54 @@ int Engine::adaptive_pool(int in, const int64_t size[3], bool average) {
 
 int Engine::global_pool(int in, const int64_t stride[3], bool average) {
   const Extent e = extent(in);
-  int64_t count = 1;
   const int64_t size[3] = {e.d, e.h, e.w};
-  std::vector<int64_t> steps(stride, stride + 3);
+  int64_t count = 1;
   for (int i = 0; i < 3; ++i) {
     if (stride[i] < 1) refuse("a stride must be 1 or more");
-    count *= (size[i] + stride[i] - 1) / stride[i];
+    count *= ceil_div(size[i], stride[i]);
   }
+  const std::vector<int64_t> steps(stride, stride + 3);
+  const auto part = [=](double x) { return static_cast<float>(x / static_cast<double>(count)); };
+  const auto whole = [](double x) { return static_cast<float>(x); };
+  if (average) return over_voxels(in, steps, Sum::sum, StepKind::global_average, part);
+  return over_voxels(in, steps, Sum::maximum, StepKind::global_maximum, whole);
+}
+
+int Engine::global_norm(int in) {
+  const auto root = [](double x) { return static_cast<float>(std::sqrt(x)); };
+  return over_voxels(in, {1, 1, 1}, Sum::squares, StepKind::global_norm, root);
+}
+
+// A number for each channel, of sums or maxima over the voxels.
+int Engine::over_voxels(int in, const std::vector<int64_t>& stride, Sum sum, StepKind kind,
+                        const std::function<float(double)>& last) {
+  const Extent e = extent(in);
+  const int64_t planes = ceil_div(e.d, stride[0]), blocks = blocks_of(e.c);
   const int out = add({e.c, 1, 1, 1}, false);
-  step(average ? StepKind::global_average : StepKind::global_maximum, {in}, {out}, [=] {
-    parallel(blocks_of(e.c), 1, [&](int64_t b, int64_t n, int) {
-      kernels(in).reduce(at(in), e, steps.data(), at(out), !average, b, n);
+  float* parts = reserve(product({blocks, planes, kBlock}));
+  step(kind, {in}, {out}, [=] {
+    parallel(blocks * planes, 1, [&](int64_t b, int64_t n, int) {
+      kernels(in).reduce(at(in), e, stride.data(), parts, sum, b, n);
     });
-    if (average) {
-      float* y = at(out);
-      for (int64_t i = 0; i < filled(e.c); ++i) y[i] /= static_cast<float>(count);
+    float* y = at(out);
+    for (int64_t i = 0; i < filled(e.c); ++i) {
+      const float* from = parts + i / kBlock * planes * kBlock + i % kBlock;
+      double found = from[0];
+      for (int64_t p = 1; p < planes; ++p) {
+        const double x = from[p * kBlock];
+        if (sum == Sum::maximum)
+          found = x > found || x != x ? x : found;
+        else
+          found += x;
+      }
+      y[i] = i < e.c ? last(found) : 0.0f;
     }
   });
   return out;
 }
+
+// The grain of operations number by number: a task moves about 64 KB.
+constexpr int64_t kVectors = 1024;
 
 int Engine::affine(int in, Array scale, Array shift, const ActivationSpec& spec) {
   const Extent e = extent(in);
@@ -64,29 +93,222 @@ int Engine::affine(int in, Array scale, Array shift, const ActivationSpec& spec)
   const Activation act = keep(spec, e.c);
   const int out = add(e, stored(in));
   step(StepKind::affine, {in}, {out}, [=] {
-    parallel(blocks_of(e.c), 1, [&](int64_t b, int64_t n, int) {
-      kernels(in).affine(at(in), at(out), e.voxels(), s, t, act, b, n);
+    const AffineArgs a{at(in), at(out), e.c, e.voxels(), nullptr, s, t, act};
+    parallel(e.numbers() / kBlock, kVectors,
+             [&](int64_t b, int64_t n, int) { kernels(in).affine(a, b, n); });
+  });
+  return out;
+}
+
+// How `e` is spread over `whole`; refuses what cannot be.
+static Spread spread_over(const Extent& e, const Extent& whole, bool* fits) {
+  if (same(e, whole)) return Spread::none;
+  const bool channels = e.c == whole.c, voxels = same_voxels(e, whole);
+  *fits = *fits && (channels || e.c == 1) && (voxels || e.voxels() == 1);
+  if (e.c == 1 && e.voxels() == 1) return Spread::everywhere;
+  return e.voxels() == 1 && channels ? Spread::channels : Spread::voxels;
+}
+
+int Engine::binary(int a, int b, Pair pair, const ActivationSpec& spec) {
+  const Extent e = extent(a), f = extent(b);
+  const Extent o{std::max(e.c, f.c), std::max(e.d, f.d), std::max(e.h, f.h), std::max(e.w, f.w)};
+  bool fits = true;
+  const Spread first = spread_over(e, o, &fits), second = spread_over(f, o, &fits);
+  if (!fits) refuse("an operation of " + text(e) + " and " + text(f));
+  const Activation act = keep(spec, o.c);
+  const bool volume = o.voxels() > 1 ? true : stored(a) || stored(b);
+  const auto like = [&](int i, Spread spread) {
+    return as(i, volume && (spread == Spread::none || spread == Spread::voxels));
+  };
+  a = like(a, first), b = like(b, second);
+  const int out = add(o, volume);
+  static const StepKind kinds[] = {StepKind::add,    StepKind::subtract, StepKind::multiply,
+                                   StepKind::divide, StepKind::maximum,  StepKind::minimum};
+  step(kinds[static_cast<int>(pair)], {a, b}, {out}, [=] {
+    const PairArgs args{pair, {at(a), first}, {at(b), second}, at(out), o.c, o.voxels(), act};
+    parallel(o.numbers() / kBlock, kVectors,
+             [&](int64_t begin, int64_t end, int) { kernels(out).binary(args, begin, end); });
+  });
+  return out;
+}
+
+// --- normalisation -----------------------------------------------------------------------------
+
+// From the moments of runs to mean and gain of every channel, in double; see `moments`.
+static void finish_moments(const float* runs, int64_t channels, int64_t voxels, int64_t groups,
+                           const float* scale, double eps, float* means, float* gain) {
+  const int64_t count = ceil_div(voxels, kRun), each = channels / groups;
+  const auto length = [&](int64_t r) {
+    return static_cast<double>(std::min(kRun, voxels - r * kRun));
+  };
+  const double total = static_cast<double>(voxels) * static_cast<double>(each);
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto over_group = [&](const auto& f) {
+      double sum = 0;
+      for (int64_t c = g * each; c < (g + 1) * each; ++c)
+        for (int64_t r = 0; r < count; ++r) {
+          const float* run = runs + ((c / kBlock * count + r) * 2) * kBlock + c % kBlock;
+          sum += f(run[0], run[kBlock], length(r));
+        }
+      return sum;
+    };
+    const double mean = over_group([](double m, double, double n) { return m * n; }) / total;
+    const double squares = over_group([mean](double m, double deviations, double n) {
+      return deviations + n * (m - mean) * (m - mean);
+    });
+    const double part = 1 / std::sqrt(squares / total + eps);
+    for (int64_t c = g * each; c < (g + 1) * each; ++c) {
+      means[c] = static_cast<float>(mean);
+      gain[c] = static_cast<float>(scale[c] * part);
+    }
+  }
+}
+
+int Engine::group_norm(int in, int64_t groups, Array scale, Array shift, float eps,
+                       const ActivationSpec& spec) {
+  const Extent e = extent(in);
+  if (groups < 1 || e.c % groups) refuse(std::to_string(groups) + " groups of " + text(e));
+  const float* s = keep(scale, filled(e.c), "the scale", e.c);
+  const float* t = keep(shift, filled(e.c), "the shift", e.c);
+  const Activation act = keep(spec, e.c);
+  const int64_t tasks = blocks_of(e.c) * ceil_div(e.voxels(), kRun);
+  float* runs = reserve(product({tasks, 2, kBlock}));
+  float* gain = reserve(filled(e.c));
+  float* mean = reserve(filled(e.c));
+  const int out = add(e, stored(in));
+  step(StepKind::group_norm, {in}, {out}, [=] {
+    parallel(tasks, 1, [&](int64_t b, int64_t n, int) {
+      kernels(in).moments(at(in), e.voxels(), runs, b, n);
+    });
+    finish_moments(runs, e.c, e.voxels(), groups, s, static_cast<double>(eps), mean, gain);
+    const AffineArgs a{at(in), at(out), e.c, e.voxels(), mean, gain, t, act};
+    parallel(e.numbers() / kBlock, kVectors,
+             [&](int64_t b, int64_t n, int) { kernels(in).affine(a, b, n); });
+  });
+  return out;
+}
+
+int Engine::along_channels(int in, Along kind, int64_t channels, StepKind name, const float* scale,
+                           const float* shift, float eps) {
+  const Extent e = extent(in);
+  const int out = add({channels, e.d, e.h, e.w}, stored(in));
+  scratch(product({filled(e.c) + kBlock, kBlock}));
+  step(name, {in}, {out}, [=] {
+    const ChannelArgs a{kind, at(in), e, at(out), channels, scale, shift, eps};
+    parallel(ceil_div(e.voxels(), kBlock), 16, [&](int64_t b, int64_t n, int t) {
+      kernels(in).along_channels(a, b, n, scratch_of(t));
     });
   });
   return out;
 }
 
-int Engine::binary(int a, int b, bool multiply, const ActivationSpec& spec) {
-  if (extent(a).voxels() < extent(b).voxels()) std::swap(a, b);
-  const Extent e = extent(a), f = extent(b);
-  const bool per_channel = f.voxels() == 1 && e.voxels() > 1;
-  if (e.c != f.c || (!per_channel && !same(e, f)))
-    refuse(std::string(multiply ? "multiply " : "add ") + text(e) + " and " + text(f));
-  const Activation act = keep(spec, e.c);
-  b = as(b, per_channel ? false : stored(a));
-  const int out = add(e, stored(a));
-  step(multiply ? StepKind::multiply : StepKind::add, {a, b}, {out}, [=] {
-    parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
-      kernels(a).binary(at(a), at(b), at(out), e.voxels(), per_channel, multiply, act, begin, end);
+int Engine::channel_norm(int in, Array scale, Array shift, float eps) {
+  const int64_t c = extent(in).c;
+  const float* s = keep(scale, filled(c), "the scale", c);
+  const float* t = keep(shift, filled(c), "the shift", c);
+  return along_channels(in, Along::norm, c, StepKind::channel_norm, s, t, eps);
+}
+
+int Engine::softmax(int in, bool log) {
+  const Along kind = log ? Along::log_softmax : Along::softmax;
+  return along_channels(in, kind, extent(in).c, StepKind::softmax, nullptr, nullptr, 0);
+}
+
+int Engine::reduce(int in, const std::string& kind) {
+  static const std::pair<const char*, Along> kinds[] = {{"mean", Along::mean},
+                                                        {"sum", Along::sum},
+                                                        {"maximum", Along::maximum},
+                                                        {"l2", Along::l2}};
+  for (const auto& [name, along] : kinds)
+    if (kind == name) return along_channels(in, along, 1, StepKind::reduce, nullptr, nullptr, 0);
+  refuse("reduce by " + kind);
+}
+
+// --- other voxels ------------------------------------------------------------------------------
+
+static Extent remapped(const Extent& e, const std::vector<int64_t> tables[3]) {
+  return {e.c, static_cast<int64_t>(tables[0].size()), static_cast<int64_t>(tables[1].size()),
+          static_cast<int64_t>(tables[2].size())};
+}
+
+static void check_tables(const Extent& e, const std::vector<int64_t> tables[3], int64_t least) {
+  const int64_t size[3] = {e.d, e.h, e.w};
+  for (int i = 0; i < 3; ++i)
+    for (int64_t index : tables[i])
+      if (index < least || index >= size[i])
+        refuse("voxel " + std::to_string(index) + " of an axis of " + std::to_string(size[i]));
+}
+
+int Engine::remap(int in, const std::vector<int64_t> from[3], float fill) {
+  const Extent e = extent(in), o = remapped(e, from);
+  check_tables(e, from, -1);
+  const int out = add(o, stored(in));
+  const std::vector<int64_t> ds = from[0], hs = from[1], ws = from[2];
+  // What does not come from the input: of a value's last block, lanes without a channel are 0.
+  float* blank = reserve(kBlock);
+  float* last = reserve(kBlock);
+  for (int64_t i = 0; i < kBlock; ++i) {
+    put(reinterpret_cast<char*>(blank), i, bytes(in), fill);
+    const bool there = (blocks_of(e.c) - 1) * kBlock + i < e.c;
+    put(reinterpret_cast<char*>(last), i, bytes(in), there ? fill : 0.0f);
+  }
+  const int64_t voxel = kBlock * bytes(in);
+  step(StepKind::remap, {in}, {out}, [=] {
+    parallel(blocks_of(e.c) * o.d * o.h, 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task / (o.d * o.h);
+        const int64_t d = ds[static_cast<size_t>(task / o.h % o.d)];
+        const int64_t h = hs[static_cast<size_t>(task % o.h)];
+        const float* none = b + 1 == blocks_of(e.c) ? last : blank;
+        char* to = memory(out) + task * o.w * voxel;
+        const char* row = memory(in) + ((b * e.d + d) * e.h + h) * e.w * voxel;
+        for (int64_t w = 0; w < o.w;) {
+          const int64_t first = d < 0 || h < 0 ? -1 : ws[static_cast<size_t>(w)];
+          int64_t n = 1;
+          if (first < 0) {
+            copy_bytes(to + w * voxel, reinterpret_cast<const char*>(none), voxel);
+          } else {
+            while (w + n < o.w && ws[static_cast<size_t>(w + n)] == first + n) ++n;
+            copy_bytes(to + w * voxel, row + first * voxel, n * voxel);
+          }
+          w += n;
+        }
+      }
     });
   });
   return out;
 }
+
+int Engine::blend(int in, const std::vector<int64_t> low[3], const std::vector<int64_t> high[3],
+                  const std::vector<float> part[3]) {
+  const Extent e = extent(in), o = remapped(e, low);
+  check_tables(e, low, 0);
+  check_tables(e, high, 0);
+  for (int i = 0; i < 3; ++i)
+    if (high[i].size() != low[i].size() || part[i].size() != low[i].size())
+      refuse("a resized axis needs as many neighbours and parts as voxels");
+  struct Tables {
+    std::vector<int64_t> low[3], high[3];
+    std::vector<float> part[3];
+  };
+  const auto tables = std::make_shared<Tables>();
+  for (int i = 0; i < 3; ++i)
+    tables->low[i] = low[i], tables->high[i] = high[i], tables->part[i] = part[i];
+  const int out = add(o, stored(in));
+  scratch(product({e.w, kBlock}));
+  step(StepKind::blend, {in}, {out}, [=] {
+    BlendArgs a{at(in), e, at(out), o, {}, {}, {}};
+    for (int i = 0; i < 3; ++i)
+      a.low[i] = tables->low[i].data(), a.high[i] = tables->high[i].data(),
+      a.part[i] = tables->part[i].data();
+    parallel(blocks_of(e.c) * o.d * o.h, 4, [&](int64_t b, int64_t n, int t) {
+      kernels(in).blend(a, b, n, scratch_of(t));
+    });
+  });
+  return out;
+}
+
+// --- channels, shapes --------------------------------------------------------------------------
 
 // `count` channels of a volume, from `from_channel` on, become those from `to_channel` of another.
 static void copy_channels(const char* from, int64_t from_channel, char* to, int64_t to_channel,
@@ -154,220 +376,60 @@ int Engine::flatten(int in) {
   const Extent e = extent(in);
   const int out = add({e.c * e.voxels(), 1, 1, 1}, false);
   step(StepKind::flatten, {in}, {out}, [=] {
-    const int64_t voxels = e.voxels(), width = bytes(in);
-    const char* from = memory(in);
-    float* to = at(out);
-    parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t b = begin; b < end; ++b)
-        for (int64_t j = 0; j < kBlock && b * kBlock + j < e.c; ++j)
-          for (int64_t v = 0; v < voxels; ++v)
-            to[(b * kBlock + j) * voxels + v] = get(from, (b * voxels + v) * kBlock + j, width);
+    const int64_t voxels = e.voxels();
+    parallel(blocks_of(e.c) * ceil_div(voxels, kBlock), 64, [&](int64_t b, int64_t n, int) {
+      kernels(in).unblock(at(in), at(out), e.c, voxels, b, n);
     });
   });
   return out;
 }
 
-int Engine::pad(int in, const int64_t before[3], const int64_t after[3]) {
-  const Extent e = extent(in);
-  for (int i = 0; i < 3; ++i)
-    if (before[i] < 0 || after[i] < 0 || before[i] > 4096 || after[i] > 4096)
-      refuse("padding must be 0 to 4096");
-  const Extent o{e.c, e.d + before[0] + after[0], e.h + before[1] + after[1],
-                 e.w + before[2] + after[2]};
-  const int out = add(o, stored(in));
-  const int64_t d0 = before[0], h0 = before[1], w0 = before[2], voxel = kBlock * bytes(in);
-  step(StepKind::pad, {in}, {out}, [=] {
-    parallel(blocks_of(e.c) * o.d, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t block = i / o.d, d = i % o.d - d0;
-        char* plane = memory(out) + i * o.h * o.w * voxel;
-        std::memset(plane, 0, static_cast<size_t>(o.h * o.w * voxel));
-        if (d < 0 || d >= e.d) continue;
-        for (int64_t h = 0; h < e.h; ++h)
-          copy_bytes(plane + ((h + h0) * o.w + w0) * voxel,
-                     memory(in) + ((block * e.d + d) * e.h + h) * e.w * voxel, e.w * voxel);
-      }
+// A vector -> [C][D][H][W] in this order
+int Engine::unflatten(int in, int64_t c, int64_t d, int64_t h, int64_t w) {
+  in = as(in, false);
+  const Extent e = extent(in), o{c, d, h, w};
+  if (e.voxels() != 1 || product({c, d, h, w}) != e.c) refuse(text(e) + " as " + text(o));
+  const int out = add(o, true);
+  step(StepKind::unflatten, {in}, {out}, [=] {
+    const int64_t voxels = o.voxels();
+    parallel(blocks_of(o.c) * ceil_div(voxels, kBlock), 64, [&](int64_t b, int64_t n, int) {
+      kernels(out).block(at(in), at(out), o.c, voxels, b, n);
     });
   });
   return out;
 }
 
-int Engine::linear(int in, int64_t outputs, Array weight, Array bias, const ActivationSpec& spec) {
+// A vector, seen as an array of `sizes`, with its axes in another order.
+int Engine::transpose(int in, const std::vector<int64_t>& sizes, const std::vector<int64_t>& order) {
   in = as(in, false);
   const Extent e = extent(in);
-  if (e.voxels() != 1) refuse("linear needs a vector, not " + text(e));
-  const int64_t n = product({e.c, outputs}), ld = filled(outputs);
-  checked(weight, n, "a linear layer's weight");
-  float* w = reserve(product({e.c, ld}));
-  for (int64_t i = 0; i < e.c; ++i) copy_floats(w + i * ld, weight.data + i * outputs, outputs);
-  const float* b = keep(bias, ld, "a linear layer's bias", outputs);
-  const Activation act = keep(spec, outputs);
-  const int out = add({outputs, 1, 1, 1}, false);
-  step(StepKind::linear, {in}, {out}, [=] {
-    parallel(ld / kBlock, n > 100'000 ? 1 : ld, [&](int64_t begin, int64_t end, int) {
-      exact_.linear(at(in), e.c, w, ld, b, act, at(out), begin, end);
-    });
-  });
-  return out;
-}
-
-int Engine::hyper_linear(int in, int condition, int64_t outputs, Array weight, Array bias,
-                         const ActivationSpec& spec) {
-  in = as(in, false), condition = as(condition, false);
-  const Extent e = extent(in), ce = extent(condition);
-  if (e.voxels() != 1 || ce.voxels() != 1) refuse("hyper_linear needs vectors");
-  const int64_t k = ce.c, n = product({e.c, outputs}), ld = filled(outputs);
-  checked(weight, product({k, n}), "a generated linear layer's weight");
-  checked(bias, product({k, outputs}), "a generated linear layer's bias");
-  float* w = reserve(product({k, e.c, ld}));
-  for (int64_t i = 0; i < k * e.c; ++i) copy_floats(w + i * ld, weight.data + i * outputs, outputs);
-  float* b = reserve(k * ld);
-  for (int64_t i = 0; i < k; ++i) copy_floats(b + i * ld, bias.data + i * outputs, outputs);
-  float* made = reserve(e.c * ld);
-  float* made_bias = reserve(ld);
-  const Activation act = keep(spec, outputs);
-  const int out = add({outputs, 1, 1, 1}, false);
-  step(StepKind::hyper_linear, {in, condition}, {out}, [=] {
-    const float* c = at(condition);
-    exact_.mix(w, c, k, e.c * ld, made, 0, e.c * ld);
-    exact_.mix(b, c, k, ld, made_bias, 0, ld);
-    exact_.linear(at(in), e.c, made, ld, made_bias, act, at(out), 0, ld / kBlock);
-  });
-  return out;
-}
-
-int Engine::one_and(int in) {
-  in = as(in, false);
-  const Extent e = extent(in);
-  if (e.voxels() != 1) refuse("one_and needs a vector, not " + text(e));
-  const int out = add({e.c + 1, 1, 1, 1}, false);
-  step(StepKind::one_and, {in}, {out}, [=] {
-    float* y = at(out);
-    std::memmove(y + 1, at(in), static_cast<size_t>(e.c) * sizeof(float));
-    y[0] = 1;
-  });
-  return out;
-}
-
-int Engine::combine(int in, int condition, const ActivationSpec& spec) {
-  in = as(in, false), condition = as(condition, false);
-  const Extent e = extent(in), ce = extent(condition);
-  if (e.voxels() != 1 || ce.voxels() != 1 || e.c % ce.c)
-    refuse("combine " + text(e) + " with a condition " + text(ce));
-  const int64_t k = ce.c, n = e.c / k;
-  const Activation act = keep(spec, n);
-  const int out = add({n, 1, 1, 1}, false);
-  step(StepKind::combine, {in, condition}, {out}, [=] {
-    exact_.mix(at(in), at(condition), k, n, at(out), 0, n);
-    if (act.kind != Act::none)
-      exact_.affine(at(out), at(out), 1, nullptr, nullptr, act, 0, blocks_of(n));
-  });
-  return out;
-}
-
-int Engine::softmax(int in) {
-  in = as(in, false);
-  const Extent e = extent(in);
-  if (e.voxels() != 1) refuse("softmax needs a vector, not " + text(e));
-  const int out = add(e, false);
-  step(StepKind::softmax, {in}, {out}, [=] {
-    const float* x = at(in);
-    float* y = at(out);
-    float most = x[0], sum = 0;
-    for (int64_t i = 1; i < e.c; ++i) most = std::max(most, x[i]);
-    for (int64_t i = 0; i < e.c; ++i) sum += y[i] = std::exp(x[i] - most);
-    for (int64_t i = 0; i < e.c; ++i) y[i] /= sum;
-  });
-  return out;
-}
-
-// --- ensembles: a few dozen numbers, so that double costs nothing ------------------------------
-
-static void to_probabilities(std::vector<double>& logits) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double norm = 0;
-  for (double& v : logits) norm += v = std::exp(v - top);
-  for (double& v : logits) v /= norm;
-}
-
-// How sure a member is: 1 / the entropy of its probabilities.
-static double confidence(const std::vector<double>& probabilities) {
-  double entropy = 0;
-  for (double v : probabilities) {
-    const double p = std::min(std::max(v, 1e-12), 1.0);
-    entropy -= p * std::log(p);
+  const size_t axes = sizes.size();
+  int64_t total = 1;
+  for (int64_t size : sizes) total = product({total, size});
+  std::vector<int64_t> seen(axes, 0);
+  bool fits = order.size() == axes && total == e.c && e.voxels() == 1;
+  for (int64_t axis : order)
+    fits = fits && axis >= 0 && axis < static_cast<int64_t>(axes) &&
+           seen[static_cast<size_t>(axis)]++ == 0;
+  if (!fits) refuse("another order of " + text(e));
+  // Steps and sizes of the result's axes, in the vector.
+  std::vector<int64_t> steps(axes, 1), lengths(axes);
+  for (size_t i = 0; i < axes; ++i) {
+    const auto from = static_cast<size_t>(order[i]);
+    lengths[i] = sizes[from];
+    for (size_t j = from + 1; j < axes; ++j) steps[i] *= sizes[j];
   }
-  return 1 / std::max(entropy, 1e-6);
-}
-
-// One at the largest number, zero elsewhere.
-static void vote(std::vector<double>& probabilities) {
-  const auto top = std::max_element(probabilities.begin(), probabilities.end());
-  std::fill(probabilities.begin(), probabilities.end(), 0.0);
-  *top = 1;
-}
-
-int Engine::ensemble(int in, int64_t members, int64_t boxes, bool classes,
-                     const std::string& rule) {
-  in = as(in, false);
-  const Extent e = extent(in);
-  if (e.voxels() != 1 || members < 1 || boxes < 1 || e.c % members || e.c / members % boxes)
-    refuse("an ensemble of " + std::to_string(members) + " members on " + std::to_string(boxes) +
-           " boxes from " + text(e));
-  const bool votes = rule == "weighted_voting", best = rule == "most_confident";
-  const bool plain = rule == "mean";
-  if (!plain && !votes && !best && rule != "confidence_weighted")
-    refuse("an ensemble's rule " + rule);
-  if (!plain && !classes) refuse("an ensemble's rule " + rule + " without classes");
-  const int64_t n = e.c / members / boxes;
-  const int out = add({n, 1, 1, 1}, false);
-  step(StepKind::ensemble, {in}, {out}, [=] {
-    std::vector<double> each(static_cast<size_t>(n)), box(each), sum(each);
-    double total = best ? 1 : 0, most = 0;
-    for (int64_t m = 0; m < members; ++m) {
-      std::fill(each.begin(), each.end(), 0.0);
-      for (int64_t b = 0; b < boxes; ++b) {
-        const float* x = at(in) + (m * boxes + b) * n;
-        std::copy(x, x + n, box.begin());
-        if (classes) to_probabilities(box);
-        for (size_t i = 0; i < box.size(); ++i) each[i] += box[i] / static_cast<double>(boxes);
+  const int out = add(e, false);
+  step(StepKind::transpose, {in}, {out}, [=] {
+    parallel(e.c, 1 << 14, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t rest = i, place = 0;
+        for (size_t a = axes; a-- > 0;) {
+          place += rest % lengths[a] * steps[a];
+          rest /= lengths[a];
+        }
+        at(out)[i] = at(in)[place];
       }
-      const double weight = plain ? 1 : confidence(each);
-      if (votes) vote(each);
-      if (best) {
-        total += 0 * weight;  // NaN stays NaN
-        if (m == 0 || weight > most) most = weight, sum = each;
-        continue;
-      }
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += weight * each[i];
-      total += weight;
-    }
-    for (size_t i = 0; i < sum.size(); ++i) at(out)[i] = static_cast<float>(sum[i] / total);
-  });
-  return out;
-}
-
-int Engine::instance_norm(int in, Array scale, Array shift, float eps, const ActivationSpec& spec) {
-  const Extent e = extent(in);
-  const float* s = keep(scale, filled(e.c), "the scale", e.c);
-  const float* t = keep(shift, filled(e.c), "the shift", e.c);
-  const Activation act = keep(spec, e.c);
-  float* mean = reserve(filled(e.c));
-  float* gain = reserve(filled(e.c));
-  float* offset = reserve(filled(e.c));
-  const int out = add(e, stored(in));
-  step(StepKind::instance_norm, {in}, {out}, [=] {
-    static const int64_t every[3] = {1, 1, 1};
-    const float count = static_cast<float>(e.voxels());
-    parallel(blocks_of(e.c), 1, [&](int64_t begin, int64_t end, int) {
-      kernels(in).reduce(at(in), e, every, mean, false, begin, end);
-      for (int64_t i = begin * kBlock; i < end * kBlock; ++i) mean[i] /= count;
-      kernels(in).deviation(at(in), e.voxels(), mean, gain, begin, end);
-      for (int64_t i = begin * kBlock; i < end * kBlock; ++i) {
-        gain[i] = s[i] / std::sqrt(gain[i] / count + eps);
-        offset[i] = t[i] - mean[i] * gain[i];
-      }
-      kernels(in).affine(at(in), at(out), e.voxels(), gain, offset, act, begin, end);
     });
   });
   return out;

@@ -12,24 +12,35 @@ namespace hfrt {
   X(planar, "planar")                         \
   X(planar_ring, "planar (in the next step)") \
   X(depthwise, "depthwise")                   \
+  X(transposed, "transposed")                 \
   X(average_pool, "average pool")             \
   X(max_pool, "max pool")                     \
   X(global_average, "global average")         \
   X(global_maximum, "global maximum")         \
+  X(global_norm, "global norm")               \
   X(affine, "affine")                         \
   X(add, "add")                               \
+  X(subtract, "subtract")                     \
   X(multiply, "multiply")                     \
+  X(divide, "divide")                         \
+  X(maximum, "maximum")                       \
+  X(minimum, "minimum")                       \
   X(concat, "concat")                         \
   X(slice, "slice")                           \
   X(flatten, "flatten")                       \
-  X(pad, "pad")                               \
+  X(unflatten, "unflatten")                   \
+  X(transpose, "transpose")                   \
+  X(remap, "other voxels")                    \
+  X(blend, "between voxels")                  \
   X(linear, "linear")                         \
   X(hyper_linear, "hyper linear")             \
   X(one_and, "one and")                       \
   X(combine, "combine")                       \
   X(softmax, "softmax")                       \
+  X(reduce, "reduce")                         \
   X(ensemble, "ensemble")                     \
-  X(instance_norm, "instance norm")
+  X(group_norm, "group norm")                 \
+  X(channel_norm, "channel norm")
 
 enum class StepKind {
 #define HFRT_ENUMERATOR(kind, name) kind,

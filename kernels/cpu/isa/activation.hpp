@@ -94,6 +94,26 @@ __attribute__((noinline)) V activate_other(V x, const Activation& act, int64_t b
     }
     case Act::softplus: return softplus(x);
     case Act::mish: return x * tanh_of(softplus(x));
+    case Act::clip:
+      return if_nan(x, x, smaller(larger(x, broadcast(act.alpha)), broadcast(act.beta)));
+    case Act::exp: return exponential(x);
+    case Act::log: return logarithm(x);
+    case Act::sqrt: return root(x);
+    case Act::abs: return larger(x, zero() - x);
+    case Act::erf: {
+      // Near 0 a series, whose error is relative.
+      const V q = x * x;
+      constexpr float kSeries[] = {-1.0f / 1320, 1.0f / 216, -1.0f / 42, 0.1f, -1.0f / 3, 1.0f};
+      V p = broadcast(1.0f / 9360);
+      for (const float c : kSeries) p = fma(q, p, broadcast(c));
+      const V small = x * broadcast(1.12837917f) * p;
+      return if_nan(x, x, if_positive(broadcast(0.25f) - q, small, erf_of(x)));
+    }
+    case Act::power: {
+      if (act.alpha == -1) return broadcast(1.0f) / x;
+      const float power = act.alpha;
+      return each_lane(x, [power](float v) { return __builtin_powf(v, power); });
+    }
   }
   return x;
 }

@@ -1,4 +1,4 @@
-// Pooling, element-wise operations, reductions and small matrix-vector products.
+// Layouts, pooling, operations number by number, and small matrix-vector products.
 #pragma once
 
 #include "activation.hpp"
@@ -100,71 +100,82 @@ void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Blocks begin..end, each `voxels` vectors.
-void affine(const void* from, void* to, int64_t voxels, const float* scale, const float* shift,
-            const Activation& act, int64_t begin, int64_t end) {
-  const auto* x = static_cast<const Stored*>(from);
-  auto* y = static_cast<Stored*>(to);
-  for (int64_t b = begin; b < end; ++b) {
-    const V s = scale ? load(scale + b * kLanes) : broadcast(1.0f);
-    const V t = scale ? load(shift + b * kLanes) : zero();
-    for (int64_t i = b * voxels; i < (b + 1) * voxels; ++i) {
-      const V v = load(x + i * kLanes);
-      store(y + i * kLanes, activate(scale ? fma(v, s, t) : v, act, b));
-    }
+// f(block, first, last) for the vectors begin..end of all blocks, `voxels` each.
+template <typename F>
+HFRT_INLINE void each_block(int64_t voxels, int64_t begin, int64_t end, const F& f) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t block = i / voxels, last = (block + 1) * voxels < end ? (block + 1) * voxels : end;
+    f(block, i, last);
+    i = last;
   }
 }
 
-void binary(const void* first, const void* second, void* to, int64_t voxels, bool b_per_channel,
-            bool multiply, const Activation& act, int64_t begin, int64_t end) {
-  const auto* a = static_cast<const Stored*>(first);
-  auto* y = static_cast<Stored*>(to);
-  for (int64_t block = begin; block < end; ++block)
-    for (int64_t i = block * voxels; i < (block + 1) * voxels; ++i) {
-      const V p = load(a + i * kLanes);
-      const V q = b_per_channel ? load(static_cast<const float*>(second) + block * kLanes)
-                                : load(static_cast<const Stored*>(second) + i * kLanes);
-      store(y + i * kLanes, activate(multiply ? p * q : p + q, act, block));
-    }
-}
-
-// Four partial results, always over the same voxels: the sum does not depend on the caller.
-void reduce(const void* from, hfrt::Extent e, const int64_t stride[3], float* out, bool maximum,
-            int64_t begin, int64_t end) {
-  const auto* x = static_cast<const Stored*>(from);
-  for (int64_t b = begin; b < end; ++b) {
-    V acc[4];
-    for (auto& v : acc) v = maximum ? broadcast(-__builtin_inff()) : zero();
-    int64_t i = 0;
-    for (int64_t d = 0; d < e.d; d += stride[0])
-      for (int64_t h = 0; h < e.h; h += stride[1]) {
-        const Stored* row = x + ((b * e.d + d) * e.h + h) * e.w * kLanes;
-        V line = maximum ? broadcast(-__builtin_inff()) : zero();
-        for (int64_t w = 0; w < e.w; w += stride[2]) {
-          const V v = load(row + w * kLanes);
-          line = maximum ? larger_or_nan(line, v) : line + v;
-        }
-        V& to = acc[i++ % 4];
-        to = maximum ? larger_or_nan(to, line) : to + line;
+// Vectors begin..end of all blocks.
+void affine(const hfrt::AffineArgs& a, int64_t begin, int64_t end) {
+  const auto* x = static_cast<const Stored*>(a.in);
+  auto* y = static_cast<Stored*>(a.out);
+  const Activation& act = a.act;
+  each_block(a.voxels, begin, end, [&](int64_t b, int64_t first, int64_t last) HFRT_LAMBDA {
+    const V m = a.centre ? load(a.centre + b * kLanes) : zero();
+    const V s = a.scale ? load(a.scale + b * kLanes) : broadcast(1.0f);
+    const V t = a.scale ? load(a.shift + b * kLanes) : zero();
+    const V kept = first_lanes(a.channels - b * kLanes);
+    const auto mapped = [&](V v) HFRT_LAMBDA { return a.scale ? fma(v - m, s, t) : v; };
+    if (act.kind == Act::none || act.kind == Act::relu || act.kind == Act::leaky_relu) {
+      const V below = broadcast(act.kind == Act::none   ? 1.0f
+                                : act.kind == Act::relu ? 0.0f
+                                                        : act.alpha);
+      for (int64_t i = first; i < last; ++i) {
+        const V r = mapped(load(x + i * kLanes));
+        store(y + i * kLanes, act.kind == Act::relu ? larger(zero(), r) : if_positive(r, r, r * below));
       }
-    const V low = maximum ? larger_or_nan(acc[0], acc[1]) : acc[0] + acc[1];
-    const V high = maximum ? larger_or_nan(acc[2], acc[3]) : acc[2] + acc[3];
-    store(out + b * kLanes, maximum ? larger_or_nan(low, high) : low + high);
+      return;
+    }
+    for (int64_t i = first; i < last; ++i) {
+      const V r = activate(mapped(load(x + i * kLanes)), act, b);
+      store(y + i * kLanes, if_positive(kept, r, zero()));
+    }
+  });
+}
+
+// Vector i of an operand, of block b.
+HFRT_INLINE V operand(const hfrt::Operand& x, int64_t i, int64_t b, int64_t voxels) {
+  switch (x.spread) {
+    case hfrt::Spread::channels: return load(static_cast<const float*>(x.at) + b * kLanes);
+    case hfrt::Spread::voxels: {
+      alignas(64) float lanes[kLanes];
+      store(lanes, load(static_cast<const Stored*>(x.at) + (i - b * voxels) * kLanes));
+      return broadcast(lanes[0]);
+    }
+    case hfrt::Spread::everywhere: return broadcast(*static_cast<const float*>(x.at));
+    default: return load(static_cast<const Stored*>(x.at) + i * kLanes);
   }
 }
 
-void deviation(const void* from, int64_t voxels, const float* mean, float* out, int64_t begin,
-               int64_t end) {
-  const auto* x = static_cast<const Stored*>(from);
-  for (int64_t b = begin; b < end; ++b) {
-    const V m = load(mean + b * kLanes);
-    V acc[4];
-    for (auto& v : acc) v = zero();
-    for (int64_t i = 0; i < voxels; ++i) {
-      const V d = load(x + (b * voxels + i) * kLanes) - m;
-      acc[i % 4] = fma(d, d, acc[i % 4]);
+template <typename F>
+HFRT_INLINE void pairs_of(const hfrt::PairArgs& a, int64_t begin, int64_t end, const F& f) {
+  auto* y = static_cast<Stored*>(a.out);
+  each_block(a.voxels, begin, end, [&](int64_t b, int64_t first, int64_t last) HFRT_LAMBDA {
+    const V kept = first_lanes(a.channels - b * kLanes);
+    for (int64_t i = first; i < last; ++i) {
+      const V r = f(operand(a.first, i, b, a.voxels), operand(a.second, i, b, a.voxels));
+      store(y + i * kLanes, if_positive(kept, activate(r, a.act, b), zero()));
     }
-    store(out + b * kLanes, (acc[0] + acc[1]) + (acc[2] + acc[3]));
+  });
+}
+
+void binary(const hfrt::PairArgs& a, int64_t begin, int64_t end) {
+  using hfrt::Pair;
+  switch (a.pair) {
+    case Pair::add: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x + y; });
+    case Pair::sub: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x - y; });
+    case Pair::mul: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x * y; });
+    case Pair::div: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x / y; });
+    case Pair::maximum:
+      return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return larger_or_nan(x, y); });
+    case Pair::minimum:
+      return pairs_of(a, begin, end,
+                      [](V x, V y) HFRT_LAMBDA { return if_nan(x, x, smaller(x, y)); });
   }
 }
 

@@ -50,6 +50,28 @@ HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, const int64_t* at, Factor* 
   }
 }
 
+// Results of the voxels from `from` on, which stand apart in the output.
+HFRT_INLINE void scatter(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
+                         int64_t rows, int64_t first_block, int64_t last_block) {
+  const hfrt::Extent &o = a.conv_extent, &whole = a.out_extent;
+  const int64_t each = blocks_of(o.c) / a.sets;
+  auto* out = static_cast<Stored*>(a.out);
+  for (int64_t b = first_block; b < last_block; ++b) {
+    const int64_t block = b % each, *start = a.starts + b / each * 3;
+    int64_t d = from / (o.h * o.w), h = from / o.w % o.h, w = from % o.w;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = (block * whole.d + d * a.place[0] + start[0]) * whole.h +
+                          h * a.place[1] + start[1];
+      finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, out,
+             (row * whole.w + w * a.place[2] + start[2]) * kLanes, block);
+      if (++w < o.w) continue;
+      w = 0;
+      if (++h < o.h) continue;
+      h = 0, ++d;
+    }
+  }
+}
+
 // scratch: rows * (K filled up + 16) factors, then rows * Cout filled up floats
 void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
   const hfrt::Window& k = a.window;
@@ -80,7 +102,14 @@ void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
     }
     gemm(inputs, lda, rows, depth, a.weight, a.conv_extent.c, first_panel, last_panel, c, ldc);
     const int64_t first_block = first_panel * kVectorsPerPanel;
-    for (int64_t b = first_block; b < last_panel * kVectorsPerPanel && b < blocks; ++b)
+    const int64_t last_block = last_panel * kVectorsPerPanel < blocks
+                                   ? last_panel * kVectorsPerPanel
+                                   : blocks;
+    if (a.starts) {
+      scatter(a, c, ldc, from, rows, first_block, last_block);
+      continue;
+    }
+    for (int64_t b = first_block; b < last_block; ++b)
       for (int64_t r = 0; r < rows; ++r)
         finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, out,
                (b * voxels + from + r) * kLanes, b);
@@ -118,9 +147,12 @@ void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
           }
         }
       }
+      const hfrt::Extent& whole = a.out_extent;
+      const int64_t row =
+          (block * whole.d + od * a.place[0] + a.start[0]) * whole.h + oh * a.place[1] + a.start[1];
       for (int i = 0; i < n; ++i)
         finish(acc[i], a.epilogue, static_cast<Stored*>(a.out),
-               ((block * o.d + od) * o.h + oh) * o.w * kLanes + (start + i) * kLanes, block);
+               (row * whole.w + (start + i) * a.place[2] + a.start[2]) * kLanes, block);
     }
   }
 }

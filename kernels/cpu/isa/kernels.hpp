@@ -40,11 +40,18 @@ enum class Act : int32_t {
   hardsigmoid,
   softplus,
   mish,
+  clip,
+  exp,
+  log,
+  sqrt,
+  abs,
+  erf,
+  power,
 };
 
 struct Activation {
   Act kind = Act::none;
-  float alpha = 0;               // leaky_relu, elu
+  float alpha = 0, beta = 0;     // leaky_relu, elu, clip, power
   const float* slope = nullptr;  // prelu: [C], filled up to whole blocks
 };
 
@@ -150,6 +157,11 @@ struct ConvArgs {
   // The partition into tasks, `tasks = splits * blocks`.
   int64_t tile[3] = {0, 0, 0};   // Winograd: outputs per tile along each axis
   bool pairs = false;            // Winograd, 2x2x2: the product takes `Kernels::pair` factors
+  // Gather and depthwise: output voxel i of `conv_extent` stands at place * i + start in `out_extent`.
+  int64_t place[3] = {1, 1, 1}, start[3] = {0, 0, 0};
+  // Gather: so many sets of output channels, one after the other, which stand at starts[3 * set].
+  int64_t sets = 1;
+  const int64_t* starts = nullptr;
   int64_t rows = 0;              // tiles (Winograd) or voxels (gather) in one block
   int64_t splits = 1;            // of the output channels' panels
   int64_t first = 0, count = 0;  // tiles or voxels to do: a part of the volume
@@ -162,6 +174,64 @@ struct PoolArgs {
   Extent out_extent;
   Window window;
   bool average, count_include_pad;
+};
+
+// y = act(first op second). An operand has the result's layout, or is the same over what it is spread.
+enum class Pair : int32_t { add, sub, mul, div, maximum, minimum };
+enum class Spread : int32_t {
+  none,
+  channels,    // a float32 vector [C]: the same in every voxel
+  voxels,      // a volume of one channel: the same in every channel
+  everywhere,  // one float32
+};
+struct Operand {
+  const void* at = nullptr;
+  Spread spread = Spread::none;
+};
+struct PairArgs {
+  Pair pair;
+  Operand first, second;
+  void* out;
+  int64_t channels, voxels;
+  Activation act;
+};
+
+// y = act((x - centre) * scale + shift), a number each per channel; null scale: act alone, null
+// centre: 0.
+struct AffineArgs {
+  const void* in;
+  void* out;
+  int64_t channels, voxels;
+  const float *centre, *scale, *shift;
+  Activation act;
+};
+
+// What is summed over voxels.
+enum class Sum : int32_t { sum, maximum, squares };
+// Voxels of one partial result of `moments`.
+constexpr int64_t kRun = 1024;
+
+// What is done along the channels of each voxel; those from `mean` on make one number.
+enum class Along : int32_t { softmax, log_softmax, norm, mean, sum, maximum, l2 };
+struct ChannelArgs {
+  Along kind;
+  const void* in;
+  Extent in_extent;
+  void* out;
+  int64_t out_channels;
+  const float *scale, *shift;  // norm: [C]
+  float eps;
+};
+
+// For each voxel of the result, along each axis, the two that it lies between and the part of the
+// second.
+struct BlendArgs {
+  const void* in;
+  Extent in_extent;
+  void* out;
+  Extent out_extent;
+  const int64_t *low[3], *high[3];
+  const float* part[3];
 };
 
 struct Kernels {
@@ -194,17 +264,14 @@ struct Kernels {
   void (*unblock)(const void* blocked, float* plain, int64_t channels, int64_t voxels,
                   int64_t begin, int64_t end);
   void (*pool)(const PoolArgs&, int64_t begin, int64_t end);
-  // y = act(x * scale + shift) on blocks begin..end of `voxels` voxels; null scale: act alone.
-  void (*affine)(const void* x, void* y, int64_t voxels, const float* scale, const float* shift,
-                 const Activation& act, int64_t begin, int64_t end);
-  // y = act(a + b) or act(a * b); b is like a, or a float32 vector (`b_per_channel`).
-  void (*binary)(const void* a, const void* b, void* y, int64_t voxels, bool b_per_channel,
-                 bool multiply, const Activation& act, int64_t begin, int64_t end);
-  // Sum, sum of squared deviations from `mean`, or maximum over a block's voxels.
-  void (*reduce)(const void* x, Extent extent, const int64_t stride[3], float* sum, bool maximum,
+  // The vectors begin..end of all blocks of `voxels` voxels; as in `binary`.
+  void (*affine)(const AffineArgs&, int64_t begin, int64_t end);
+  void (*binary)(const PairArgs&, int64_t begin, int64_t end);
+  void (*reduce)(const void* x, Extent extent, const int64_t stride[3], float* out, Sum kind,
                  int64_t begin, int64_t end);
-  void (*deviation)(const void* x, int64_t voxels, const float* mean, float* sum, int64_t begin,
-                    int64_t end);
+  void (*moments)(const void* x, int64_t voxels, float* out, int64_t begin, int64_t end);
+  void (*along_channels)(const ChannelArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*blend)(const BlendArgs&, int64_t begin, int64_t end, float* scratch);
   // Vectors: y[o] = act(bias[o] + sum_i W[i][o] x[i]) for o-panels of 16, W [I][O filled up].
   void (*linear)(const float* x, int64_t inputs, const float* weight, int64_t ld, const float* bias,
                  const Activation& act, float* y, int64_t begin, int64_t end);

@@ -4,6 +4,7 @@
 #include "gather.hpp"
 #include "narrow.hpp"
 #include "planar.hpp"
+#include "reduce.hpp"
 #include "winograd.hpp"
 
 #define HFRT_JOIN(isa, type) kernels_##isa##_##type
@@ -34,7 +35,9 @@ const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
                              ::affine,
                              ::binary,
                              ::reduce,
-                             ::deviation,
+                             ::moments,
+                             ::along_channels,
+                             ::blend,
                              ::linear};
   return table;
 }

@@ -282,6 +282,28 @@ HFRT_INLINE void transpose(const float* from, float* to) {
 #endif
 }
 
+// 1 in the first `n` lanes, 0 in the others.
+alignas(64) constexpr float kOnesThenZeros[2 * kLanes] = {1, 1, 1, 1, 1, 1, 1, 1,
+                                                          1, 1, 1, 1, 1, 1, 1, 1};
+HFRT_INLINE V first_lanes(int64_t n) {
+  return load(kOnesThenZeros + (n >= kLanes ? 0 : n <= 0 ? kLanes : kLanes - n));
+}
+
+// A function of each number, for what is rare.
+template <typename F>
+HFRT_INLINE V each_lane(V a, const F& f) {
+  alignas(64) float x[kLanes];
+  store(x, a);
+  for (int i = 0; i < kLanes; ++i) x[i] = f(x[i]);
+  return load(x);
+}
+HFRT_INLINE V root(V a) {
+  return each_lane(a, [](float x) { return __builtin_sqrtf(x); });
+}
+HFRT_INLINE V logarithm(V a) {
+  return each_lane(a, [](float x) { return __builtin_logf(x); });
+}
+
 // e^x, relative error below 3e-7; 0 below -87.3 and infinity above 88.7; NaN stays NaN.
 HFRT_INLINE V exponential(V x) {
   const V low = broadcast(-87.3f), high = broadcast(88.72f);

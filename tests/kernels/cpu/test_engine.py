@@ -114,7 +114,7 @@ def check(c):
     exact = wide(x)
     if c["prologue"]:
         scale, shift = normal(rng, cin), normal(rng, cin)
-        options["prologue"] = (scale, shift, ("relu", 0.0, None))
+        options["prologue"] = (scale, shift, ("relu", 0.0, 0.0, None))
         exact = (exact * channels(scale) + channels(shift)).relu()
     count = 3 if c["kind"] == "generated" else 1
     weight = normal(rng, count, cout, cin // groups, *kernel) / np.float32(taps * cin) ** 0.5
@@ -161,13 +161,13 @@ def check(c):
         y = y + F.conv3d(wide(z), kernel1, stride=stride)
         size = size + F.conv3d(wide(z).abs(), kernel1.abs(), stride=stride)
     if c["relu"]:
-        y, options["act"] = y.relu(), ("relu", 0.0, None)
+        y, options["act"] = y.relu(), ("relu", 0.0, 0.0, None)
     if c["pool"]:
         y = F.max_pool3d(y, 2)
     factor = 1.0
     if c["second"]:
         scale, shift = normal(rng, cout), normal(rng, cout)
-        options["second"] = (scale, shift, ("leaky_relu", 0.1, None))
+        options["second"] = (scale, shift, ("leaky_relu", 0.1, 0.0, None))
         factor += float(np.abs(scale).max())
     out = engine.conv(
         value,
@@ -243,7 +243,7 @@ def test_a_first_pair_of_layers_in_a_ring_of_planes(isa, precision, padding, ima
     b1, b2 = normal(rng, 16), normal(rng, 20)
     engine = _native.Engine(2, isa, precision)
     value = engine.input(images, *shape)
-    relu = ("relu", 0.0, None)
+    relu = ("relu", 0.0, 0.0, None)
     for w, b, tile in ((w1, b1, None), (w2, b2, (4, 4, 4))):
         cout, cin = w.shape[:2]
         flat = np.ascontiguousarray(w.reshape(cout, cin, 27).transpose(2, 1, 0))
@@ -287,7 +287,7 @@ def test_few_channels(c):
     bf = c["precision"] == "bf16"
     one, two, three = c["channels"]
     tile, ones = (4, 4, 4), (1, 1, 1)
-    act, function = (c["act"], ALPHA.get(c["act"], 0.0), None), ACTIVATIONS[c["act"]]
+    act, function = (c["act"], ALPHA.get(c["act"], 0.0), 0.0, None), ACTIVATIONS[c["act"]]
     x = normal(rng, 2, c["images"], *c["shape"])
 
     def layer(value, y, cin, cout, act, function, **options):
@@ -303,9 +303,9 @@ def test_few_channels(c):
         return made, F.max_pool3d(z, 2) if options.get("pool") else z
 
     scale, shift = normal(rng, one), normal(rng, one)
-    second = (scale, shift, ("relu", 0.0, None)) if c["second"] else None
+    second = (scale, shift, ("relu", 0.0, 0.0, None)) if c["second"] else None
     first, y = layer(
-        engine.input(c["images"], *c["shape"]), wide(x), c["images"], one, ("relu", 0.0, None),
+        engine.input(c["images"], *c["shape"]), wide(x), c["images"], one, ("relu", 0.0, 0.0, None),
         F.relu, pool=c["pool"], second=second,
     )  # fmt: skip
     value, z = first, y
@@ -319,7 +319,7 @@ def test_few_channels(c):
         options["added"] = F.conv3d(y, wide(short.T.copy())[..., None, None, None])
     if c["last second"]:
         scale, shift = normal(rng, three), normal(rng, three)
-        options["second"] = (scale, shift, ("relu", 0.0, None))
+        options["second"] = (scale, shift, ("relu", 0.0, 0.0, None))
     value, z = layer(value, z, two, three, act, function, **options)
     wanted = [z[:, :, ::2, ::2, ::2] if c["sparse"] else z]
     if c["last second"]:
@@ -356,14 +356,23 @@ ACTIVATIONS = {
     "softplus": F.softplus,
     "mish": F.mish,
     "prelu": lambda x: F.prelu(x, torch.full((1,), 0.3, dtype=x.dtype)),
+    "clip": lambda x: x.clamp(-0.4, 1.5),
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "abs": torch.abs,
+    "erf": torch.erf,
+    "power": lambda x: x**3,
 }
-ALPHA = {"leaky_relu": 0.2, "elu": 0.7}
+ALPHA = {"leaky_relu": 0.2, "elu": 0.7, "clip": -0.4, "power": 3.0}
+BETA = {"clip": 1.5}
 
 
 def activated(name, x, isa):
     engine = _native.Engine(1, isa)
     slope = np.full(len(x), 0.3, np.float32) if name == "prelu" else None
-    value = engine.affine(engine.input(len(x)), act=(name, ALPHA.get(name, 0.0), slope))
+    act = name, ALPHA.get(name, 0.0), BETA.get(name, 0.0), slope
+    value = engine.affine(engine.input(len(x)), act=act)
     engine.output(value)
     engine.finish()
     return call(engine, [x[None]], (len(x),))[0]
@@ -379,7 +388,9 @@ def test_activations(name, isa):
     found = activated(name, x, isa)
     # A few units in the last place of the result or, where terms cancel, of the input.
     limit = 8 * EPS * np.maximum(np.abs(expected), np.minimum(np.abs(x), 1.0)) + 1e-38
-    assert (np.abs(found - expected) <= limit).all()
+    there = np.isfinite(expected) & (np.abs(expected) < 3e38)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    assert (np.abs(found - expected) <= limit)[there].all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -456,6 +467,16 @@ def test_max_pooling_keeps_nan(isa):
     assert np.isnan(call(engine, [x], (3, 1, 1, 1))).ravel().tolist() == [False, True, False]
 
 
+def _between(size):
+    """Twice as many voxels: the neighbours of each, and the part of the second."""
+    at = np.clip((np.arange(2 * size) + 0.5) / 2 - 0.5, 0, size - 1)
+    low = np.floor(at).astype(int)
+    return low.tolist(), np.minimum(low + 1, size - 1).tolist(), (at - low).tolist()
+
+
+TAPS = {size: _between(size) for size in (3, 4, 5)}
+
+
 @pytest.mark.parametrize(("isa", "precision"), KINDS)
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 40])
 def test_the_other_operations(isa, precision, count):
@@ -470,14 +491,41 @@ def test_the_other_operations(isa, precision, count):
     e = normal(rng, 2, 3)
     products = normal(rng, 2, 3 * count)
     X, Y, P, V = wide(x), wide(y), wide(per_channel), wide(vector)
+    gate, one = rounded(normal(rng, 2, 1, *shape)), normal(rng, 2, 1)
+    above = np.abs(y) + rounded(np.ones(1, np.float32))
+    above = rounded(above)
+    G, O, Q = wide(gate), wide(one).view(2, 1, 1, 1, 1), wide(above)
+    groups = 5 if count % 5 == 0 else 1
     mixed = torch.einsum("bk,kio->bio", wide(e), wide(weights))
     cases = {
-        "add": (lambda g, v: g.binary(v[0], v[1], False), X + Y),
-        "multiply": (lambda g, v: g.binary(v[0], v[2], True), X * P),
+        "add": (lambda g, v: g.binary(v[0], v[1], "add"), X + Y),
+        "multiply": (lambda g, v: g.binary(v[0], v[2], "mul"), X * P),
+        "subtract from a vector": (lambda g, v: g.binary(v[2], v[0], "sub"), P - X),
+        "divide": (lambda g, v: g.binary(v[0], v[7], "div"), X / Q),
+        "maximum": (lambda g, v: g.binary(v[0], v[1], "maximum"), torch.maximum(X, Y)),
+        "minimum": (lambda g, v: g.binary(v[0], v[1], "minimum"), torch.minimum(X, Y)),
+        "voxels": (lambda g, v: g.binary(v[6], v[0], "mul"), G * X),
+        "one number": (lambda g, v: g.binary(v[0], v[8], "sub"), X - O),
         "concat": (lambda g, v: g.concat([v[0], v[1], v[0]]), torch.cat([X, Y, X], 1)),
         "slice": (lambda g, v: g.slice(v[0], count // 3, count), X[:, count // 3 :]),
         "flatten": (lambda g, v: g.flatten(v[0]), X.flatten(1)),
-        "pad": (lambda g, v: g.pad(v[0], (1, 0, 2), (0, 3, 1)), F.pad(X, (2, 1, 0, 3, 1, 0))),
+        "pad": (
+            lambda g, v: g.remap(v[0], [-1, 0, 1, 2], [0, 1, 2, 3, -1], [-1, *range(5), -1], 2.5),
+            F.pad(X, (1, 1, 0, 1, 1, 0), value=2.5),
+        ),
+        "crop": (
+            lambda g, v: g.remap(v[0], [2, 0], [1], [0, 2, 4]),
+            X[:, :, ::2].flip(2)[:, :, :, 1:2, ::2],
+        ),
+        "blend": (
+            lambda g, v: g.blend(v[0], [TAPS[n] for n in shape]),
+            F.interpolate(X, scale_factor=2, mode="trilinear"),
+        ),
+        "unflatten": (lambda g, v: g.unflatten(g.flatten(v[0]), count, *shape), X),
+        "transpose": (
+            lambda g, v: g.transpose(g.flatten(v[0]), [count, 3, 20], [2, 0, 1]),
+            X.reshape(2, count, 3, 20).permute(0, 3, 1, 2).flatten(1),
+        ),
         "affine": (
             lambda g, v: g.affine(v[0], scale, shift),
             X * channels(scale) + channels(shift),
@@ -491,11 +539,38 @@ def test_the_other_operations(isa, precision, count):
             lambda g, v: g.adaptive_pool(v[0], (3, 2, 1), True),
             F.adaptive_avg_pool3d(X, (3, 2, 1)),
         ),
+        "global norm": (
+            lambda g, v: g.global_norm(v[0]),
+            torch.linalg.vector_norm(X, dim=(2, 3, 4)),
+        ),
         "instance norm": (
-            lambda g, v: g.instance_norm(v[0], scale, shift, 1e-5),
+            lambda g, v: g.group_norm(v[0], count, scale, shift, 1e-5),
             F.instance_norm(X, weight=wide(scale), bias=wide(shift), eps=1e-5),
         ),
+        "group norm": (
+            lambda g, v: g.group_norm(v[0], groups, scale, shift, 1e-5),
+            F.group_norm(X, groups, wide(scale), wide(shift)),
+        ),
+        "norm of a vector": (
+            lambda g, v: g.group_norm(v[3], 1, scale, shift, 1e-5),
+            F.layer_norm(V, (count,), wide(scale), wide(shift)),
+        ),
+        "channel norm": (
+            lambda g, v: g.channel_norm(v[0], scale, shift, 1e-5),
+            F.layer_norm(X.movedim(1, -1), (count,), wide(scale), wide(shift)).movedim(-1, 1),
+        ),
         "softmax": (lambda g, v: g.softmax(v[3]), V.softmax(1)),
+        "softmax of a volume": (lambda g, v: g.softmax(v[0]), X.softmax(1)),
+        "log softmax": (lambda g, v: g.softmax(v[0], True), X.log_softmax(1)),
+        **{
+            kind: (lambda g, v, kind=kind: g.reduce(v[0], kind), made)
+            for kind, made in {
+                "mean": X.mean(1, keepdim=True),
+                "sum": X.sum(1, keepdim=True),
+                "maximum": X.amax(1, keepdim=True),
+                "l2": X.norm(dim=1, keepdim=True),
+            }.items()
+        },
         "one and": (lambda g, v: g.one_and(v[3]), torch.cat([torch.ones(2, 1).double(), V], 1)),
         "linear": (lambda g, v: g.linear(v[3], 21, weight, bias), V @ wide(weight) + wide(bias)),
         "hyper linear": (
@@ -511,9 +586,10 @@ def test_the_other_operations(isa, precision, count):
         engine = _native.Engine(2, isa, precision)
         values = [engine.input(count, *shape), engine.input(count, *shape), engine.input(count)]
         values += [engine.input(count), engine.input(3), engine.input(3 * count)]
+        values += [engine.input(1, *shape), engine.input(count, *shape), engine.input(1)]
         engine.output(build(engine, values))
         engine.finish()
-        inputs = [x, y, per_channel, vector, e, products]
+        inputs = [x, y, per_channel, vector, e, products, gate, above, one]
         found = call(engine, inputs, tuple(expected.shape[1:]))
         # A volume is rounded; a vector is not.
         relative = 40 * EPS + (2.0**-8 if precision == "bf16" and expected.ndim > 2 else 0.0)
@@ -525,7 +601,7 @@ def test_the_other_operations(isa, precision, count):
 def test_volumes_that_end_within_a_cache_line_do_not_overlap(isa, precision):
     """Five and three voxels in bfloat16: an arena that rounds too late writes one over another."""
     engine, ones = _native.Engine(1, isa, precision), (1, 1, 1)
-    kept = engine.affine(engine.input(16, 1, 1, 5), act=("relu", 0.0, None))
+    kept = engine.affine(engine.input(16, 1, 1, 5), act=("relu", 0.0, 0.0, None))
     window = ((1, 1, 3), ones, (0, 0, 0), ones)
     for value in (kept, engine.pool(kept, *window, False), engine.pool(kept, *window, True)):
         engine.output(value)
@@ -587,9 +663,9 @@ def test_vectors_and_volumes_of_one_voxel_meet(isa, precision):
     w, b = normal(rng, 1, 20, 20), normal(rng, 20)
     first = engine.input(20, 3, 4, 5)
     mean = engine.global_pool(first, ones, True)
-    gate = engine.conv(mean, 20, ones, ones, (0, 0, 0), ones, w, b, act=("sigmoid", 0.0, None))
-    joined = engine.concat([engine.binary(gate, mean, False), mean])
-    engine.output(engine.binary(first, gate, True))
+    gate = engine.conv(mean, 20, ones, ones, (0, 0, 0), ones, w, b, act=("sigmoid", 0.0, 0.0, None))
+    joined = engine.concat([engine.binary(gate, mean, "add"), mean])
+    engine.output(engine.binary(first, gate, "mul"))
     engine.output(joined)
     engine.finish()
     found = [np.full((2, 20, 3, 4, 5), np.nan, np.float32), np.full((2, 40), np.nan, np.float32)]
@@ -613,7 +689,7 @@ def test_volumes_are_rounded_to_the_nearest_even_bfloat16(isa):
     x = x[~(np.abs(x) < np.finfo(np.float32).tiny) | (x == 0)]
     x = np.resize(x, (1, 16, 1, 1, len(x) // 16 + 1))
     engine = _native.Engine(1, isa, "bf16")
-    engine.output(engine.affine(engine.input(*x.shape[1:]), act=("leaky_relu", 1.0, None)))
+    engine.output(engine.affine(engine.input(*x.shape[1:]), act=("leaky_relu", 1.0, 0.0, None)))
     engine.finish()
     y = np.empty_like(x)
     engine.run([x], [y])
@@ -662,8 +738,8 @@ def conv(engine, x, weight, bias, kernel=(3, 3, 3), cout=4, **options):
         (lambda e, x, w, b: conv(e, x, w, b, condition=x), "condition is a vector"),
         (lambda e, x, w, b: conv(e, x, w, b, depthwise=True), "keeps the number of channels"),
         (lambda e, x, w, b: conv(e, x, w, b, sparse=True), "every second voxel"),
-        (lambda e, x, w, b: conv(e, x, w, b, act=("swoosh", 0.0, None)), "no activation 'swoosh'"),
-        (lambda e, x, w, b: conv(e, x, w, b, act=("prelu", 0.0, None)), "prelu's slope has 0"),
+        (lambda e, x, w, b: conv(e, x, w, b, act=("swoosh", 0.0, 0.0, None)), "no activation 'swoosh'"),
+        (lambda e, x, w, b: conv(e, x, w, b, act=("prelu", 0.0, 0.0, None)), "prelu's slope has 0"),
         (lambda e, x, w, b: conv(e, x, w, b, kernel=(2**40, 2, 2)), "1 or more"),
         (lambda e, x, w, b: e.input(2**31, 2**31, 2**31, 4), "more than 2\\^33"),
         (lambda e, x, w, b: e.input(0), "empty tensor"),
@@ -671,7 +747,7 @@ def conv(engine, x, weight, bias, kernel=(3, 3, 3), cout=4, **options):
         (lambda e, x, w, b: e.slice(x, 1, 3), "channels 1 to 3 of"),
         (lambda e, x, w, b: e.concat([]), "nothing to concatenate"),
         (lambda e, x, w, b: e.adaptive_pool(x, (2, 2, 2), True), "do not divide"),
-        (lambda e, x, w, b: e.pad(x, (-1, 0, 0), (0, 0, 0)), "0 to 4096"),
+        (lambda e, x, w, b: e.remap(x, [9], [0], [0]), "voxel 9 of an axis"),
         (lambda e, x, w, b: e.run([], []), "not finished|one array per input"),
         (lambda e, x, w, b: e.finish(), "needs an output"),
     ],
@@ -723,3 +799,76 @@ def test_the_environment_forces_an_instruction_set(isa):
     assert (done.returncode == 0) == (isa != "mmx")
     if isa == "mmx":
         assert "instruction set 'mmx'" in done.stderr
+
+
+PARTS = [
+    # transposed, groups, cin, cout, kernel, stride, padding, dilation, extra
+    (False, 2, 6, 10, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), None),
+    (False, 4, 64, 64, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), None),
+    (False, 8, 32, 32, (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), None),
+    (False, 5, 15, 20, (1, 3, 2), (2, 1, 1), (0, 1, 1), (1, 2, 1), None),
+    (False, 20, 20, 40, (3, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1), None),
+    (False, 20, 20, 20, (3, 3, 3), (1, 2, 1), (1, 1, 0), (1, 1, 2), None),
+    (True, 1, 5, 7, (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), (0, 0, 0)),
+    (True, 1, 20, 33, (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    (True, 1, 3, 17, (4, 3, 2), (2, 1, 3), (1, 1, 0), (1, 2, 1), (0, 0, 2)),
+    (True, 1, 4, 4, (3, 3, 3), (2, 2, 2), (2, 0, 1), (2, 3, 1), (1, 2, 0)),
+    (True, 1, 4, 4, (1, 1, 1), (2, 3, 1), (0, 0, 0), (1, 1, 1), (1, 0, 0)),
+    (True, 3, 12, 6, (3, 2, 3), (2, 2, 1), (1, 0, 1), (1, 1, 1), (0, 0, 0)),
+    (True, 20, 20, 20, (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 0, 1)),
+]
+
+
+@pytest.mark.parametrize(("isa", "precision"), KINDS)
+@pytest.mark.parametrize("case", PARTS, ids=str)
+@pytest.mark.parametrize("k", [0, 3])
+def test_convolutions_of_parts(isa, precision, case, k):
+    """In groups, and transposed, with weights of their own and with generated ones."""
+    transposed, groups, cin, cout, kernel, stride, padding, dilation, extra = case
+    depthwise = groups == cin == cout and not k
+    rng = np.random.default_rng(3)
+    rounded = bf16 if precision == "bf16" else np.asarray
+    x, e = rounded(normal(rng, 2, cin, 4, 5, 6)), normal(rng, 2, max(k, 1))
+    taps, n = np.prod(kernel), max(k, 1)
+    sides = (cin, cout // groups) if transposed else (cin // groups, cout)
+    weight = rounded(normal(rng, n, taps, *sides) / np.sqrt(taps * sides[0]))
+    bias, slope = normal(rng, n, cout), np.abs(normal(rng, cout))
+    full = wide(weight).movedim((2, 3), (1, 2) if transposed else (2, 1)).unflatten(-1, kernel)
+    y = []
+    for image, row in zip(wide(x), wide(e) if k else torch.ones(2, 1).double(), strict=True):
+        w, b = torch.tensordot(row, full, 1), row @ wide(bias)
+        if transposed:
+            y.append(F.conv_transpose3d(
+                image[None], w, b, stride, padding, extra, groups, dilation
+            ))  # fmt: skip
+        else:
+            y.append(F.conv3d(image[None], w, b, stride, padding, dilation, groups))
+    expected = F.prelu(torch.cat(y), wide(slope))
+    tile = None
+    if kernel == (3, 3, 3) and not transposed and not depthwise and dilation == (1, 1, 1):
+        tile = (4, 4, 2) if stride == (1, 1, 1) else (2, 2, 2)
+    engine = _native.Engine(2, isa, precision)
+    value, condition = engine.input(cin, 4, 5, 6), engine.input(n)
+    flat = weight if k else weight[0]
+    engine.output(
+        engine.conv(
+            value,
+            cout,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            (flat[..., 0] if transposed else flat[:, 0]) if depthwise else flat,
+            bias if k else bias[0],
+            depthwise,
+            condition if k else None,
+            act=("prelu", 0.0, 0.0, slope),
+            tile=tile,
+            groups=groups,
+            transposed=extra,
+        )  # fmt: skip
+    )
+    engine.finish()
+    found = call(engine, [x, e], tuple(expected.shape[1:]))
+    limit = (3e-2 if precision == "bf16" else 1e-5) * max(1.0, float(expected.abs().max()))
+    assert np.abs(found - expected.numpy()).max() <= limit
