@@ -1,16 +1,19 @@
 """HyperFusion networks: training, export, and fast inference.
 
 `load("NAME.hfrt").predict(paths, table)` predicts from Python what `hfrt infer` predicts.
+`hyperfy(network, layers, condition=T)` lets a row of a table generate layers of any network.
 """
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hyperfusion_rt.errors import HyperFusionError
 
 if TYPE_CHECKING:
+    from hyperfusion_rt.models.hyperfy import hyperfy
     from hyperfusion_rt.runtime.predictor import Predictor, load
 
 # Nobody is told what is done here, by us or by what we use. Before any of them is imported, and in
@@ -23,7 +26,7 @@ for _name, _value in (
     os.environ.setdefault(_name, _value)
 
 __version__ = "0.1.0"
-__all__ = ["HyperFusionError", "Predictor", "__version__", "load"]
+__all__ = ["HyperFusionError", "Predictor", "__version__", "hyperfy", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,4 +35,7 @@ def __getattr__(name: str) -> Any:
         from hyperfusion_rt.runtime import predictor
 
         return getattr(predictor, name)
+    if name == "hyperfy":
+        # Named by text: it needs torch, which nothing that predicts reaches from here.
+        return import_module("hyperfusion_rt.models.hyperfy").hyperfy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

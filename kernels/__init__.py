@@ -12,9 +12,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperfusion_rt.kernels.ops import Epilogue, conv3d_block, hyper_conv3d, hyper_linear
+    from hyperfusion_rt.kernels.ops import (
+        Epilogue,
+        conv3d_block,
+        hyper_conv3d,
+        hyper_conv_transpose3d,
+        hyper_linear,
+    )
 
-__all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_linear"]
+__all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_conv_transpose3d", "hyper_linear"]
 
 
 class _Package(ModuleType):

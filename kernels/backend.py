@@ -41,7 +41,8 @@ def inferring(tensors: Sequence[Tensor | None]) -> bool:
 
 @contextmanager
 def whole_ops() -> Iterator[None]:
-    """While it is on, each op is traced as one node: `hfrt::hyper_conv3d`, `hfrt::hyper_linear`.
+    """While it is on, each op with generated weights is traced as one node: `hfrt::hyper_conv3d`,
+    `hfrt::hyper_conv_transpose3d`, `hfrt::hyper_linear`.
 
     For graphs that will be folded, without gradients. It holds for the whole process: the compiler
     cannot trace a context variable.

@@ -57,3 +57,18 @@ class Geometry(NamedTuple):
                 size, self.kernel, self.stride, self.padding, self.dilation, strict=True
             )
         )
+
+    def transposed_out(self, size: Triple, output_padding: Triple) -> Triple:
+        """The size of y for x of `size`, of a transposed convolution."""
+        return triple(
+            (n - 1) * s - 2 * p + step * (k - 1) + more + 1
+            for n, k, s, p, step, more in zip(
+                size,
+                self.kernel,
+                self.stride,
+                self.padding,
+                self.dilation,
+                output_padding,
+                strict=True,
+            )
+        )

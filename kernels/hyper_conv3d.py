@@ -25,7 +25,15 @@ from torch.nn.functional import conv3d
 from hyperfusion_rt.kernels import backend
 from hyperfusion_rt.kernels.epilogue import Epilogue, apply, check_epilogue
 from hyperfusion_rt.kernels.geometry import Geometry, Triple, three, triple
-from hyperfusion_rt.kernels.weights import check, check_devices, generate, join_samples
+from hyperfusion_rt.kernels.weights import (
+    check,
+    check_devices,
+    generate,
+    generator_gradients,
+    join_samples,
+    mix,
+    stack,
+)
 
 
 def hyper_conv3d(
@@ -144,16 +152,10 @@ def _shared(
     groups: int,
 ) -> Tensor:
     """`Σ_k ẽ[b, k] (G̃_k ∗ x[b])`: one convolution with (K + 1) · Cout channels, then a sum."""
-    stacked, weights = G, condition
-    if g0 is not None:
-        stacked = torch.cat([g0[None], G])
-        weights = torch.cat([torch.ones_like(condition[:, :1]), condition], 1)
-    count, cout = stacked.shape[:2]
+    weights, stacked = stack(condition, G, g0)
     # Channels ordered group, k, channel: a grouped convolution keeps its outputs together.
     kernel = stacked.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-    y = conv3d(x, kernel, None, stride, padding, dilation, groups)
-    parts = y.unflatten(1, (groups, count, cout // groups))
-    return torch.einsum("bgkcdhw,bk->bgcdhw", parts, weights).flatten(1, 2)
+    return mix(conv3d(x, kernel, None, stride, padding, dilation, groups), weights, groups)
 
 
 # One node, with fake, autograd and vmap rules. On CUDA it is always one.
@@ -227,14 +229,9 @@ def _op_conv3d_backward(
         dy.reshape(1, -1, *dy.shape[2:]), x.reshape(1, -1, *x.shape[2:]), weight, None,
         stride, padding, dilation, False, [0, 0, 0], groups * batch, [True, True, False],
     )  # fmt: skip
-    own, dbeta = dw.view(batch, -1), dy.sum((2, 3, 4))
     found = [
         dx.view_as(x),
-        own @ G.flatten(1).T + dbeta @ h.T,
-        (condition.T @ own).view_as(G),
-        condition.T @ dbeta,
-        own.sum(0).view(G.shape[1:]),
-        dbeta.sum(0),
+        *generator_gradients(dw.view(batch, -1), dy.sum((2, 3, 4)), condition, G, h),
     ]
     return [
         g.contiguous() if need else x.new_empty(0) for g, need in zip(found, needs, strict=True)

@@ -4,6 +4,14 @@ from hyperfusion_rt.kernels.backend import whole_ops
 from hyperfusion_rt.kernels.conv3d_block import conv3d_block
 from hyperfusion_rt.kernels.epilogue import Epilogue
 from hyperfusion_rt.kernels.hyper_conv3d import hyper_conv3d
+from hyperfusion_rt.kernels.hyper_conv_transpose3d import hyper_conv_transpose3d
 from hyperfusion_rt.kernels.hyper_linear import hyper_linear
 
-__all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_linear", "whole_ops"]
+__all__ = [
+    "Epilogue",
+    "conv3d_block",
+    "hyper_conv3d",
+    "hyper_conv_transpose3d",
+    "hyper_linear",
+    "whole_ops",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv3d, linear
+from torch.nn.functional import conv3d, conv_transpose3d, linear
 
 Triple = tuple[int, int, int]
 
@@ -42,6 +42,39 @@ def hyper_conv3d(
         weight = generate(condition[b], G, g0)
         bias = generate(condition[b], h, h0)
         samples.append(conv3d(x[b : b + 1], weight, bias, stride, padding, dilation, groups))
+    return torch.cat(samples)
+
+
+def hyper_conv_transpose3d(
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None = None,
+    h0: Tensor | None = None,
+    stride: Triple = (1, 1, 1),
+    padding: Triple = (0, 0, 0),
+    output_padding: Triple = (0, 0, 0),
+    dilation: Triple = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolve every sample, transposed, with its own weights.
+
+        W[b] = g0 + Σ_k e[b, k] · G[k],   beta[b] = h0 + Σ_k e[b, k] · h[k]
+        y[b] = conv_transpose3d(x[b], W[b], stride, padding, output_padding, dilation, groups)
+               + beta[b]
+
+    `x [B, Cin, D, H, W]`, `condition e [B, K]`, `G [K, Cin, Cout/groups, kD, kH, kW]`,
+    `h [K, Cout]`, `g0 [Cin, Cout/groups, kD, kH, kW]`, `h0 [Cout]` → `[B, Cout, D', H', W']`.
+    """
+    samples = []
+    for b in range(len(x)):
+        weight = generate(condition[b], G, g0)
+        bias = generate(condition[b], h, h0)
+        y = conv_transpose3d(
+            x[b : b + 1], weight, bias, stride, padding, output_padding, groups, dilation
+        )
+        samples.append(y)
     return torch.cat(samples)
 
 

@@ -24,9 +24,13 @@ def check(
     h: Tensor,
     g0: Tensor | None,
     h0: Tensor | None,
+    groups: int | None = None,
 ) -> None:
-    """Raise a ValueError where shapes do not fit together; `op` names the op in the message."""
-    dims = {"hyper_conv3d": (5, 6), "hyper_linear": (2, 3)}[op]
+    """Raise a ValueError where shapes do not fit together; `op` names the op in the message.
+
+    `groups`: of a transposed convolution, whose G is `[K, Cin, Cout / groups, ...]`.
+    """
+    dims = (2, 3) if op == "hyper_linear" else (5, 6)
     for name, tensor, expected in (
         ("x", x, dims[0]),
         ("condition", condition, 2),
@@ -43,8 +47,9 @@ def check(
             f"{op}: condition has K = {condition.shape[1]}, but G has {G.shape[0]} and h has "
             f"{h.shape[0]} generators"
         )
-    if h.shape[1] != G.shape[1]:
-        raise ValueError(f"{op}: G makes {G.shape[1]} channels, but h makes {h.shape[1]}")
+    made = G.shape[1] if groups is None else G.shape[2] * groups
+    if h.shape[1] != made:
+        raise ValueError(f"{op}: G makes {made} channels, but h makes {h.shape[1]}")
     if g0 is not None and g0.shape != G.shape[1:]:
         raise ValueError(f"{op}: g0 has shape {tuple(g0.shape)}, but G needs {tuple(G.shape[1:])}")
     if h0 is not None and h0.shape != h.shape[1:]:
@@ -61,6 +66,35 @@ def generate(condition: Tensor, generator: Tensor, constant: Tensor | None) -> T
     else:
         made = torch.addmm(constant.flatten(), condition, flat)
     return made.view(-1, *generator.shape[1:])
+
+
+def stack(condition: Tensor, G: Tensor, g0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`ẽ = [1, e] [B, K + 1]` and `G̃ = [g0, G] [K + 1, ...]`; without g0 the two as they are."""
+    if g0 is None:
+        return condition, G
+    return torch.cat([torch.ones_like(condition[:, :1]), condition], 1), torch.cat([g0[None], G])
+
+
+def mix(y: Tensor, weights: Tensor, groups: int) -> Tensor:
+    """`Σ_k ẽ[b, k] y[b, k]` of a convolution whose channels are ordered group, k, channel."""
+    parts = y.unflatten(1, (groups, weights.shape[1], -1))
+    return torch.einsum("bgkcdhw,bk->bgcdhw", parts, weights).flatten(1, 2)
+
+
+def generator_gradients(
+    own: Tensor, dbeta: Tensor, condition: Tensor, G: Tensor, h: Tensor
+) -> list[Tensor]:
+    """The gradients of (e, G, h, g0, h0), from those of each sample's weights and bias.
+
+    `own [B, number of weights]`, `dbeta [B, Cout]`.
+    """
+    return [
+        own @ G.flatten(1).T + dbeta @ h.T,
+        (condition.T @ own).view_as(G),
+        condition.T @ dbeta,
+        own.sum(0).view(G.shape[1:]),
+        dbeta.sum(0),
+    ]
 
 
 def join_samples(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from hyperfusion_rt.config import NetworkConfig
-from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear, LowRank
+from hyperfusion_rt.models.layers import HyperConv3d, HyperLinear, LowRank, is_low
 
 
 class LayerFactory:
@@ -78,7 +78,7 @@ class LayerFactory:
     def _rank(self, rows: int, columns: int) -> int | None:
         """The rank of what is generated of a matrix; None if it is that of any such matrix."""
         rank = self.config.generator_rank
-        return rank if rank is not None and rank < min(rows, columns) else None
+        return rank if is_low(rank, rows, columns) else None
 
     def _hyper(self) -> dict[str, Any]:
         return {
@@ -92,6 +92,6 @@ class LayerFactory:
         self, layer: HyperConv3d | HyperLinear | LowRank, relu: bool
     ) -> HyperConv3d | HyperLinear | LowRank:
         """The layer, which knows what its initial weights depend on."""
-        layer.hyper_net.before_relu = relu
+        layer.hyper_net.gain = 2.0 if relu else 1.0
         layer.hyper_net.generated_part = self.config.generated_part
         return layer

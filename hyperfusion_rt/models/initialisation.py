@@ -1,16 +1,18 @@
 """Initial weights of the generators (Chang et al., Principled Weight Initialization for
 Hypernetworks, ICLR 2020), and the embedding that was trained before.
 
-    Var(weights_gen) = 2^relu / (2^bias · fan_in · K · Var(e))
-    Var(bias_gen) = 2^relu / (2 · K · Var(e))
+    Var(weights_gen) = gain / (2^bias · fan_in · K · Var(e))
+    Var(bias_gen) = gain / (2 · K · Var(e))
 
-uniform; the generators' own biases are 0. `relu`: 1 where a ReLU follows, behind BN or not; `bias`:
-1 where the layer also generates a bias, as all of ours do.
+uniform; the generators' own biases are 0. `gain`: 2 where a ReLU follows, behind BN or not, else 1;
+`bias`: 1 where the layer also generates a bias, as all of ours do.
 
 Where only a share p of the output's variance is generated, these are p times as large, and the
 ordinary weights beside them (`weights_gen.bias`, or `static` of a layer of low rank) start with
 
-    Var = (1 - p) · 2^relu / fan_in
+    Var = (1 - p) · gain / fan_in
+
+Where the ordinary weights W0 are given (`hyperfy`), they stay; gain is theirs: fan_in · mean W0².
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.ad import ADNetwork
+from hyperfusion_rt.models.addition import FullRank, fan_in
 from hyperfusion_rt.models.baselines import TabularNetwork
 from hyperfusion_rt.models.brain_age import BrainAgeNetwork
 from hyperfusion_rt.models.layers import HyperNetwork, LowRank
@@ -39,16 +42,38 @@ def _uniform(tensor: Tensor, variance: float) -> None:
 
 def initialise_generator(net: HyperNetwork, variance: float) -> None:
     """Set one hypernetwork's generators, for an embedding of this variance."""
-    size, part = net.weights_gen.in_features, net.generated_part
-    fan_in = math.prod(net.weight_shape[1:])
-    gain = 2.0 if net.before_relu else 1.0
-    _uniform(net.weights_gen.weight, part * gain / (2.0 * fan_in * size * variance))
+    size, part, gain = net.weights_gen.in_features, net.generated_part, net.gain
+    _uniform(net.weights_gen.weight, part * gain / (2.0 * net.fan_in * size * variance))
     _uniform(net.bias_gen.weight, part * gain / (2.0 * size * variance))
-    nn.init.zeros_(net.bias_gen.bias)
-    if net.weights_gen.bias is not None:
-        nn.init.zeros_(net.weights_gen.bias)
-        if part < 1:
-            _uniform(net.weights_gen.bias, (1 - part) * gain / fan_in)
+    for generator in (net.weights_gen, net.bias_gen):
+        if generator.bias is not None:
+            nn.init.zeros_(generator.bias)
+    if net.weights_gen.bias is not None and part < 1:
+        _uniform(net.weights_gen.bias, (1 - part) * gain / net.fan_in)
+
+
+def initialise_filters(layer: LowRank) -> None:
+    """Set the filters that all samples share: what they make is as large as what they read."""
+    for weight in layer.filters.parameters():
+        _uniform(weight, 1 / fan_in(layer.filters))
+
+
+def initialise_addition(layer: FullRank | LowRank, part: float) -> None:
+    """Set what a condition adds to `layer.static`, whose weights W0 stay as they are.
+
+    With inputs of mean square 1, and a condition whose columns have it, too, what is added varies
+    `part` times as much as what is there. 0: nothing is added at first.
+    """
+    net, static = layer.hyper_net, layer.static
+    with torch.no_grad():
+        mean_square = float(static.weight.square().mean())  # type: ignore[operator]
+    net.gain, net.generated_part = fan_in(static) * mean_square, part
+    embedding = net.embedding_model
+    _uniform(embedding.weight, 1 / embedding.in_features)  # type: ignore[arg-type, operator]
+    nn.init.zeros_(embedding.bias)  # type: ignore[arg-type]
+    initialise_generator(net, 1.0)
+    if isinstance(layer, LowRank):
+        initialise_filters(layer)
 
 
 def _initialise_rest(network: nn.Module) -> None:
@@ -56,13 +81,10 @@ def _initialise_rest(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, LowRank):
             net = layer.hyper_net
-            for name, parameter in layer.named_parameters():
-                fan_in = math.prod(parameter.shape[1:])
-                if name == "filters.weight":
-                    _uniform(parameter, 1 / fan_in)
-                elif name == "static.weight":
-                    gain = 2.0 if net.before_relu else 1.0
-                    _uniform(parameter, (1 - net.generated_part) * gain / fan_in)
+            if not layer.keep:
+                (weight,) = layer.static.parameters()
+                _uniform(weight, (1 - net.generated_part) * net.gain / fan_in(layer.static))
+            initialise_filters(layer)
 
 
 def initialise_generators(network: nn.Module, tabular: Tensor) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
 from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
 from hyperfusion_rt.kernels.geometry import Triple
+
+# (e [B, K], G [K, ...], h [K, Cout], g0 [...] or None, h0 [Cout] or None)
+Generated = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def tabular_embedding(width: int, size: int, slope: float) -> nn.Sequential:
@@ -26,9 +30,13 @@ class HyperNetwork(nn.Module):
     Args:
         dropout: of e, in training.
         constant: whether weights have a part g0 that does not depend on the condition.
+        constant_bias: whether the bias has such a part h0.
+        outputs: Cout; None: the first axis of the weights.
 
     Attributes:
-        before_relu: a ReLU follows the layer.
+        fan_in: products in a number of the layer's output.
+        gain: at first the output's variance over the mean square of the inputs; 2 where a ReLU
+            follows.
         generated_part: share of the output's initial variance that is generated.
     """
 
@@ -40,17 +48,20 @@ class HyperNetwork(nn.Module):
         *,
         dropout: float = 0.0,
         constant: bool = True,
+        constant_bias: bool = True,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.weight_shape = weight_shape
-        self.before_relu = False
+        self.fan_in: float = math.prod(weight_shape[1:])
+        self.gain = 1.0
         self.generated_part = 1.0
         self.embedding_model = embedding
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         self.weights_gen = nn.Linear(size, math.prod(weight_shape), bias=constant)
-        self.bias_gen = nn.Linear(size, weight_shape[0])
+        self.bias_gen = nn.Linear(size, outputs or weight_shape[0], bias=constant_bias)
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    def forward(self, condition: Tensor) -> Generated:
         """The op's arguments `(e [B, K], G [K, ...], h [K, Cout], g0 [...], h0 [Cout])`."""
         shape, constant = self.weight_shape, self.weights_gen.bias
         return (
@@ -62,10 +73,36 @@ class HyperNetwork(nn.Module):
         )
 
 
+def convolve(x: Tensor, generated: Generated, **geometry: Any) -> Tensor:
+    """`hyper_conv3d` of x `[B, Cin, ...]` with one to three axes; those that lack have the size 1.
+
+    `geometry`: stride, padding, dilation and groups, of three axes.
+    """
+    lacking = 5 - x.dim()
+    for _ in range(lacking):
+        x = x.unsqueeze(2)
+    y = hyper_conv3d(x, *generated, **geometry)
+    for _ in range(lacking):
+        y = y.squeeze(2)
+    return y
+
+
+def multiply(x: Tensor, generated: Generated) -> Tensor:
+    """`hyper_linear` of x `[B, ..., Cin]`: a sample's vectors all meet the same weights."""
+    if x.dim() == 2:
+        return hyper_linear(x, *generated)
+    # Vectors are the voxels of a pointwise convolution.
+    e, G, h, g0, h0 = generated
+    points = e, G[..., None, None, None], h, None if g0 is None else g0[..., None, None, None], h0
+    y = convolve(x.flatten(1, -2).transpose(1, 2), points).transpose(1, 2)
+    return y.contiguous().view(*x.shape[:-1], -1)
+
+
 class HyperConv3d(nn.Module):
     """A 3D convolution whose weights and bias are generated per sample.
 
-    `layer(x [B, Cin, D, H, W], condition [B, T]) -> [B, Cout, D', H', W']`
+    `layer(x [B, Cin, D, H, W], condition [B, T]) -> [B, Cout, D', H', W']`. Axes that x lacks,
+    D first, have the size 1.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in Conv3d.
@@ -74,6 +111,7 @@ class HyperConv3d(nn.Module):
         embedding: a module `[B, T] -> [B, K]` to use instead.
         embedding_dropout: of the embedding's numbers, in training.
         constant: whether weights have a part that does not depend on the condition.
+        constant_bias: whether the bias has one.
     """
 
     def __init__(
@@ -91,6 +129,7 @@ class HyperConv3d(nn.Module):
         embedding: nn.Module | None = None,
         embedding_dropout: float = 0.0,
         constant: bool = True,
+        constant_bias: bool = True,
     ) -> None:
         super().__init__()
         if in_channels % groups or out_channels % groups:
@@ -106,18 +145,14 @@ class HyperConv3d(nn.Module):
             (out_channels, in_channels // groups, *kernel),
             dropout=embedding_dropout,
             constant=constant,
+            constant_bias=constant_bias,
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x [B, Cin, D, H, W]`, `condition [B, T]` → `[B, Cout, D', H', W']`."""
-        e, G, h, g0, h0 = self.hyper_net(condition)
-        return hyper_conv3d(
+        return convolve(
             x,
-            e,
-            G,
-            h,
-            g0,
-            h0,
+            self.hyper_net(condition),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -128,7 +163,7 @@ class HyperConv3d(nn.Module):
 class HyperLinear(nn.Module):
     """A linear layer whose weights and bias are generated per sample.
 
-    `layer(x [B, Cin], condition [B, T]) -> [B, Cout]`; arguments as in `HyperConv3d`.
+    `layer(x [B, ..., Cin], condition [B, T]) -> [B, ..., Cout]`; arguments as in `HyperConv3d`.
     """
 
     def __init__(
@@ -141,6 +176,7 @@ class HyperLinear(nn.Module):
         embedding: nn.Module | None = None,
         embedding_dropout: float = 0.0,
         constant: bool = True,
+        constant_bias: bool = True,
     ) -> None:
         super().__init__()
         self.hyper_net = HyperNetwork(
@@ -149,11 +185,17 @@ class HyperLinear(nn.Module):
             (out_features, in_features),
             dropout=embedding_dropout,
             constant=constant,
+            constant_bias=constant_bias,
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """`x [B, Cin]`, `condition [B, T]` → `[B, Cout]`."""
-        return hyper_linear(x, *self.hyper_net(condition))
+        """`x [B, ..., Cin]`, `condition [B, T]` → `[B, ..., Cout]`."""
+        return multiply(x, self.hyper_net(condition))
+
+
+def is_low(rank: int | None, rows: int, columns: int) -> bool:
+    """Whether `rank` is a rank, and less than that of any matrix of this size."""
+    return rank is not None and rank < min(rows, columns)
 
 
 class LowRank(nn.Module):
@@ -161,16 +203,22 @@ class LowRank(nn.Module):
 
         W(e) x + beta(e) = W0 x + U(e) V x + beta(e),   W as a matrix [Cout, Cin·k³]
 
-    `static`: W0, ordinary weights. `filters`: V, r filters that all samples share. `mix`: the
-    generated layer U(e) [Cout, r], beta(e), which has no constant part of its weights. It is linear
-    in e, so it folds, and costs r filters and a pointwise layer instead of a generated convolution.
+    `static`: the layer of W0, ordinary weights. `filters`: V, r filters that all samples share.
+    `mix`: the generated layer U(e) [Cout, r], beta(e), which has no constant part of its weights.
+    It is linear in e, so it folds, and costs r filters and a pointwise layer instead of a generated
+    convolution. `keep`: W0 is given, and stays as it is where layers are initialised.
     """
 
     def __init__(
-        self, static: nn.Module, filters: nn.Module, mix: HyperConv3d | HyperLinear
+        self,
+        static: nn.Module,
+        filters: nn.Module,
+        mix: HyperConv3d | HyperLinear,
+        *,
+        keep: bool = False,
     ) -> None:
         super().__init__()
-        self.static, self.filters, self.mix = static, filters, mix
+        self.static, self.filters, self.mix, self.keep = static, filters, mix, keep
 
     @property
     def hyper_net(self) -> HyperNetwork:
