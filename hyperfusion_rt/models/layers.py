@@ -94,8 +94,9 @@ def multiply(x: Tensor, generated: Generated) -> Tensor:
     # Vectors are the voxels of a pointwise convolution.
     e, G, h, g0, h0 = generated
     points = e, G[..., None, None, None], h, None if g0 is None else g0[..., None, None, None], h0
-    y = convolve(x.flatten(1, -2).transpose(1, 2), points).transpose(1, 2)
-    return y.contiguous().view(*x.shape[:-1], -1)
+    vectors = convolve(x.flatten(1, -2).transpose(1, 2), points).transpose(1, 2).contiguous()
+    y: Tensor = vectors.unflatten(1, x.shape[1:-1])
+    return y
 
 
 class HyperConv3d(nn.Module):

@@ -31,6 +31,11 @@ def test_a_layer_in_a_model_of_your_own_learns():
     assert float(after) < float(before)
 
 
+def test_a_trained_network_learns_to_read_a_row():
+    _, before, _, after = run("hyperfy.py").splitlines()[-1].split()
+    assert float(after) < float(before)
+
+
 def test_a_network_of_your_own_becomes_an_engine():
     assert "largest difference" in run("export_your_cnn.py")
 
