@@ -70,6 +70,26 @@ def _hyper_conv(
     return layers.convolution(c, x, weight, bias, stride, padding, dilation, groups, full)
 
 
+def _hyper_transposed(
+    c: Builder,
+    x: Value,
+    e: Value,
+    G: Any,
+    h: Any,
+    g0: Any,
+    h0: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Value:
+    full, (weight, bias) = layers.condition(c, e, (G, g0), (h, h0))
+    return layers.transposed(
+        c, x, weight, bias, stride, padding, output_padding, groups, dilation, full
+    )
+
+
 def _hyper_linear(
     c: Builder, x: Value, e: Value, G: Any, h: Any, g0: Any = None, h0: Any = None
 ) -> Value:
@@ -284,6 +304,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     "hfrt.hyper_conv3d": _hyper_conv,
+    "hfrt.hyper_conv_transpose3d": _hyper_transposed,
     "hfrt.hyper_linear": _hyper_linear,
     "linear": _linear,
     "addmm": _addmm,

@@ -112,6 +112,7 @@ CODE = (
     "kernels.gpu.launch",
     "kernels.gpu.linear",
     "kernels.hyper_conv3d",
+    "kernels.hyper_conv_transpose3d",
     "kernels.hyper_linear",
     "kernels.ops",
     "kernels.weights",
