@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,22 @@ BATCH = 2  # samples in the traced example: one would be taken for a constant
 
 
 class Value:
-    """A framework's tensor: a value of the graph that is being built, and how it lies in it."""
+    """A framework's tensor: a value of the graph that is being built, and how it lies in it.
 
-    def __init__(self, name: str, layout: at.Layout) -> None:
-        self.name, self.layout = name, layout
+    `batch`: the samples that the framework sees.
+    """
+
+    def __init__(self, name: str, layout: at.Layout, batch: int) -> None:
+        self.name, self.layout, self.batch = name, layout, batch
 
     @property
     def shape(self) -> Shape:
         """As the framework has it, with the batch."""
-        return (BATCH, *at.sizes(self.layout))
+        return (self.batch, *at.sizes(self.layout))
+
+    def seen(self, layout: at.Layout) -> Value:
+        """The same numbers, seen in another layout."""
+        return Value(self.name, layout, self.batch)
 
 
 class UnsupportedError(Exception):
@@ -35,18 +42,27 @@ class UnsupportedError(Exception):
 class Builder:
     """A graph that grows: what the handlers get."""
 
-    def __init__(self, inputs: dict[str, Shape]) -> None:
+    def __init__(
+        self, inputs: dict[str, Shape], batch: int = BATCH, last: Collection[str] = ()
+    ) -> None:
         """`inputs`: without the batch; with fewer than three axes of voxels, as in 2D networks,
-        the graph has D = 1, then H = 1.
+        the graph has D = 1, then H = 1. `last`: those with the channels last.
         """
+        self.batch, self.last = batch, frozenset(last)
+        inputs = {
+            name: (shape[-1], *shape[:-1]) if name in self.last else tuple(shape)
+            for name, shape in inputs.items()
+        }
         shapes = {name: as_volume(shape) for name, shape in inputs.items()}
         outer = {name: shape for name, shape in inputs.items() if shapes[name] != tuple(shape)}
-        self.graph = Graph(dict(shapes), [], [], dict(shapes), outer)
+        self.graph = Graph(dict(shapes), [], [], dict(shapes), outer, set(self.last))
         self.layer = ""
 
     def input(self, name: str, shape: Shape) -> Value:
         """The input `name`, which the framework sees as `shape` without the batch."""
-        return Value(name, at.plain(self.graph.shapes[name], len(shape)))
+        layout = at.plain(self.graph.shapes[name], len(shape))
+        layout = (*layout[1:], layout[0]) if name in self.last else layout
+        return Value(name, layout, self.batch)
 
     def emit(
         self,
@@ -62,7 +78,7 @@ class Builder:
         kept = {key: np.asarray(a, dtype=np.float64) for key, a in arrays.items()}
         self.graph.nodes.append(Node(op, [v.name for v in inputs], name, attrs, kept, self.layer))
         made = self.graph.shapes[name] = tuple(int(n) for n in shape)
-        return Value(name, at.plain(made) if layout is None else layout)
+        return Value(name, at.plain(made) if layout is None else layout, self.batch)
 
     def extent(self, x: Value) -> Shape:
         """The shape of its value."""
@@ -104,7 +120,7 @@ class Builder:
         if len(extent) != 1:
             flat = self.emit("reshape", [x], (math.prod(extent),))
         order = None if self.in_order(x) else self.places(x)
-        return Value(flat.name, at.plain(self.extent(flat))), order
+        return flat.seen(at.plain(self.extent(flat))), order
 
     def flat(self, x: Value) -> Value:
         """`x`, but as a value `[F]` where it is `[B, F]` and runs through more than the channels."""
@@ -112,7 +128,13 @@ class Builder:
         return self.settled(x, x.shape[1:], 1) if many else x
 
     def output(self, x: Value, name: str) -> None:
-        """Let `x` be the output `name`, in the order in which the framework has its numbers."""
+        """Let `x` be the output `name`, in the order in which the framework has its numbers, but
+        for channels that come last: they stay first, and `Graph.last` says so.
+        """
+        first = x.seen((*x.layout[-1:], *x.layout[:-1]))
+        if len(x.layout) > 1 and not self.in_order(x) and self.in_order(first):
+            x = first
+            self.graph.last.add(name)
         seen = at.sizes(x.layout)
         shape = as_volume(seen) if 1 <= len(seen) <= 4 else (math.prod(seen),)
         if self.extent(x) != shape or not self.in_order(x):

@@ -29,6 +29,13 @@ from hyperfusion_rt.export.ir.fold_table import (
     trunk_emits_products,
 )
 from hyperfusion_rt.export.ir.graph import Array, Graph
+from hyperfusion_rt.export.ir.recognise import (
+    gated_activation,
+    gelu,
+    hard_gate,
+    normalisation,
+    nothing,
+)
 
 
 def fold(graph: Graph, states: Array | None = None) -> Graph:
@@ -48,7 +55,12 @@ def fold(graph: Graph, states: Array | None = None) -> Graph:
 
 
 RULES: tuple[Callable[[Graph], bool], ...] = (
+    hard_gate,
+    gated_activation,
+    gelu,
+    normalisation,
     compose_affine,
+    nothing,
     absorb_affine_back,
     affine_into_norm,
     transposed_is_conv,

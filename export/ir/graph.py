@@ -120,8 +120,8 @@ class Node:
 class Graph:
     """Nodes in an order in which they can run; `shapes` of every value, without the batch.
 
-    `outer`: inputs and outputs that a framework sees with fewer axes, as in 2D networks, or of
-    which it makes others; the numbers are the same, in the same order.
+    `outer`: inputs and outputs that a framework sees with other axes, as in 2D networks; the
+    numbers are the same, in the same order. `last`: those of which it has the channels last.
     """
 
     inputs: dict[str, Shape]
@@ -129,6 +129,7 @@ class Graph:
     outputs: list[str]
     shapes: dict[str, Shape]
     outer: dict[str, Shape] = field(default_factory=dict)
+    last: set[str] = field(default_factory=set)
 
     def copy(self) -> Graph:
         """A copy whose nodes may be changed; the arrays are shared."""
@@ -137,7 +138,12 @@ class Graph:
             for n in self.nodes
         ]
         return Graph(
-            dict(self.inputs), nodes, list(self.outputs), dict(self.shapes), dict(self.outer)
+            dict(self.inputs),
+            nodes,
+            list(self.outputs),
+            dict(self.shapes),
+            dict(self.outer),
+            set(self.last),
         )
 
     def producer(self, value: str) -> Node | None:

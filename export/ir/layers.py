@@ -327,7 +327,7 @@ def everywhere(
         kept = tuple(part for part in axis if part.axis == 0)
         if kept or keep or not axis:
             left.append(kept)
-    return Value(y.name, tuple(left))
+    return y.seen(tuple(left))
 
 
 def resize(

@@ -11,7 +11,7 @@ import numpy as np
 from hyperfusion_rt.artifact.operations import Pairwise, Probabilities, Reduction, Span
 from hyperfusion_rt.export.ir import layers
 from hyperfusion_rt.export.ir import layout as at
-from hyperfusion_rt.export.ir.builder import BATCH, Builder, UnsupportedError, Value
+from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
 
 # --- two values -----------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ def reduce(
             "channels, or over everything"
         )
     layout = kept if keep else tuple(a for i, a in enumerate(kept) if i + 1 not in axes)
-    return Value(y.name, layout)
+    return y.seen(layout)
 
 
 def _everything(c: Builder, x: Value, kind: Any) -> Value:
@@ -119,7 +119,7 @@ def _along(c: Builder, x: Value, kind: str, axes: set[int]) -> Value:
     """Over some axes of voxels: windows as long as these."""
     extent = c.extent(x)
     window = [n if axis in axes else 1 for axis, n in enumerate(extent)][1:]
-    whole = Value(x.name, at.plain(extent))
+    whole = x.seen(at.plain(extent))
     pooling: Any = "max_pool" if kind == "maximum" else "avg_pool"
     y = layers.pool(c, whole, pooling, window, window)
     return c.affine(y, float(math.prod(window)), 0.0) if kind == "sum" else y
@@ -144,12 +144,12 @@ def reshape(c: Builder, x: Value, shape: Sequence[int]) -> Value:
     if known < 1 or total % known or list(shape).count(-1) > 1:
         raise UnsupportedError(f"from {x.shape} to {tuple(shape)}")
     full = tuple(total // known if n == -1 else int(n) for n in shape)
-    if not full or full[0] != BATCH:
+    if not full or full[0] != x.batch:
         raise UnsupportedError(f"from {x.shape} to {full}: it mixes the samples of a batch")
     layout = at.reshaped(x.layout, full[1:])
     if layout is None:
         raise UnsupportedError(f"from {x.shape} to {full}")
-    return Value(x.name, layout)
+    return x.seen(layout)
 
 
 def flatten(c: Builder, x: Value, start: int = 0, end: int = -1) -> Value:
@@ -165,7 +165,7 @@ def permute(c: Builder, x: Value, order: Sequence[int]) -> Value:
     axes = [axis % len(x.shape) for axis in order]
     if axes[0] != 0:
         raise UnsupportedError(f"by {list(order)}: the batch must stay the first axis")
-    return Value(x.name, tuple(x.layout[axis - 1] for axis in axes[1:]))
+    return x.seen(tuple(x.layout[axis - 1] for axis in axes[1:]))
 
 
 def unsqueeze(c: Builder, x: Value, axes: Sequence[int]) -> Value:
@@ -176,7 +176,7 @@ def unsqueeze(c: Builder, x: Value, axes: Sequence[int]) -> Value:
         if axis == 0:
             raise UnsupportedError("in front of the batch")
         layout.insert(axis - 1, ())
-    return Value(x.name, tuple(layout))
+    return x.seen(tuple(layout))
 
 
 def squeeze(c: Builder, x: Value, axes: Sequence[int] | None = None) -> Value:
@@ -184,13 +184,13 @@ def squeeze(c: Builder, x: Value, axes: Sequence[int] | None = None) -> Value:
     n = len(x.shape)
     chosen = set(range(1, n)) if axes is None else {axis % n for axis in axes}
     kept = [a for i, a in enumerate(x.layout, 1) if i not in chosen or x.shape[i] != 1]
-    return Value(x.name, tuple(kept))
+    return x.seen(tuple(kept))
 
 
 def expand(c: Builder, x: Value, shape: Sequence[int]) -> Value:
     """Axes of one voxel repeated; -1 keeps an axis."""
     full = [n if m == -1 else m for n, m in zip(x.shape[-len(shape) :], shape, strict=False)]
-    if len(full) != len(x.shape) or full[0] != BATCH:
+    if len(full) != len(x.shape) or full[0] != x.batch:
         raise UnsupportedError(f"from {x.shape} to {tuple(shape)}")
     if tuple(full) == x.shape:
         return x
@@ -266,11 +266,11 @@ def part(
     extent = c.extent(x)
     starts, stops, steps = [0, 0, 0], list(extent[1:]), [1, 1, 1]
     starts[voxels - 1], stops[voxels - 1], steps[voxels - 1] = first, last, step
-    whole = Value(x.name, at.plain(extent))
+    whole = x.seen(at.plain(extent))
     y = layers.crop(c, whole, starts, stops, steps)
     lies = list(x.layout)
     lies[axis - 1] = at.whole(voxels, c.extent(y)[voxels])
-    return Value(y.name, tuple(lies))
+    return y.seen(tuple(lies))
 
 
 def select(c: Builder, x: Value, axis: int, index: int) -> Value:

@@ -116,7 +116,7 @@ MODULES = {
     "flatten channels last": nn.Sequential(
         Apply(lambda x: x.movedim(1, -1).flatten(1)), nn.Linear(4 * 336, 3)
     ),
-    "output channels last": Apply(lambda x: x.movedim(1, -1)),
+    "output with its axes turned": Apply(lambda x: x.transpose(2, 4)),
     "channels in another order": Apply(
         lambda x: x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2) * 2
     ),

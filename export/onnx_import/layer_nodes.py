@@ -1,0 +1,254 @@
+"""What ONNX's operations with weights, windows or statistics become in a graph, in `LAYERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hyperfusion_rt.export.ir import layers
+from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
+from hyperfusion_rt.export.onnx_import.nodes import Array, Given, number, numbers
+
+
+def _volume(x: Any) -> Value:
+    if not isinstance(x, Value):
+        raise UnsupportedError("of a constant")
+    if len(x.shape) < 3:
+        raise UnsupportedError(f"on a tensor of shape {x.shape}")
+    return x
+
+
+def _weights(weight: Any, bias: Any) -> tuple[Array, Array | None]:
+    if isinstance(weight, Value) or isinstance(bias, Value) or weight is None:
+        raise UnsupportedError("with a computed weight")
+    return weight, bias
+
+
+def _window(g: Given, x: Value, kernel: Sequence[int]) -> dict[str, Any]:
+    """Stride, dilation and pairs of padding along the axes of voxels of `x`."""
+    axes = len(x.shape) - 2
+    if len(kernel) != axes:
+        raise UnsupportedError(f"a kernel {list(kernel)} for {x.shape}")
+    stride = list(g.get("strides", [1] * axes))
+    dilation = list(g.get("dilations", [1] * axes))
+    pads = list(g.get("pads", [0] * 2 * axes))
+    automatic = g.get("auto_pad", "NOTSET")
+    if any(len(v) != axes for v in (stride, dilation)) or len(pads) != 2 * axes:
+        raise UnsupportedError(f"with strides {stride}, dilations {dilation}, pads {pads}")
+    if min([*stride, *dilation, *kernel]) < 1:
+        raise UnsupportedError(
+            f"with strides {stride}, dilations {dilation}, kernel {list(kernel)}"
+        )
+    pairs = list(zip(pads[:axes], pads[axes:], strict=True))
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        pairs = []
+        for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True):
+            needed = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+            small, large = needed // 2, needed - needed // 2
+            pairs.append((small, large) if automatic == "SAME_UPPER" else (large, small))
+    elif automatic == "VALID":
+        pairs = [(0, 0)] * axes
+    return {"stride": stride, "dilation": dilation, "padding": pairs}
+
+
+def _conv(c: Builder, g: Given, x: Any, weight: Any, bias: Any = None) -> Value:
+    x = _volume(x)
+    weight, bias = _weights(weight, bias)
+    window = _window(g, x, weight.shape[2:])
+    return layers.convolution(c, x, weight, bias, groups=g.get("group", 1), **window)
+
+
+def _conv_transpose(c: Builder, g: Given, x: Any, weight: Any, bias: Any = None) -> Value:
+    x = _volume(x)
+    weight, bias = _weights(weight, bias)
+    axes = len(x.shape) - 2
+    if g.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise UnsupportedError(f"with auto_pad {g.get('auto_pad')}")
+    window = _window(g, x, weight.shape[2:])
+    extra = list(g.get("output_padding", [0] * axes))
+    wanted = g.get("output_shape")
+    stride, dilation, pairs = window["stride"], window["dilation"], window["padding"]
+    along = zip(x.shape[2:], weight.shape[2:], stride, dilation, extra, strict=True)
+    full = [s * (n - 1) + e + d * (k - 1) + 1 for n, k, s, d, e in along]
+    if wanted is not None:
+        total = [f - w for f, w in zip(full, list(wanted)[-axes:], strict=True)]
+        pairs = [(t // 2, t - t // 2) for t in total]
+    # What is cut off behind more than in front: voxels that are made in vain, or extra ones.
+    padding = [min(a, b) for a, b in pairs]
+    if min(padding) < 0:
+        raise UnsupportedError(f"with an output_shape of {wanted}")
+    y = layers.transposed(c, x, weight, bias, stride, padding, extra, g.get("group", 1), dilation)
+    if any(a != b for a, b in pairs):
+        starts = [a - p for (a, _), p in zip(pairs, padding, strict=True)]
+        stops = [n - (b - p) for n, (_, b), p in zip(y.shape[2:], pairs, padding, strict=True)]
+        y = layers.crop(c, y, starts, stops, [1] * axes)
+    return y
+
+
+def _gemm(c: Builder, g: Given, a: Any, b: Any, bias: Any = None) -> Value:
+    if not isinstance(a, Value) or isinstance(b, Value) or b is None or g.get("transA"):
+        raise UnsupportedError("with a first factor that is a constant or transposed")
+    weight = np.asarray(b if g.get("transB") else b.T, dtype=np.float64) * g.get("alpha", 1.0)
+    if isinstance(bias, Value):
+        raise UnsupportedError("with a computed third input")
+    if bias is None:
+        return layers.linear(c, a, weight)
+    added = np.asarray(bias, dtype=np.float64) * g.get("beta", 1.0)
+    if added.size not in (1, len(weight)) or (added.ndim > 1 and added.shape[0] != 1):
+        raise UnsupportedError(f"with a third input of shape {added.shape}")
+    return layers.linear(c, a, weight, np.broadcast_to(added.reshape(-1), (len(weight),)).copy())
+
+
+def _matmul(c: Builder, g: Given, a: Any, b: Any) -> Value:
+    if not isinstance(a, Value) or isinstance(b, Value) or np.ndim(b) != 2:
+        raise UnsupportedError("of two computed values, or of more than one matrix")
+    return layers.linear(c, a, np.asarray(b).T)
+
+
+def _batch_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any, mean: Any, var: Any) -> Value:
+    if g.get("training_mode") or any(isinstance(v, Value) for v in (scale, shift, mean, var)):
+        raise UnsupportedError("without running statistics")
+    if not isinstance(x, Value):
+        raise UnsupportedError("of a constant")
+    scale, shift, mean, var = (np.asarray(v, dtype=np.float64) for v in (scale, shift, mean, var))
+    gain = scale / np.sqrt(var + g.get("epsilon", 1e-5))
+    return layers.batch_norm(c, x, gain, shift - mean * gain)
+
+
+def _instance_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any) -> Value:
+    x = _volume(x)
+    scale, shift = _weights(scale, shift)
+    return layers.group_norm(c, x, None, scale, shift, g.get("epsilon", 1e-5))
+
+
+def _group_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any) -> Value:
+    x = _volume(x)
+    scale, shift = _weights(scale, shift)
+    groups, channels = g.get("num_groups", 1), x.shape[1]
+    if g.opset < 21:  # one number a group
+        scale, shift = (np.repeat(v, channels // groups) for v in (scale, shift))
+    return layers.group_norm(c, x, groups, scale, shift, g.get("epsilon", 1e-5))
+
+
+def _layer_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any = None) -> Value:
+    if not isinstance(x, Value):
+        raise UnsupportedError("of a constant")
+    scale, shift = _weights(scale, shift)
+    axes = len(x.shape) - g.get("axis", -1) % len(x.shape)
+    return layers.layer_norm(c, x, axes, scale, shift, g.get("epsilon", 1e-5))
+
+
+def _pool(kind: Any) -> Callable[..., Any]:
+    def handler(c: Builder, g: Given, x: Any) -> Any:
+        x = _volume(x)
+        if 1 in g.read:
+            raise UnsupportedError("whose indices are read")
+        kernel = list(g.get("kernel_shape", []))
+        window = _window(g, x, kernel)
+        counts, pairs = bool(g.get("count_include_pad")), window["padding"]
+        if any(a != b for a, b in pairs):
+            if kind == "avg_pool" and not counts:
+                raise UnsupportedError(f"with padding {pairs} that is not counted")
+            filling = float(np.finfo(np.float32).min) if kind == "max_pool" else 0.0
+            x, pairs = layers.pad(c, x, pairs, "constant", filling), [(0, 0)] * len(pairs)
+        padding = [a for a, _ in pairs]
+        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+            raise UnsupportedError(f"with padding {padding} for a kernel {kernel}")
+        if kind == "avg_pool" and max(window["dilation"]) > 1:
+            raise UnsupportedError("with a dilation")
+        ceil = bool(g.get("ceil_mode"))
+        return layers.pool(
+            c, x, kind, kernel, window["stride"], padding, window["dilation"], ceil, counts
+        )
+
+    return handler
+
+
+def _global(kind: Any) -> Callable[..., Value]:
+    return lambda c, g, x: layers.everywhere(c, c.volume(_volume(x)), kind, keep=True)
+
+
+def _pad(c: Builder, g: Given, x: Any, pads: Any, value: Any = None, axes: Any = None) -> Value:
+    if not isinstance(x, Value):
+        raise UnsupportedError("of a constant")
+    widths, ndim = numbers(pads, "widths"), len(x.shape)
+    along = list(range(ndim)) if axes is None else [a % ndim for a in numbers(axes, "axes")]
+    if len(widths) != 2 * len(along):
+        raise UnsupportedError(f"by {widths}")
+    pairs = [(0, 0)] * ndim
+    for i, axis in enumerate(along):
+        pairs[axis] = (widths[i], widths[len(along) + i])
+    if any(n for pair in pairs[:2] for n in pair):
+        raise UnsupportedError(f"by {widths}: only around D, H and W")
+    filling = 0.0 if value is None or np.size(value) == 0 else number(value, "value")
+    mode = g.get("mode", "constant")
+    if mode not in ("constant", "edge", "reflect"):
+        raise UnsupportedError(f"in the mode {mode}")
+    if not any(n for pair in pairs for n in pair):
+        return x
+    return layers.pad(c, x, pairs[2:], mode, filling)
+
+
+def _resize(
+    c: Builder, g: Given, x: Any, roi: Any = None, scales: Any = None, sizes: Any = None
+) -> Value:
+    x = _volume(x)
+    ndim, axes = len(x.shape), [a % len(x.shape) for a in g.get("axes", range(len(x.shape)))]
+    if sizes is not None and np.size(sizes):
+        given, step = numbers(sizes, "sizes"), None
+        full = list(x.shape)
+        for axis, size in zip(axes, given, strict=True):
+            full[axis] = size
+    else:
+        if isinstance(scales, Value) or scales is None or np.size(scales) != len(axes):
+            raise UnsupportedError("without sizes or scales that are constants")
+        factors = [1.0] * ndim
+        for axis, factor in zip(axes, np.asarray(scales, dtype=np.float64).tolist(), strict=True):
+            factors[axis] = factor
+        if min(factors) <= 0:
+            raise UnsupportedError(f"by the factors {factors}")
+        full = [int(n * f + 1e-6) for n, f in zip(x.shape, factors, strict=True)]
+        step = [1 / f for f in factors[2:]]
+    if full[:2] != list(x.shape[:2]):
+        raise UnsupportedError(f"from {x.shape} to {full}: only along D, H and W")
+    mode, where = g.get("mode", "nearest"), g.get("coordinate_transformation_mode", "half_pixel")
+    mode = "linear" if mode in ("bilinear", "trilinear") else mode
+    # At one voxel they differ, but there is nothing between two.
+    if where == "pytorch_half_pixel" and all(
+        m > 1 or n == 1 for n, m in zip(x.shape[2:], full[2:], strict=True)
+    ):
+        where = "half_pixel"
+    known = where in ("half_pixel", "asymmetric", "align_corners")
+    plain = not (g.get("antialias") or g.get("exclude_outside"))
+    policy = g.get("keep_aspect_ratio_policy", "stretch")
+    if mode not in ("linear", "nearest") or not known or not plain or policy != "stretch":
+        raise UnsupportedError(f"{mode}, {where}: only nearest and linear without antialiasing")
+    return layers.resize(
+        c,
+        x,
+        full[2:],
+        linear=mode == "linear",
+        step=step,
+        coordinates=where,
+        rounding=g.get("nearest_mode", "round_prefer_floor"),
+    )
+
+
+LAYERS: dict[str, Callable[..., Any]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batch_norm,
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "LayerNormalization": _layer_norm,
+    "MaxPool": _pool("max_pool"),
+    "AveragePool": _pool("avg_pool"),
+    "GlobalAveragePool": _global("mean"),
+    "GlobalMaxPool": _global("maximum"),
+    "Pad": _pad,
+    "Resize": _resize,
+}

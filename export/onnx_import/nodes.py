@@ -1,0 +1,335 @@
+"""What ONNX's operations on shapes and numbers become in a graph, in `HANDLERS`.
+
+A handler gets the builder, the node's attributes and its inputs: values, constants as arrays, or
+None where an optional one is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfusion_rt.artifact.operations import Kind, Pairwise
+from hyperfusion_rt.export.ir import layers, tensors
+from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a node says besides its inputs.
+
+    Attributes:
+        attributes: by name; tensors as arrays.
+        opset: the version of ONNX's operations.
+        outputs: how many of its outputs have names.
+        read: which of its outputs something reads.
+    """
+
+    attributes: dict[str, Any]
+    opset: int
+    outputs: int
+    read: frozenset[int]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute."""
+        return self.attributes.get(name, default)
+
+
+def numbers(given: Any, what: str) -> list[int]:
+    """Whole numbers of a constant."""
+    if isinstance(given, Value) or given is None:
+        raise UnsupportedError(f"with {what} that are computed from the input")
+    return [int(n) for n in np.asarray(given).reshape(-1)]
+
+
+def number(given: Any, what: str) -> float:
+    """One number of a constant."""
+    if isinstance(given, Value) or given is None or np.size(given) != 1:
+        raise UnsupportedError(f"with a {what} that is not one number")
+    return float(np.asarray(given).reshape(-1)[0])
+
+
+def _value(x: Any) -> Value:
+    if not isinstance(x, Value):
+        raise UnsupportedError("of a constant")
+    return x
+
+
+def _pairwise(op: Pairwise) -> Callable[..., Value]:
+    def handler(c: Builder, g: Given, *xs: Any) -> Value:
+        if not xs:
+            raise UnsupportedError("of nothing")
+        found = xs[0]
+        for x in xs[1:]:
+            found = tensors.pairwise(c, op, found, x)
+        return _value(found)
+
+    return handler
+
+
+def _mean(c: Builder, g: Given, *xs: Any) -> Value:
+    return c.affine(_pairwise("add")(c, g, *xs), 1 / len(xs), 0.0)
+
+
+def _pow(c: Builder, g: Given, x: Any, exponent: Any) -> Value:
+    power = number(exponent, "exponent")
+    if power == 2:
+        return tensors.pairwise(c, "mul", _value(x), x)
+    if power in (1.0, 0.5):
+        return x if power == 1 else layers.activation(c, _value(x), "sqrt")
+    return layers.activation(c, _value(x), "power", power)
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def _activation(kind: Kind) -> Callable[..., Value]:
+    return lambda c, g, x: layers.activation(c, _value(x), kind)
+
+
+def _leaky(c: Builder, g: Given, x: Any) -> Value:
+    return layers.activation(c, _value(x), "leaky_relu", g.get("alpha", 0.01))
+
+
+def _elu(c: Builder, g: Given, x: Any) -> Value:
+    return layers.activation(c, _value(x), "elu", g.get("alpha", 1.0))
+
+
+def _selu(c: Builder, g: Given, x: Any) -> Value:
+    y = layers.activation(c, _value(x), "elu", g.get("alpha", 1.6732631921768188))
+    return c.affine(y, g.get("gamma", 1.0507010221481323), 0.0)
+
+
+def _celu(c: Builder, g: Given, x: Any) -> Value:
+    alpha = g.get("alpha", 1.0)
+    return c.affine(
+        layers.activation(c, c.affine(_value(x), 1 / alpha, 0.0), "elu", 1.0), alpha, 0.0
+    )
+
+
+def _hard_sigmoid(c: Builder, g: Given, x: Any) -> Value:
+    alpha, beta = g.get("alpha", 0.2), g.get("beta", 0.5)
+    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
+        return layers.activation(c, _value(x), "hardsigmoid")
+    return layers.clip(c, c.affine(_value(x), alpha, beta), 0.0, 1.0)
+
+
+def _clip(c: Builder, g: Given, x: Any, low: Any = None, high: Any = None) -> Value:
+    bounds = [
+        g.get(name) if b is None else number(b, "bound")
+        for name, b in (("min", low), ("max", high))
+    ]
+    return layers.clip(c, _value(x), *bounds)
+
+
+def _gelu(c: Builder, g: Given, x: Any) -> Value:
+    tanh = g.get("approximate", "none") == "tanh"
+    return layers.activation(c, _value(x), "gelu_tanh" if tanh else "gelu")
+
+
+def _swish(c: Builder, g: Given, x: Any) -> Value:
+    if g.get("alpha", 1.0) != 1:
+        raise UnsupportedError(f"with alpha {g.get('alpha')}")
+    return layers.activation(c, _value(x), "silu")
+
+
+def _prelu(c: Builder, g: Given, x: Any, slope: Any) -> Value:
+    if isinstance(slope, Value):
+        raise UnsupportedError("with a computed slope")
+    # It meets x from behind, as any constant.
+    x = c.flat(_value(x))
+    return layers.activation(c, x, "prelu", slope=c.per_channel(x, slope))
+
+
+def _softmax(*, log: bool) -> Callable[..., Value]:
+    def handler(c: Builder, g: Given, x: Any) -> Value:
+        x = _value(x)
+        axis = g.get("axis", -1 if g.opset >= 13 else 1) % len(x.shape)
+        if g.opset >= 13 or math.prod(x.shape[axis + 1 :]) == 1:
+            return tensors.softmax(c, x, axis, log=log)
+        # Older versions flatten what comes behind the axis.
+        flat = tensors.flatten(c, x, axis)
+        return tensors.reshape(c, tensors.softmax(c, flat, axis, log=log), x.shape)
+
+    return handler
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def _reshape(c: Builder, g: Given, x: Any, shape: Any) -> Value:
+    x = _value(x)
+    wanted = numbers(shape, "a shape's numbers")
+    if not g.get("allowzero"):
+        wanted = [x.shape[i] if n == 0 and i < len(x.shape) else n for i, n in enumerate(wanted)]
+    return tensors.reshape(c, x, wanted)
+
+
+def _flatten(c: Builder, g: Given, x: Any) -> Value:
+    axis = g.get("axis", 1)
+    if axis % len(_value(x).shape) != 1:
+        raise UnsupportedError(f"at axis {axis}: it mixes the samples of a batch")
+    return tensors.flatten(c, x, 1)
+
+
+def _transpose(c: Builder, g: Given, x: Any) -> Value:
+    x = _value(x)
+    return tensors.permute(c, x, g.get("perm", list(range(len(x.shape)))[::-1]))
+
+
+def _axes(g: Given, axes: Any) -> list[int] | None:
+    if axes is None:
+        found = g.get("axes")
+        return None if found is None else [int(a) for a in found]
+    return numbers(axes, "axes")
+
+
+def _squeeze(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
+    return tensors.squeeze(c, _value(x), _axes(g, axes))
+
+
+def _unsqueeze(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
+    return tensors.unsqueeze(c, _value(x), _axes(g, axes) or [])
+
+
+def _expand(c: Builder, g: Given, x: Any, shape: Any) -> Value:
+    x = _value(x)
+    wanted = numbers(shape, "a shape's numbers")
+    full = np.broadcast_shapes(x.shape, tuple(wanted))
+    return tensors.expand(c, x, [int(n) for n in full])
+
+
+def _concat(c: Builder, g: Given, *xs: Any) -> Value:
+    return tensors.concat(c, xs, g.get("axis", 0))
+
+
+def _split(c: Builder, g: Given, x: Any, sizes: Any = None) -> list[Value]:
+    x, axis = _value(x), g.get("axis", 0)
+    given = g.get("split") if sizes is None else numbers(sizes, "sizes")
+    if given is None:
+        given = -(-x.shape[axis] // g.outputs)
+    return tensors.split(c, x, given, axis)
+
+
+def _slice(
+    c: Builder, g: Given, x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None
+) -> Value:
+    found = _value(x)
+    first, last = numbers(starts, "starts"), numbers(ends, "ends")
+    along = list(range(len(first))) if axes is None else numbers(axes, "axes")
+    by = [1] * len(first) if steps is None else numbers(steps, "steps")
+    for axis, a, b, step in zip(along, first, last, by, strict=True):
+        found = tensors.part(c, found, axis, a, b, step)
+    return found
+
+
+def _gather(c: Builder, g: Given, x: Any, at: Any) -> Value:
+    axis, found = g.get("axis", 0), numbers(at, "indices")
+    x = _value(x)
+    if np.ndim(at) == 0:
+        return tensors.select(c, x, axis, found[0])
+    size = x.shape[axis % len(x.shape)]
+    found = [i % size if -size <= i < size else size for i in found]
+    if found and found == list(range(found[0], found[0] + len(found))) and found[-1] < size:
+        return tensors.part(c, x, axis, found[0], found[-1] + 1)
+    raise UnsupportedError(f"of the indices {found[:8]} along an axis of {size}")
+
+
+def _identity(c: Builder, g: Given, x: Any, *rest: Any) -> Value:
+    return _value(x)
+
+
+def _dropout(c: Builder, g: Given, x: Any, ratio: Any = None, training: Any = None) -> Value:
+    if training is not None and (isinstance(training, Value) or np.any(training)):
+        raise UnsupportedError("that is on during inference")
+    return _value(x)
+
+
+def _cast(c: Builder, g: Given, x: Any) -> Value:
+    if g.get("to") not in (1, 10, 11, 16):
+        raise UnsupportedError("to a type that is no floating-point number")
+    return _value(x)
+
+
+def _shape(c: Builder, g: Given, x: Any) -> Array:
+    return np.array(_value(x).shape, np.int64)[g.get("start", 0) : g.get("end")]
+
+
+def _reduce(kind: Any, *, root: bool = False) -> Callable[..., Value]:
+    def handler(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
+        x = _value(x)
+        found = _axes(g, axes)
+        if not found:
+            if g.get("noop_with_empty_axes"):
+                return x
+            found = list(range(len(x.shape)))
+        along = [a % len(x.shape) for a in found]
+        y = tensors.reduce(c, x, kind, along, keep=bool(g.get("keepdims", 1)))
+        return tensors.pairwise(c, "mul", y, y) if root else y
+
+    return handler
+
+
+HANDLERS: dict[str, Callable[..., Any]] = {
+    "Add": _pairwise("add"),
+    "Sub": _pairwise("sub"),
+    "Mul": _pairwise("mul"),
+    "Div": _pairwise("div"),
+    "Max": _pairwise("maximum"),
+    "Min": _pairwise("minimum"),
+    "Sum": _pairwise("add"),
+    "Mean": _mean,
+    "Pow": _pow,
+    "Neg": lambda c, g, x: c.affine(_value(x), -1.0, 0.0),
+    "Reciprocal": lambda c, g, x: layers.activation(c, _value(x), "power", -1.0),
+    "Relu": _activation("relu"),
+    "Sigmoid": _activation("sigmoid"),
+    "Tanh": _activation("tanh"),
+    "Softplus": _activation("softplus"),
+    "Mish": _activation("mish"),
+    "HardSwish": _activation("hardswish"),
+    "Exp": _activation("exp"),
+    "Log": _activation("log"),
+    "Sqrt": _activation("sqrt"),
+    "Abs": _activation("abs"),
+    "Erf": _activation("erf"),
+    "LeakyRelu": _leaky,
+    "Elu": _elu,
+    "Selu": _selu,
+    "Celu": _celu,
+    "HardSigmoid": _hard_sigmoid,
+    "Clip": _clip,
+    "Gelu": _gelu,
+    "Swish": _swish,
+    "PRelu": _prelu,
+    "Softmax": _softmax(log=False),
+    "LogSoftmax": _softmax(log=True),
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Expand": _expand,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Identity": _identity,
+    "Dropout": _dropout,
+    "Cast": _cast,
+    "CastLike": _identity,
+    "Shape": _shape,
+    "Size": lambda c, g, x: np.array(math.prod(_value(x).shape), np.int64),
+    "ReduceMean": _reduce("mean"),
+    "ReduceSum": _reduce("sum"),
+    "ReduceMax": _reduce("maximum"),
+    "ReduceL2": _reduce("l2"),
+    "ReduceSumSquare": _reduce("l2", root=True),
+}
