@@ -98,6 +98,14 @@ int64_t winograd_points(const ConvSpec& spec) {
   return points;
 }
 
+// How a dense convolution is done that is neither filtered nor planar.
+StepKind Engine::gathered(const ConvSpec& spec) const {
+  const Window& k = spec.window;
+  bool single = kernels_.pointwise && spec.prologue_scale.data == nullptr;
+  for (int i = 0; i < 3; ++i) single = single && k.kernel[i] == 1 && k.stride[i] == 1 && !k.padding[i];
+  return single ? StepKind::pointwise : StepKind::gather;
+}
+
 void Engine::choose_kernel(Conv& c, const ConvSpec& spec) const {
   ConvArgs& a = c.args;
   const int64_t cin = a.in_extent.c, cout = a.conv_extent.c, stride = a.window.stride[2];
@@ -112,7 +120,7 @@ void Engine::choose_kernel(Conv& c, const ConvSpec& spec) const {
   c.kind = spec.depthwise ? StepKind::depthwise
            : c.points     ? StepKind::winograd
            : planar       ? StepKind::planar
-                          : StepKind::gather;
+                          : gathered(spec);
   if (spec.pool && c.kind != StepKind::winograd && c.kind != StepKind::planar)
     refuse("only a Winograd or a planar convolution pools its result");
   if (spec.depthwise && (cin != cout || spec.condition >= 0))
@@ -155,7 +163,8 @@ void Engine::keep_weights(Conv& c, const ConvSpec& spec) {
     checked(spec.weight, product({taps, spec.depthwise ? 1 : cin, cout}), "a convolution's weight");
     a.epilogue.bias = keep(spec.bias, lanes, "a convolution's bias", cout);
   }
-  if (c.kind == StepKind::winograd || c.kind == StepKind::gather) {
+  const bool gathers = c.kind == StepKind::gather || c.kind == StepKind::pointwise;
+  if (c.kind == StepKind::winograd || gathers) {
     // One more: a phase of a transposed convolution may have no tap.
     c.packed = reserve(1 + (c.points ? product({c.points, ceil_div(cin, pair), lanes})
                                      : product({ceil_div(taps * cin, pair), lanes})));
@@ -263,7 +272,7 @@ void Engine::partition(Conv& c) {
   a.ring = a.in_extent.d;
   if (c.kind == StepKind::winograd) {
     partition_winograd(c);
-  } else if (c.kind == StepKind::gather) {
+  } else if (c.kind == StepKind::gather || c.kind == StepKind::pointwise) {
     partition_gather(c);
   } else if (c.kind == StepKind::planar) {
     partition_planar(c);

@@ -150,7 +150,7 @@ int Engine::grouped(const ConvSpec& spec, const std::shared_ptr<Conv>& whole) {
     c->points = winograd_points(given);
     std::copy(given.tile, given.tile + 3, c->args.tile);
     c->args.pairs = given.pairs && c->points;
-    c->kind = c->points ? StepKind::winograd : StepKind::gather;
+    c->kind = c->points ? StepKind::winograd : gathered(given);
     keep_maps(*c, given);
     keep_weights(*c, given);
     partition(*c);
@@ -162,14 +162,14 @@ int Engine::grouped(const ConvSpec& spec, const std::shared_ptr<Conv>& whole) {
 
 // --- phases ------------------------------------------------------------------------------------
 
-// The taps of a phase, [K][these][Cin][sets · lanes]; `weight` is [K][taps][Cin][Cout]. Depthwise:
+// The taps of a phase, [K][these][Cin][sets][Cout]; `weight` is [K][taps][Cin][Cout]. Depthwise:
 // [these][C].
 static std::vector<float> phase_weights(const ConvSpec& spec, int64_t k, int64_t cin,
                                         const std::vector<std::array<Phase, 3>>& sets) {
   const int64_t* kernel = spec.window.kernel;
   const int64_t cout = spec.out_channels, taps = taps_of(spec.window);
   const int64_t count = static_cast<int64_t>(sets.size());
-  const int64_t row = count == 1 ? cout : count * filled(cout);
+  const int64_t row = count * cout;
   const auto& first = sets[0];
   const int64_t these = first[0].taps * first[1].taps * first[2].taps;
   std::vector<float> made(static_cast<size_t>(std::max<int64_t>(k * these * cin * row, 1)), 0.0f);
@@ -183,7 +183,7 @@ static std::vector<float> phase_weights(const ConvSpec& spec, int64_t k, int64_t
         for (size_t a = 0; a < 3; ++a)
           tap = tap * kernel[a] + p[a].first_tap - at[a] * p[a].tap_step;
         for (int64_t c = 0; c < cin; ++c)
-          copy_floats(made.data() + ((i * these + t) * cin + c) * row + s * filled(cout),
+          copy_floats(made.data() + ((i * these + t) * cin + c) * row + s * cout,
                       spec.weight.data + ((i * taps + tap) * cin + c) * cout, cout);
       }
   return made;
@@ -223,13 +223,13 @@ void Engine::add_phases(const ConvSpec& spec, const std::shared_ptr<Conv>& whole
     ConvArgs& a = c->args;
     c->kind = spec.depthwise ? StepKind::depthwise : StepKind::gather;
     keep_maps(*c, given);
-    const int64_t row = count == 1 ? cout : count * filled(cout);
+    const int64_t row = count * cout;
     const std::vector<float> weight = phase_weights(spec, k, cin, members);
     given.weight = {weight.data(), k * taps_of(given.window) * cin * row};
     std::vector<float> bias(static_cast<size_t>(k * row), 0.0f);
     for (int64_t i = 0; i < k; ++i)
       for (int64_t s = 0; s < count; ++s)
-        copy_floats(bias.data() + i * row + s * filled(cout), spec.bias.data + i * cout, cout);
+        copy_floats(bias.data() + i * row + s * cout, spec.bias.data + i * cout, cout);
     given.bias = {bias.data(), k * row};
     a.conv_extent.c = row;
     a.sets = count;
@@ -268,6 +268,7 @@ int Engine::finish_parts(const std::shared_ptr<Conv>& whole) {
     if (i >= 0) reads.push_back(i);
   if (whole->second >= 0) writes.push_back(whole->second);
   step(whole->kind, reads, writes, [this, whole] { run_parts(*whole); });
+  steps_.back().parts = whole;
   return whole->out;
 }
 

@@ -57,6 +57,7 @@ void Engine::run_tasks(const Conv& c, int64_t begin, int64_t end, int thread) {
   }
   const auto kernel = c.kind == StepKind::narrow_winograd ? kernels_.narrow
                       : c.kind == StepKind::winograd      ? kernels_.winograd
+                      : c.kind == StepKind::pointwise     ? kernels_.pointwise
                                                           : kernels_.gather;
   kernel(c.args, begin, end, scratch_of(thread));
 }

@@ -74,7 +74,7 @@ void Engine::output(int i) {
 
 void Engine::step(StepKind kind, std::vector<int> reads, std::vector<int> writes,
                   std::function<void()> work) {
-  steps_.push_back({kind, std::move(work), std::move(reads), std::move(writes), nullptr});
+  steps_.push_back({kind, std::move(work), std::move(reads), std::move(writes), nullptr, nullptr});
 }
 
 std::vector<StepKind> Engine::steps() const {
@@ -130,6 +130,7 @@ void Engine::finish() {
   choose_narrow();
   fuse_rings();
   find_plain_inputs();
+  plain_outputs();
   place_values();
   arena_ = allocate(arena_floats_);
   scratch_memory_ = allocate(scratch_floats_ * pool_.threads());
@@ -159,6 +160,7 @@ void Engine::load_input(int i, const float* from) {
 void Engine::store_output(int i, float* to) {
   const Extent e = extent(i);
   const int64_t voxels = e.voxels();
+  if (value(i).planar) return;  // it was written there
   if (voxels == 1 && !stored(i)) {
     copy_floats(to, at(i), e.c);
     return;
@@ -187,6 +189,8 @@ void Engine::run(const std::vector<Array>& inputs, const std::vector<float*>& ou
   for (int64_t b = 0; b < batch; ++b) {
     for (size_t i = 0; i < inputs.size(); ++i)
       load_input(inputs_[i], inputs[i].data + b * input_floats(i));
+    for (size_t i = 0; i < outputs.size(); ++i)
+      if (value(outputs_[i]).planar) value(outputs_[i]).own = outputs[i] + b * output_floats(i);
     for (size_t s = 0; s < steps_.size(); ++s) {
       if (!steps_[s].work) continue;
       if (!profiling_) {

@@ -147,6 +147,7 @@ class Engine {
     float* own = nullptr;          // or memory of its own
     bool plain = false;            // an input that is read where the caller has it,
     const float* given = nullptr;  // which is here
+    bool planar = false;           // it is made as [C][D][H][W] float32; see plain_outputs
   };
   struct Conv;  // one convolution step with its arguments
   struct Step {
@@ -154,6 +155,7 @@ class Engine {
     std::function<void()> work;  // none: another step does it
     std::vector<int> reads, writes;
     std::shared_ptr<Conv> conv;
+    std::shared_ptr<Conv> parts;  // a convolution that others do
   };
 
   // The one place where the number of a value, unchecked, becomes an index.
@@ -185,6 +187,7 @@ class Engine {
 
   // convolutions: building
   void choose_kernel(Conv& conv, const ConvSpec& spec) const;
+  StepKind gathered(const ConvSpec& spec) const;
   void keep_maps(Conv& conv, const ConvSpec& spec);
   void keep_weights(Conv& conv, const ConvSpec& spec);
   void keep_generator(Conv& conv, const ConvSpec& spec);
@@ -226,6 +229,9 @@ class Engine {
   void fuse_rings();
   bool can_share_ring(size_t first) const;
   void find_plain_inputs();
+  void plain_outputs();
+  Step* only_maker(int i);
+  bool makes_plain(Step& step);
   void place_values();
   void place_in_concats();
 

@@ -194,7 +194,8 @@ int Engine::along_channels(int in, Along kind, int64_t channels, StepKind name, 
   const int out = add({channels, e.d, e.h, e.w}, stored(in));
   scratch(product({filled(e.c) + kBlock, kBlock}));
   step(name, {in}, {out}, [=] {
-    const ChannelArgs a{kind, at(in), e, at(out), channels, scale, shift, eps};
+    const bool plain = value(out).planar;
+    const ChannelArgs a{kind, at(in), e, at(out), channels, scale, shift, eps, plain};
     parallel(ceil_div(e.voxels(), kBlock), 16, [&](int64_t b, int64_t n, int t) {
       kernels(in).along_channels(a, b, n, scratch_of(t));
     });

@@ -150,6 +150,54 @@ void Engine::find_plain_inputs() {
   }
 }
 
+// The step that makes `i`, which no other writes and nothing but one step or the caller reads.
+Engine::Step* Engine::only_maker(int i) {
+  Step* maker = nullptr;
+  int64_t uses = std::count(outputs_.begin(), outputs_.end(), i);
+  for (Step& s : steps_) {
+    uses += std::count(s.reads.begin(), s.reads.end(), i);
+    if (has(s.writes, i)) maker = s.writes.size() == 1 ? &s : nullptr;
+  }
+  return uses == 1 ? maker : nullptr;
+}
+
+// Whether a step can make its value as [C][D][H][W]; then it will.
+bool Engine::makes_plain(Step& step) {
+  if (step.kind == StepKind::softmax) {
+    const int in = step.reads[0];
+    Step* before = stored(in) && !has(inputs_, in) ? only_maker(in) : nullptr;
+    if (!before || before->kind == StepKind::softmax || !makes_plain(*before)) return false;
+    Value& v = value(in);
+    v.planar = true;
+    v.floats = ceil_div(plain_floats(in), kBlock) * kBlock;
+    return true;
+  }
+  std::vector<Conv*> parts;
+  if (step.conv) parts.push_back(step.conv.get());
+  if (step.parts)
+    for (const auto& part : step.parts->parts) parts.push_back(part.get());
+  const auto can = [](const Conv* c) {
+    const bool gathers = c->kind == StepKind::gather || c->kind == StepKind::pointwise;
+    return gathers && c->residual < 0 && c->second < 0 && c->out_offset == 0;
+  };
+  if (parts.empty() || !std::all_of(parts.begin(), parts.end(), can)) return false;
+  for (Conv* c : parts) c->args.plain = true;
+  return true;
+}
+
+// An output of few channels is written where the caller wants it: in blocks most of its lanes would
+// be empty.
+void Engine::plain_outputs() {
+  for (int i : outputs_) {
+    Value& v = value(i);
+    if (!v.stored || v.extent.c >= kBlock || v.extent.voxels() == 1) continue;
+    Step* maker = only_maker(i);
+    if (!maker || !makes_plain(*maker)) continue;
+    v.planar = true;
+    v.floats = 0;
+  }
+}
+
 // Concatenated values are written where they will stand, if a block of channels starts there.
 void Engine::place_in_concats() {
   std::set<int> fixed(inputs_.begin(), inputs_.end());

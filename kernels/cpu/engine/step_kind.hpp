@@ -9,6 +9,7 @@ namespace hfrt {
   X(winograd, "winograd")                     \
   X(narrow_winograd, "narrow winograd")       \
   X(gather, "gather")                         \
+  X(pointwise, "pointwise")                   \
   X(planar, "planar")                         \
   X(planar_ring, "planar (in the next step)") \
   X(depthwise, "depthwise")                   \

@@ -50,25 +50,72 @@ HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, const int64_t* at, Factor* 
   }
 }
 
+// --- where results go --------------------------------------------------------------------------
+
+// Results [rows][ldc] of `rows` voxels from `from` on, of one block, to a plain [C][voxels] float32.
+HFRT_INLINE void finish_plain(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
+                              int64_t rows, int64_t block) {
+  alignas(64) float square[kLanes * kLanes], turned[kLanes * kLanes];
+  const int64_t voxels = a.conv_extent.voxels(), left = a.conv_extent.c - block * kLanes;
+  const int64_t channels = left < kLanes ? left : kLanes;
+  float* out = static_cast<float*>(a.out) + block * kLanes * voxels + from;
+  const V bias = load(a.epilogue.bias + block * kLanes);
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const int64_t n = rows - r < kLanes ? rows - r : kLanes;
+    for (int64_t i = 0; i < n; ++i)
+      store(square + i * kLanes, activate(load(c + (r + i) * ldc) + bias, a.epilogue.act, block));
+    transpose(square, turned);
+    for (int64_t j = 0; j < channels; ++j) {
+      float* row = out + j * voxels + r;
+      if (n == kLanes)
+        copy(row, turned + j * kLanes);
+      else
+        for (int64_t i = 0; i < n; ++i) row[i] = turned[j * kLanes + i];
+    }
+  }
+}
+
 // Results of the voxels from `from` on, which stand apart in the output.
 HFRT_INLINE void scatter(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
-                         int64_t rows, int64_t first_block, int64_t last_block) {
+                         int64_t rows, int64_t first_lane, int64_t last_lane) {
   const hfrt::Extent &o = a.conv_extent, &whole = a.out_extent;
-  const int64_t each = blocks_of(o.c) / a.sets;
+  const int64_t each = whole.c, place = a.place[2] * kLanes, voxels = whole.voxels();
   auto* out = static_cast<Stored*>(a.out);
-  for (int64_t b = first_block; b < last_block; ++b) {
-    const int64_t block = b % each, *start = a.starts + b / each * 3;
+  auto* plain = static_cast<float*>(a.out);
+  alignas(64) float numbers[kLanes];
+  // Runs of up to 16 lanes that are channels of one block of one set.
+  for (int64_t lane = first_lane; lane < last_lane;) {
+    const int64_t set = lane / each, channel = lane % each, block = channel / kLanes;
+    const int64_t left = each - channel, n = left < kLanes ? left : kLanes;
+    const int64_t* start = a.starts + set * 3;
+    const V kept = first_lanes(n);
+    const V bias = load(a.epilogue.bias + block * kLanes);
     int64_t d = from / (o.h * o.w), h = from / o.w % o.h, w = from % o.w;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = (block * whole.d + d * a.place[0] + start[0]) * whole.h +
-                          h * a.place[1] + start[1];
-      finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, out,
-             (row * whole.w + w * a.place[2] + start[2]) * kLanes, block);
-      if (++w < o.w) continue;
+    for (int64_t r = 0; r < rows;) {
+      const int64_t run = rows - r < o.w - w ? rows - r : o.w - w;
+      const int64_t row = (d * a.place[0] + start[0]) * whole.h + h * a.place[1] + start[1];
+      const int64_t voxel = row * whole.w + w * a.place[2] + start[2];
+      const float* y = c + r * ldc + lane - first_lane;
+      if (a.plain) {
+        float* to = plain + channel * voxels + voxel;
+        for (int64_t i = 0; i < run; ++i) {
+          store(numbers, activate(load(y + i * ldc) + bias, a.epilogue.act, block));
+          for (int64_t j = 0; j < n; ++j) to[j * voxels + i * a.place[2]] = numbers[j];
+        }
+      } else {
+        Stored* to = out + (block * voxels + voxel) * kLanes;
+        const Stored* beside = static_cast<const Stored*>(a.epilogue.residual);
+        for (int64_t i = 0; i < run; ++i) {
+          V x = load(y + i * ldc) + bias;
+          if (beside) x = x + load(beside + (to - out) + i * place);
+          store(to + i * place, if_positive(kept, activate(x, a.epilogue.act, block), zero()));
+        }
+      }
+      r += run;
       w = 0;
-      if (++h < o.h) continue;
-      h = 0, ++d;
+      if (++h == o.h) h = 0, ++d;
     }
+    lane += n;
   }
 }
 
@@ -106,13 +153,59 @@ void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
                                    ? last_panel * kVectorsPerPanel
                                    : blocks;
     if (a.starts) {
-      scatter(a, c, ldc, from, rows, first_block, last_block);
+      const int64_t last = last_block * kLanes;
+      scatter(a, c, ldc, from, rows, first_block * kLanes, last < o.c ? last : o.c);
       continue;
     }
-    for (int64_t b = first_block; b < last_block; ++b)
+    for (int64_t b = first_block; b < last_block; ++b) {
+      const float* results = c + (b - first_block) * kLanes;
+      if (a.plain) {
+        finish_plain(a, results, ldc, from, rows, b);
+        continue;
+      }
       for (int64_t r = 0; r < rows; ++r)
-        finish(load(c + r * ldc + (b - first_block) * kLanes), a.epilogue, out,
-               (b * voxels + from + r) * kLanes, b);
+        finish(load(results + r * ldc), a.epilogue, out, (b * voxels + from + r) * kLanes, b);
+    }
+  }
+}
+
+// A 1x1x1 convolution of every voxel, from the volume as it lies. scratch: a tile of results.
+void pointwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch) {
+  using T = Factor;
+  const int64_t voxels = a.conv_extent.voxels(), blocks = blocks_of(a.conv_extent.c);
+  const int64_t panels = (blocks + kVectorsPerPanel - 1) / kVectorsPerPanel;
+  const int64_t depth = (a.in_extent.c + kPair<T> - 1) / kPair<T>;
+  constexpr int64_t kRow = kLanes / kPair<T>;  // floats of a voxel's block
+  const auto* in = static_cast<const float*>(a.in);
+  auto* out = static_cast<Stored*>(a.out);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t from = task / a.splits * a.rows, split = task % a.splits;
+    const int64_t left = a.count - from, rows = left < a.rows ? left : a.rows;
+    for (int64_t p = panels * split / a.splits; p < panels * (split + 1) / a.splits; ++p) {
+      const int64_t first = p * kVectorsPerPanel, many = blocks - first < kVectorsPerPanel
+                                                             ? blocks - first
+                                                             : kVectorsPerPanel;
+      const bool full = many == kVectorsPerPanel;
+      const int64_t most = full ? kRows2 : kRows1;
+      const Micro* table = full ? BlockedFrom<T, kVectorsPerPanel, MakeSequence<kRows2>::type>::table
+                                : BlockedFrom<T, 1, MakeSequence<kRows1>::type>::table;
+      const float* weight = a.weight + first * depth * kLanes;
+      const int64_t parts = (rows + most - 1) / most, ldc = many * kLanes;
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t start = rows * i / parts, n = rows * (i + 1) / parts - start;
+        table[n - 1](in + (from + start) * kRow, voxels * kRow, depth, weight, scratch, ldc);
+        for (int64_t j = 0; j < many; ++j) {
+          if (a.plain) {
+            finish_plain(a, scratch + j * kLanes, ldc, from + start, n, first + j);
+            continue;
+          }
+          const int64_t at = ((first + j) * voxels + from + start) * kLanes;
+          for (int64_t r = 0; r < n; ++r)
+            finish(load(scratch + r * ldc + j * kLanes), a.epilogue, out, at + r * kLanes,
+                   first + j);
+        }
+      }
+    }
   }
 }
 

@@ -93,6 +93,54 @@ using Two = FromSequence<T, kVectorsPerPanel, MakeSequence<kRows2>::type>;
 
 constexpr int64_t kPanel = kVectorsPerPanel * kLanes;
 
+// As `micro`, with rows of a volume as it lies: a block of channels of row r at r * 16 numbers, the
+// next block `block_step` floats on. depth: in units of 32 bits.
+template <typename T, int Rows, int Vectors>
+__attribute__((noinline)) void micro_blocked(const float* a, int64_t block_step, int64_t depth,
+                                             const float* b, float* c, int64_t ldc) {
+  constexpr int kSteps = kLanes / kPair<T>;
+  V acc[Rows][Vectors];
+#pragma GCC unroll 32
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) acc[r][j] = zero();
+  const auto step = [&](const float* at, int offset) HFRT_LAMBDA {
+    V w[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) w[j] = load(b + (offset * Vectors + j) * kLanes);
+#pragma GCC unroll 32
+    for (int r = 0; r < Rows; ++r) {
+      const V x = broadcast(at[r * kSteps + offset]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) acc[r][j] = multiply_add<T>(x, w[j], acc[r][j]);
+    }
+  };
+  for (int64_t k = 0; k < depth; k += kSteps, a += block_step) {
+    const int64_t n = depth - k < kSteps ? depth - k : kSteps;
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4, b += 4 * Vectors * kLanes) {
+      step(a + i, 0);
+      step(a + i, 1);
+      step(a + i, 2);
+      step(a + i, 3);
+    }
+    for (; i < n; ++i, b += Vectors * kLanes) step(a + i, 0);
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store(c + r * ldc + j * kLanes, acc[r][j]);
+}
+
+template <typename T, int Vectors, int... Row>
+struct BlockedTable {
+  static constexpr Micro table[] = {micro_blocked<T, Row + 1, Vectors>...};
+};
+template <typename T, int Vectors, typename Sequence>
+struct BlockedFrom;
+template <typename T, int Vectors, int... I>
+struct BlockedFrom<T, Vectors, Sequence<I...>> : BlockedTable<T, Vectors, I...> {};
+
 // Rows of `depth` factors, `lda` apart (with pairs, an even number), times weights as `pack` leaves
 // them.
 template <typename T>

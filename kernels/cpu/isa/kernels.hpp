@@ -159,6 +159,8 @@ struct ConvArgs {
   bool pairs = false;            // Winograd, 2x2x2: the product takes `Kernels::pair` factors
   // Gather and depthwise: output voxel i of `conv_extent` stands at place * i + start in `out_extent`.
   int64_t place[3] = {1, 1, 1}, start[3] = {0, 0, 0};
+  // The result is [C][D][H][W] float32; without residual and second output.
+  bool plain = false;
   // Gather: so many sets of output channels, one after the other, which stand at starts[3 * set].
   int64_t sets = 1;
   const int64_t* starts = nullptr;
@@ -221,6 +223,7 @@ struct ChannelArgs {
   int64_t out_channels;
   const float *scale, *shift;  // norm: [C]
   float eps;
+  bool plain;  // both are [C][voxels] float32
 };
 
 // For each voxel of the result, along each axis, the two that it lies between and the part of the
@@ -255,6 +258,8 @@ struct Kernels {
   void (*winograd)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*narrow)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*gather)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
+  // Null where factors are not what is stored.
+  void (*pointwise)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*planar)(const ConvArgs&, int64_t begin, int64_t end, float* scratch);
   void (*depthwise)(const ConvArgs&, int64_t begin, int64_t end);
 

@@ -27,6 +27,7 @@ const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
                              ::winograd,
                              ::narrow,
                              ::gather,
+                             sizeof(Factor) == sizeof(Stored) ? ::pointwise : nullptr,
                              ::planar,
                              ::depthwise,
                              ::block,

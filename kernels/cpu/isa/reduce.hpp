@@ -147,7 +147,16 @@ void along_channels(const hfrt::ChannelArgs& a, int64_t begin, int64_t end, floa
   float *square = scratch, *rows = scratch + kLanes * kLanes;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t first = task * kLanes, n = voxels - first < kLanes ? voxels - first : kLanes;
-    load_turned(x, blocks, voxels, first, n, square, rows);
+    if (a.plain) {
+      const auto* from = static_cast<const float*>(a.in) + first;
+      for (int64_t i = 0; i < c; ++i)
+        if (n == kLanes)
+          copy(rows + i * kLanes, from + i * voxels);
+        else
+          for (int64_t j = 0; j < kLanes; ++j) rows[i * kLanes + j] = j < n ? from[i * voxels + j] : 0;
+    } else {
+      load_turned(x, blocks, voxels, first, n, square, rows);
+    }
     int64_t made = blocks;
     if (a.kind == Along::softmax || a.kind == Along::log_softmax) {
       softmax_rows(rows, c, a.kind == Along::log_softmax);
@@ -156,6 +165,15 @@ void along_channels(const hfrt::ChannelArgs& a, int64_t begin, int64_t end, floa
     } else {
       store(rows, reduced_rows(rows, c, a.kind));
       made = 1;
+    }
+    if (a.plain) {
+      auto* to = static_cast<float*>(a.out) + first;
+      for (int64_t i = 0; i < a.out_channels; ++i)
+        if (n == kLanes)
+          copy(to + i * voxels, rows + i * kLanes);
+        else
+          for (int64_t j = 0; j < n; ++j) to[i * voxels + j] = rows[i * kLanes + j];
+      continue;
     }
     // Lanes without a channel stay 0.
     for (int64_t i = made == 1 && blocks > 0 && a.out_channels == 1 ? 1 : c; i < made * kLanes; ++i)
