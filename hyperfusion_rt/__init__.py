@@ -1,6 +1,8 @@
 """HyperFusion networks: training, export, and fast inference.
 
 `load("NAME.hfrt").predict(paths, table)` predicts from Python what `hfrt infer` predicts.
+`compile(network, example)` runs any 3D network on the native CPU engine; `load_network(path)` opens
+what its `save` wrote.
 `hyperfy(network, layers, condition=T)` lets a row of a table generate layers of any network.
 """
 
@@ -13,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from hyperfusion_rt.errors import HyperFusionError
 
 if TYPE_CHECKING:
+    from hyperfusion_rt.export.compiled import compile
     from hyperfusion_rt.models.hyperfy import hyperfy
+    from hyperfusion_rt.runtime.engines.compiled import CompiledNetwork, load_network
     from hyperfusion_rt.runtime.predictor import Predictor, load
 
 # Nobody is told what is done here, by us or by what we use. Before any of them is imported, and in
@@ -26,7 +30,22 @@ for _name, _value in (
     os.environ.setdefault(_name, _value)
 
 __version__ = "0.1.0"
-__all__ = ["HyperFusionError", "Predictor", "__version__", "hyperfy", "load"]
+__all__ = [
+    "CompiledNetwork",
+    "HyperFusionError",
+    "Predictor",
+    "__version__",
+    "compile",
+    "hyperfy",
+    "load",
+    "load_network",
+]
+
+# Named by text: they need torch, which nothing that predicts reaches from here.
+_WITH_TORCH = {
+    "compile": "hyperfusion_rt.export.compiled",
+    "hyperfy": "hyperfusion_rt.models.hyperfy",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +54,10 @@ def __getattr__(name: str) -> Any:
         from hyperfusion_rt.runtime import predictor
 
         return getattr(predictor, name)
-    if name == "hyperfy":
-        # Named by text: it needs torch, which nothing that predicts reaches from here.
-        return import_module("hyperfusion_rt.models.hyperfy").hyperfy
+    if name in ("CompiledNetwork", "load_network"):
+        from hyperfusion_rt.runtime.engines import compiled
+
+        return getattr(compiled, name)
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfusion_rt.artifact.operations import Activation, Subsampling
-from hyperfusion_rt.artifact.plan import Plan, Program
+from hyperfusion_rt.artifact.plan import Plan, Program, Side, Sides
 from hyperfusion_rt.export.fuse.draft import (
     CONVS,
     TRANSPOSED,
@@ -50,12 +50,31 @@ def plan(graph: Graph, *, folded: bool = False, precision: str = "fp32") -> Plan
     return _plan(*cut(graph), 1, precision)
 
 
+def plan_network(graph: Graph, *, precision: str = "fp32") -> Plan:
+    """The plan of any network: its inputs and outputs have the names and shapes that it gives them."""
+
+    def side(name: str) -> Side:
+        last, shape = name in graph.last, graph.outer.get(name, graph.shapes[name])
+        return Side(name, (*shape[1:], shape[0]) if last else shape, last)
+
+    sides = Sides(
+        inputs=tuple(side(name) for name in graph.inputs),
+        outputs=tuple(side(name) for name in graph.outputs),
+    )
+    folded = fold(graph)
+    made = {name: folded.shapes[name] for name in folded.outputs}
+    head = Graph(made, [], list(folded.outputs), made)
+    return _plan(folded, head, 1, precision, sides)
+
+
 def plan_ensemble(ensemble: Ensemble, *, precision: str = "fp32") -> Plan:
     """The plan of a joined ensemble of folded networks."""
     return _plan(ensemble.trunk, ensemble.head, ensemble.boxes, precision)
 
 
-def _plan(trunk: Graph, head: Graph, boxes: int, precision: str) -> Plan:
+def _plan(
+    trunk: Graph, head: Graph, boxes: int, precision: str, sides: Sides | None = None
+) -> Plan:
     tensors: dict[str, NDArray[np.float32]] = {}
     return Plan(
         trunk=_Fuser(trunk, "trunk", tensors, precision).program(),
@@ -63,6 +82,7 @@ def _plan(trunk: Graph, head: Graph, boxes: int, precision: str) -> Plan:
         tensors=tensors,
         precision=precision,
         boxes=boxes,
+        sides=sides,
     )
 
 

@@ -6,6 +6,7 @@ The file is a safetensors file: float32 tensors, and the plan as JSON in its met
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
@@ -18,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hyperfusion_rt.artifact.operations import TENSORS, AnyOperation, Extent
+from hyperfusion_rt.artifact.operations import TENSORS, AnyOperation, Extent, Positive
 from hyperfusion_rt.errors import EngineError
 from hyperfusion_rt.files import replacing
 
@@ -35,6 +36,29 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Side:
+    """An input or output of a network as its author has it.
+
+    Attributes:
+        shape: without the batch, of any number of axes; the numbers are those of the value `name`,
+            in the same order, but for channels that come last.
+        last: the channels are the last axis.
+    """
+
+    name: str
+    shape: tuple[Positive, ...]
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Those of a network that is no HyperFusion network, in its author's order."""
+
+    inputs: tuple[Side, ...]
+    outputs: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
 class _Body:
     """The JSON of a plan, checked by these annotations and those of the operations."""
 
@@ -44,11 +68,13 @@ class _Body:
     head: Program
     precision: Literal["fp32", "bf16"]
     boxes: int
+    sides: Sides | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`trunk(image) → features`, `head(features, tabular) → output`.
+    """`trunk(image) → features`, `head(features, tabular) → output`; or, with `sides`, any network,
+    which is the trunk.
 
     Attributes:
         tensors: `float32`; those of a file are read when they are asked for.
@@ -66,6 +92,7 @@ class Plan:
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     precision: str = "fp32"
     boxes: int = 1
+    sides: Sides | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -73,6 +100,13 @@ class Plan:
 
 def _check(plan: Plan) -> None:
     given = {"image", "tabular"}
+    if plan.sides is not None:
+        given = {side.name for side in plan.sides.inputs}
+        made = {**plan.trunk.inputs}
+        made |= {name: shape for op in plan.trunk.ops for name, shape in op.makes.items()}
+        for side in (*plan.sides.inputs, *plan.sides.outputs):
+            if math.prod(side.shape) != math.prod(made.get(side.name, ())):
+                raise damaged(f"{side.name!r} is not {list(side.shape)}")
     if plan.boxes < 1:
         raise damaged(f"a case of {plan.boxes} boxes")
     for name, program in (("trunk", plan.trunk), ("head", plan.head)):
@@ -136,6 +170,8 @@ def write_plan(plan: Plan, path: Path) -> None:
         "precision": plan.precision,
         "boxes": plan.boxes,
     }
+    if plan.sides is not None:
+        body["sides"] = asdict(plan.sides)
     metadata = {"format": FORMAT, "plan": json.dumps(body)}
     with replacing(path) as temporary:
         try:
