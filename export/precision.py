@@ -27,13 +27,16 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 HEADROOM = 8.0
 # Statistics over a volume: sums of very many numbers, and their squares.
 _EXACT = ("group_norm", "channel_norm", "global_norm", "reduce")
-_NO_BF16 = ("hardswish", "mish")  # TensorRT has these activations in float16 only
+# TensorRT has these activations, and transposed convolutions, in float16 only.
+_NO_BF16 = ("hardswish", "mish")
 
 
 def could_be_narrow(graph: Graph, node: Node, precision: str) -> bool:
     """Whether `node` reads a volume and makes a volume, and engines have it in `precision`."""
     act = node.attrs
     if precision == "bf16" and isinstance(act, Activation) and act.kind in _NO_BF16:
+        return False
+    if precision == "bf16" and node.op.endswith("conv_transpose"):
         return False
     read, made = graph.shapes[node.inputs[0]], graph.shapes[node.output]
     return len(read) == 4 and len(made) == 4 and node.op not in _EXACT

@@ -147,6 +147,7 @@ class Engine:
         pairs: bool = False,
         groups: int = 1,
         transposed: Sequence[int] | None = None,
+        behind: Sequence[int] | None = None,
     ) -> int: ...
     def pool(
         self,

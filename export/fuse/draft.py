@@ -112,7 +112,8 @@ def halves(node: Node, shape: tuple[int, ...]) -> bool:
 def pointwise(node: Node) -> bool:
     """Whether a convolution looks at single voxels."""
     window = node.given(Convolution)
-    return window.kernel == (1, 1, 1) and window.padding == (0, 0, 0) and dense(node)
+    plain = window.padding == (0, 0, 0) and window.behind is None
+    return window.kernel == (1, 1, 1) and plain and dense(node)
 
 
 def winograd(node: Node) -> bool:

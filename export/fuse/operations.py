@@ -219,6 +219,7 @@ class Operations:
             "kernel": window.kernel,
             "stride": window.stride,
             "padding": window.padding,
+            "behind": window.behind,
             "dilation": window.dilation,
             "act": self._late(draft),
             "weight": self._tensor(draft, "weight", _flat(node, depthwise)),

@@ -223,14 +223,15 @@ def spread(value: Any, axes: int, fill: int) -> tuple[int, int, int]:
     return full[0], full[1], full[2]
 
 
-def window_size(size: int, k: int, s: int, p: int, d: int, ceil: bool = False) -> int:
-    """How many windows there are along an axis."""
-    room = size + 2 * p - d * (k - 1) - 1
+def window_size(size: int, k: int, s: int, p: int, q: int, d: int, ceil: bool = False) -> int:
+    """How many windows there are along an axis with `p` voxels in front of it and `q` behind."""
+    room = size + p + q - d * (k - 1) - 1
     n = -(-room // s) + 1 if ceil else room // s + 1
     return n - 1 if ceil and (n - 1) * s >= size + p else n
 
 
 def windows(extent: Shape, w: Window, ceil: bool = False) -> Shape:
     """How many windows there are along D, H and W of a value `[C, D, H, W]`."""
-    along = zip(extent[1:], w.kernel, w.stride, w.padding, w.dilation, strict=True)
+    behind = w.padding if w.behind is None else w.behind
+    along = zip(extent[1:], w.kernel, w.stride, w.padding, behind, w.dilation, strict=True)
     return tuple(window_size(*axis, ceil) for axis in along)

@@ -171,6 +171,7 @@ def _takes_affine(graph: Graph, node: Node, value: str) -> bool:
         node.op in ("conv", "hyper_conv")
         and node.inputs[0] == value
         and not any(node.given(Convolution).padding)
+        and node.given(Convolution).behind is None
     )
 
 
@@ -265,14 +266,24 @@ def pad_into_window(graph: Graph) -> bool:
         if pad.op != "pad":
             continue
         margins = pad.given(Margins)
-        if margins.before != margins.after or margins.mode != "constant" or margins.value:
+        if margins.mode != "constant" or margins.value:
             continue
         user = graph.only_user(pad.output)
         if user is None or user.op not in ("conv", "hyper_conv"):
             continue
         window = user.given(Convolution)
-        d, h, w = (p + q for p, q in zip(window.padding, margins.before, strict=True))
-        user.attrs = replace(window, padding=(d, h, w))
+        front, behind = (
+            tuple(p + q for p, q in zip(of, more, strict=True))
+            for of, more in (
+                (window.padding, margins.before),
+                (window.padding if window.behind is None else window.behind, margins.after),
+            )
+        )
+        user.attrs = replace(
+            window,
+            padding=(front[0], front[1], front[2]),
+            behind=None if front == behind else (behind[0], behind[1], behind[2]),
+        )
         user.inputs[0] = pad.inputs[0]
         graph.nodes.remove(pad)
         return True

@@ -90,6 +90,7 @@ def _pointwise_hyper(node: Node) -> bool:
         node.op == "hyper_conv"
         and node.arrays["weight"].shape[3:] == (1, 1, 1)
         and not any(node.given(Convolution).padding)
+        and node.given(Convolution).behind is None
         and node.given(Convolution).groups == 1
     )
 

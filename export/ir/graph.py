@@ -278,16 +278,18 @@ def _channels(array: Tensor, x: Tensor) -> Tensor:
 
 def _conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
     t = n.given(Convolution)
-    return F.conv3d(x[0], a["weight"], a["bias"], t.stride, t.padding, t.dilation, t.groups)
+    image, padding = x[0], t.padding
+    if t.behind is not None:
+        both = zip(t.padding[::-1], t.behind[::-1], strict=True)
+        image, padding = F.pad(image, [width for pair in both for width in pair]), (0, 0, 0)
+    return F.conv3d(image, a["weight"], a["bias"], t.stride, padding, t.dilation, t.groups)
 
 
 def _hyper_conv(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
-    t, samples = n.given(Convolution), []
+    samples = []
     for image, e in zip(x[0], x[1], strict=True):
-        weight, bias = torch.tensordot(e, a["weight"], 1), torch.tensordot(e, a["bias"], 1)
-        samples.append(
-            F.conv3d(image[None], weight, bias, t.stride, t.padding, t.dilation, t.groups)
-        )
+        made = {name: torch.tensordot(e, array, 1) for name, array in a.items()}
+        samples.append(_conv([image[None]], made, n))
     return torch.cat(samples)
 
 

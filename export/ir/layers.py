@@ -69,7 +69,7 @@ def convolution(
 ) -> Value:
     """`weight [Cout, Cin/groups, k...]`; with a `condition` (ẽ, a vector) of more in front, `[K]`.
 
-    `padding`: one number for both sides of an axis, or pairs; what differs becomes zeros around x.
+    `padding`: one number for both sides of an axis, or pairs.
     """
     x, axes = c.volume(x), len(x.layout) - 1
     filters = _filters(weight, axes)
@@ -78,13 +78,14 @@ def convolution(
         raise UnsupportedError(
             f"of {c.extent(x)[0]} channels with weights {list(np.shape(weight))}, {groups} groups"
         )
-    x, padded = _padded(c, x, axes, padding)
     lead = filters.shape[:-5]
+    front, behind = _sides(axes, padding)
     window = Convolution(
         kernel=(filters.shape[-3], filters.shape[-2], filters.shape[-1]),
         stride=spread(stride, axes, 1),
-        padding=padded,
+        padding=front,
         dilation=spread(dilation, axes, 1),
+        behind=None if behind == front else behind,
         groups=groups,
     )
     shape = (cout, *windows(c.extent(x), window))
@@ -94,16 +95,12 @@ def convolution(
     return made(c, op, inputs, shape, window, weight=filters, bias=added)
 
 
-def _padded(c: Builder, x: Value, axes: int, padding: Any) -> tuple[Value, Widths]:
-    """`x` and the padding that is the same on both sides."""
+def _sides(axes: int, padding: Any) -> tuple[Widths, Widths]:
+    """Padding in front of and behind every axis."""
     if isinstance(padding, int) or all(isinstance(p, int) for p in padding):
-        return x, spread(padding, axes, 0)
-    pairs = [(0, 0)] * (3 - axes) + [(int(a), int(b)) for a, b in padding]
-    both = tuple(a if a == b else 0 for a, b in pairs)
-    more = [(a - p, b - p) for (a, b), p in zip(pairs, both, strict=True)]
-    if any(a or b for a, b in more):
-        x = pad(c, x, more[3 - axes :])
-    return x, (both[0], both[1], both[2])
+        return spread(padding, axes, 0), spread(padding, axes, 0)
+    pairs = [(int(a), int(b)) for a, b in padding]
+    return spread([a for a, _ in pairs], axes, 0), spread([b for _, b in pairs], axes, 0)
 
 
 def transposed(

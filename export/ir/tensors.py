@@ -211,6 +211,8 @@ def concat(c: Builder, values: Sequence[Any], axis: int) -> Value:
     axis %= len(values[0].shape)
     if len(values) == 1:
         return values[0]  # type: ignore[no-any-return]
+    if len(values[0].layout) == 1:
+        values = [c.settled(v, v.shape[1:], 1) if len(c.extent(v)) > 1 else v for v in values]
     first = values[0]
     shapes = [v.shape[:axis] + v.shape[axis + 1 :] for v in values]
     if axis == 0 or any(shape != shapes[0] for shape in shapes):

@@ -33,7 +33,7 @@ from hyperfusion_rt.export.onnx_file.writer import Writer
 def _window(window: Window) -> dict[str, Sequence[int]]:
     return {
         "kernel_shape": window.kernel,
-        "pads": (*window.padding, *window.padding),
+        "pads": (*window.padding, *(window.padding if window.behind is None else window.behind)),
         "strides": window.stride,
     }
 
@@ -257,20 +257,20 @@ def _crop(w: Writer, node: Node) -> None:
 def _resize(w: Writer, node: Node) -> None:
     t = node.given(Resizing)
     extent = w.graph.shapes[node.inputs[0]][1:]
-    attrs = {
+    attrs: dict[str, Any] = {
         "mode": "linear" if t.linear else "nearest",
         "coordinate_transformation_mode": t.coordinates,
-        "axes": [2, 3, 4],
     }
     if not t.linear:
         attrs["nearest_mode"] = t.rounding
-    by_size = all(abs(n / m - s) < 1e-9 for n, m, s in zip(extent, t.size, t.step, strict=True))
-    if by_size or t.coordinates == "align_corners":
-        sizes = w.constant(f"{node.output}.sizes", np.array(t.size, np.int64))
-        w.op("Resize", [node.inputs[0], "", "", sizes], node.output, **attrs)
-        return
-    factors = np.array([1 / s for s in t.step], np.float32)
-    scales = w.typed_constant(f"{node.output}.scales", factors)
+    factors = [1.0, 1.0]
+    for n, m, step in zip(extent, t.size, t.step, strict=True):
+        # The size is n · factor, rounded down: float32 must not fall short of it.
+        factor = np.float32(m / n if t.coordinates == "align_corners" else 1 / step)
+        while int(n * float(factor)) < m:
+            factor = np.nextafter(factor, np.float32(np.inf))
+        factors.append(float(factor))
+    scales = w.typed_constant(f"{node.output}.scales", np.array(factors, np.float32))
     w.op("Resize", [node.inputs[0], "", scales], node.output, **attrs)
 
 

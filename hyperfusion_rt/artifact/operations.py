@@ -54,12 +54,15 @@ class Activation:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Where a convolution or a pooling looks, along D, H and W."""
+    """Where a convolution or a pooling looks, along D, H and W. `behind`: the padding there, where it
+    is not that in front; of a convolution alone.
+    """
 
     kernel: Sizes
     stride: Sizes
     padding: Widths
     dilation: Sizes = (1, 1, 1)
+    behind: Widths | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
              const std::optional<Ints>& tile,
              const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse,
-             bool pairs, int groups, const std::optional<Ints>& transposed) {
+             bool pairs, int groups, const std::optional<Ints>& transposed, const std::optional<Ints>& behind) {
   hfrt::ConvSpec s;
   s.in = in;
   s.out_channels = out_channels;
@@ -233,6 +233,10 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
   s.sparse = sparse;
   s.pairs = pairs;
   s.groups = groups;
+  if (behind) {
+    const Triple t = triple_of(*behind);
+    for (size_t i = 0; i < 3; ++i) s.window.more[i] = t[i] - s.window.padding[i];
+  }
   if (transposed) {
     s.transposed = true;
     const Triple t = triple_of(*transposed);
@@ -307,7 +311,7 @@ void define_building(EngineClass& engine) {
            "prologue"_a = nb::none(), "residual"_a = nb::none(), "act"_a = nb::none(),
            "pool"_a = false, "second"_a = nb::none(), "tile"_a = nb::none(),
            "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false,
-           "groups"_a = 1, "transposed"_a = nb::none())
+           "groups"_a = 1, "transposed"_a = nb::none(), "behind"_a = nb::none())
       .def("output", &Engine::output, "value"_a)
       .def("finish", &Engine::finish)
       .def("shape", &Engine::shape, "value"_a);

@@ -235,18 +235,22 @@ def _convolution(engine: TorchEngine, op: AnyConv) -> Callable[[Values], Values]
         if prologue is not None:
             x = prologue(x).to(engine.volumes)
         residual = beside(values)
+        padding = op.padding
+        if op.behind is not None:
+            both = zip(op.padding[::-1], op.behind[::-1], strict=True)
+            x, padding = F.pad(x, [n for pair in both for n in pair]), (0, 0, 0)
         if hyper:
             # Only Triton takes narrow volumes with wide generators.
             x = x if backend.on_triton(x) else x.float()
             after = Epilogue(None, None, residual, 1.0 if slope is None else slope)
             y = hyper_conv3d(
-                x, values[op.inputs[-1]], weight, bias, None, None, stride, op.padding,
+                x, values[op.inputs[-1]], weight, bias, None, None, stride, padding,
                 op.dilation, op.groups, epilogue=after,
             )  # fmt: skip
         else:
             after = Epilogue(None, bias, residual, 1.0 if slope is None else slope)
             pool = op.pool and slope is not None
-            y = engine.block(x, weight, stride, op.padding, op.dilation, groups, after, pool)
+            y = engine.block(x, weight, stride, padding, op.dilation, groups, after, pool)
         y = later(y)
         if op.pool and slope is None:
             y = F.max_pool3d(y, 2)

@@ -120,7 +120,7 @@ def _made(op: AnyOperation, known: dict[str, Reach]) -> dict[str, Reach] | None:
         return None
     first = known[op.inputs[0]]
     match op:
-        case Conv():
+        case Conv() if op.behind is None:
             found: Reach | None = first.through(op.kernel, op.stride, op.padding, op.dilation)
             beside = [known[op.residual]] if op.residual is not None else []
             if op.shortcut is not None:

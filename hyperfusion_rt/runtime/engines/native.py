@@ -231,6 +231,7 @@ class _Compiler:
             sparse=op.sparse,
             pairs=op.pairs,
             groups=op.groups,
+            behind=op.behind,
         )
 
     def _transposed(self, op: AnyTransposed) -> int:

@@ -102,7 +102,7 @@ int64_t winograd_points(const ConvSpec& spec) {
 StepKind Engine::gathered(const ConvSpec& spec) const {
   const Window& k = spec.window;
   bool single = kernels_.pointwise && spec.prologue_scale.data == nullptr;
-  for (int i = 0; i < 3; ++i) single = single && k.kernel[i] == 1 && k.stride[i] == 1 && !k.padding[i];
+  for (int i = 0; i < 3; ++i) single = single && k.kernel[i] == 1 && k.stride[i] == 1 && !k.padding[i] && !k.more[i];
   return single ? StepKind::pointwise : StepKind::gather;
 }
 
@@ -244,7 +244,7 @@ void Engine::keep_narrow(Conv& c, const ConvSpec& spec) {
   const int64_t* padding = a.window.padding;
   if (c.points != 216 || cin > kNarrowIn || cout > kNarrowOut || spec.condition >= 0 || spec.pool ||
       spec.residual >= 0 || a.prologue.scale || a.epilogue.slopes() || padding[0] != 1 ||
-      padding[1] != 1 || padding[2] != 1 ||
+      padding[1] != 1 || padding[2] != 1 || !same_voxels(a.in_extent, a.conv_extent) ||
       (spec.shortcut >= 0 && !same_voxels(a.shortcut.in_extent, a.in_extent)))
     return;
   float* to = reserve(216 * groups * cin * kNarrowGroup);
@@ -331,7 +331,8 @@ void Engine::partition_planar(Conv& c) {
   Extent& e = a.in_extent;
   scratch(3 * kBlock * kBlock);
   // The borders of the padded input stay zero from here on.
-  e = {e.c, e.d + 2 * k.padding[0], e.h + 2 * k.padding[1], e.w + 2 * k.padding[2]};
+  const auto around = [&](int axis) { return 2 * k.padding[axis] + k.more[axis]; };
+  e = {e.c, e.d + around(0), e.h + around(1), e.w + around(2)};
   c.padded = reserve(product({e.c, e.d, e.h, e.w}) + kSpare);
   a.in = c.padded;
   for (int64_t d = 0; d < k.kernel[0]; ++d)

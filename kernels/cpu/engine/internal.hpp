@@ -78,7 +78,7 @@ inline void put(char* to, int64_t index, int64_t bytes, float x) {
 
 inline int64_t window_size(int64_t in, const Window& k, int axis, bool ceil = false) {
   const int64_t reach = k.dilation[axis] * (k.kernel[axis] - 1) + 1;
-  const int64_t room = in + 2 * k.padding[axis] - reach;
+  const int64_t room = in + 2 * k.padding[axis] + k.more[axis] - reach;
   if (room < 0)
     refuse("a window of " + std::to_string(reach) + " voxels on an axis of " + std::to_string(in) +
            " with padding " + std::to_string(k.padding[axis]));
@@ -93,7 +93,8 @@ inline void check(const Window& k) {
   for (int i = 0; i < 3; ++i) {
     const int64_t most = int64_t{1} << 20;
     if (k.kernel[i] < 1 || k.stride[i] < 1 || k.dilation[i] < 1 || k.padding[i] < 0 ||
-        k.kernel[i] > most || k.stride[i] > most || k.dilation[i] > most || k.padding[i] > most)
+        k.kernel[i] > most || k.stride[i] > most || k.dilation[i] > most || k.padding[i] > most ||
+        k.padding[i] + k.more[i] < 0 || k.padding[i] + k.more[i] > most)
       refuse("kernel, stride and dilation must be 1 or more, padding 0 or more");
   }
 }

@@ -57,6 +57,8 @@ void unblock(const void* blocked, float* plain, int64_t channels, int64_t voxels
 void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
   const hfrt::Extent &e = a.in_extent, &o = a.out_extent;
   const hfrt::Window& k = a.window;
+  int64_t reach[3];
+  for (int i = 0; i < 3; ++i) reach[i] = (k.kernel[i] - 1) * k.dilation[i];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
     const Stored* in = static_cast<const Stored*>(a.in) + block * e.voxels() * kLanes;
@@ -66,6 +68,20 @@ void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
       const int64_t w0 = ow * k.stride[2] - k.padding[2];
       V acc = a.average ? zero() : broadcast(-__builtin_inff());
       int64_t inside = 0;
+      const bool whole = at[0] >= 0 && at[0] + reach[0] < e.d && at[1] >= 0 &&
+                         at[1] + reach[1] < e.h && w0 >= 0 && w0 + reach[2] < e.w;
+      if (whole && !a.average) {
+        for (int64_t kd = 0; kd < k.kernel[0]; ++kd)
+          for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
+            const Stored* x =
+                in + (((at[0] + kd * k.dilation[0]) * e.h + at[1] + kh * k.dilation[1]) * e.w + w0) *
+                         kLanes;
+            for (int64_t kw = 0; kw < k.kernel[2]; ++kw)
+              acc = larger_or_nan(acc, load(x + kw * k.dilation[2] * kLanes));
+          }
+        store(out + ow * kLanes, acc);
+        continue;
+      }
       for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
         const int64_t d = at[0] + kd * k.dilation[0];
         if (d < 0 || d >= e.d) continue;

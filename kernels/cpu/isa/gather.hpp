@@ -209,19 +209,63 @@ void pointwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scrat
   }
 }
 
+// --- depthwise ---------------------------------------------------------------------------------
+
+// Outputs of a row at once, in registers.
+#if defined(__AVX512F__)
+constexpr int kDepthwise = 14;
+#else
+constexpr int kDepthwise = 5;
+#endif
+
+// acc[i] += sum over the taps of one row of the input, at `row`: for N outputs that have all their
+// taps inside.
+template <int N>
+HFRT_INLINE void depthwise_inside(const Stored* row, int64_t step, const hfrt::Window& k,
+                                  const float* weight, int64_t filled, V* acc) {
+  for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
+    const V w = load(weight + kw * filled);
+    const Stored* x = row + kw * k.dilation[2] * kLanes;
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) acc[i] = fma(load(x + i * step), w, acc[i]);
+  }
+}
+
+// The same for n outputs from column `first` of the input on, some of whose taps are outside.
+HFRT_INLINE void depthwise_border(const Stored* row, int64_t first, int64_t width, int64_t n,
+                                  const hfrt::Window& k, const float* weight, int64_t filled,
+                                  V* acc) {
+  for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
+    const V w = load(weight + kw * filled);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = first + i * k.stride[2] + kw * k.dilation[2];
+      if (at >= 0 && at < width) acc[i] = fma(load(row + at * kLanes), w, acc[i]);
+    }
+  }
+}
+
 // groups = Cin = Cout; weight [tap][C filled up]. A task is one row of outputs of one block.
 void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
-  const hfrt::Extent &e = a.in_extent, &o = a.conv_extent;
+  const hfrt::Extent &e = a.in_extent, &o = a.conv_extent, &whole = a.out_extent;
   const hfrt::Window& k = a.window;
-  const int64_t filled = blocks_of(e.c) * kLanes;
-  constexpr int kRun = 8;
+  const int64_t filled = blocks_of(e.c) * kLanes, s = k.stride[2];
+  const int64_t reach = (k.kernel[2] - 1) * k.dilation[2];
+  // Outputs first..last have all their taps inside.
+  const int64_t first = (k.padding[2] > 0 ? k.padding[2] + s - 1 : 0) / s;
+  const int64_t last = e.w - 1 - reach + k.padding[2] < 0 ? 0 : (e.w - 1 - reach + k.padding[2]) / s + 1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
     const Stored* in = static_cast<const Stored*>(a.in) + block * e.voxels() * kLanes;
-    for (int64_t start = 0; start < o.w; start += kRun) {
-      const int n = static_cast<int>(o.w - start < kRun ? o.w - start : kRun);
-      V acc[kRun];
-      for (auto& v : acc) v = zero();
+    const int64_t row_out =
+        (block * whole.d + od * a.place[0] + a.start[0]) * whole.h + oh * a.place[1] + a.start[1];
+    for (int64_t w = 0; w < o.w;) {
+      const bool inside = w >= first && w < last;
+      const int64_t left = (inside ? last : w < first && first < o.w ? first : o.w) - w;
+      const int64_t most = inside && left >= kDepthwise ? kDepthwise : inside && left >= 4 ? 4 : 1;
+      const int64_t n = inside ? most : left < 4 ? left : 4;
+      V acc[kDepthwise];
+#pragma GCC unroll 16
+      for (int i = 0; i < kDepthwise; ++i) acc[i] = zero();
       for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
         const int64_t d = od * k.stride[0] - k.padding[0] + kd * k.dilation[0];
         if (d < 0 || d >= e.d) continue;
@@ -229,23 +273,23 @@ void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
           const int64_t h = oh * k.stride[1] - k.padding[1] + kh * k.dilation[1];
           if (h < 0 || h >= e.h) continue;
           const Stored* row = in + (d * e.h + h) * e.w * kLanes;
-          for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
-            const int64_t tap = (kd * k.kernel[1] + kh) * k.kernel[2] + kw;
-            const V weight = load(a.weight + tap * filled + block * kLanes);
-            const int64_t w = start * k.stride[2] - k.padding[2] + kw * k.dilation[2];
-            for (int i = 0; i < n; ++i) {
-              const int64_t at = w + i * k.stride[2];
-              if (at >= 0 && at < e.w) acc[i] = fma(load(row + at * kLanes), weight, acc[i]);
-            }
-          }
+          const float* weight =
+              a.weight + (kd * k.kernel[1] + kh) * k.kernel[2] * filled + block * kLanes;
+          const int64_t at = w * s - k.padding[2];
+          if (!inside)
+            depthwise_border(row, at, e.w, n, k, weight, filled, acc);
+          else if (n == kDepthwise)
+            depthwise_inside<kDepthwise>(row + at * kLanes, s * kLanes, k, weight, filled, acc);
+          else if (n == 4)
+            depthwise_inside<4>(row + at * kLanes, s * kLanes, k, weight, filled, acc);
+          else
+            depthwise_inside<1>(row + at * kLanes, s * kLanes, k, weight, filled, acc);
         }
       }
-      const hfrt::Extent& whole = a.out_extent;
-      const int64_t row =
-          (block * whole.d + od * a.place[0] + a.start[0]) * whole.h + oh * a.place[1] + a.start[1];
-      for (int i = 0; i < n; ++i)
+      for (int64_t i = 0; i < n; ++i)
         finish(acc[i], a.epilogue, static_cast<Stored*>(a.out),
-               (row * whole.w + (start + i) * a.place[2] + a.start[2]) * kLanes, block);
+               (row_out * whole.w + (w + i) * a.place[2] + a.start[2]) * kLanes, block);
+      w += n;
     }
   }
 }

@@ -87,9 +87,10 @@ struct Epilogue {
   bool sparse = false;
 };
 
+// `padding` in front of an axis, and so much more (or, below 0, less) behind it.
 struct Window {
   int64_t kernel[3] = {1, 1, 1}, stride[3] = {1, 1, 1}, padding[3] = {0, 0, 0},
-          dilation[3] = {1, 1, 1};
+          dilation[3] = {1, 1, 1}, more[3] = {0, 0, 0};
 };
 
 // A 1x1x1 convolution whose result is added before the activation (a residual block's shortcut).

@@ -207,12 +207,12 @@ def test_two_affine_maps_become_one():
 
 
 def test_padding_joins_the_convolution():
-    for after, expected in (((1, 0, 2), True), ((1, 1, 2), False)):
+    for after in ((1, 0, 2), (1, 1, 2)):
         b = Builder(image=V)
         shape = (4, 5 + 1 + after[0], 6 + after[1], 7 + 2 + after[2])
         x = b.add("pad", ["image"], shape, Margins(before=(1, 0, 2), after=after))
         graph = b.done(b.conv(x, 3))
-        assert ops(apply(rules.pad_into_window, graph, expected))[-1] == "conv"
+        assert ops(apply(rules.pad_into_window, graph)) == ["conv"]
 
 
 @pytest.mark.parametrize("volume", [True, False])

@@ -73,7 +73,17 @@ def test_a_generated_layer_in_the_middle(precision):
 
 
 @needs_rtx
-@pytest.mark.parametrize("name", MODULES)
+def test_what_tensorrt_cannot_build_is_said():
+    graph = lower(MODULES[DILATED], {"image": V})
+    with pytest.raises(EngineError, match="cannot build it.*Strided & Dilated Deconv"):
+        builds(graph, "fp32")
+
+
+DILATED = "transposed conv, dilated"
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", [name for name in MODULES if name != DILATED])
 def test_every_operation(name):
     graph = lower(shaken(MODULES[name]), {"image": V})
     if graph.outputs == ["image"]:
