@@ -181,7 +181,15 @@ bool Engine::makes_plain(Step& step) {
     return gathers && c->residual < 0 && c->second < 0 && c->out_offset == 0;
   };
   if (parts.empty() || !std::all_of(parts.begin(), parts.end(), can)) return false;
-  for (Conv* c : parts) c->args.plain = true;
+  for (Conv* c : parts) {
+    ConvArgs& a = c->args;
+    a.plain = true;
+    const int64_t pair = 2 * a.out_extent.c;
+    const bool channels = a.epilogue.act.slope == nullptr && kBlock % pair == 0;
+    a.paired = a.sets > 1 && a.sets % 2 == 0 && a.place[2] == 2 && channels &&
+               2 * a.conv_extent.w == a.out_extent.w;
+    if (a.paired) a.splits = 1, c->tasks = ceil_div(a.count, a.rows);
+  }
   return true;
 }
 

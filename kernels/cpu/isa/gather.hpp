@@ -76,6 +76,48 @@ HFRT_INLINE void finish_plain(const hfrt::ConvArgs& a, const float* c, int64_t l
 }
 
 // Results of the voxels from `from` on, which stand apart in the output.
+// As `scatter`, for phases of stride 2 along W in pairs, to a plain output: 16 voxels at a time.
+HFRT_INLINE void scatter_pairs(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
+                               int64_t rows) {
+  const hfrt::Extent &o = a.conv_extent, &whole = a.out_extent;
+  const int64_t each = whole.c, voxels = whole.voxels();
+  alignas(64) float square[kLanes * kLanes], turned[kLanes * kLanes];
+  const V bias = load(a.epilogue.bias);
+  const V kept = first_lanes(each);
+  alignas(64) float again[kLanes];
+  store(again, if_positive(kept, bias, zero()));
+  for (int i = 0; i < kLanes; ++i) again[i] = again[i % each];
+  const V biases = load(again);
+  int64_t d = from / (o.h * o.w), h = from / o.w % o.h, w = from % o.w;
+  for (int64_t r = 0; r < rows;) {
+    const int64_t left = rows - r < o.w - w ? rows - r : o.w - w, n = left < kLanes ? left : kLanes;
+    for (int64_t first = 0; first < o.c; first += kLanes) {
+      for (int64_t i = 0; i < n; ++i)
+        store(square + i * kLanes,
+              activate(load(c + (r + i) * ldc + first) + biases, a.epilogue.act, 0));
+      transpose(square, turned);
+      const int64_t sets = (o.c - first < kLanes ? o.c - first : kLanes) / each;
+      for (int64_t set = 0; set < sets; set += 2) {
+        const int64_t* start = a.starts + (first / each + set) * 3;
+        const int64_t row = (d * a.place[0] + start[0]) * whole.h + h * a.place[1] + start[1];
+        for (int64_t j = 0; j < each; ++j) {
+          float* to = static_cast<float*>(a.out) + j * voxels + row * whole.w + 2 * w;
+          const float *even = turned + (set * each + j) * kLanes, *odd = even + each * kLanes;
+          if (n == kLanes) {
+            for (int i = 0; i < kLanes; ++i) to[2 * i] = even[i], to[2 * i + 1] = odd[i];
+          } else {
+            for (int64_t i = 0; i < n; ++i) to[2 * i] = even[i], to[2 * i + 1] = odd[i];
+          }
+        }
+      }
+    }
+    r += n;
+    if ((w += n) < o.w) continue;
+    w = 0;
+    if (++h == o.h) h = 0, ++d;
+  }
+}
+
 HFRT_INLINE void scatter(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
                          int64_t rows, int64_t first_lane, int64_t last_lane) {
   const hfrt::Extent &o = a.conv_extent, &whole = a.out_extent;
@@ -152,6 +194,10 @@ void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
     const int64_t last_block = last_panel * kVectorsPerPanel < blocks
                                    ? last_panel * kVectorsPerPanel
                                    : blocks;
+    if (a.paired) {
+      scatter_pairs(a, c, ldc, from, rows);
+      continue;
+    }
     if (a.starts) {
       const int64_t last = last_block * kLanes;
       scatter(a, c, ldc, from, rows, first_block * kLanes, last < o.c ? last : o.c);
@@ -218,78 +264,73 @@ constexpr int kDepthwise = 14;
 constexpr int kDepthwise = 5;
 #endif
 
-// acc[i] += sum over the taps of one row of the input, at `row`: for N outputs that have all their
-// taps inside.
-template <int N>
-HFRT_INLINE void depthwise_inside(const Stored* row, int64_t step, const hfrt::Window& k,
-                                  const float* weight, int64_t filled, V* acc) {
-  for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
-    const V w = load(weight + kw * filled);
-    const Stored* x = row + kw * k.dilation[2] * kLanes;
+// N outputs of a row, from column w on. Checked: some of their taps may be outside along W.
+template <int N, bool Checked>
+HFRT_INLINE void depthwise_run(const hfrt::ConvArgs& a, const Stored* in, const int64_t* at,
+                               int64_t w, int64_t block, int64_t to) {
+  const hfrt::Extent& e = a.in_extent;
+  const hfrt::Window& k = a.window;
+  const int64_t filled = blocks_of(e.c) * kLanes, step = k.stride[2] * kLanes;
+  const int64_t first = w * k.stride[2] - k.padding[2];
+  V acc[N];
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) acc[i] = fma(load(x + i * step), w, acc[i]);
-  }
-}
-
-// The same for n outputs from column `first` of the input on, some of whose taps are outside.
-HFRT_INLINE void depthwise_border(const Stored* row, int64_t first, int64_t width, int64_t n,
-                                  const hfrt::Window& k, const float* weight, int64_t filled,
-                                  V* acc) {
-  for (int64_t kw = 0; kw < k.kernel[2]; ++kw) {
-    const V w = load(weight + kw * filled);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = first + i * k.stride[2] + kw * k.dilation[2];
-      if (at >= 0 && at < width) acc[i] = fma(load(row + at * kLanes), w, acc[i]);
+  for (int i = 0; i < N; ++i) acc[i] = zero();
+  for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
+    const int64_t d = at[0] + kd * k.dilation[0];
+    if (d < 0 || d >= e.d) continue;
+    for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
+      const int64_t h = at[1] + kh * k.dilation[1];
+      if (h < 0 || h >= e.h) continue;
+      const Stored* x = in + ((d * e.h + h) * e.w + first) * kLanes;
+      const float* weight =
+          a.weight + (kd * k.kernel[1] + kh) * k.kernel[2] * filled + block * kLanes;
+      for (int64_t kw = 0; kw < k.kernel[2]; ++kw, weight += filled, x += k.dilation[2] * kLanes) {
+        const int64_t column = first + kw * k.dilation[2];
+        if (Checked && (column < 0 || column >= e.w)) continue;
+        const V v = load(weight);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) acc[i] = fma(load(x + i * step), v, acc[i]);
+      }
     }
   }
+  const int64_t place = a.place[2] * kLanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)
+    finish(acc[i], a.epilogue, static_cast<Stored*>(a.out), to + i * place, block);
 }
 
 // groups = Cin = Cout; weight [tap][C filled up]. A task is one row of outputs of one block.
 void depthwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end) {
   const hfrt::Extent &e = a.in_extent, &o = a.conv_extent, &whole = a.out_extent;
   const hfrt::Window& k = a.window;
-  const int64_t filled = blocks_of(e.c) * kLanes, s = k.stride[2];
-  const int64_t reach = (k.kernel[2] - 1) * k.dilation[2];
+  const int64_t s = k.stride[2], reach = (k.kernel[2] - 1) * k.dilation[2];
   // Outputs first..last have all their taps inside.
-  const int64_t first = (k.padding[2] > 0 ? k.padding[2] + s - 1 : 0) / s;
-  const int64_t last = e.w - 1 - reach + k.padding[2] < 0 ? 0 : (e.w - 1 - reach + k.padding[2]) / s + 1;
+  const int64_t first = k.padding[2] > 0 ? (k.padding[2] + s - 1) / s : 0;
+  const int64_t room = e.w - 1 - reach + k.padding[2], last = room < 0 ? 0 : room / s + 1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / (o.d * o.h), od = task / o.h % o.d, oh = task % o.h;
     const Stored* in = static_cast<const Stored*>(a.in) + block * e.voxels() * kLanes;
-    const int64_t row_out =
+    const int64_t at[2] = {od * k.stride[0] - k.padding[0], oh * k.stride[1] - k.padding[1]};
+    const int64_t row =
         (block * whole.d + od * a.place[0] + a.start[0]) * whole.h + oh * a.place[1] + a.start[1];
+    const auto to = [&](int64_t w) {
+      return (row * whole.w + w * a.place[2] + a.start[2]) * kLanes;
+    };
     for (int64_t w = 0; w < o.w;) {
-      const bool inside = w >= first && w < last;
-      const int64_t left = (inside ? last : w < first && first < o.w ? first : o.w) - w;
-      const int64_t most = inside && left >= kDepthwise ? kDepthwise : inside && left >= 4 ? 4 : 1;
-      const int64_t n = inside ? most : left < 4 ? left : 4;
-      V acc[kDepthwise];
-#pragma GCC unroll 16
-      for (int i = 0; i < kDepthwise; ++i) acc[i] = zero();
-      for (int64_t kd = 0; kd < k.kernel[0]; ++kd) {
-        const int64_t d = od * k.stride[0] - k.padding[0] + kd * k.dilation[0];
-        if (d < 0 || d >= e.d) continue;
-        for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
-          const int64_t h = oh * k.stride[1] - k.padding[1] + kh * k.dilation[1];
-          if (h < 0 || h >= e.h) continue;
-          const Stored* row = in + (d * e.h + h) * e.w * kLanes;
-          const float* weight =
-              a.weight + (kd * k.kernel[1] + kh) * k.kernel[2] * filled + block * kLanes;
-          const int64_t at = w * s - k.padding[2];
-          if (!inside)
-            depthwise_border(row, at, e.w, n, k, weight, filled, acc);
-          else if (n == kDepthwise)
-            depthwise_inside<kDepthwise>(row + at * kLanes, s * kLanes, k, weight, filled, acc);
-          else if (n == 4)
-            depthwise_inside<4>(row + at * kLanes, s * kLanes, k, weight, filled, acc);
-          else
-            depthwise_inside<1>(row + at * kLanes, s * kLanes, k, weight, filled, acc);
-        }
+      const int64_t left = (last < o.w ? last : o.w) - w;
+      if (w < first || left < 1) {
+        depthwise_run<1, true>(a, in, at, w, block, to(w));
+        ++w;
+      } else if (left >= kDepthwise) {
+        depthwise_run<kDepthwise, false>(a, in, at, w, block, to(w));
+        w += kDepthwise;
+      } else if (left >= 4) {
+        depthwise_run<4, false>(a, in, at, w, block, to(w));
+        w += 4;
+      } else {
+        depthwise_run<1, false>(a, in, at, w, block, to(w));
+        ++w;
       }
-      for (int64_t i = 0; i < n; ++i)
-        finish(acc[i], a.epilogue, static_cast<Stored*>(a.out),
-               (row_out * whole.w + (w + i) * a.place[2] + a.start[2]) * kLanes, block);
-      w += n;
     }
   }
 }

@@ -165,6 +165,8 @@ struct ConvArgs {
   // Gather: so many sets of output channels, one after the other, which stand at starts[3 * set].
   int64_t sets = 1;
   const int64_t* starts = nullptr;
+  // They are pairs of neighbours along W, whole vectors hold whole pairs, and the result is plain.
+  bool paired = false;
   int64_t rows = 0;              // tiles (Winograd) or voxels (gather) in one block
   int64_t splits = 1;            // of the output channels' panels
   int64_t first = 0, count = 0;  // tiles or voxels to do: a part of the volume

@@ -810,6 +810,7 @@ PARTS = [
     (False, 20, 20, 40, (3, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1), None),
     (False, 20, 20, 20, (3, 3, 3), (1, 2, 1), (1, 1, 0), (1, 1, 2), None),
     (True, 1, 5, 7, (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), (0, 0, 0)),
+    *((True, 1, 9, n, (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), (0, 0, 0)) for n in (1, 2, 8)),
     (True, 1, 20, 33, (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     (True, 1, 3, 17, (4, 3, 2), (2, 1, 3), (1, 1, 0), (1, 2, 1), (0, 0, 2)),
     (True, 1, 4, 4, (3, 3, 3), (2, 2, 2), (2, 0, 1), (2, 3, 1), (1, 2, 0)),
@@ -843,7 +844,9 @@ def test_convolutions_of_parts(isa, precision, case, k):
             ))  # fmt: skip
         else:
             y.append(F.conv3d(image[None], w, b, stride, padding, dilation, groups))
+    slope = np.full(cout, 0.3, np.float32) if cout in (1, 2, 8) else slope
     expected = F.prelu(torch.cat(y), wide(slope))
+    act = ("leaky_relu", 0.3, 0.0, None) if cout in (1, 2, 8) else ("prelu", 0.0, 0.0, slope)
     tile = None
     if kernel == (3, 3, 3) and not transposed and not depthwise and dilation == (1, 1, 1):
         tile = (4, 4, 2) if stride == (1, 1, 1) else (2, 2, 2)
@@ -862,7 +865,7 @@ def test_convolutions_of_parts(isa, precision, case, k):
             bias if k else bias[0],
             depthwise,
             condition if k else None,
-            act=("prelu", 0.0, 0.0, slope),
+            act=act,
             tile=tile,
             groups=groups,
             transposed=extra,
