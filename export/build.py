@@ -115,7 +115,8 @@ def _random_rows(encoder: TabularEncoder, rng: np.random.Generator) -> NDArray[n
     return np.concatenate([*parts, flags], 1)[:, encoder.order].astype(np.float32)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The packages that an export depends on, with their versions."""
     found = {"hyperfusion_rt": hyperfusion_rt.__version__}
     for package in ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "nibabel"):
         if version := installed(package):
@@ -148,7 +149,9 @@ def export_run(
     _check(run, out, options)
     with replacing_folder(out) as folder:
         made = _build(run, folder, out.stem, options, on_progress)
-        _check_place(out, options)  # another export may have made it meanwhile
+        check_place(
+            out, force=options.force or options.replace
+        )  # another export may have made it meanwhile
     return Artifact(out, made.manifest, made.notes)
 
 
@@ -165,7 +168,7 @@ def _check(run: Run, out: Path, options: ExportOptions) -> None:
         )
     if out.suffix != ".hfrt":
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt", code="export-place")
-    _check_place(out, options)
+    check_place(out, force=options.force or options.replace)
     if (serve := options.serve) is not None:
         served, made = serve.resolve(), out.resolve()
         if served == made or served in made.parents or made in served.parents:
@@ -184,14 +187,19 @@ def _check(run: Run, out: Path, options: ExportOptions) -> None:
         )
 
 
-def _check_place(out: Path, options: ExportOptions) -> None:
+def check_place(out: Path, *, force: bool) -> None:
+    """Refuse a place where something else stands, or, without `force`, an artifact.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not (out / MANIFEST).is_file():
         raise ConfigError(
             f"{out}: exists and is no artifact's folder; choose another `out`", code="export-place"
         )
-    if not (options.force or options.replace):
+    if not force:
         raise ConfigError(
             f"{out}: exists; choose another `out`, or replace it with `force`",
             code="export-exists",
@@ -257,13 +265,13 @@ def _write_engine(
         yield part, path
 
 
-def _export(
+def export_engine(
     engine: str,
     ensemble: Ensemble,
     expected: Expected,
     folder: Path,
     options: ExportOptions,
-    on_progress: OnPhase | None,
+    on_progress: OnPhase | None = None,
 ) -> list[EngineFile]:
     """Write and compare one engine."""
     wanted = options.precision
@@ -311,7 +319,7 @@ def _build(
     files = [
         file
         for engine in options.engines
-        for file in _export(engine, ensemble, expected, folder, options, on_progress)
+        for file in export_engine(engine, ensemble, expected, folder, options, on_progress)
     ]
     if options.serve is not None:
         typed = choose(ensemble, options.precision, expected)
@@ -398,7 +406,7 @@ def _manifest(
             network=config.network.model_dump(),
             parameters=sum(p.numel() for p in network.parameters()),
             gflop=gflop(network, image_shape(config), encoders[0].width),
-            versions=_versions(),
+            versions=versions(),
             cases=metrics.get("cases", {}),
             metrics=metrics.get("test", {}),
             **how_trained(run),

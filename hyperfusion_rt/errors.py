@@ -48,6 +48,7 @@ CODES: dict[str, str] = {
     "dicom-no-position": "a DICOM slice does not say where it lies",
     "dicom-slices-uneven": "DICOM slices are missing, uneven, or shifted against each other",
     # tables
+    "table-missing": "no table was given, and the network reads one",
     "table-not-found": "there is no such table",
     "table-unreadable": "the table may not be read",
     "table-not-text": "the table is a spreadsheet, or text in an unknown encoding",
@@ -158,6 +159,15 @@ CODES: dict[str, str] = {
     # export
     "bench-no-contender": "no contender is left to time",
     "bench-no-run": "the run behind the artifact is not there, or is another one",
+    "import-input": "the input of an imported network is not one image",
+    "import-output": "the output of an imported network is not what was said of it",
+    "onnx-damaged": "the ONNX file is damaged, or none",
+    "onnx-unreadable": "the ONNX file, or one that belongs to it, cannot be read",
+    "onnx-opset": "the ONNX file is of an opset that is not read",
+    "onnx-input": "an input of the ONNX file cannot be used, or its shape is open",
+    "onnx-unsupported": "the ONNX file does what engines cannot do",
+    "export-precision-unknown": "there is no such precision",
+    "export-example": "the example of a network that is compiled does not fit it",
     "export-differs": "what was exported differs from torch in float64; nothing was written",
     "export-exists": "what is to be written exists: choose another place, or replace it",
     "export-network-untraceable": "torch.export cannot trace the network",

@@ -33,9 +33,10 @@ class Ensemble:
 
     @property
     def inputs(self) -> dict[str, Shape]:
-        """Shapes of a case: `image` and `tabular`, read or not."""
+        """Shapes of a case: `image` and, where there is a table, `tabular`, read or not."""
         image = _boxed(self.trunk.inputs[IMAGE], self.boxes)
-        return {IMAGE: image, TABLE: self.head.inputs[TABLE]}
+        table = {name: self.head.inputs[name] for name in (TABLE,) if name in self.head.inputs}
+        return {IMAGE: image, **table}
 
 
 def _boxed(shape: Shape, boxes: int) -> Shape:
@@ -57,7 +58,7 @@ def join(
     head = Graph({}, [], [OUTPUT, MEMBERS], {})
     raw: list[str] = []
     start = 0
-    table = {TABLE: (sum(widths),)}
+    table = {TABLE: (sum(widths),)} if sum(widths) else {}
     for index, (graph, width) in enumerate(zip(members, widths, strict=True)):
         early, late = cut(graph)
         name = f"m{index}"

@@ -50,7 +50,8 @@ PANELS = {
         "map", "id_column", "duplicates", "unmatched_scans", "unmatched_rows", "subjects",
         "participant_label", "session_label", "bids_filter", "scan_checks", "refuse_ood", "target",
         "task", "unit", "boxes", "calibration", "calibration_table", "vary", "nearest_flip", "at",
-        "of", "method", "atlas", "cube",
+        "of", "method", "atlas", "cube", "shape", "spacing", "orientation", "normalise", "box",
+        "output", "classes", "bins",
     ),
     OUTPUT: (
         "out", "report", "report_subjects", "explain", "no_ids_in_report", "derivative", "log_file",
@@ -172,7 +173,7 @@ class Command:
 GROUPS = {
     "Data": ("simulate", "preprocess"),
     "Study": ("init", "config", "check"),
-    "Train": ("train", "compare", "export", "import-checkpoint"),
+    "Train": ("train", "compare", "export", "import", "import-checkpoint"),
     "Predict": ("infer", "evaluate", "merge", "bids-app"),
     "Explain": ("what-if", "explain"),
     "Tools": ("inspect", "doctor", "bench", "demo"),

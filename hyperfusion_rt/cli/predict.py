@@ -28,8 +28,14 @@ _LISTED = 10  # failures on the terminal; all are in the table
 )
 def infer(
     scans: Annotated[list[Path], typer.Argument(help="Scans, or folders with scans.")],
-    tabular: Annotated[Path, typer.Option(help="The table: CSV or TSV.", rich_help_panel=INPUT)],
     options: CohortOptions,
+    tabular: Annotated[
+        Path | None,
+        typer.Option(
+            help="The table: CSV or TSV. A network that reads images alone needs none.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     fail_fast: Annotated[
         bool,
         typer.Option(

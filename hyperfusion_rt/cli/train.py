@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from hyperfusion_rt.config import Config
+    from hyperfusion_rt.export.import_options import ImportOptions
     from hyperfusion_rt.export.options import ExportOptions
     from hyperfusion_rt.training.check import Check
     from hyperfusion_rt.training.train import Callbacks
@@ -253,6 +254,38 @@ def import_checkpoint(
         terminal.print_json({"run": str(run.folder), "network": run.config.network.model_dump()})
     else:
         print(f"{run.folder}: imported. Next: hfrt export --run {run.folder}")
+
+
+@command(
+    "Example: hfrt import sfcn.onnx --shape 160,192,160 --normalise zscore --bins 42.5,81.5 "
+    "--target age --unit years",
+    name="import",
+    options="export.import_options:ImportOptions",
+)
+def import_network(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, opset 11 to 23.")],
+    options: ImportOptions,
+    as_json: Json = False,
+) -> None:
+    """Make an artifact of a network that others trained: an ONNX file and how scans become its input."""
+    from hyperfusion_rt.artifact.description import describe_file
+
+    terminal.need_torch("importing a network")
+    from hyperfusion_rt.export.imported import import_network as start
+
+    artifact = start(model, options)
+    for note in artifact.notes:
+        print(f"note: {spell(note)}", file=sys.stderr)
+    if as_json:
+        content = artifact.manifest.model_dump(mode="json")
+        terminal.print_json(
+            {"artifact": str(artifact.folder), **content, "notes": list(artifact.notes)}
+        )
+        return
+    unit = artifact.manifest.unit
+    rows = [[entry.file, describe_file(entry, unit)] for entry in artifact.manifest.engines]
+    terminal.table(f"{artifact.folder}: compared with float64", ["file", "what it is"], rows)
+    print(f"Next: hfrt infer scans/ --artifact {artifact.folder}")
 
 
 @command(

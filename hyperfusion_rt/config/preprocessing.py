@@ -9,10 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from hyperfusion_rt.config.base import Finite, no_truth_value
 
-Normalisation = Literal["zscore-foreground", "fixed-range", "zscore-nonzero"]
+Normalisation = Literal["zscore-foreground", "fixed-range", "minmax", "none", "zscore-nonzero"]
 Point = tuple[float, float, float]  # mm
 Shape = tuple[int, int, int]
 Range = tuple[float, float]
+
+
+# The axis of MNI space that each letter means.
+_AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 
 
 class Box(Finite):
@@ -59,11 +63,14 @@ class Preprocessing(Finite):
         "own grid",
     )
     shape: Shape = Field(
-        description="voxels of every box: left to right, back to front, bottom to top"
+        description="voxels of every box along its axes: in `RAS` left to right, back to front, "
+        "bottom to top"
     )
     spacing: float = Field(gt=0, description="edge of a voxel in mm")
-    orientation: Literal["RAS"] = Field(
-        "RAS", description="where the axes point: right, anterior, superior"
+    orientation: str = Field(
+        "RAS",
+        description="where the box's axes point, a letter each: to the right or left (R, L), to the "
+        "front or back (A, P), up or down (S, I); `RAS` is left to right, back to front, bottom to top",
     )
     interpolation: Literal["trilinear"] = Field(
         "trilinear", description="how values between voxels are read, where the grids differ"
@@ -73,7 +80,8 @@ class Preprocessing(Finite):
         description="the brain gets mean 0 and standard deviation 1 in each box: all but the "
         "background, which is what the scan's border shows and what is connected with it; "
         "`fixed-range`, for images whose values are quantities (PET SUVR, FA): `range` becomes 0 "
-        "to 1 (`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by "
+        "to 1; `minmax`: the scan's least and largest value become 0 and 1; `none`: values stay as "
+        "they are (`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by "
         "up to half a voxel is not interpolated)",
     )
     range: Range | None = Field(
@@ -92,6 +100,15 @@ class Preprocessing(Finite):
     def _check(self) -> Preprocessing:
         _distinct("boxes", [box.name for box in self.boxes])
         _distinct("channels", [channel.name for channel in self.channels])
+        if sorted("".join(_AXES.get(letter, "?") for letter in self.orientation)) != [
+            "x",
+            "y",
+            "z",
+        ]:
+            raise ValueError(
+                f"orientation {self.orientation!r}: needs one letter of R and L, one of A and P, one "
+                "of S and I, such as RAS or LPS"
+            )
         if min(self.shape) < 1:
             raise ValueError(f"shape {list(self.shape)}: needs one voxel or more along each axis")
         for channel in self.channels:
@@ -116,6 +133,14 @@ class Preprocessing(Finite):
                     "channels: zscore-nonzero is of older runs, for all channels alike"
                 )
         return self
+
+    @property
+    def directions(self) -> tuple[tuple[int, int], ...]:
+        """Of each of the box's axes: the axis of MNI space (0, 1, 2) and the way, 1 or -1."""
+        return tuple(
+            ("xyz".index(_AXES[letter]), 1 if letter in "RAS" else -1)
+            for letter in self.orientation
+        )
 
     @property
     def images_shape(self) -> tuple[int, int, int, int, int]:

@@ -244,13 +244,13 @@ def sampling_matrix(
 
     Where the scan's grid is the box's, but for rounding, its numbers are whole.
     """
-    step = np.full(3, preprocessing.spacing)
-    if box.mirror:
-        step[0] = -step[0]
     to_mm = np.eye(4)
-    to_mm[:3, :3] = np.diag(step)
+    to_mm[:3, :3] = 0.0
+    for axis, (world, way) in enumerate(preprocessing.directions):
+        flipped = box.mirror and world == 0
+        to_mm[world, axis] = preprocessing.spacing * (-way if flipped else way)
     middle = (np.asarray(preprocessing.shape, np.float64) - 1) / 2
-    to_mm[:3, 3] = np.asarray(box.center) - step * middle
+    to_mm[:3, 3] = np.asarray(box.center) - to_mm[:3, :3] @ middle
     matrix = (np.linalg.inv(affine) @ to_mm)[:3]
     # Rounding errors of the inverse must not make an aligned grid look oblique.
     matrix[:, :3][np.abs(matrix[:, :3]) < 1e-6] = 0.0
@@ -320,9 +320,13 @@ def extract(
     for image, box in zip(images, preprocessing.boxes, strict=True):
         matrix = sampling_matrix(volume.affine, box, preprocessing)
         stored = volume.voxels, volume.slope, volume.inter
-        if normalisation == "fixed-range":
-            low, high = preprocessing.range_of(channel) or (0.0, 1.0)
+        fixed = normalisation in ("fixed-range", "minmax", "none")
+        if fixed:
+            low, high = preprocessing.range_of(channel) or _range_of(volume)
             crop = _native.crop_range(*stored, matrix, low, high, image[0])
+            if normalisation == "none":
+                image *= np.float32(high - low)
+                image += np.float32(low)
         else:
             crop = _native.crop_normalise(*stored, support, matrix, image[0])
         inside, nonfinite, part, mean, deviation = crop
@@ -340,7 +344,6 @@ def extract(
                 f"{where}: {nonfinite} voxels are NaN or infinite; replace them by 0",
                 code="scan-not-finite",
             )
-        fixed = normalisation == "fixed-range"
         # A mask has one value beside 0, which is no constant.
         if fixed and (part == 0 or (deviation == 0 and part == inside)):
             raise ScanError(
@@ -365,6 +368,29 @@ def extract(
         if covered < 0.95:
             warnings.append(f"{box.name} box: {covered:.0%} inside the scan")
     return Boxes(images, tuple(coverage), tuple(fill), tuple(contrast), tuple(warnings))
+
+
+def _range_of(volume: Volume) -> tuple[float, float]:
+    """The least and the largest value of a scan.
+
+    Raises:
+        ScanError: it has one value, or none that is finite.
+    """
+    found = volume.voxels
+    if found.dtype.kind == "f":
+        found = found[np.isfinite(found)]
+    ends = (
+        [volume.slope * float(v) + volume.inter for v in (found.min(), found.max())]
+        if found.size
+        else [0.0]
+    )
+    low, high = min(ends), max(ends)
+    if not low < high:
+        raise ScanError(
+            f"{volume.path}: every voxel has the same value, or none is finite",
+            code="scan-constant",
+        )
+    return low, high
 
 
 def load_boxes(path: str | os.PathLike[str], preprocessing: Preprocessing) -> Boxes:

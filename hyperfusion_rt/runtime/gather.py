@@ -19,10 +19,11 @@ from hyperfusion_rt.data.column_map import (
     parse_map,
     read_through,
 )
+from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_search import find_chosen
 from hyperfusion_rt.data.table_columns import read_table_for
-from hyperfusion_rt.data.table_file import Duplicates, Table
-from hyperfusion_rt.errors import ConfigError
+from hyperfusion_rt.data.table_file import Duplicates, Row, Table
+from hyperfusion_rt.errors import ConfigError, TableError
 from hyperfusion_rt.runtime.options import PredictOptions
 
 PathLike = str | os.PathLike[str]
@@ -32,17 +33,24 @@ def gather(
     manifest: Manifest,
     options: PredictOptions,
     paths: PathLike | Sequence[PathLike],
-    table: PathLike,
+    table: PathLike | None,
     *,
     id_column: str | None = None,
     on_duplicate: Duplicates = "refuse",
 ) -> Cohort:
-    """Find the scans, read the table, join both.
+    """Find the scans, read the table, join both; without a table every scan is a case.
 
     Raises:
-        HyperFusionError: no scan, or the table as a whole, or the filter, cannot be used.
+        HyperFusionError: no scan, or the table as a whole, or the filter, cannot be used; or there
+            is no table, and the network reads one.
     """
     spec = manifest.table
+    names = [column.name for column in manifest.members[0].columns]
+    if table is None and names:
+        raise TableError(
+            f"no table, but the network reads {', '.join(names)}: give one with `tabular`",
+            code="table-missing",
+        )
     channels = manifest.preprocessing.channels
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     choose = read_filter(options.bids_filter)
@@ -60,6 +68,8 @@ def gather(
         scans = find_chosen(map(Path, given), find_raw_scans, choose)
     else:
         scans = find_cases([Path(path) for path in given], channels, choose)
+    if table is None:
+        return join(scans, _of_scans(scans))
     path = Path(table)
     in_bids = path.name == "participants.tsv"
     # BIDS says how its columns are called, whatever the training's table had; what differs
@@ -74,7 +84,14 @@ def gather(
     if in_bids:
         rows = session_rows(path.parent, rows)
     rows = _mapped(manifest, options, rows, in_bids)
-    return join(scans, rows, [column.name for column in manifest.members[0].columns])
+    return join(scans, rows, names)
+
+
+def _of_scans(scans: Sequence[Scan]) -> Table:
+    """A table with an empty row for every scan."""
+    ids = dict.fromkeys((scan.subject, scan.session) for scan in scans)
+    rows = [Row(subject, session, line, {}) for line, (subject, session) in enumerate(ids, 1)]
+    return Table(Path(), (), rows, ",", "")
 
 
 def _mapped(manifest: Manifest, options: PredictOptions, table: Table, in_bids: bool) -> Table:

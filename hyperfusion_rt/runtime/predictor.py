@@ -123,8 +123,11 @@ class Predictor:
         """What the artifact says of itself."""
         return self.artifact.manifest
 
-    def predict(self, paths: PathLike | Sequence[PathLike], table: PathLike) -> list[Prediction]:
-        """Predict every scan under `paths` (files or folders) with its row of `table`.
+    def predict(
+        self, paths: PathLike | Sequence[PathLike], table: PathLike | None = None
+    ) -> list[Prediction]:
+        """Predict every scan under `paths` (files or folders) with its row of `table`, which a
+        network that reads images alone does not need.
 
         A case that fails is a prediction with status `error` and its reason; a row without a scan
         has status `skipped`. In the order of subject and session.
@@ -139,7 +142,7 @@ class Predictor:
     def gather(
         self,
         paths: PathLike | Sequence[PathLike],
-        table: PathLike,
+        table: PathLike | None,
         *,
         id_column: str | None = None,
         on_duplicate: Duplicates = "refuse",

@@ -37,12 +37,12 @@ _BACKGROUND = 32
 
 def infer(
     scans: Sequence[Path],
-    tabular: Path,
+    tabular: Path | None = None,
     options: CohortOptions | None = None,
     *,
     on_case: OnCase | None = None,
 ) -> Result:
-    """Predict the scans with their rows of `tabular`.
+    """Predict the scans with their rows of `tabular`, which a network of images alone needs not.
 
     Writes the table (`options.out`), the report, and beside the table its journal (`.journal`), as
     cases are done, and a record of the run (`.run.json`); into `options.derivative` the same as a
@@ -65,13 +65,13 @@ def infer(
         options.log_file,
         options.report_subjects,
     )
-    outputs.check([tabular, *scans], artifact.folder)
+    outputs.check([*filter(None, [tabular]), *scans], artifact.folder)
     derivative = Derivative.of(options.derivative, scans)
     with RunLog(options.log_file) as log:
         predictor = Predictor(artifact, options)
         reading = {**options.reading(), **predictor.rules}
         # What is no file (a pipe) can be read once only.
-        table_sha256 = sha256(tabular) if tabular.is_file() else ""
+        table_sha256 = sha256(tabular) if tabular is not None and tabular.is_file() else ""
         cohort = predictor.gather(
             scans, tabular, id_column=options.id_column, on_duplicate=options.duplicates
         )
@@ -87,7 +87,7 @@ def infer(
             # One scan at a time, beside the engine, where memory is counted.
             1 if options.max_memory else predictor.threads,
             outputs.ids,
-            _explain(predictor, options),
+            _explain(predictor, options) if manifest.members[0].columns else None,
             options.feature_cache is not None,
         )
         if options.source == "raw" and outputs.report is not None and options.report_subjects:
@@ -110,7 +110,7 @@ def infer(
                 "options": options.model_dump(mode="json"),
                 "inputs": {
                     "scans": [str(path.resolve()) for path in scans],
-                    "table": str(tabular.resolve()),
+                    "table": str(tabular.resolve()) if tabular is not None else None,
                     "table_sha256": table_sha256,
                     "cases": len(cohort.cases),
                 },

@@ -139,7 +139,7 @@ class OnnxEngine:
 
     def run(self, image: Floats, tabular: Floats) -> dict[str, Floats]:
         """Run one batch: `image [B, N·C, D, H, W]`, `tabular [B, T]`; every output by its name."""
-        return self.feed({"image": image, "tabular": tabular})
+        return self.feed({"image": image, **_table(tabular)})
 
     def feed(self, values: dict[str, Floats]) -> dict[str, Floats]:
         """Run one batch of inputs by their names; every output by its name."""
@@ -185,7 +185,12 @@ class OnnxParts:
 
     def finish(self, features: dict[str, Floats], tabular: Floats) -> dict[str, Floats]:
         """Every output by its name, from `features` and `tabular [B, T]`."""
-        return self._head.feed({**features, "tabular": tabular})
+        return self._head.feed({**features, **_table(tabular)})
+
+
+def _table(rows: Floats) -> dict[str, Floats]:
+    """The input of that name; a network that reads images alone has none."""
+    return {"tabular": rows} if rows.shape[1] else {}
 
 
 def _choose(ort: Any, wanted: str | None) -> tuple[str, Provider]:
