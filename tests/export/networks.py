@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import nn
@@ -66,6 +68,14 @@ class MidTrunk(nn.Module):
         x = self.norm(self.first(image)).relu()
         x = self.norm2(self.hyper(x, tabular)).relu()
         return self.linear(self.last(x).relu().mean((2, 3, 4)))
+
+
+def as_onnx(module, example, path, **options):
+    """Write `module` by torch's older exporter, which needs no more packages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is older, and what tracing fixes
+        torch.onnx.export(module, example, path, dynamo=False, opset_version=17, **options)
+    return path
 
 
 def inputs(graph, batch=3, seed=3):
