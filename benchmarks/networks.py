@@ -1,9 +1,9 @@
 """Networks that others wrote, on our native engine and its peers: are they right, and how fast?
 
-    python benchmarks/networks.py                         # writes networks.md and networks.json
-    HFRT_ISA=avx2 python benchmarks/networks.py           # every engine held to AVX2: networks-avx2.*
-    python benchmarks/networks.py --only dynunet          # one of them; prints, writes nothing
-    python benchmarks/networks.py --deepbet WHEEL         # with the two networks of deepbet's wheel
+    python benchmarks/networks.py                      # writes networks.md and networks.json
+    HFRT_ISA=avx2 python benchmarks/networks.py        # all held to AVX2: networks-avx2.*
+    python benchmarks/networks.py --only dynunet       # one of them; prints, writes nothing
+    python benchmarks/networks.py --deepbet WHEEL      # with the two networks of deepbet's wheel
 
 Random weights, but deepbet's. Each network goes through `compile` and, as an ONNX file, through the
 import and the peers: ONNX Runtime, and OpenVINO with its latency hint in float32. Before anything
@@ -13,6 +13,7 @@ is timed each is compared with the network in float64. All have the same threads
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -22,7 +23,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class SFCN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         sizes = [1, 32, 64, 128, 256, 256, 64]
-        for i, (cin, cout) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (cin, cout) in enumerate(itertools.pairwise(sizes)):
             last = i == 5
             layers += [nn.Conv3d(cin, cout, 1 if last else 3, padding=0 if last else 1)]
             layers += [nn.BatchNorm3d(cout), *([] if last else [nn.MaxPool3d(2)]), nn.ReLU()]
@@ -57,11 +58,12 @@ class SFCN(nn.Module):
         self.head = nn.Sequential(nn.AvgPool3d((5, 6, 5)), nn.Dropout(0.5), nn.Conv3d(64, 40, 1))
 
     def forward(self, image: Tensor) -> Tensor:
+        """`[B, 1, D, H, W]` → `[B, 40]`."""
         return F.log_softmax(self.head(self.features(image)).flatten(1), 1)
 
 
 class MedNeXtBlock(nn.Module):
-    """A block of MedNeXt-S with kernel 3: depthwise, wide, and back, with GRN as its second version."""
+    """A block of MedNeXt-S with kernel 3: depthwise, wide with GRN, and back."""
 
     def __init__(self, channels: int = 32, ratio: int = 2) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class MedNeXtBlock(nn.Module):
         self.beta = nn.Parameter(torch.randn(1, wide, 1, 1, 1) * 0.1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """The shape of `image [B, C, D, H, W]`."""
         y = F.gelu(self.wide(self.norm(self.depthwise(image))))
         size = torch.linalg.vector_norm(y, dim=(2, 3, 4), keepdim=True)
         y = self.gamma * (y * (size / (size.mean(1, keepdim=True) + 1e-6))) + self.beta + y
@@ -100,7 +103,7 @@ def networks() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "DynUNet": (lambda: n.DynUNet(3, 1, 2, [3] * 5, [1, 2, 2, 2, 2], [2] * 4), image),
         "SegResNet": (lambda: n.SegResNet(spatial_dims=3, in_channels=1, out_channels=2), image),
         "SegResNet, 16 filters": (
-            lambda: n.SegResNet(spatial_dims=3, init_filters=16, in_channels=1, out_channels=2), image
+            lambda: n.SegResNet(3, init_filters=16, in_channels=1, out_channels=2), image
         ),
         "UNet": (lambda: n.UNet(3, 1, 2, (16, 32, 64, 128, 256), (2,) * 4, num_res_units=2), image),
         "BasicUNet": (lambda: n.BasicUNet(3, 1, 2), image),
@@ -142,6 +145,7 @@ class Row:
 
 
 def open_onnxruntime(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A file on ONNX Runtime."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -153,6 +157,7 @@ def open_onnxruntime(path: Path, threads: int) -> Callable[[np.ndarray], np.ndar
 
 
 def open_openvino(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A file on OpenVINO, as its documentation advises for latency."""
     import openvino as ov
 
     settings = {
@@ -185,6 +190,7 @@ def measure(
     threads: int,
     rounds: int,
 ) -> Row:
+    """Compare every contender with `exact`, then race them; `module` None: the file alone."""
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = exact(image.double()).numpy()
@@ -230,7 +236,8 @@ def deepbet(wheel: Path, scratch: Path) -> dict[str, tuple[Path, tuple[int, ...]
 def table(rows: list[Row]) -> list[str]:
     """Speed and parity in Markdown."""
     lines = [
-        "| network | image | GFLOP | native ms | ONNX Runtime ms | OpenVINO f32 ms | faster peer over native |",
+        "| network | image | GFLOP | native ms | ONNX Runtime ms | OpenVINO f32 ms | "
+        "faster peer over native |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -242,7 +249,7 @@ def table(rows: list[Row]) -> list[str]:
         "",
         "Largest difference from the network in float64, of the outputs' scale:",
         "",
-        "| network | native, of the module | native, of the ONNX file | ONNX Runtime | OpenVINO f32 |",
+        "| network | native, module | native, ONNX file | ONNX Runtime | OpenVINO f32 |",
         "|---|---|---|---|---|",
     ]
     for r in rows:
@@ -260,7 +267,9 @@ def main(
     rounds: int = 7,
     threads: int | None = None,
     only: str = "",
-    wheel: Path | None = typer.Option(None, "--deepbet", help="deepbet's wheel, from PyPI."),
+    wheel: Annotated[
+        Path | None, typer.Option("--deepbet", help="deepbet's wheel, from PyPI.")
+    ] = None,
 ) -> None:
     """Measure every network."""
     threads = threads or usable_cores()
@@ -297,8 +306,8 @@ def main(
         "# Networks that others wrote", "",
         "Written by `python benchmarks/networks.py --deepbet WHEEL`"
         + (f" with HFRT_ISA={isa}, the peers held to AVX2, too" if isa else "")
-        + f". Medians of {rounds}, contenders in turn, {threads} threads each, batch 1, compared with "
-        "float64 before timing.", "",
+        + f". Medians of {rounds}, contenders in turn, {threads} threads each, batch 1, compared "
+        "with float64 before timing.", "",
         f"Machine: {'; '.join(f'{k} {v}' for k, v in machine.items())}.", "",
         f"Limits in this run: {limit:.0f} GFLOP/s (float32 multiply-adds in registers), "
         f"{copied:.0f} GB/s (copy, read and write). GFLOP are those of the direct algorithm.", "",

@@ -82,12 +82,12 @@ def _shapes(example: Any, names: Sequence[str] | None) -> dict[str, Shape]:
     given = _several(example)
     if names is None:
         raise HyperFusionError(
-            "the `example` of an ONNX file is a dictionary, name of the input → array `[B, ...]`",
+            "the example of an ONNX file is a dictionary, name of the input → array `[B, ...]`",
             code="export-example",
         )
     if example is None or len(given) > len(names):
         raise HyperFusionError(
-            f"`example`: the network takes {', '.join(names)}; give an array `[B, ...]` for each",
+            f"the example: the network takes {', '.join(names)}; give an array `[B, ...]` for each",
             code="export-example",
         )
     return {name: _shape(name, value) for name, value in zip(names, given, strict=False)}
@@ -97,7 +97,7 @@ def _shape(name: Any, value: Any) -> Shape:
     shape = tuple(np.shape(value))
     if len(shape) < 2 or min(shape) < 1:
         raise HyperFusionError(
-            f"`example`: {name} has the shape {list(shape)}; it needs a batch and more axes",
+            f"the example: {name} has the shape {list(shape)}; it needs a batch and more axes",
             code="export-example",
         )
     return tuple(int(n) for n in shape[1:])
@@ -132,7 +132,7 @@ def _compare(network: Any, made: CompiledNetwork, example: Any, limit: float) ->
         off = float((have - want).abs().max()) / max(scale, 1e-6)
         if not off <= limit and bool(torch.isfinite(want).all()):
             raise HyperFusionError(
-                f"the engine's {name} differs from the network's by {off:.1e} of its scale; no engine "
-                "was made",
+                f"the engine's {name} differs from the network's by {off:.1e} of its scale; no "
+                "engine was made",
                 code="export-differs",
             )

@@ -63,8 +63,8 @@ class ImportOptions(Options):
     )
     box: str = Field(
         "whole",
-        description="whole: around the middle of the MNI template; hippocampi: two boxes, the right "
-        "one mirrored; or its centre X,Y,Z in mm of MNI space.",
+        description="whole: around the middle of the MNI template; hippocampi: two boxes, the "
+        "right one mirrored; or its centre X,Y,Z in mm of MNI space.",
     )
     output: str | None = Field(
         None, description="Which of several outputs is the answer; default: the first."

@@ -79,8 +79,8 @@ def _image_network(path: Path, options: ImportOptions) -> Graph:
     graph = read_onnx(path, shapes)
     if len(graph.inputs) != 1:
         raise ConfigError(
-            f"{path}: {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); an artifact reads one "
-            "image",
+            f"{path}: {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); an artifact reads "
+            "one image",
             code="import-input",
         )
     ((name, shape),) = graph.inputs.items()
@@ -200,7 +200,7 @@ def _answer(path: Path, graph: Graph, options: ImportOptions) -> Graph:
     elif options.bins:
         centres = np.asarray(options.bins)
         if len(centres) == 2 and count != 2:
-            centres = np.linspace(*centres, count)
+            centres = np.linspace(float(centres[0]), float(centres[1]), count)
         if len(centres) != count:
             raise ConfigError(
                 f"`bins`: {len(centres)} centres, but {path} answers {count} numbers",
@@ -267,7 +267,7 @@ def _build(
         table=TableSpec(
             features=(),
             target="class" if classes else options.target,
-            classes={c: () for c in options.classes},
+            classes=dict.fromkeys(options.classes, ()),
             unit=options.unit,
         ),
         members=(TabularEncoder(columns=()),),

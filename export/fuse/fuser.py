@@ -51,7 +51,7 @@ def plan(graph: Graph, *, folded: bool = False, precision: str = "fp32") -> Plan
 
 
 def plan_network(graph: Graph, *, precision: str = "fp32") -> Plan:
-    """The plan of any network: its inputs and outputs have the names and shapes that it gives them."""
+    """The plan of any network: its inputs and outputs keep their names and shapes."""
 
     def side(name: str) -> Side:
         last, shape = name in graph.last, graph.outer.get(name, graph.shapes[name])

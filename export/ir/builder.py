@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperfusion_rt.artifact.operations import Transposition, Window
@@ -85,7 +86,7 @@ class Builder:
         return self.graph.shapes[x.name]
 
     def volume(self, x: Value) -> Value:
-        """`x [C, D, H, W]`, or with fewer axes of voxels, as a value `[C, D, H, W]` that lies so."""
+        """`x [C, ...]`, with up to three axes of voxels, as a value `[C, D, H, W]` that lies so."""
         axes = len(x.layout)
         if not 2 <= axes <= 4:
             raise UnsupportedError(f"on a tensor of shape {x.shape}")
@@ -111,7 +112,7 @@ class Builder:
         )
         return self.emit("transpose", [x], shape, turned, layout=lies)
 
-    def vector(self, x: Value) -> tuple[Value, Array | None]:
+    def vector(self, x: Value) -> tuple[Value, NDArray[np.int64] | None]:
         """All numbers of `x` as a value `[F]`, in the order of the value; and where each of them
         stands in `x`, if the orders differ.
         """
@@ -123,7 +124,7 @@ class Builder:
         return flat.seen(at.plain(self.extent(flat))), order
 
     def flat(self, x: Value) -> Value:
-        """`x`, but as a value `[F]` where it is `[B, F]` and runs through more than the channels."""
+        """`x`, but as a value `[F]` where it is `[B, F]` and more than the channels."""
         many = len(x.layout) == 1 and not at.same(x.layout[0], at.whole(0, self.extent(x)[0]))
         return self.settled(x, x.shape[1:], 1) if many else x
 
@@ -153,7 +154,7 @@ class Builder:
         """Whether the numbers of `x` follow each other as those of its value do."""
         return at.parts(x.layout) == at.parts(at.plain(self.extent(x)))
 
-    def places(self, x: Value) -> Array:
+    def places(self, x: Value) -> NDArray[np.int64]:
         """Where in `x`, flattened, each number of its value stands."""
         extent = self.extent(x)
         found = np.zeros(extent, np.int64)
@@ -173,7 +174,7 @@ class Builder:
         if len(full.shape) != len(x.shape) or full.shape[0] != 1:
             raise UnsupportedError(f"with a constant of shape {given.shape}")
         channels = self.extent(x)[0]
-        indices = []
+        indices: list[NDArray[np.int64]] = []
         for axis, n in zip(x.layout, full.shape[1:], strict=True):
             size = math.prod(part.size for part in axis)
             if n == 1:
@@ -214,7 +215,7 @@ def as_volume(shape: Sequence[int]) -> Shape:
 
 
 def spread(value: Any, axes: int, fill: int) -> tuple[int, int, int]:
-    """A number for each of D, H and W, from one or one for each of `axes`; `fill` for the others."""
+    """A number for each of D, H and W, from one or `axes` ones; `fill` for the others."""
     found = [value] * axes if isinstance(value, int) else [int(v) for v in value]
     found = found * axes if len(found) == 1 else found
     if len(found) != axes:
@@ -233,5 +234,9 @@ def window_size(size: int, k: int, s: int, p: int, q: int, d: int, ceil: bool = 
 def windows(extent: Shape, w: Window, ceil: bool = False) -> Shape:
     """How many windows there are along D, H and W of a value `[C, D, H, W]`."""
     behind = w.padding if w.behind is None else w.behind
-    along = zip(extent[1:], w.kernel, w.stride, w.padding, behind, w.dilation, strict=True)
-    return tuple(window_size(*axis, ceil) for axis in along)
+    return tuple(
+        window_size(
+            extent[i + 1], w.kernel[i], w.stride[i], w.padding[i], behind[i], w.dilation[i], ceil
+        )
+        for i in range(3)
+    )

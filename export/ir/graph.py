@@ -377,7 +377,8 @@ def _reduce(x: list[Tensor], a: Tensors, n: Node) -> Tensor:
         case "maximum":
             return x[0].amax(1, keepdim=True)
         case "l2":
-            return torch.linalg.vector_norm(x[0], dim=1, keepdim=True)
+            norm: Tensor = torch.linalg.vector_norm(x[0], dim=1, keepdim=True)
+            return norm
 
 
 def _softmax(x: list[Tensor], a: Tensors, n: Node) -> Tensor:

@@ -33,20 +33,26 @@ from hyperfusion_rt.export.ir.builder import (
     spread,
     windows,
 )
-from hyperfusion_rt.export.ir.graph import Array, Convolution, Shape
+from hyperfusion_rt.export.ir.graph import Array, Attributes, Convolution, Shape
 
 # No axis of a value may be longer.
 _LONGEST = 1 << 20
 
 
 def made(
-    c: Builder, op: str, inputs: Sequence[Value], shape: Shape, *rest: Any, **arrays: Any
+    c: Builder,
+    op: str,
+    inputs: Sequence[Value],
+    shape: Shape,
+    attrs: Attributes = None,
+    **arrays: ArrayLike,
 ) -> Value:
     """A node whose value the framework sees as it sees the first input, whose axes are plain."""
     if min(shape) < 1 or max(shape) > _LONGEST:
         raise UnsupportedError(f"from {inputs[0].shape} to {list(shape)}")
     lies = at.plain(shape, len(inputs[0].layout))
-    return c.emit(op, inputs, shape, *rest, layout=lies, **arrays)
+    kept = {name: np.asarray(array) for name, array in arrays.items()}
+    return c.emit(op, inputs, shape, attrs, lies, **kept)
 
 
 def _filters(weight: ArrayLike, axes: int) -> Array:
@@ -158,7 +164,7 @@ def condition(c: Builder, e: Value, *arrays: tuple[Any, Any]) -> tuple[Value, li
 
 
 def linear(c: Builder, x: Value, weight: ArrayLike, bias: ArrayLike | None = None) -> Value:
-    """`y = W x + b` along the last axis, `weight [O, I]`: channels last, that is a 1x1x1 convolution."""
+    """`y = W x + b` along the last axis, `weight [O, I]`; of channels, a 1x1x1 convolution."""
     matrix = np.asarray(weight, dtype=np.float64)
     added = np.zeros(len(matrix)) if bias is None else np.asarray(bias, dtype=np.float64)
     if x.shape[-1] != matrix.shape[1]:
@@ -235,7 +241,7 @@ def layer_norm(c: Builder, x: Value, axes: int, scale: Any, shift: Any, eps: flo
     def vectors(v: Any, fill: float) -> Array:
         return np.full(channels, fill) if v is None else c.per_channel(x, v)
 
-    arrays = {"scale": vectors(scale, 1.0), "shift": vectors(shift, 0.0)}
+    arrays: dict[str, Any] = {"scale": vectors(scale, 1.0), "shift": vectors(shift, 0.0)}
     kept = Normalisation(eps=float(eps), groups=1)
     if sorted(normed) == sorted(at.parts(at.plain(extent))):
         return c.emit("group_norm", [x], extent, kept, layout=x.layout, **arrays)

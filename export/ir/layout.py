@@ -6,7 +6,8 @@ says for each of its axes, without the batch, which parts of the value's axes it
 slowest first. So permuting and reshaping move nothing.
 
 A part `(axis, step, size)` takes `size` steps of `step` along `axis`; parts of one step are left
-out. Channels in 2 groups of 4, flattened with 6 voxels along W: `((0, 4, 2),), ((0, 1, 4), (3, 1, 6))`.
+out. Channels in 2 groups of 4, flattened with 6 voxels along W:
+`((0, 4, 2),), ((0, 1, 4), (3, 1, 6))`.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def lower(module: nn.Module, inputs: dict[str, Shape]) -> Graph:
     Args:
         inputs: the names and the shapes without the batch axis: `{"image": (1, 64, 96, 64)}`.
 
-    One output is called `output`, several `output0`, `output1`, ...; those in lists and dictionaries
-    come in torch's order.
+    One output is called `output`, several `output0`, `output1`, ...; those in lists and
+    dictionaries come in torch's order.
 
     Raises:
         HyperFusionError: torch.export cannot trace the module, or it does something that engines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -221,7 +222,7 @@ def concat(c: Builder, values: Sequence[Any], axis: int) -> Value:
     channels = sum(c.extent(v)[0] for v in alike)
     if channels != sum(v.shape[axis] for v in values):
         raise UnsupportedError(f"along axis {axis}: only along the channels")
-    layout = [axis_ for axis_ in first.layout]
+    layout = list(first.layout)
     layout[axis - 1] = at.whole(0, channels)
     shape = (channels, *c.extent(first)[1:])
     return c.emit("concat", alike, shape, layout=tuple(layout))
@@ -290,4 +291,4 @@ def split(c: Builder, x: Value, sizes: int | Sequence[int], axis: int) -> list[V
     if sum(sizes) != total:
         raise UnsupportedError(f"into {list(sizes)} along an axis of {total}")
     ends = np.cumsum([0, *sizes]).tolist()
-    return [part(c, x, axis, a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [part(c, x, axis, a, b) for a, b in itertools.pairwise(ends)]

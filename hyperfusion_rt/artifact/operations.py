@@ -42,8 +42,8 @@ Extent = Annotated[tuple[Positive, ...], AfterValidator(_extent)]
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
-    """`alpha` of leaky_relu and elu, `slope [C]` of prelu; clip is between `alpha` and `beta`, power
-    is `x ** alpha`, NaN for negative numbers unless `alpha` is whole.
+    """`alpha` of leaky_relu and elu, `slope [C]` of prelu; clip is between `alpha` and `beta`;
+    power is `x ** alpha`, NaN for negative numbers unless `alpha` is whole.
     """
 
     kind: Kind
@@ -54,8 +54,8 @@ class Activation:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Where a convolution or a pooling looks, along D, H and W. `behind`: the padding there, where it
-    is not that in front; of a convolution alone.
+    """Where a convolution or a pooling looks, along D, H and W. `behind`: the padding there, where
+    it is not that in front; of a convolution alone.
     """
 
     kernel: Sizes
@@ -67,8 +67,8 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Transposed(Window):
-    """A convolution backwards, whose window is that of the convolution; `extra` voxels of the output
-    lie behind its last window. Channels see each other only within their group.
+    """A convolution backwards, whose window is that of the convolution; `extra` voxels of the
+    output lie behind its last window. Channels see each other only within their group.
     """
 
     extra: Widths = (0, 0, 0)
@@ -160,7 +160,7 @@ class Margins:
 
 @dataclass(frozen=True, kw_only=True)
 class Transposition:
-    """All numbers, the last axis fastest, as an array of `sizes`, whose axes come in this `order`."""
+    """All numbers, the last axis fastest, as an array of `sizes` with its axes in `order`."""
 
     sizes: tuple[Positive, ...]
     order: tuple[Whole, ...]
@@ -367,7 +367,7 @@ class Affine(Activated):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupNorm(Normalisation, Activated):
-    """Mean and variance of a group's channels; `scale, shift [C]`. Older files say instance_norm."""
+    """Mean and variance of a group's channels; `scale, shift [C]`. Or instance_norm, of old."""
 
     op: Literal["group_norm", "instance_norm"]
     inputs: tuple[str]
@@ -524,8 +524,8 @@ class Ensemble(Combination, Operation):
 AnyConv = Conv | HyperConv
 AnyTransposed = ConvTranspose | HyperConvTranspose
 AnyOperation = Annotated[
-    Conv | HyperConv | ConvTranspose | HyperConvTranspose | Linear | HyperLinear | Affine | GroupNorm
-    | ChannelNorm | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce | AdaptivePool
-    | Reshape | Transpose | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble,
+    Conv | HyperConv | ConvTranspose | HyperConvTranspose | Linear | HyperLinear | Affine
+    | GroupNorm | ChannelNorm | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce
+    | AdaptivePool | Reshape | Transpose | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble,
     Field(discriminator="op"),
 ]  # fmt: skip

@@ -35,7 +35,7 @@ def taps(how: Resizing, size: int, axis: int) -> tuple[Indices, Indices, NDArray
 
 
 def padded(how: Margins, size: int, axis: int) -> list[int]:
-    """For each voxel of a padded axis of `size`, the voxel it is, or -1: it has a value of its own."""
+    """For each voxel of a padded axis of `size`, the voxel it is, or -1: of the filling value."""
     at = np.arange(-how.before[axis], size + how.after[axis])
     if how.mode == "constant":
         return np.where((at >= 0) & (at < size), at, -1).tolist()

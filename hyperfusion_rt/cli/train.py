@@ -267,7 +267,7 @@ def import_network(
     options: ImportOptions,
     as_json: Json = False,
 ) -> None:
-    """Make an artifact of a network that others trained: an ONNX file and how scans become its input."""
+    """Make an artifact of an ONNX file: say how scans become its input, and what it answers."""
     from hyperfusion_rt.artifact.description import describe_file
 
     terminal.need_torch("importing a network")

@@ -69,8 +69,8 @@ class Preprocessing(Finite):
     spacing: float = Field(gt=0, description="edge of a voxel in mm")
     orientation: str = Field(
         "RAS",
-        description="where the box's axes point, a letter each: to the right or left (R, L), to the "
-        "front or back (A, P), up or down (S, I); `RAS` is left to right, back to front, bottom to top",
+        description="where the box's axes point, a letter each: to the right or left (R, L), to "
+        "the front or back (A, P), up or down (S, I)",
     )
     interpolation: Literal["trilinear"] = Field(
         "trilinear", description="how values between voxels are read, where the grids differ"
@@ -81,8 +81,8 @@ class Preprocessing(Finite):
         "background, which is what the scan's border shows and what is connected with it; "
         "`fixed-range`, for images whose values are quantities (PET SUVR, FA): `range` becomes 0 "
         "to 1; `minmax`: the scan's least and largest value become 0 and 1; `none`: values stay as "
-        "they are (`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid by "
-        "up to half a voxel is not interpolated)",
+        "they are (`zscore-nonzero`, of older runs: all but what is exactly 0; a shift of the grid "
+        "by up to half a voxel is not interpolated)",
     )
     range: Range | None = Field(
         None,
@@ -106,8 +106,8 @@ class Preprocessing(Finite):
             "z",
         ]:
             raise ValueError(
-                f"orientation {self.orientation!r}: needs one letter of R and L, one of A and P, one "
-                "of S and I, such as RAS or LPS"
+                f"orientation {self.orientation!r}: needs one letter of R and L, one of A and P, "
+                "one of S and I, such as RAS or LPS"
             )
         if min(self.shape) < 1:
             raise ValueError(f"shape {list(self.shape)}: needs one voxel or more along each axis")

@@ -81,7 +81,7 @@ def hyperfy(
         )
     if train and not freeze:
         raise ConfigError(
-            "`train` says what is trained of a frozen network: set `freeze`, or leave it out",
+            "'train' says what is trained of a frozen network: set 'freeze', or leave it out",
             code="option-conflict",
         )
     network = copy.deepcopy(network)
@@ -89,7 +89,7 @@ def hyperfy(
     if rank is not None and not any(is_low(rank, *matrix_of(layer)) for layer in chosen.values()):
         sizes = [f"{name} {' x '.join(map(str, matrix_of(m)))}" for name, m in chosen.items()]
         raise ConfigError(
-            f"`rank` {rank} is not below that of any layer ({few(sizes)}): choose a lower one, or "
+            f"'rank' {rank} is not below that of any layer ({few(sizes)}): choose a lower one, or "
             "none for full additions",
             code="hyperfy-rank",
         )
@@ -117,7 +117,7 @@ def _check_numbers(condition: int, embedding: int, rank: int | None, init: str) 
                 f"`{name}` {value!r}: must be a whole number from 1 on", code="option-wrong"
             )
     if init not in INITS:
-        raise ConfigError(f"`init` {init!r}: must be one of {list(INITS)}", code="option-wrong")
+        raise ConfigError(f"'init' {init!r}: must be one of {list(INITS)}", code="option-wrong")
 
 
 def _match(network: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -139,7 +139,7 @@ def _choose(network: nn.Module, patterns: Sequence[str]) -> dict[str, Ordinary]:
         ConfigError: a pattern matches none, or a layer that cannot be generated.
     """
     if not patterns:
-        raise ConfigError("`layers` names no layer", code="hyperfy-layer-unknown")
+        raise ConfigError("'layers' names no layer", code="hyperfy-layer-unknown")
     everything = [(n, m) for n, m in network.named_modules(remove_duplicate=False) if n]
     kinds = {name: m for name, m in everything if isinstance(m, KINDS)}
     chosen: dict[str, Ordinary] = {}
@@ -152,7 +152,7 @@ def _choose(network: nn.Module, patterns: Sequence[str]) -> dict[str, Ordinary]:
             others = [f"{name} is a {type(m).__name__}"
                       for name, m in matching.items()]  # fmt: skip
             raise ConfigError(
-                f"{pattern!r} in `layers`: {few(others)}; only "
+                f"{pattern!r} in 'layers': {few(others)}; only "
                 f"{', '.join(kind.__name__ for kind in KINDS)} can be generated",
                 code="hyperfy-layer-unknown",
             )
@@ -194,7 +194,7 @@ def _check_layer(network: nn.Module, name: str, layer: Ordinary) -> None:
         elif id(module) not in inside and weights & {id(p) for p in module._parameters.values()}:
             why = f"shares weights with {other}: only one of them would be generated; untie them"
     if why is not None:
-        raise ConfigError(f"{name} in `layers`: it {why}", code="hyperfy-layer-unfit")
+        raise ConfigError(f"{name} in 'layers': it {why}", code="hyperfy-layer-unfit")
 
 
 def _unknown(network: nn.Module, pattern: str, names: list[str]) -> ConfigError:

@@ -45,10 +45,10 @@ def gather(
             is no table, and the network reads one.
     """
     spec = manifest.table
-    names = [column.name for column in manifest.members[0].columns]
-    if table is None and names:
+    read = [column.name for column in manifest.members[0].columns]
+    if table is None and read:
         raise TableError(
-            f"no table, but the network reads {', '.join(names)}: give one with `tabular`",
+            f"no table, but the network reads {', '.join(read)}: give one with `tabular`",
             code="table-missing",
         )
     channels = manifest.preprocessing.channels
@@ -84,7 +84,7 @@ def gather(
     if in_bids:
         rows = session_rows(path.parent, rows)
     rows = _mapped(manifest, options, rows, in_bids)
-    return join(scans, rows, names)
+    return join(scans, rows, read)
 
 
 def _of_scans(scans: Sequence[Scan]) -> Table:

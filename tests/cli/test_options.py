@@ -49,6 +49,12 @@ NAMES = {
         "--tabular": None, "--engine": "auto", "--threads": None, "--from": None,
         "--bids-filter": None, "--json": False,
     },
+    "import": {
+        "--out": None, "--shape": None, "--spacing": 1.0, "--orientation": "RAS",
+        "--normalise": "zscore", "--box": "whole", "--output": None, "--classes": "",
+        "--target": "value", "--unit": "", "--bins": "", "--engine": ["native", "onnx"],
+        "--precision": "fp32", "--scan-checks": "refuse", "--force": False, "--json": False,
+    },
     "export": {
         "--calibration": None, "--calibration-table": None,
         "--engine": ["native", "onnx"], "--precision": "fp32", "--combine": None, "--run": None,

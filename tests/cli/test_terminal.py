@@ -100,7 +100,6 @@ def test_several_artifacts_are_refused(cohort, hfrt, command):
     ("arguments", "status", "code"),
     [
         (("infer",), 2, "usage-wrong"),
-        (("infer", "scans"), 2, "usage-wrong"),
         (("infer", "scans", "--tabular", "data.csv", "--nonsense"), 2, "usage-wrong"),
         (("infer", "scans", "--tabular", "data.csv", "--batch", "x"), 2, "usage-wrong"),
         (("infer", "scans", "--tabular", "data.csv", "--duplicates", "x"), 2, "usage-wrong"),

@@ -51,7 +51,7 @@ def compare_all(network, shapes, path: Path):
     seen = graph.outer.get(output, graph.shapes[output])
 
     def off(found, expected):
-        assert found.shape[1:] == graph.shapes[output] and expected.shape[1:] == seen
+        assert (found.shape[1:], expected.shape[1:]) == (graph.shapes[output], seen)
         return np.abs(found.reshape(expected.shape) - expected).max() / scale
 
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

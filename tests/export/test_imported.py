@@ -124,9 +124,7 @@ def test_values(scan, normalisation):
 def test_orientations(scan, orientation, turned):
     recipe = {"boxes": [{"name": "b", "center": (-0.5, -17.5, 18.5)}], "spacing": 8.0}
     raw = turned(nib.load(scan).get_fdata()[4:24, 4:28, 4:24])
-    given = Preprocessing(
-        shape=raw.shape, normalisation="none", orientation=orientation, **recipe
-    )
+    given = Preprocessing(shape=raw.shape, normalisation="none", orientation=orientation, **recipe)
     np.testing.assert_allclose(load_boxes(scan, given).images[0, 0], raw, rtol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ class CompiledNetwork:
         unknown = sorted(set(named) - set(names) | set(given) & set(named))
         if len(arrays) > len(names) or unknown:
             raise EngineError(
-                f"the network has the inputs {', '.join(names)}; it was given {len(arrays)} in their "
-                f"order and {', '.join(sorted(named)) or 'none'} by name",
+                f"the network has the inputs {', '.join(names)}; it was given {len(arrays)} in "
+                f"their order and {', '.join(sorted(named)) or 'none'} by name",
                 code="engine-wrong-input",
             )
         given |= named
@@ -84,11 +85,12 @@ class CompiledNetwork:
                 f"the inputs have batches of {sorted(batches)} samples", code="engine-wrong-input"
             )
         found = dict(zip(self._program.program.outputs, self._run(feeds), strict=True))
-        outputs = tuple(_as_given(side, found[side.name]) for side in self._sides.outputs)
+        outputs: tuple[Any, ...] = tuple(
+            _as_given(side, found[side.name]) for side in self._sides.outputs
+        )
         if any(hasattr(value, "detach") for value in given.values()):
-            from torch import from_numpy  # the caller's own
-
-            outputs = tuple(from_numpy(array) for array in outputs)
+            # The caller has torch.
+            outputs = tuple(sys.modules["torch"].from_numpy(array) for array in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _run(self, feeds: dict[str, Floats]) -> list[Floats]:

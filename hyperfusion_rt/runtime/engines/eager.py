@@ -314,8 +314,8 @@ def _doubled(stride: tuple[int, int, int]) -> tuple[int, int, int]:
 
 Plain = (
     ConvTranspose | HyperConvTranspose | Linear | HyperLinear | Affine | GroupNorm | ChannelNorm
-    | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce | AdaptivePool | Reshape | Transpose
-    | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble
+    | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce | AdaptivePool | Reshape
+    | Transpose | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble
 )  # fmt: skip
 
 

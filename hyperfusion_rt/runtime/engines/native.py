@@ -189,10 +189,11 @@ class _Compiler:
             case Slice():
                 return engine.slice(x, op.start, op.stop)
             case Pad():
-                sizes = engine.shape(x)[1:]
-                return engine.remap(x, *(padded(op, n, a) for a, n in enumerate(sizes)), op.value)
+                d, h, w = (padded(op, n, a) for a, n in enumerate(engine.shape(x)[1:]))
+                return engine.remap(x, d, h, w, op.value)
             case Crop():
-                return engine.remap(x, *(cropped(op, axis) for axis in range(3)))
+                d, h, w = (cropped(op, axis) for axis in range(3))
+                return engine.remap(x, d, h, w)
             case Resize():
                 return self._resize(op, x)
             case Transpose():
@@ -255,7 +256,8 @@ class _Compiler:
     def _resize(self, op: Resize, x: int) -> int:
         axes = [taps(op, n, axis) for axis, n in enumerate(self.engine.shape(x)[1:])]
         if not op.linear:
-            return self.engine.remap(x, *(low.tolist() for low, _, _ in axes))
+            d, h, w = (low.tolist() for low, _, _ in axes)
+            return self.engine.remap(x, d, h, w)
         return self.engine.blend(x, [(a.tolist(), b.tolist(), p.tolist()) for a, b, p in axes])
 
     def _reshape(self, op: Reshape) -> int:

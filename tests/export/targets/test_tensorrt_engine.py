@@ -75,7 +75,7 @@ def test_a_generated_layer_in_the_middle(precision):
 @needs_rtx
 def test_what_tensorrt_cannot_build_is_said():
     graph = lower(MODULES[DILATED], {"image": V})
-    with pytest.raises(EngineError, match="cannot build it.*Strided & Dilated Deconv"):
+    with pytest.raises(EngineError, match=r"cannot build it.*Strided & Dilated Deconv"):
         builds(graph, "fp32")
 
 

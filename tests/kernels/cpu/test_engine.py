@@ -494,7 +494,7 @@ def test_the_other_operations(isa, precision, count):
     gate, one = rounded(normal(rng, 2, 1, *shape)), normal(rng, 2, 1)
     above = np.abs(y) + rounded(np.ones(1, np.float32))
     above = rounded(above)
-    G, O, Q = wide(gate), wide(one).view(2, 1, 1, 1, 1), wide(above)
+    G, N, Q = wide(gate), wide(one).view(2, 1, 1, 1, 1), wide(above)
     groups = 5 if count % 5 == 0 else 1
     mixed = torch.einsum("bk,kio->bio", wide(e), wide(weights))
     cases = {
@@ -505,7 +505,7 @@ def test_the_other_operations(isa, precision, count):
         "maximum": (lambda g, v: g.binary(v[0], v[1], "maximum"), torch.maximum(X, Y)),
         "minimum": (lambda g, v: g.binary(v[0], v[1], "minimum"), torch.minimum(X, Y)),
         "voxels": (lambda g, v: g.binary(v[6], v[0], "mul"), G * X),
-        "one number": (lambda g, v: g.binary(v[0], v[8], "sub"), X - O),
+        "one number": (lambda g, v: g.binary(v[0], v[8], "sub"), X - N),
         "concat": (lambda g, v: g.concat([v[0], v[1], v[0]]), torch.cat([X, Y, X], 1)),
         "slice": (lambda g, v: g.slice(v[0], count // 3, count), X[:, count // 3 :]),
         "flatten": (lambda g, v: g.flatten(v[0]), X.flatten(1)),
@@ -738,7 +738,7 @@ def conv(engine, x, weight, bias, kernel=(3, 3, 3), cout=4, **options):
         (lambda e, x, w, b: conv(e, x, w, b, condition=x), "condition is a vector"),
         (lambda e, x, w, b: conv(e, x, w, b, depthwise=True), "keeps the number of channels"),
         (lambda e, x, w, b: conv(e, x, w, b, sparse=True), "every second voxel"),
-        (lambda e, x, w, b: conv(e, x, w, b, act=("swoosh", 0.0, 0.0, None)), "no activation 'swoosh'"),
+        (lambda e, x, w, b: conv(e, x, w, b, act=("swoosh", 0, 0, None)), "no activation 'swoosh'"),
         (lambda e, x, w, b: conv(e, x, w, b, act=("prelu", 0.0, 0.0, None)), "prelu's slope has 0"),
         (lambda e, x, w, b: conv(e, x, w, b, kernel=(2**40, 2, 2)), "1 or more"),
         (lambda e, x, w, b: e.input(2**31, 2**31, 2**31, 4), "more than 2\\^33"),
@@ -869,7 +869,7 @@ def test_convolutions_of_parts(isa, precision, case, k):
             tile=tile,
             groups=groups,
             transposed=extra,
-        )  # fmt: skip
+        )
     )
     engine.finish()
     found = call(engine, [x, e], tuple(expected.shape[1:]))
