@@ -169,8 +169,8 @@ class Builder:
 
     def per_channel(self, x: Value, constant: Any) -> Array:
         """A constant that meets `x`, as one number for each of its value's channels `[C]`."""
-        given = np.asarray(constant, dtype=np.float64)
-        full = given.reshape((1,) * (len(x.shape) - given.ndim) + given.shape)
+        given: Array = np.asarray(constant, dtype=np.float64)
+        full: Array = given.reshape((1,) * (len(x.shape) - given.ndim) + given.shape)
         if len(full.shape) != len(x.shape) or full.shape[0] != 1:
             raise UnsupportedError(f"with a constant of shape {given.shape}")
         channels = self.extent(x)[0]

@@ -200,8 +200,14 @@ def _first(c: Builder, x: Value, vector: Any, fill: float) -> Array:
 def batch_norm(c: Builder, x: Value, scale: Any, shift: Any) -> Value:
     """`x * scale + shift`, a number for each entry of the axis behind the batch."""
     x = c.flat(x)
-    arrays = {"scale": _first(c, x, scale, 1.0), "shift": _first(c, x, shift, 0.0)}
-    return c.emit("affine", [x], c.extent(x), layout=x.layout, **arrays)
+    return c.emit(
+        "affine",
+        [x],
+        c.extent(x),
+        layout=x.layout,
+        scale=_first(c, x, scale, 1.0),
+        shift=_first(c, x, shift, 0.0),
+    )
 
 
 def group_norm(

@@ -526,6 +526,7 @@ AnyTransposed = ConvTranspose | HyperConvTranspose
 AnyOperation = Annotated[
     Conv | HyperConv | ConvTranspose | HyperConvTranspose | Linear | HyperLinear | Affine
     | GroupNorm | ChannelNorm | Binary | Combine | Pool | GlobalPool | GlobalNorm | Reduce
-    | AdaptivePool | Reshape | Transpose | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax | Ensemble,
+    | AdaptivePool | Reshape | Transpose | Concat | Slice | Crop | Pad | Resize | OneAnd | Softmax
+    | Ensemble,
     Field(discriminator="op"),
 ]  # fmt: skip

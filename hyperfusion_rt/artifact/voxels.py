@@ -38,10 +38,12 @@ def padded(how: Margins, size: int, axis: int) -> list[int]:
     """For each voxel of a padded axis of `size`, the voxel it is, or -1: of the filling value."""
     at = np.arange(-how.before[axis], size + how.after[axis])
     if how.mode == "constant":
-        return np.where((at >= 0) & (at < size), at, -1).tolist()
-    if how.mode == "edge":
-        return np.clip(at, 0, size - 1).tolist()
-    return np.where(at >= size, 2 * (size - 1) - at, np.abs(at)).tolist()
+        at = np.where((at >= 0) & (at < size), at, -1)
+    elif how.mode == "edge":
+        at = np.clip(at, 0, size - 1)
+    else:
+        at = np.where(at >= size, 2 * (size - 1) - at, np.abs(at))
+    return [int(n) for n in at]
 
 
 def cropped(how: Cropping, axis: int) -> list[int]:

@@ -146,11 +146,10 @@ hfrt::Array array_of(const Weights& a) {
 hfrt::Array array_of(const MaybeWeights& a) { return a ? array_of(*a) : hfrt::Array{}; }
 
 hfrt::ActivationSpec act_of(const std::optional<Act>& act) {
-  static const char* names[] = {"none", "relu",      "relu6",       "leaky_relu", "prelu",
-                                "elu",  "silu",      "gelu",        "gelu_tanh",  "sigmoid",
-                                "tanh", "hardswish", "hardsigmoid", "softplus",   "mish",
-                                "clip", "exp",       "log",         "sqrt",       "abs",
-                                "erf",  "power"};
+  static const char* names[] = {
+      "none",      "relu",    "relu6", "leaky_relu", "prelu",       "elu",      "silu", "gelu",
+      "gelu_tanh", "sigmoid", "tanh",  "hardswish",  "hardsigmoid", "softplus", "mish", "clip",
+      "exp",       "log",     "sqrt",  "abs",        "erf",         "power"};
   if (!act) return {};
   const auto& [name, alpha, beta, slope] = *act;
   int kind = 0;
@@ -196,8 +195,8 @@ int add_conv(hfrt::Engine& engine, int in, int out_channels, const Ints& kernel,
              const std::optional<AffineArgs>& prologue, std::optional<int> residual,
              const std::optional<Act>& act, bool pool, const std::optional<AffineArgs>& second,
              const std::optional<Ints>& tile,
-             const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse,
-             bool pairs, int groups, const std::optional<Ints>& transposed, const std::optional<Ints>& behind) {
+             const std::optional<std::tuple<int, Ints, Weights>>& shortcut, bool sparse, bool pairs,
+             int groups, const std::optional<Ints>& transposed, const std::optional<Ints>& behind) {
   hfrt::ConvSpec s;
   s.in = in;
   s.out_channels = out_channels;
@@ -310,8 +309,8 @@ void define_building(EngineClass& engine) {
            "dilation"_a, "weight"_a, "bias"_a, "depthwise"_a = false, "condition"_a = nb::none(),
            "prologue"_a = nb::none(), "residual"_a = nb::none(), "act"_a = nb::none(),
            "pool"_a = false, "second"_a = nb::none(), "tile"_a = nb::none(),
-           "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false,
-           "groups"_a = 1, "transposed"_a = nb::none(), "behind"_a = nb::none())
+           "shortcut"_a = nb::none(), "sparse"_a = false, "pairs"_a = false, "groups"_a = 1,
+           "transposed"_a = nb::none(), "behind"_a = nb::none())
       .def("output", &Engine::output, "value"_a)
       .def("finish", &Engine::finish)
       .def("shape", &Engine::shape, "value"_a);
@@ -386,8 +385,8 @@ void define_normalisation(EngineClass& engine) {
   engine
       .def(
           "group_norm",
-          [](Engine& e, int x, int64_t groups, const Weights& scale, const Weights& shift, float eps,
-             const std::optional<Act>& act) {
+          [](Engine& e, int x, int64_t groups, const Weights& scale, const Weights& shift,
+             float eps, const std::optional<Act>& act) {
             return e.group_norm(x, groups, array_of(scale), array_of(shift), eps, act_of(act));
           },
           "x"_a, "groups"_a, "scale"_a, "shift"_a, "eps"_a, "act"_a = nb::none())

@@ -102,7 +102,8 @@ int64_t winograd_points(const ConvSpec& spec) {
 StepKind Engine::gathered(const ConvSpec& spec) const {
   const Window& k = spec.window;
   bool single = kernels_.pointwise && spec.prologue_scale.data == nullptr;
-  for (int i = 0; i < 3; ++i) single = single && k.kernel[i] == 1 && k.stride[i] == 1 && !k.padding[i] && !k.more[i];
+  for (int i = 0; i < 3; ++i)
+    single = single && k.kernel[i] == 1 && k.stride[i] == 1 && !k.padding[i] && !k.more[i];
   return single ? StepKind::pointwise : StepKind::gather;
 }
 

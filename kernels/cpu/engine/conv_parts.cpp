@@ -144,7 +144,8 @@ std::shared_ptr<Engine::Conv> Engine::part_of_conv(const Conv& whole, const Conv
 }
 
 int Engine::grouped(const ConvSpec& spec, const std::shared_ptr<Conv>& whole) {
-  if (spec.pool || spec.shortcut >= 0) refuse("a convolution in groups takes no pooling or shortcut");
+  if (spec.pool || spec.shortcut >= 0)
+    refuse("a convolution in groups takes no pooling or shortcut");
   each_group(spec, [&](const ConvSpec& given, const Channels& at) {
     const auto c = part_of_conv(*whole, given, whole->args.conv_extent, at);
     c->points = winograd_points(given);
@@ -218,8 +219,7 @@ void Engine::add_phases(const ConvSpec& spec, const std::shared_ptr<Conv>& whole
       given.window.padding[i] = p[i].padding;
       given.window.dilation[i] = p[i].dilation;
     }
-    const auto c =
-        part_of_conv(*whole, given, {cout, p[0].count, p[1].count, p[2].count}, at);
+    const auto c = part_of_conv(*whole, given, {cout, p[0].count, p[1].count, p[2].count}, at);
     ConvArgs& a = c->args;
     c->kind = spec.depthwise ? StepKind::depthwise : StepKind::gather;
     keep_maps(*c, given);
@@ -254,7 +254,8 @@ int Engine::transposed(const ConvSpec& spec, const std::shared_ptr<Conv>& whole)
     checked(spec.bias, c, "a convolution's bias");
     add_phases(spec, whole, {0, c, 0, c});
   } else {
-    each_group(spec, [&](const ConvSpec& given, const Channels& at) { add_phases(given, whole, at); });
+    each_group(spec,
+               [&](const ConvSpec& given, const Channels& at) { add_phases(given, whole, at); });
   }
   whole->kind = StepKind::transposed;
   return finish_parts(whole);

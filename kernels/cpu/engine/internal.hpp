@@ -113,7 +113,8 @@ struct Engine::Conv {
   std::vector<int64_t> shift;
   // Computed inside this step, into a ring of planes; see run_ring.
   std::shared_ptr<Conv> producer;
-  // Instead of itself; see conv_parts.cpp. A part's channels begin so many numbers after the whole's.
+  // Instead of itself; see conv_parts.cpp. A part's channels begin so many numbers after the
+  // whole's.
   std::vector<std::shared_ptr<Conv>> parts;
   int64_t in_offset = 0, out_offset = 0;
   std::vector<int64_t> starts;

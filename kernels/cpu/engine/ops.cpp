@@ -216,10 +216,8 @@ int Engine::softmax(int in, bool log) {
 }
 
 int Engine::reduce(int in, const std::string& kind) {
-  static const std::pair<const char*, Along> kinds[] = {{"mean", Along::mean},
-                                                        {"sum", Along::sum},
-                                                        {"maximum", Along::maximum},
-                                                        {"l2", Along::l2}};
+  static const std::pair<const char*, Along> kinds[] = {
+      {"mean", Along::mean}, {"sum", Along::sum}, {"maximum", Along::maximum}, {"l2", Along::l2}};
   for (const auto& [name, along] : kinds)
     if (kind == name) return along_channels(in, along, 1, StepKind::reduce, nullptr, nullptr, 0);
   refuse("reduce by " + kind);
@@ -302,9 +300,8 @@ int Engine::blend(int in, const std::vector<int64_t> low[3], const std::vector<i
     for (int i = 0; i < 3; ++i)
       a.low[i] = tables->low[i].data(), a.high[i] = tables->high[i].data(),
       a.part[i] = tables->part[i].data();
-    parallel(blocks_of(e.c) * o.d * o.h, 4, [&](int64_t b, int64_t n, int t) {
-      kernels(in).blend(a, b, n, scratch_of(t));
-    });
+    parallel(blocks_of(e.c) * o.d * o.h, 4,
+             [&](int64_t b, int64_t n, int t) { kernels(in).blend(a, b, n, scratch_of(t)); });
   });
   return out;
 }
@@ -401,7 +398,8 @@ int Engine::unflatten(int in, int64_t c, int64_t d, int64_t h, int64_t w) {
 }
 
 // A vector, seen as an array of `sizes`, with its axes in another order.
-int Engine::transpose(int in, const std::vector<int64_t>& sizes, const std::vector<int64_t>& order) {
+int Engine::transpose(int in, const std::vector<int64_t>& sizes,
+                      const std::vector<int64_t>& order) {
   in = as(in, false);
   const Extent e = extent(in);
   const size_t axes = sizes.size();

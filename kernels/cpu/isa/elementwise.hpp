@@ -74,8 +74,9 @@ void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
         for (int64_t kd = 0; kd < k.kernel[0]; ++kd)
           for (int64_t kh = 0; kh < k.kernel[1]; ++kh) {
             const Stored* x =
-                in + (((at[0] + kd * k.dilation[0]) * e.h + at[1] + kh * k.dilation[1]) * e.w + w0) *
-                         kLanes;
+                in +
+                (((at[0] + kd * k.dilation[0]) * e.h + at[1] + kh * k.dilation[1]) * e.w + w0) *
+                    kLanes;
             for (int64_t kw = 0; kw < k.kernel[2]; ++kw)
               acc = larger_or_nan(acc, load(x + kw * k.dilation[2] * kLanes));
           }
@@ -120,7 +121,8 @@ void pool(const hfrt::PoolArgs& a, int64_t begin, int64_t end) {
 template <typename F>
 HFRT_INLINE void each_block(int64_t voxels, int64_t begin, int64_t end, const F& f) {
   for (int64_t i = begin; i < end;) {
-    const int64_t block = i / voxels, last = (block + 1) * voxels < end ? (block + 1) * voxels : end;
+    const int64_t block = i / voxels,
+                  last = (block + 1) * voxels < end ? (block + 1) * voxels : end;
     f(block, i, last);
     i = last;
   }
@@ -143,7 +145,8 @@ void affine(const hfrt::AffineArgs& a, int64_t begin, int64_t end) {
                                                         : act.alpha);
       for (int64_t i = first; i < last; ++i) {
         const V r = mapped(load(x + i * kLanes));
-        store(y + i * kLanes, act.kind == Act::relu ? larger(zero(), r) : if_positive(r, r, r * below));
+        store(y + i * kLanes,
+              act.kind == Act::relu ? larger(zero(), r) : if_positive(r, r, r * below));
       }
       return;
     }

@@ -52,7 +52,8 @@ HFRT_INLINE void gather_row(const hfrt::ConvArgs& a, const int64_t* at, Factor* 
 
 // --- where results go --------------------------------------------------------------------------
 
-// Results [rows][ldc] of `rows` voxels from `from` on, of one block, to a plain [C][voxels] float32.
+// Results [rows][ldc] of `rows` voxels from `from` on, of one block, to a plain [C][voxels]
+// float32.
 HFRT_INLINE void finish_plain(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
                               int64_t rows, int64_t block) {
   alignas(64) float square[kLanes * kLanes], turned[kLanes * kLanes];
@@ -191,9 +192,8 @@ void gather(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
     }
     gemm(inputs, lda, rows, depth, a.weight, a.conv_extent.c, first_panel, last_panel, c, ldc);
     const int64_t first_block = first_panel * kVectorsPerPanel;
-    const int64_t last_block = last_panel * kVectorsPerPanel < blocks
-                                   ? last_panel * kVectorsPerPanel
-                                   : blocks;
+    const int64_t last_block =
+        last_panel * kVectorsPerPanel < blocks ? last_panel * kVectorsPerPanel : blocks;
     if (a.paired) {
       scatter_pairs(a, c, ldc, from, rows);
       continue;
@@ -228,13 +228,13 @@ void pointwise(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scrat
     const int64_t from = task / a.splits * a.rows, split = task % a.splits;
     const int64_t left = a.count - from, rows = left < a.rows ? left : a.rows;
     for (int64_t p = panels * split / a.splits; p < panels * (split + 1) / a.splits; ++p) {
-      const int64_t first = p * kVectorsPerPanel, many = blocks - first < kVectorsPerPanel
-                                                             ? blocks - first
-                                                             : kVectorsPerPanel;
+      const int64_t first = p * kVectorsPerPanel,
+                    many = blocks - first < kVectorsPerPanel ? blocks - first : kVectorsPerPanel;
       const bool full = many == kVectorsPerPanel;
       const int64_t most = full ? kRows2 : kRows1;
-      const Micro* table = full ? BlockedFrom<T, kVectorsPerPanel, MakeSequence<kRows2>::type>::table
-                                : BlockedFrom<T, 1, MakeSequence<kRows1>::type>::table;
+      const Micro* table = full
+                               ? BlockedFrom<T, kVectorsPerPanel, MakeSequence<kRows2>::type>::table
+                               : BlockedFrom<T, 1, MakeSequence<kRows1>::type>::table;
       const float* weight = a.weight + first * depth * kLanes;
       const int64_t parts = (rows + most - 1) / most, ldc = many * kLanes;
       for (int64_t i = 0; i < parts; ++i) {

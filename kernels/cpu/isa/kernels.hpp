@@ -156,9 +156,10 @@ struct ConvArgs {
   const float *narrow_weight = nullptr, *narrow_shortcut = nullptr, *valid = nullptr;
   bool phased = false;  // narrow or planar: the outputs are `phases`
   // The partition into tasks, `tasks = splits * blocks`.
-  int64_t tile[3] = {0, 0, 0};   // Winograd: outputs per tile along each axis
-  bool pairs = false;            // Winograd, 2x2x2: the product takes `Kernels::pair` factors
-  // Gather and depthwise: output voxel i of `conv_extent` stands at place * i + start in `out_extent`.
+  int64_t tile[3] = {0, 0, 0};  // Winograd: outputs per tile along each axis
+  bool pairs = false;           // Winograd, 2x2x2: the product takes `Kernels::pair` factors
+  // Gather and depthwise: output voxel i of `conv_extent` stands at place * i + start in
+  // `out_extent`.
   int64_t place[3] = {1, 1, 1}, start[3] = {0, 0, 0};
   // The result is [C][D][H][W] float32; without residual and second output.
   bool plain = false;
@@ -181,7 +182,8 @@ struct PoolArgs {
   bool average, count_include_pad;
 };
 
-// y = act(first op second). An operand has the result's layout, or is the same over what it is spread.
+// y = act(first op second). An operand has the result's layout, or is the same over what it is
+// spread.
 enum class Pair : int32_t { add, sub, mul, div, maximum, minimum };
 enum class Spread : int32_t {
   none,

@@ -28,7 +28,8 @@ void reduce(const void* from, hfrt::Extent e, const int64_t stride[3], float* ou
     for (int64_t h = 0; h < e.h; h += stride[1]) {
       const Stored* row = x + ((b * e.d + d) * e.h + h) * e.w * kLanes;
       V line = none;
-      for (int64_t w = 0; w < e.w; w += stride[2]) line = folded(line, load(row + w * kLanes), kind);
+      for (int64_t w = 0; w < e.w; w += stride[2])
+        line = folded(line, load(row + w * kLanes), kind);
       V& to = acc[i++ % 4];
       to = maximum ? larger_or_nan(to, line) : to + line;
     }
@@ -66,8 +67,7 @@ HFRT_INLINE void load_turned(const Stored* x, int64_t blocks, int64_t voxels, in
                              int64_t n, float* square, float* scratch) {
   for (int64_t b = 0; b < blocks; ++b) {
     for (int64_t i = 0; i < kLanes; ++i)
-      store(square + i * kLanes,
-            i < n ? load(x + (b * voxels + first + i) * kLanes) : zero());
+      store(square + i * kLanes, i < n ? load(x + (b * voxels + first + i) * kLanes) : zero());
     transpose(square, scratch + b * kLanes * kLanes);
   }
 }
@@ -153,7 +153,8 @@ void along_channels(const hfrt::ChannelArgs& a, int64_t begin, int64_t end, floa
         if (n == kLanes)
           copy(rows + i * kLanes, from + i * voxels);
         else
-          for (int64_t j = 0; j < kLanes; ++j) rows[i * kLanes + j] = j < n ? from[i * voxels + j] : 0;
+          for (int64_t j = 0; j < kLanes; ++j)
+            rows[i * kLanes + j] = j < n ? from[i * voxels + j] : 0;
     } else {
       load_turned(x, blocks, voxels, first, n, square, rows);
     }
