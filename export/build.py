@@ -54,6 +54,7 @@ from hyperfusion_rt.models import answers_sd, image_shape
 from hyperfusion_rt.runtime.engines.choose import open_file
 from hyperfusion_rt.runtime.engines.registry import ENGINES, TENSORRT
 from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.own_network import versions_of
 from hyperfusion_rt.training.results import EXPORT_CASES, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import kept_reference
@@ -311,8 +312,7 @@ def _build(
     """Write the engines, the served models and the manifest of `run` into `folder`."""
     config, members = run.config, run.members
     rule = options.rule or config.training.combine
-    networks = [load_member(run, member) for member in members]
-    encoders = [member.encoder for member in members]
+    networks, encoders = [load_member(run, m) for m in members], [m.encoder for m in members]
     ensemble, expected = prepare(
         networks, encoders, load_cases(run), config, rule, run.target_spread
     )
@@ -403,10 +403,10 @@ def _manifest(
         provenance=Provenance(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run=run.folder.name,
-            network=config.network.model_dump(),
+            network=config.network.described(),
             parameters=sum(p.numel() for p in network.parameters()),
             gflop=gflop(network, image_shape(config), encoders[0].width),
-            versions=versions(),
+            versions=versions() | versions_of(run.network),
             cases=metrics.get("cases", {}),
             metrics=metrics.get("test", {}),
             **how_trained(run),

@@ -112,6 +112,10 @@ CODES: dict[str, str] = {
     # models and training
     "device-unavailable": "this machine (or this build of PyTorch) has no such device",
     "model-volume-too-small": "the network needs more voxels along an axis",
+    "network-import": "`network.import` names nothing that makes a network, or it fails",
+    "network-unfit": "an imported network takes or gives something else than the study needs",
+    "network-changed": "the code or the weights of an imported network are not what they were",
+    "network-features": "what the frozen layers of a network make of scans cannot be kept",
     "model-no-output": "a network has no last layer of a known name",
     "model-embedding-invalid": "the embedding does not fit the network, or is not finite",
     "hyperfy-layer-unknown": "a pattern names no layer whose weights can be generated",

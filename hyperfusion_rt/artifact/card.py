@@ -113,6 +113,7 @@ def _view(m: Manifest) -> dict[str, Any]:
     tested = population.performance if population else None
     return {
         "facts": known,
+        "published": not m.provenance.network.get("import"),
         "failures": known_failures(m),
         "parts": [PARTS[part.name] for part in population.parts] if population else [],
         "groups_rows": _part_rows(population.parts, m) if population else [],

@@ -48,7 +48,7 @@ def _of_network(m: Manifest) -> dict[str, str | None]:
         "output": f"probabilities of {', '.join(m.classes)}; the most probable one is named"
         if m.classes
         else f"a number, {what}{sd}",
-        "network": f"architecture {source.network.get('architecture', 'unknown')}, fusion "
+        "network": f"{_kind(source.network)}, fusion "
         f"{source.network.get('fusion', 'unknown')}, {source.parameters:,} parameters",
         "members": f"{len(m.members)} networks, combined by {m.combine}"
         if len(m.members) > 1
@@ -56,6 +56,13 @@ def _of_network(m: Manifest) -> dict[str, str | None]:
         "software": ", ".join(f"{name} {text}" for name, text in source.versions.items()),
         "use": "hfrt infer, or hyperfusion_rt.load in Python",
     }
+
+
+def _kind(network: dict[str, Any]) -> str:
+    """Which network it is; of one that the study brought: what made it."""
+    if imported := network.get("import"):
+        return f"made by {imported}"
+    return f"architecture {network.get('architecture', 'unknown')}"
 
 
 def _of_input(m: Manifest) -> dict[str, str | None]:
@@ -130,7 +137,7 @@ def _of_training(m: Manifest) -> dict[str, str | None]:
             ]
         )
         or "nothing was done for it",
-        "initial": "random weights"
+        "initial": ("weights given" if m.provenance.network.get("weights") else "random weights")
         + (
             "; the table's embedding from a network of the table alone"
             if training["embedding_start"] == "table"

@@ -158,10 +158,10 @@ def _empty(artifact: Artifact, subject: Subject, threads: int, rounds: int) -> B
     limit, copy = machine_limits(threads)
     provenance = artifact.manifest.provenance
     network = provenance.network
+    kind = network.get("import") or network.get("architecture") or network["task"]
+    size = f", f = {network['features']}" if "features" in network else ""
     return Benchmark(
-        network=f"{network.get('architecture') or network['task']}, {network['fusion']}, "
-        f"f = {network['features']}, "
-        f"{'x'.join(map(str, subject.image.shape[2:]))}",
+        network=f"{kind}, {network['fusion']}{size}, {'x'.join(map(str, subject.image.shape[2:]))}",
         gflop_per_box=provenance.gflop,
         threads=threads,
         rounds=rounds,

@@ -40,6 +40,7 @@ def compare(
     terminal.share_the_cores()
     from hyperfusion_rt.compare.compare import as_dict
     from hyperfusion_rt.compare.compare import compare as start
+    from hyperfusion_rt.export.check import check_exports
     from hyperfusion_rt.training.check import Check, lines
     from hyperfusion_rt.training.train import Callbacks
 
@@ -80,7 +81,7 @@ def compare(
             config,
             options,
             changes,
-            callbacks=Callbacks(on_scan=on_scan, on_check=once),
+            callbacks=Callbacks(on_scan=on_scan, on_check=once, on_network=check_exports),
             on_job=on_job,
         )
     if as_json:

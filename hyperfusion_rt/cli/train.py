@@ -193,12 +193,16 @@ class _Training:
         self.progress, self.training = progress, config.training
         self.scans = progress.add_task("decoding", total=None)
         self.epochs = progress.add_task("training", total=None, visible=False)
+        self.features = progress.add_task("frozen layers", total=None, visible=False)
 
     def callbacks(self) -> Callbacks:
         """For the library."""
+        from hyperfusion_rt.export.check import check_exports
         from hyperfusion_rt.training.train import Callbacks
 
-        return Callbacks(self.on_scan, self.on_check, self.on_epoch)
+        return Callbacks(
+            self.on_scan, self.on_check, self.on_epoch, check_exports, self.on_features
+        )
 
     def say(self, text: str) -> None:
         """A line above the bars."""
@@ -214,6 +218,11 @@ class _Training:
 
         for line in lines(check, everything=False):
             self.say(spell(line))
+
+    def on_features(self, done: int, count: int) -> None:
+        """The frozen layers have run on a scan."""
+        self.progress.update(self.scans, visible=False)
+        self.progress.update(self.features, completed=done, total=count, visible=done < count)
 
     def on_fold(self, fold: int, folds: int) -> None:
         """A fold of a cross-validation begins."""

@@ -67,6 +67,7 @@ def _train(
             name=place.name,
             parent=comparison.jobs,
             resume=old,
+            network=comparison.network(comparison.plan.model(job.model)),
             device=device,
             callbacks=callbacks,
         )

@@ -250,7 +250,10 @@ def _origin(comparison: Comparison) -> list[tuple[str, Any]]:
     return [
         ("program", plan.program),
         ("comparison", comparison.folder.name),
-        ("networks", f"{base.network.architecture}, f = {base.network.features}"),
+        (
+            "networks",
+            base.network.imported or f"{base.network.architecture}, f = {base.network.features}",
+        ),
         ("training", f"at most {training.epochs} epochs, {training.members} member(s) each"),
         ("seeds", ", ".join(str(training.seed + seed) for seed in range(plan.seeds))),
         *describe_machine().items(),

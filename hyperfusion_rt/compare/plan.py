@@ -5,6 +5,7 @@ compare/NAME/
   cases.csv              every case: its truth, sex and age, and its part under each seed
   inputs.json            keys of each case's scan and row: it only goes on with the same
   splits/seed-0.csv      the part of every subject: the same for all models
+  networks/MODEL/        of a network of the study's own: what it is made of
   jobs/MODEL-seed0-fold1/  a run each (`training.run_folder`), with that part as test set
   jobs/MODEL-seed0-fold1.failed.json   why it has no result
   predictions.csv, comparison.csv, .md, .tex, .json, .html, pairs.csv, groups.csv
@@ -157,6 +158,10 @@ class Comparison:
     def split(self, seed: int) -> Path:
         """The file with the part of every subject under a seed."""
         return self.folder / "splits" / f"seed-{seed}.csv"
+
+    def network(self, model: Model) -> Path:
+        """The folder that keeps what a model's network is made of, if it is the study's own."""
+        return self.folder / "networks" / model.folder
 
     @property
     def jobs(self) -> Path:
@@ -334,19 +339,19 @@ def _field(ablate: str) -> str:
 def _variants(text: str, base: Config) -> list[tuple[str, dict[str, Any]]]:
     """(what is added to the name, change) of each value of `FIELD=VALUE;VALUE`.
 
-    `network.hyper_layers` without values: each layer of the architecture alone.
+    `network.hyper_layers` without values: each layer of a published architecture alone.
 
     Raises:
         ConfigError: it is written another way, or all models must have the field alike.
     """
     name, (_, equals, values) = _field(text), text.partition("=")
     texts = [value.strip() for value in values.split(";")]
-    if name == _HYPER_LAYERS and not equals:
+    if name == _HYPER_LAYERS and not equals and base.network.imported is None:
         texts = [f"[{layer}]" for layer in LAYERS[base.network.architecture]]
     elif not equals or not name or not all(texts):
         raise ConfigError(
-            f"`ablate` {text}: write it as section.field=value;value (only {_HYPER_LAYERS} has "
-            "values of its own: each layer alone)",
+            f"`ablate` {text}: write it as section.field=value;value (only {_HYPER_LAYERS} of a "
+            "published network has values of its own: each layer alone)",
             code="option-wrong",
         )
     if any(name == fixed or fixed.startswith(f"{name}.") for fixed in _ALIKE):

@@ -23,6 +23,7 @@ from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.evaluation import ages_of, cases_of, columns_of_groups, sexes_of
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of
+from hyperfusion_rt.training.own_network import check_network, keep_network
 from hyperfusion_rt.training.parts import parts_of
 from hyperfusion_rt.training.train import Callbacks
 
@@ -43,6 +44,8 @@ def begin(root: Path, base: Config, options: CompareOptions, callbacks: Callback
     models = models_of(base, options.models, options.ablate)
     check_sources(models)
     _refuse_unknown(options.against, [model.name for model in models])
+    for model in models:
+        check_network(model.config, root, callbacks.on_network)
     dataset = _gather(base, root, callbacks)
     if dataset.parts.named:
         raise ConfigError(
@@ -89,6 +92,8 @@ def go_on(root: Path, options: CompareOptions, callbacks: Callbacks) -> Comparis
     models = (*plan.models, *(model for model in new if model.name not in known))
     check_sources(models)
     _refuse_unknown(options.against, [model.name for model in models])
+    for model in models[len(plan.models) :]:
+        check_network(model.config, Path(plan.root), callbacks.on_network)
     dataset = _gather(base, Path(plan.root), callbacks)
     seeds = max(plan.seeds, options.seeds)
     parts = _splits(base, dataset, seeds)
@@ -212,6 +217,9 @@ def _twins(dataset: Dataset, parts: _Parts) -> list[str]:
 
 def _write(made: Comparison, dataset: Dataset, parts: _Parts, external: str) -> None:
     base = made.plan.base
+    for model in made.plan.models:
+        if model.kind == "network":
+            keep_network(made.network(model), model.config, Path(made.plan.root))
     content = json.dumps(inputs_of(dataset, base), indent=1) + "\n"
     write_text(made.folder / INPUTS, content, private=True)
     for seed, of in enumerate(parts):

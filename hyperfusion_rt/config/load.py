@@ -28,6 +28,13 @@ def _changed(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         change = {**change, "task": OLDER_TASKS[change["task"]]}
     if "network" in change:
         change = {**change, "network": named_now(change["network"])}
+        network = change["network"]
+        if isinstance(network, dict) and network.get("import") is not None:
+            # The preset's fields are of its own network.
+            base = {**base, "network": {"architecture": "own"}}
+            if network.get("freeze") is True and network.get("keep_features", True):
+                # What is kept of scans is of scans as they are.
+                base = {**base, "augmentation": {}}
     augmentation = change.get("augmentation")
     if isinstance(augmentation, dict) and "policy" in augmentation:
         base = {**base, "augmentation": {}}  # another policy brings all its own fields

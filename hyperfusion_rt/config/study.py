@@ -77,6 +77,11 @@ class Config(Frozen):
             )
         if self.task == "classification" and table.unit:
             raise ValueError("tabular.unit: classes have no unit; drop it")
+        if not table.features:
+            raise ValueError(
+                "tabular.features is empty: name a column, such as the age; with network.fusion "
+                "image the network does not read it, but an artifact has a table"
+            )
         shape, network = self.preprocessing.shape, self.network
         if (
             network.architecture == "brain-age"
@@ -96,6 +101,13 @@ class Config(Frozen):
         if training.loss != "mse" and table.classes:
             raise ValueError(
                 f"training.loss {training.loss} is of a number, not of classes; drop it"
+            )
+        changed = self.augmentation.moves or self.augmentation.changes_values
+        if network.keeps_features and changed:
+            raise ValueError(
+                "network.freeze keeps what frozen layers make of each scan, and augmentation "
+                "changes scans in every epoch: leave out augmentation, or set "
+                "network.keep_features to false"
             )
         if training.loss in ("bins", "gaussian") and not training.standardise_target:
             raise ValueError(

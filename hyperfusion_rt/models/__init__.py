@@ -9,6 +9,7 @@ from hyperfusion_rt.models.registry import (
     image_shape,
     network_of,
     outputs_count,
+    raw_outputs_count,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "load_embedding",
     "network_of",
     "outputs_count",
+    "raw_outputs_count",
 ]

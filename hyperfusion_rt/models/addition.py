@@ -82,6 +82,33 @@ class FullRank(nn.Module):
         )
 
 
+class Joined(nn.Module):
+    """A linear layer whose input is joined with an embedding of a condition.
+
+        y = [W V] [x; e] + b = static(x) + V e,   e = embedding(condition)
+
+    `layer(x [B, ..., Cin], condition [B, T]) -> [B, ..., Cout]`; all vectors of a sample meet the
+    same e.
+
+    Args:
+        static: the layer of W and b.
+        embedding: `[B, T] -> [B, size]`.
+    """
+
+    def __init__(self, static: nn.Linear, embedding: nn.Module, size: int) -> None:
+        super().__init__()
+        self.static, self.embedding_model = static, embedding
+        self.row = nn.Linear(size, static.out_features, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The output of `static` for x and e."""
+        added: Tensor = self.row(self.embedding_model(condition))
+        for _ in range(x.dim() - 2):
+            added = added.unsqueeze(1)
+        y: Tensor = self.static(x) + added
+        return y
+
+
 def _padded(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """x with those numbers around it that an op does not add, and the zeros that it adds."""
     if layer.padding == "valid":

@@ -11,7 +11,7 @@ themselves hold the condition while the network is traced.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
-from hyperfusion_rt.models.addition import FullRank
+from hyperfusion_rt.models.addition import FullRank, Joined
 from hyperfusion_rt.models.layers import LowRank
 
 
@@ -41,7 +41,7 @@ class Seat(nn.Module):
 
     condition: Tensor | None = None
 
-    def __init__(self, name: str, layer: FullRank | LowRank) -> None:
+    def __init__(self, name: str, layer: FullRank | LowRank | Joined) -> None:
         super().__init__()
         self.name, self.layer = name, layer
         static = layer.static
@@ -139,6 +139,10 @@ class HyperFied(nn.Module):
             self.network.eval()
             for name in self._trained:
                 self.network.get_submodule(name).train(self.training)
+            for name in self._names:
+                for part, module in self.network.get_submodule(f"{name}.layer").named_children():
+                    if part != "static":
+                        module.train(self.training)
 
     def forward(self, *inputs: Any, condition: Tensor | None = None, **options: Any) -> Any:
         """The network's output for `inputs` (and `options`, by name).
@@ -160,6 +164,24 @@ class HyperFied(nn.Module):
                 for seat in seats:
                     seat.condition = None  # type: ignore[assignment]
         return _copy_along(self.network, self._tree, condition, {})(*inputs, **options)
+
+    def resumed(self, parts: Mapping[str, nn.Module], *inputs: Any, condition: Tensor) -> Any:
+        """The network's output with other modules in the places of `parts`, in this call alone.
+
+        `parts` are reached by calls, and lead to no generated layer: those of `constant`.
+        """
+        tree = copy.deepcopy(self._tree)
+        others = {id(self.network.get_submodule(name)): part for name, part in parts.items()}
+        done: list[str] = []
+        for name, module in self.network.named_modules(remove_duplicate=False):
+            if id(module) in others and not any(_within(name, above) for above in done):
+                done.append(name)
+                *above, last = name.split(".")
+                branch = tree
+                for step in above:
+                    branch = branch.setdefault(step, {})
+                branch[last] = others[id(module)]
+        return _copy_along(self.network, tree, condition, {})(*inputs)
 
     def _check(self, condition: Any) -> None:
         if not isinstance(condition, Tensor):
@@ -189,6 +211,15 @@ class HyperFied(nn.Module):
         """The state dict of the network as it was, with its names: the constant parts g0, h0."""
         state = self.network.state_dict()
         return {plain: value for key, value in state.items() if (plain := self._plain(key))}
+
+    def frozen_state_dict(self) -> dict[str, Any]:
+        """The part of `base_state_dict` that training does not change; empty: nothing is frozen."""
+        base = self.base_state_dict() if self.frozen else {}
+        return {
+            name: value
+            for name, value in base.items()
+            if not any(_within(name, trained) for trained in self._trained)
+        }
 
     def load_base_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state dict of the network as it was; what was added stays as it is.
@@ -220,14 +251,25 @@ class HyperFied(nn.Module):
         calls end before the first generated layer is called; of a module and its parts, the module.
         Their outputs can be computed once for each scan, if these parts are frozen.
         """
+        return self._before(self._names, *inputs, **options)
+
+    def constant(self, *inputs: Any) -> tuple[str, ...]:
+        """As `unconditioned`, of a frozen network: and before the first module that is trained."""
+        named = dict(self.network.named_modules())
+        trained = [n for n in named if any(_within(n, above) for above in self._trained)]
+        found = self._before((*self._names, *trained), *inputs)
+        return tuple(n for n in found if not any(p.requires_grad for p in named[n].parameters()))
+
+    def _before(self, stops: Sequence[str], *inputs: Any, **options: Any) -> tuple[str, ...]:
+        """The largest modules all of whose calls end before the first call of one of `stops`."""
         network = copy.deepcopy(self.network).eval()
         calls: list[str] = []
         for name, module in network.named_modules():
             module.register_forward_hook(lambda *_, name=name: calls.append(name))
         first: list[int] = []
-        for name in self._names:
-            seat = network.get_submodule(name)
-            seat.register_forward_pre_hook(lambda *_: first.append(len(calls)))
+        for name in stops:
+            stop = network.get_submodule(name)
+            stop.register_forward_pre_hook(lambda *_: first.append(len(calls)))
         parameter = next(self.network.parameters())
         condition = parameter.new_zeros(len(inputs[0]), self.width)
         _copy_along(network, self._tree, condition, {})(*inputs, **options)
@@ -236,14 +278,22 @@ class HyperFied(nn.Module):
         return tuple(
             name
             for name in dict.fromkeys(calls[:start])
-            if name in before and not any(name.startswith(f"{other}.") for other in before)
+            if name in before and not any(_within(name, o) for o in before if o != name)
         )
+
+
+def _within(name: str, above: str) -> bool:
+    """Whether a module is `above`, or a part of it."""
+    return name == above or name.startswith(f"{above}.") or not above
 
 
 def _copy_along(
     module: nn.Module, tree: dict[str, Any], condition: Any, done: dict[int, nn.Module]
 ) -> nn.Module:
-    """`module`, copied with all that leads to the seats of `tree`; these hold the condition."""
+    """`module`, copied with all that leads to the seats of `tree`; these hold the condition.
+
+    A module in `tree` stands in that place of the copy.
+    """
     if id(module) in done:
         return done[id(module)]
     made: nn.Module = object.__new__(type(module))
@@ -257,6 +307,9 @@ def _copy_along(
     parts = module._modules.copy()
     made.__dict__["_modules"] = parts
     for name, branch in tree.items():
+        if isinstance(branch, nn.Module):
+            parts[name] = branch
+            continue
         part = parts[name]
         assert part is not None
         parts[name] = _copy_along(part, branch, condition, done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -12,10 +12,17 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.models.addition import KINDS, Ordinary, matrix_of, with_addition
+from hyperfusion_rt.models.addition import (
+    KINDS,
+    FullRank,
+    Joined,
+    Ordinary,
+    matrix_of,
+    with_addition,
+)
 from hyperfusion_rt.models.hyperfied import HyperFied, Seat, few
 from hyperfusion_rt.models.initialisation import initialise_addition
-from hyperfusion_rt.models.layers import is_low
+from hyperfusion_rt.models.layers import LowRank, is_low, tabular_embedding
 
 # By `init`: how much what is added varies at first, over what the layer's own weights make. A tenth
 # is what the recipes start with (`network.generated_part`): the condition is heard in every layer,
@@ -73,18 +80,12 @@ def hyperfy(
             has a forward of its own, the network is hyperfied already, or a number is out of range.
     """
     _check_numbers(condition, embedding, rank, init)
-    if any(isinstance(module, (HyperFied, Seat)) for module in network.modules()):
-        raise ConfigError(
-            f"layers of {type(network).__name__} are generated already: name all layers in one "
-            "call of hyperfy, on the network as it was",
-            code="hyperfy-twice",
-        )
     if train and not freeze:
         raise ConfigError(
             "'train' says what is trained of a frozen network: set 'freeze', or leave it out",
             code="option-conflict",
         )
-    network = copy.deepcopy(network)
+    network = _copy(network)
     chosen = _choose(network, [layers] if isinstance(layers, str) else layers)
     if rank is not None and not any(is_low(rank, *matrix_of(layer)) for layer in chosen.values()):
         sizes = [f"{name} {' x '.join(map(str, matrix_of(m)))}" for name, m in chosen.items()]
@@ -93,13 +94,73 @@ def hyperfy(
             "none for full additions",
             code="hyperfy-rank",
         )
+    added = {}
+    for name, layer in chosen.items():
+        added[name] = with_addition(layer, condition, embedding, rank)
+        initialise_addition(added[name], INITS[init])
+    return seated(network, added, condition, freeze=freeze, train=train)
+
+
+def joined(
+    network: nn.Module,
+    layer: str,
+    *,
+    condition: int,
+    embedding: int = 8,
+    slope: float = 0.25,
+    init: Literal["principled", "zero"] = "principled",
+    freeze: bool = False,
+    train: str | Sequence[str] = (),
+) -> HyperFied:
+    """A copy of `network` in which the input of the linear layer `layer` is joined with a row.
+
+        e = PReLU(BN(Linear(condition))) [B, K],   y = [W V] [x; e] + b   (`Joined`)
+
+    The baseline of `hyperfy`: only this layer's bias depends on the condition. Arguments as there;
+    with `init` "zero" V is 0 at first, else it starts as that of a linear layer for [x; e].
+
+    Raises:
+        ConfigError: `layer` is no linear layer of the network, or one that `hyperfy` refuses.
+    """
+    network = _copy(network)
+    chosen = _choose(network, [layer])
+    if list(chosen) != [layer] or not isinstance(chosen[layer], nn.Linear):
+        linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+        raise ConfigError(
+            f"{layer!r} is no linear layer whose input a row could be joined with; there are "
+            f"{few(linear[::-1])}",
+            code="hyperfy-layer-unknown",
+        )
+    static = chosen[layer]
+    assert isinstance(static, nn.Linear)
+    made = Joined(static, tabular_embedding(condition, embedding, slope), embedding)
+    limit = 0.0 if init == "zero" else (static.in_features + embedding) ** -0.5
+    nn.init.uniform_(made.row.weight, -limit, limit)
+    made.embedding_model.to(static.weight.device, static.weight.dtype)
+    made.row.to(static.weight.device, static.weight.dtype)
+    return seated(network, {layer: made}, condition, freeze=freeze, train=train)
+
+
+def seated(
+    network: nn.Module,
+    added: Mapping[str, FullRank | LowRank | Joined],
+    condition: int,
+    *,
+    freeze: bool = False,
+    train: str | Sequence[str] = (),
+) -> HyperFied:
+    """`network` with `added` in the places of the layers of these names, which they hold.
+
+    With none, it is the network as it is: it takes the condition and does not read it.
+    """
     if freeze:
         network.requires_grad_(False)
     seats: dict[nn.Module, Seat] = {}
-    for name, layer in chosen.items():
-        added = with_addition(layer, condition, embedding, rank)
-        initialise_addition(added, INITS[init])
-        seats[layer] = Seat(name, added)
+    for name, layer in added.items():
+        seats[network.get_submodule(name)] = Seat(name, layer)
+        for part, module in layer.named_children():
+            if part != "static":
+                module.requires_grad_(True)
     for module in list(network.modules()):
         for child, layer in module._modules.items():  # type: ignore[assignment]
             if layer in seats:
@@ -108,6 +169,16 @@ def hyperfy(
     for name in trained:
         network.get_submodule(name).requires_grad_(True)
     return HyperFied(network, condition, frozen=freeze, trained=trained)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    if any(isinstance(module, (HyperFied, Seat)) for module in network.modules()):
+        raise ConfigError(
+            f"layers of {type(network).__name__} are generated already: name all layers in one "
+            "call of hyperfy, on the network as it was",
+            code="hyperfy-twice",
+        )
+    return copy.deepcopy(network)
 
 
 def _check_numbers(condition: int, embedding: int, rank: int | None, init: str) -> None:

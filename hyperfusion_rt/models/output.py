@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.models.gaussian import Gaussian
+from hyperfusion_rt.models.own import OwnNetwork
 
 _LAST = ("fc2", "final_layer")
 # What the layer adds at the end; of a generated one, whatever the row.
@@ -29,6 +30,9 @@ def _last(network: nn.Module) -> tuple[str, nn.Module]:
 
 def start_at(network: nn.Module, value: float) -> None:
     """Let the last layer add `value` at first, instead of about 0."""
+    if isinstance(network, OwnNetwork):
+        network.shift.fill_(value)
+        return
     _, last = _last(network)
     with torch.no_grad():
         for name, parameter in last.named_parameters():
@@ -44,6 +48,9 @@ def in_unit(network: nn.Module, mean: float, spread: float) -> dict[str, Tensor]
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
     if isinstance(network, Distribution):
         return {**state, "centres": mean + spread * state["centres"]}
+    if isinstance(network, OwnNetwork):
+        shift = mean + spread * state["shift"]
+        return {**state, "scale": spread * state["scale"], "shift": shift}
     if isinstance(network, Gaussian):
         shift = spread * state["shift"] + state["shift"].new_tensor([[mean, 0.0]])
         return {**state, "scale": spread * state["scale"], "shift": shift}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -24,6 +25,7 @@ def build_network(
     outputs: int,
     channels: int = 1,
     columns: Sequence[InputColumn] = (),
+    place: Path = Path(),
 ) -> nn.Module:
     """The network that `config` names, with PyTorch's initial weights.
 
@@ -31,13 +33,20 @@ def build_network(
 
     Args:
         columns: which of the T inputs belong to one column of the table; none: each is one.
+        place: the folder that a file in `network.import` is seen from.
 
     Raises:
-        ConfigError: the volume is too small for the network.
+        ConfigError: the volume is too small for the network, or it cannot be imported.
     """
     columns = columns or columns_alone(tabular_width)
     if config.fusion == "tabular":
         return TabularNetwork(tabular_width, outputs, config.embedding, config.embedding_slope)
+    if config.imported is not None:
+        from hyperfusion_rt.models.own import build_own
+
+        return build_own(
+            config, place, shape=shape, width=tabular_width, outputs=outputs, channels=channels
+        )
     if config.architecture == "ad":
         check_shape(shape)
         return ADNetwork(config, columns=columns, outputs=outputs, channels=channels)
@@ -45,23 +54,28 @@ def build_network(
 
 
 def network_of(
-    config: Config, tabular_width: int, columns: Sequence[InputColumn] = ()
+    config: Config,
+    tabular_width: int,
+    columns: Sequence[InputColumn] = (),
+    place: Path = Path(),
 ) -> nn.Module:
     """The network that a whole configuration describes, for a table of this width.
 
-    `columns`: as of `build_network`; of an encoder: its `input_columns`.
+    `columns`: as of `build_network`; of an encoder: its `input_columns`. `place`: as there; of a
+    run: its `Run.network`.
 
     Raises:
-        ConfigError: the volume is too small for the network.
+        ConfigError: the volume is too small for the network, or it cannot be imported.
     """
     bins, deviates = bins_count(config), answers_sd(config)
     network = build_network(
         config.network,
         shape=config.preprocessing.shape,
         tabular_width=tabular_width,
-        outputs=bins or (2 if deviates else outputs_count(config)),
+        outputs=raw_outputs_count(config),
         channels=len(config.preprocessing.channels),
         columns=columns,
+        place=place,
     )
     if deviates:
         return Gaussian(network)
@@ -71,6 +85,11 @@ def network_of(
 def outputs_count(config: Config) -> int:
     """The number of outputs: classes, or one number."""
     return len(config.tabular.classes) or 1
+
+
+def raw_outputs_count(config: Config) -> int:
+    """The outputs of the network itself: of a number perhaps bins, or the number and its SD."""
+    return bins_count(config) or (2 if answers_sd(config) else outputs_count(config))
 
 
 def bins_count(config: Config) -> int:

@@ -23,8 +23,9 @@ from hyperfusion_rt.config import SD, Config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import check_parts_rotate
+from hyperfusion_rt.training.own_network import check_network, keep_network
 from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
-from hyperfusion_rt.training.run_folder import FOLDS, Run, new_folder, newest_of
+from hyperfusion_rt.training.run_folder import FOLDS, NETWORK, Run, new_folder, newest_of
 from hyperfusion_rt.training.train import INPUTS, Callbacks, train
 
 
@@ -120,10 +121,12 @@ def cross_validate(
     """
     root = root.resolve()
     if resume is None:
+        check_network(config, root, callbacks.on_network if callbacks else None)
         parts = check_parts_rotate(config, root)
         made = CrossValidation.create(root / "runs", config, parts, name)
     else:
         made = resume
+    keep_network(made.folder / NETWORK, config, root)
     runs = []
     for index, part in enumerate(made.parts):
         if on_fold is not None:
@@ -166,6 +169,7 @@ def _fold(
             name=folder.name,
             parent=made.folder,
             resume=old,
+            network=made.folder / NETWORK,
             like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
             device=device,
             callbacks=callbacks,

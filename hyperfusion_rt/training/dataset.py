@@ -51,13 +51,17 @@ OnScan = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """N usable cases. `targets [N]`: class indices or numbers."""
+    """N usable cases. `targets [N]`: class indices or numbers.
+
+    `features`: what a network reads of a case's images instead of them, `float32 [N boxes, F]`.
+    """
 
     cases: list[Case]
     targets: NDArray[np.float64]
     parts: Parts
     cache: VolumeCache
     check: Check
+    features: Callable[[Images], NDArray[np.float32]] | None = None
 
     @property
     def left_out(self) -> tuple[Left, ...]:
@@ -79,8 +83,12 @@ class Dataset:
         )
 
     def images(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The boxes of some cases, `float32 [len(indices), N boxes, C channels, D, H, W]`."""
-        return np.stack([self.cache.get(self.cases[int(i)].files) for i in indices])
+        """The boxes of some cases, `float32 [len(indices), N boxes, C channels, D, H, W]`.
+
+        Where there are `features`, `[len(indices), N boxes, F]`.
+        """
+        read = self.features or self.cache.get
+        return np.stack([read(self.cases[int(i)].files) for i in indices])
 
 
 @dataclass

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,26 @@ from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
 from hyperfusion_rt.files import replacing, write_text
 from hyperfusion_rt.metrics import balanced_accuracy
-from hyperfusion_rt.models import answers_sd, initialise_generators, load_embedding, network_of
+from hyperfusion_rt.models import (
+    answers_sd,
+    image_shape,
+    initialise_generators,
+    load_embedding,
+    network_of,
+)
 from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.models.gaussian import Gaussian
 from hyperfusion_rt.models.output import in_unit, start_at
+from hyperfusion_rt.models.own import own_of
+from hyperfusion_rt.models.trunk import Trunk
 from hyperfusion_rt.rules import combine, mixture
 from hyperfusion_rt.training.augmentation import ImageAugmentation, TableAugmentation
 from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.kept_features import KeptFeatures
 from hyperfusion_rt.training.learner import Learner
 from hyperfusion_rt.training.loss import Loss, Scale
 from hyperfusion_rt.training.optimiser import rate
+from hyperfusion_rt.training.own_network import start_weights
 from hyperfusion_rt.training.pretraining import pretrained
 from hyperfusion_rt.training.run_folder import Member
 from hyperfusion_rt.training.sampling import batches, epoch_samples
@@ -144,7 +154,10 @@ class Trainer:
         """The network with its initial weights, the embedding trained first where it has one."""
         torch.manual_seed(self.seed)
         config, encoder = self.config, self.split.encoder
-        network = network_of(config, encoder.width, encoder.input_columns)
+        place = self.member.network
+        network = network_of(config, encoder.width, encoder.input_columns, place)
+        if (own := own_of(network)) is not None:
+            start_weights(own, config, place)
         inner = network.network if isinstance(network, (Distribution, Gaussian)) else network
         fusion, architecture = config.network.fusion, config.network.architecture
         if fusion == "tabular" and config.training.embedding_epochs:
@@ -168,7 +181,13 @@ class Trainer:
 
     # ---- the epochs
 
-    def train(self, on_epoch: Progress | None = None, *, resume: bool = False) -> None:
+    def train(
+        self,
+        on_epoch: Progress | None = None,
+        *,
+        resume: bool = False,
+        on_features: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Run the epochs that are left; the best weights are in `member.weights` afterwards."""
         training = self.config.training
         write_text(
@@ -176,6 +195,8 @@ class Trainer:
         )
         learner = Learner(self.build(), training, self.loss, self.device)
         start = self._restore(learner) if resume else 0
+        if self.config.network.keeps_features:
+            self._keep_features(learner, on_features)
         board = self._board(start)
         try:
             for epoch in range(start, training.epochs):
@@ -197,6 +218,24 @@ class Trainer:
             board.close()
         if not self.member.weights.exists():
             raise self._diverged("no epoch gave finite answers to the validation part")
+
+    def _keep_features(
+        self, learner: Learner, on_features: Callable[[int, int], None] | None
+    ) -> None:
+        """From here on the networks read what their frozen layers make of the scans."""
+        networks = [own_of(network) for network in (learner.network, learner.answers)]
+        first = networks[0]
+        assert first is not None
+        noise = torch.Generator().manual_seed(0)
+        image = torch.randn(2, *image_shape(self.config), generator=noise)
+        trunk = Trunk(first.network, image.to(self.device))
+        kept = KeptFeatures(self.dataset.cache, trunk, first.network)
+        seen = np.concatenate([self.split.train, self.split.validation])
+        kept.fill([self.dataset.cases[i].files for i in seen], on_features)
+        self.dataset = replace(self.dataset, features=kept.get)
+        for network in networks:
+            assert network is not None
+            network.trunk = trunk
 
     def _diverged(self, what: str) -> HyperFusionError:
         return diverged(f"{what} ({self.member.folder})", self.config.training.lr)

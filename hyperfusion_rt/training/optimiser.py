@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hyperfusion_rt.config import TrainingConfig
+from hyperfusion_rt.models.addition import Joined
 from hyperfusion_rt.models.layers import HyperNetwork
 
 # The rate of a one-cycle schedule starts and ends at this part of its highest.
@@ -39,6 +40,9 @@ def _groups(network: nn.Module, training: TrainingConfig) -> list[dict[str, obje
     own: dict[int, float] = {}
     ordinary: set[int] = set()  # weights, though they have the shape of a bias
     for module in network.modules():
+        if isinstance(module, Joined):
+            embedding = module.embedding_model.parameters()
+            own |= {id(p): training.decay_of_embedding for p in embedding}
         if isinstance(module, HyperNetwork):
             decay = training.decay_of_generators
             parts = [module.weights_gen, module.bias_gen]

@@ -20,6 +20,7 @@ from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
 from hyperfusion_rt.training.dataset import Dataset
 from hyperfusion_rt.training.loop import Split, diverged, predict, split_of, summarise
+from hyperfusion_rt.training.own_network import check_kept
 from hyperfusion_rt.training.run_folder import Member, Run
 
 # As many real cases as the largest batch of the comparison made at export.
@@ -32,10 +33,15 @@ Floats = NDArray[np.float64]
 
 
 def load_member(run: Run, member: Member) -> torch.nn.Module:
-    """The trained network of `member`, in eval mode, on the CPU."""
+    """The trained network of `member`, in eval mode, on the CPU.
+
+    Raises:
+        ConfigError: it is the study's own, and cannot be made as it was.
+    """
     config = run.config
     encoder = member.encoder
-    network = network_of(config, encoder.width, encoder.input_columns)
+    check_kept(run.network, config)
+    network = network_of(config, encoder.width, encoder.input_columns, run.network)
     network.load_state_dict(read_state(member.weights))
     return network.eval()
 

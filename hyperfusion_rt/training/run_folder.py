@@ -11,6 +11,9 @@ runs/NAME/
   training_cases.json    hashes of what was trained on, so that a case can be known again
   metrics.json           figures of validation and test set; written last
   learning_curve.png
+  network/               of a network of the study's own: what it was made of
+    network.json         import, arguments, hashes of its code and of its weights, versions
+    NAME.py              the file that makes it, if it is one
   member-0/              one per member of the ensemble
     encoder.json         tabular encoder, fitted on this member's training rows
     weights.safetensors  of the best epoch
@@ -36,6 +39,7 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
 
 STUDY = "study.json"
+NETWORK = "network"  # also of a cross-validation and of a comparison: one network for all of it
 FOLDS = "cross_validation.json"  # what makes a folder a cross-validation
 
 
@@ -81,6 +85,11 @@ class Member:
     def weights(self) -> Path:
         """The weights of the best epoch."""
         return self.folder / "weights.safetensors"
+
+    @property
+    def network(self) -> Path:
+        """The folder of the run that keeps what a network of the study's own was made of."""
+        return self.folder.parent / NETWORK
 
     @property
     def encoder(self) -> TabularEncoder:
@@ -147,6 +156,11 @@ class Run:
         if newest in folds:
             raise _is_folds(newest)
         return cls.open(newest)
+
+    @property
+    def network(self) -> Path:
+        """The folder that keeps what a network of the study's own was made of."""
+        return self.folder / NETWORK
 
     def member(self, index: int) -> Member:
         """Member `index`, whose folder may not exist yet."""

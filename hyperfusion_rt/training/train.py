@@ -20,6 +20,7 @@ from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
 from hyperfusion_rt.training.loop import Trainer, split_of
+from hyperfusion_rt.training.own_network import OnNetwork, check_network, keep_network
 from hyperfusion_rt.training.results import evaluate
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
@@ -33,12 +34,16 @@ SPLITS = "splits.csv"
 class Callbacks:
     """What the caller wants to be told. Counts start at 1 except `epoch`.
 
-    `on_check` gets what is odd about the cohort, before the first epoch.
+    `on_check` gets what is odd about the cohort, before the first epoch; `on_network` a network of
+    the study's own, before scans are decoded, and may refuse it; `on_features` counts scans that
+    frozen layers have run on.
     """
 
     on_scan: Callable[[int, int], None] | None = None
     on_check: Callable[[Check], None] | None = None
     on_epoch: Callable[[int, int, dict[str, Any]], None] | None = None
+    on_network: OnNetwork | None = None
+    on_features: Callable[[int, int], None] | None = None
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -70,13 +75,16 @@ def train(
     parent: Path | None = None,
     resume: Run | None = None,
     like: Path | None = None,
+    network: Path | None = None,
     device: str | None = None,
     callbacks: Callbacks | None = None,
 ) -> Run:
     """Train every member of `config` on the cohort under `root` and write `parent/NAME`.
 
     `parent`: default `root/runs`. With `resume`, continue that run where it stopped; `config` must
-    be the run's own. `like`: a run that must have the same cases in the same parts.
+    be the run's own. `like`: a run that must have the same cases in the same parts. `network`: a
+    folder that keeps a network of the study's own (`keep_network`), which has been looked at; by
+    default it is the study's, and is looked at first.
 
     Raises:
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
@@ -84,6 +92,10 @@ def train(
     calls = callbacks or Callbacks()
     where = choose_device(device)
     root = root.resolve()
+    if resume is not None:
+        keep_network(resume.network, config, network or root)
+    elif network is None:
+        check_network(config, root, calls.on_network)
     dataset = gather(config, root, calls.on_scan)
     if calls.on_check is not None:
         calls.on_check(dataset.check)
@@ -91,6 +103,7 @@ def train(
         _refuse_another_cohort(like, dataset, config, root)
     run = resume or Run.create(parent or root / "runs", config, name)
     run.write_study(root)
+    keep_network(run.network, config, network or root)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
         trainer = Trainer(config, dataset, run.member(index), index, where)
@@ -99,7 +112,7 @@ def train(
             if calls.on_epoch is not None:
                 calls.on_epoch(index, epoch, row)
 
-        trainer.train(on_epoch, resume=resume is not None)
+        trainer.train(on_epoch, resume=resume is not None, on_features=calls.on_features)
     # Without the test part: it stays as new to the network as any scan to come.
     seen = split_of(dataset, config, 0)
     scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]

@@ -293,7 +293,9 @@ def without_ids(predictions: Sequence[Prediction]) -> list[Prediction]:
 def origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[str, str]]:
     """What the predictions come from: model, data, engine and how that was checked."""
     source, prep = manifest.provenance, manifest.preprocessing
-    network = f"{source.network.get('fusion')}, f = {source.network.get('features')}"
+    imported = source.network.get("import")
+    network = f"{source.network.get('fusion')}, "
+    network += f"made by {imported}" if imported else f"f = {source.network.get('features')}"
     shape = "x".join(str(n) for n in prep.shape)
     file = next(e for e in manifest.engines if (e.engine, e.part) == (engine, "whole"))
     by = "" if file.comparison.by == "engine" else f" (by {file.comparison.by})"
