@@ -112,7 +112,7 @@ CODES: dict[str, str] = {
     # models and training
     "device-unavailable": "this machine (or this build of PyTorch) has no such device",
     "model-volume-too-small": "the network needs more voxels along an axis",
-    "network-import": "`network.import` names nothing that makes a network, or it fails",
+    "network-import": "network.import names nothing that makes a network, or it fails",
     "network-unfit": "an imported network takes or gives something else than the study needs",
     "network-changed": "the code or the weights of an imported network are not what they were",
     "network-features": "what the frozen layers of a network make of scans cannot be kept",

@@ -77,10 +77,11 @@ class Config(Frozen):
             )
         if self.task == "classification" and table.unit:
             raise ValueError("tabular.unit: classes have no unit; drop it")
-        if not table.features:
+        if self.network.own and not table.features:
             raise ValueError(
-                "tabular.features is empty: name a column, such as the age; with network.fusion "
-                "image the network does not read it, but an artifact has a table"
+                "tabular.features is empty: a network of network.import needs a column, such as "
+                "the age; with network.fusion image it does not read it, but an artifact has a "
+                "table"
             )
         shape, network = self.preprocessing.shape, self.network
         if (

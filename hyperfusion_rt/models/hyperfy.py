@@ -82,7 +82,7 @@ def hyperfy(
     _check_numbers(condition, embedding, rank, init)
     if train and not freeze:
         raise ConfigError(
-            "'train' says what is trained of a frozen network: set 'freeze', or leave it out",
+            "`train` says what is trained of a frozen network: set `freeze`, or leave it out",
             code="option-conflict",
         )
     network = _copy(network)
@@ -90,7 +90,7 @@ def hyperfy(
     if rank is not None and not any(is_low(rank, *matrix_of(layer)) for layer in chosen.values()):
         sizes = [f"{name} {' x '.join(map(str, matrix_of(m)))}" for name, m in chosen.items()]
         raise ConfigError(
-            f"'rank' {rank} is not below that of any layer ({few(sizes)}): choose a lower one, or "
+            f"`rank` {rank} is not below that of any layer ({few(sizes)}): choose a lower one, or "
             "none for full additions",
             code="hyperfy-rank",
         )
@@ -123,12 +123,12 @@ def joined(
         ConfigError: `layer` is no linear layer of the network, or one that `hyperfy` refuses.
     """
     network = _copy(network)
-    chosen = _choose(network, [layer])
+    chosen = _choose(network, [layer], "layer")
     if list(chosen) != [layer] or not isinstance(chosen[layer], nn.Linear):
         linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
         raise ConfigError(
-            f"{layer!r} is no linear layer whose input a row could be joined with; there are "
-            f"{few(linear[::-1])}",
+            f"{layer!r} in `layer` is no linear layer whose input a row could be joined with; "
+            f"there are {few(linear[::-1])}",
             code="hyperfy-layer-unknown",
         )
     static = chosen[layer]
@@ -165,7 +165,7 @@ def seated(
         for child, layer in module._modules.items():  # type: ignore[assignment]
             if layer in seats:
                 module._modules[child] = seats[layer]
-    trained = _match(network, [train] if isinstance(train, str) else train)
+    trained = _match(network, [train] if isinstance(train, str) else train, "train")
     for name in trained:
         network.get_submodule(name).requires_grad_(True)
     return HyperFied(network, condition, frozen=freeze, trained=trained)
@@ -188,42 +188,44 @@ def _check_numbers(condition: int, embedding: int, rank: int | None, init: str) 
                 f"`{name}` {value!r}: must be a whole number from 1 on", code="option-wrong"
             )
     if init not in INITS:
-        raise ConfigError(f"'init' {init!r}: must be one of {list(INITS)}", code="option-wrong")
+        raise ConfigError(f"`init` {init!r}: must be one of {list(INITS)}", code="option-wrong")
 
 
-def _match(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The names of modules that the patterns match; each must match one."""
+def _match(network: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
+    """The names of modules that the patterns in `where` match; each must match one."""
     names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]
     found: dict[str, None] = {}
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise _unknown(network, pattern, names)
+            raise _unknown(network, pattern, names, where)
         found |= dict.fromkeys(matching)
     return list(found)
 
 
-def _choose(network: nn.Module, patterns: Sequence[str]) -> dict[str, Ordinary]:
+def _choose(
+    network: nn.Module, patterns: Sequence[str], where: str = "layers"
+) -> dict[str, Ordinary]:
     """The layers that the patterns name; a layer of several names by the first.
 
     Raises:
         ConfigError: a pattern matches none, or a layer that cannot be generated.
     """
     if not patterns:
-        raise ConfigError("'layers' names no layer", code="hyperfy-layer-unknown")
+        raise ConfigError("`layers` names no layer", code="hyperfy-layer-unknown")
     everything = [(n, m) for n, m in network.named_modules(remove_duplicate=False) if n]
     kinds = {name: m for name, m in everything if isinstance(m, KINDS)}
     chosen: dict[str, Ordinary] = {}
     for pattern in patterns:
         matching = {name: m for name, m in everything if fnmatchcase(name, pattern)}
         if not matching:
-            raise _unknown(network, pattern, list(kinds))
+            raise _unknown(network, pattern, list(kinds), where)
         fitting = [name for name in matching if name in kinds]
         if not fitting:
             others = [f"{name} is a {type(m).__name__}"
                       for name, m in matching.items()]  # fmt: skip
             raise ConfigError(
-                f"{pattern!r} in 'layers': {few(others)}; only "
+                f"{pattern!r} in `{where}`: {few(others)}; only "
                 f"{', '.join(kind.__name__ for kind in KINDS)} can be generated",
                 code="hyperfy-layer-unknown",
             )
@@ -231,11 +233,11 @@ def _choose(network: nn.Module, patterns: Sequence[str]) -> dict[str, Ordinary]:
     unique = {id(layer): name for name, layer in reversed(chosen.items())}
     chosen = {name: layer for name, layer in chosen.items() if unique[id(layer)] == name}
     for name, layer in chosen.items():
-        _check_layer(network, name, layer)
+        _check_layer(network, name, layer, where)
     return chosen
 
 
-def _check_layer(network: nn.Module, name: str, layer: Ordinary) -> None:
+def _check_layer(network: nn.Module, name: str, layer: Ordinary, where: str) -> None:
     """Raise a ConfigError if hyperfy would change what the layer does, besides its weights."""
     (kind,) = (kind for kind in KINDS if isinstance(layer, kind))
     own = [
@@ -265,12 +267,12 @@ def _check_layer(network: nn.Module, name: str, layer: Ordinary) -> None:
         elif id(module) not in inside and weights & {id(p) for p in module._parameters.values()}:
             why = f"shares weights with {other}: only one of them would be generated; untie them"
     if why is not None:
-        raise ConfigError(f"{name} in 'layers': it {why}", code="hyperfy-layer-unfit")
+        raise ConfigError(f"{name} in `{where}`: it {why}", code="hyperfy-layer-unfit")
 
 
-def _unknown(network: nn.Module, pattern: str, names: list[str]) -> ConfigError:
+def _unknown(network: nn.Module, pattern: str, names: list[str], where: str) -> ConfigError:
     near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names
     return ConfigError(
-        f"{pattern!r} matches nothing in {type(network).__name__}; near: {few(near)}",
+        f"{pattern!r} in `{where}` matches nothing in {type(network).__name__}; near: {few(near)}",
         code="hyperfy-layer-unknown",
     )

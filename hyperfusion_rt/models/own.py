@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -33,6 +34,13 @@ from hyperfusion_rt.models.trunk import Trunk
 RECORD = "network.json"
 # What the module of a file is called, before a hash of its text.
 _FILE = "hfrt_network_"
+# What the parameters of `hyperfy` and `joined` are called in a configuration.
+_FIELDS = {
+    "layers": "network.hyper_layers",
+    "layer": "network.fusion_at",
+    "rank": "network.generator_rank",
+    "train": "network.train",
+}
 _NOT_THEIRS = ("torch", "hyperfusion_rt", "builtins")
 
 
@@ -101,10 +109,8 @@ def build_own(
         else:
             network = seated(made, {}, width, **frozen)
     except ConfigError as error:
-        field = {"hyper": "hyper_layers", "concat": "fusion_at"}.get(config.fusion, "train")
-        raise ConfigError(
-            f"network.import {config.imported} (network.{field}): {error}", code=error.code
-        ) from None
+        text = re.sub(r"`(\w+)`", lambda found: _FIELDS.get(found[1], found[0]), str(error))
+        raise ConfigError(f"network.import {config.imported}: {text}", code=error.code) from None
     return OwnNetwork(network, outputs)
 
 

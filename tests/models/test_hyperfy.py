@@ -316,7 +316,7 @@ def test_what_cannot_be_generated_is_named(network, layers, code, text):
         ({"rank": 2}, r"`rank` 2 is not below that of any layer \(fc 2 x 8\)"),
         ({"init": "ones"}, "`init` 'ones'"),
         ({"train": ["fc"]}, "set `freeze`"),
-        ({"train": ["head"], "freeze": True}, "'head' matches nothing"),
+        ({"train": ["head"], "freeze": True}, "'head' in `train` matches nothing"),
     ],
 )
 def test_options_out_of_range_are_named(options, text):
