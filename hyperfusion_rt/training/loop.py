@@ -170,7 +170,9 @@ class Trainer:
         if not config.tabular.classes and not isinstance(network, Distribution):
             start_at(inner, float(self.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for parameter in network.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
         return network.to(self.device)
 
     def _pretrained(self) -> nn.Module:
