@@ -5,15 +5,16 @@ A study names them as `network.import`: this file is copied beside its hfrt.yaml
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
 
-def resnet18(channels: int, outputs: int, widen_factor: float = 0.5) -> nn.Module:
-    """MONAI's 3D ResNet18; the first convolution has a stride of 2, as in the ResNet of images."""
+def resnet18(channels: int, outputs: int, widen_factor: float = 0.25) -> nn.Module:
+    """MONAI's 3D ResNet18; the first convolution has a stride of 2, as in the ResNet of images.
+
+    `widen_factor`: its channels over the usual ones.
+    """
     made: nn.Module = nets.resnet18(
         spatial_dims=3,
         n_input_channels=channels,
@@ -64,9 +65,9 @@ class Slices(nn.Module):
         return logits
 
 
-def slices(channels: int, outputs: int, shape: tuple[int, int, int], **options: Any) -> nn.Module:
+def slices(channels: int, outputs: int, shape: tuple[int, int, int]) -> nn.Module:
     """MONAI's 2D ResNet18 on three sagittal slices."""
     network = nets.resnet18(
-        spatial_dims=2, n_input_channels=3 * channels, num_classes=outputs, widen_factor=0.5
+        spatial_dims=2, n_input_channels=3 * channels, num_classes=outputs, widen_factor=0.25
     )
     return Slices(network, shape[0])

@@ -56,7 +56,14 @@ QUALITY = (
 )
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by docs/generate.py from the code. Edit the code, then run it again. -->\n\n"
-_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
+_WORDS = {
+    Any: "any value",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -178,7 +185,7 @@ def configuration() -> str:
             text += layers()
         if model is config.Augmentation:
             text += policies()
-    presets = {name: dict(leaves(config.preset(name).model_dump())) for name in config.PRESETS}
+    presets = {name: dict(leaves(described(config.preset(name)))) for name in config.PRESETS}
     names = list(dict.fromkeys(name for values in presets.values() for name in values))
     text += (
         "## Presets\n\n`ad` and `brain-age` follow the published protocols; the others are trained "
@@ -197,6 +204,11 @@ def configuration() -> str:
         rows = [(f"`{f.name}`", f.kind, ", ".join(f.categories)) for f in spec.features]
         text += "\n\n" + table(("column", "kind", "categories"), rows)
     return text
+
+
+def described(made: config.Config) -> dict[str, Any]:
+    """A preset, without the fields of a network of one's own."""
+    return {**made.model_dump(), "network": made.network.described()}
 
 
 def policies() -> str:

@@ -1,9 +1,13 @@
 """The scripts under examples/ run as they stand: the documentation shows these very files."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from hyperfusion_rt.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,6 +38,31 @@ def test_a_layer_in_a_model_of_your_own_learns():
 def test_a_trained_network_learns_to_read_a_row():
     _, before, _, after = run("hyperfy.py").splitlines()[-1].split()
     assert float(after) < float(before)
+
+
+def test_a_network_of_your_own_is_trained(session_cohort, tmp_path, hfrt):
+    """As the documentation has it, with one epoch."""
+    page = (EXAMPLES.parent / "docs" / "how-to" / "own-network.md").read_text(encoding="utf-8")
+    settings, *others = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    commands = re.search(
+        r"^    (hfrt train)\n    (hfrt export)\n    hfrt infer", page, re.MULTILINE
+    )
+    assert commands
+    assert "torch.Size([2, 3])" in run("own_network.py")
+    root = tmp_path / "study"
+    shutil.copytree(session_cohort, root, ignore=shutil.ignore_patterns("runs", "*.hfrt"))
+    shutil.copy(EXAMPLES / "own_network.py", root)
+    (root / "hfrt.yaml").write_text(settings, encoding="utf-8")
+    assert hfrt(root, "train", "--set", "training.epochs=1", "--name", "own")[0] == 0
+    (root / "own_network.py").unlink()
+    assert hfrt(root, "export", "--engine", "native")[0] == 0
+    status, _, _ = hfrt(root, "infer", "scans", "--tabular", "data.csv", "--out", "p.csv")
+    assert status == 0
+    assert (root / "p.csv").read_text(encoding="utf-8").count("\n") == 41
+    # The others are right, too, as far as that can be said without their weights.
+    for text in others:
+        (root / "hfrt.yaml").write_text(text, encoding="utf-8")
+        assert load_config(root / "hfrt.yaml").network.own
 
 
 def test_a_network_of_your_own_becomes_an_engine():

@@ -31,6 +31,21 @@ def make(channels, outputs, width=4, answer=None):
     return Net(channels, outputs, width, answer)
 
 
+class Flat(nn.Module):
+    """A 2D network on the slices as channels."""
+
+    def __init__(self, channels, outputs, depth):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(channels * depth, 6, 3, 2, 1), nn.Linear(6, outputs)
+
+    def forward(self, image):
+        return self.fc(self.conv(image.flatten(1, 2)).relu().mean((2, 3)))
+
+
+def flat(channels, outputs, shape):
+    return Flat(channels, outputs, shape[0])
+
+
 def number():
     return 3
 

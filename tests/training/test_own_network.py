@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from hyperfusion_rt.compare.compare import compare
+from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.config import Config, load_config
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
@@ -24,7 +27,7 @@ from hyperfusion_rt.training.results import load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, train
 
-from .networks import HYPER, NET, study
+from .networks import HYPER, NET, SMALL, study
 
 CONCAT = {**HYPER, "fusion": "concat", "fusion_at": "fc"}
 IMAGE = {**HYPER, "fusion": "image"}
@@ -89,11 +92,12 @@ def test_from_a_study_to_predictions(root, run):
         (CONCAT, {}),
         (IMAGE, {}),
         ({**HYPER, "fusion": "tabular"}, {}),
+        ({"import": "net.py:flat", "hyper_layers": ["*"]}, {}),
         ({**HYPER, "generator_rank": 2}, {"training": {"loss": "bins"}, **NUMBER}),
         (CONCAT, {"training": {"loss": "gaussian"}, **NUMBER}),
         (HYPER, {"training": {"standardise_target": False}, **NUMBER}),
     ],
-    ids=["concat", "image", "tabular", "bins", "gaussian", "own scale"],
+    ids=["concat", "image", "tabular", "slices", "bins", "gaussian", "own scale"],
 )
 def test_every_fusion_and_task(root, network, changes, request):
     config = study(root, network, **changes)
@@ -157,6 +161,28 @@ def test_cross_validation_trains_one_network(root, run, monkeypatch):
     (made.folder / "network" / "net.py").write_text(NET + "\n# edited", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"net\.py changed"):
         cross_validate(config, root, resume=made)
+
+
+def test_the_ways_are_compared_on_the_same_parts(root):
+    change = {"network": {**HYPER, "fusion_at": "fc"}, "training": {"epochs": 1, "parts": 3}}
+    study(root)
+    (root / "compared.yaml").write_text(yaml.safe_dump({"preset": "ad-small", **SMALL, **change}))
+    options = CompareOptions(models="hyper,concat,image", name="ways")
+    calls = Callbacks(on_network=check_exports)
+    found = compare(root / "compared.yaml", options, callbacks=calls)
+    assert [(item.name, item.done) for item in found.models] == [
+        ("hyper", 3), ("concat", 3), ("image", 3)
+    ]  # fmt: skip
+    kept = found.comparison.folder / "networks" / "concat"
+    record = json.loads((kept / "network.json").read_text(encoding="utf-8"))
+    (root / "net.py").unlink()  # the comparison keeps it
+    again = CompareOptions(name="ways", resume=True)
+    assert compare(root / "compared.yaml", again).failed == 0
+    job = next(job for job in found.comparison.plan.jobs() if job.model == "concat")
+    place = found.comparison.place(job) / "network" / "network.json"
+    assert json.loads(place.read_text(encoding="utf-8")) == record
+    with pytest.raises(ConfigError, match="of a published network has values of its own"):
+        compare(root / "compared.yaml", CompareOptions(ablate="network.hyper_layers"))
 
 
 def test_a_package_must_be_as_it_was(root, tmp_path, monkeypatch):
