@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -278,9 +279,13 @@ class NetworkConfig(Finite):
         return found
 
     def described(self) -> dict[str, Any]:
-        """Its fields, as far as they say something of this network."""
-        aside = _OF_PUBLISHED if self.imported is not None else ("import", *_OF_OWN)
-        return self.model_dump(exclude=set(aside))
+        """Its fields, as far as they say something of this network; of paths, the last name."""
+        if self.imported is None:
+            return self.model_dump(exclude={"import", *_OF_OWN})
+        found = self.model_dump(exclude=set(_OF_PUBLISHED))
+        found["import"] = PurePath(self.imported).name
+        found["weights"] = self.weights and PurePath(self.weights).name
+        return found
 
     @property
     def own(self) -> bool:

@@ -171,12 +171,13 @@ def start_weights(network: OwnNetwork, config: Config, folder: Path) -> None:
 
 def _weights(config: Config, place: Path) -> Path:
     """Where the weights are; a folder that keeps a network says where they were."""
-    if (place / RECORD).exists():
-        return Path(_read(place)["weights"]["file"])
     path = place / str(config.network.weights)
+    if (place / RECORD).exists():
+        path = Path((_read(place)["weights"] or {}).get("file", path))
     if not path.is_file():
         raise ConfigError(
-            f"network.weights {path}: no such file; it is seen from hfrt.yaml's folder",
+            f"network.weights {path}: no such file; it is seen from hfrt.yaml's folder, and a run "
+            "that goes on needs it where it was",
             code="checkpoint-not-found",
         )
     return path

@@ -227,7 +227,12 @@ def test_weights_are_loaded_except_those_that_are_not(root, tmp_path):
     assert len(record["weights"]["sha256"]) == 64
     # They have done their part.
     (tmp_path / "w.pt").unlink()
-    export_run(made, tmp_path / "w.hfrt", engines=("native",))
+    artifact = export_run(made, tmp_path / "w.hfrt", engines=("native",))
+    source = artifact.manifest.provenance.network
+    assert (source["import"], source["weights"]) == ("net.py:make", "w.pt")  # no path of ours
+    with pytest.raises(ConfigError, match=r"w\.pt: no such file") as caught:
+        train(made.config, root, resume=made)
+    assert caught.value.code == "checkpoint-not-found"
 
 
 BAD = {
