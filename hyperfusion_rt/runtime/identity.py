@@ -36,6 +36,7 @@ CODE = (
     "artifact.table_summary",
     "artifact.typical_scans",
     "artifact.usual_errors",
+    "artifact.voxels",
     "clock",
     "config",
     "config.augmentation",
