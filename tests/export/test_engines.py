@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,23 @@ from hyperfusion_rt.export.ir.cut import cut
 from hyperfusion_rt.export.ir.fold import fold
 from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.export.onnx_file.model import write_onnx
+from hyperfusion_rt.export.onnx_import.read import read_onnx
 from hyperfusion_rt.kernels.cpu.tiles import choose_tile
 from hyperfusion_rt.runtime.engines.eager import TorchEngine
 from hyperfusion_rt.runtime.engines.native import NativeEngine
 
 from .ir.test_lower import MODULES, V
-from .networks import FUSIONS, SHAPES, MidTrunk, difference, exact, inputs, published, shaken
+from .networks import (
+    FUSIONS,
+    SHAPES,
+    MidTrunk,
+    as_onnx,
+    difference,
+    exact,
+    inputs,
+    published,
+    shaken,
+)
 
 ort = pytest.importorskip("onnxruntime", reason="ONNX files NOT run")
 TOLERANCE = 5e-6
@@ -260,6 +272,13 @@ MONAI = {
     "efficientnet": lambda n: n.EfficientNetBN(
         "efficientnet-b0", spatial_dims=3, in_channels=1, num_classes=3, pretrained=False
     ),
+    "unet": lambda n: n.UNet(3, 1, 2, (8, 16, 24, 32), (2, 2, 2), num_res_units=2),
+    "segresnet": lambda n: n.SegResNet(3, init_filters=8, in_channels=1, out_channels=2),
+    "dynunet": lambda n: n.DynUNet(
+        3, 1, 2, [3] * 4, [1, 2, 2, 2], [2] * 3, filters=[8, 16, 24, 32], res_block=True
+    ),
+    "basicunet": lambda n: n.BasicUNet(3, 1, 2, (8, 8, 16, 16, 24, 8)),
+    "attentionunet": lambda n: n.AttentionUnet(3, 1, 2, (8, 16, 24), (2, 2)),
 }
 
 
@@ -275,6 +294,10 @@ def test_networks_that_others_wrote(name, tmp_path):
         network = shaken(MONAI[name](nets))
     graph = lower(network, {"image": (1, 32, 32, 32)})
     folded = fold(graph)
+    file = as_onnx(network.float(), (torch.zeros(1, 1, 32, 32, 32),), tmp_path / "its.onnx")
+    read = fold(read_onnx(file))
+    assert Counter(n.op for n in read.nodes) == Counter(n.op for n in folded.nodes)
+    network.double()
     feeds = inputs(graph, 1)
     expected = exact(network, feeds)
     (found,) = onnx_outputs(folded, feeds, tmp_path / "x.onnx")
