@@ -66,6 +66,7 @@ int Engine::conv(const ConvSpec& spec) {
   keep_weights(*c, spec);
   keep_shortcut(*c, spec);
   keep_narrow(*c, spec);
+  keep_planar(*c, spec);
   partition(*c);
 
   std::vector<int> reads{c->in}, writes{c->out};
@@ -262,6 +263,30 @@ void Engine::keep_narrow(Conv& c, const ConvSpec& spec) {
     a.narrow_shortcut = keep(spec.shortcut_weight, size, "the shortcut's weight", size);
   }
   scratch(narrow_scratch(cin, cout));
+}
+
+// The planar kernel for a convolution whose input may turn out plain, where it costs less than
+// filtering in blocks; see `few_enough` in tiles.py.
+void Engine::keep_planar(Conv& c, const ConvSpec& spec) {
+  const ConvArgs& a = c.args;
+  const int64_t cin = a.in_extent.c, cout = a.conv_extent.c, stride = a.window.stride[2];
+  const bool alone = spec.condition < 0 && spec.shortcut < 0 && !spec.second && !spec.pool &&
+                     !spec.sparse && spec.prologue_scale.data == nullptr;
+  const bool cheap =
+      stride == 1 ? cin * std::min<int64_t>(cout, kBlock) <= kBlock : stride == 2 && cout >= kBlock;
+  if (c.kind == StepKind::planar || c.kind == StepKind::depthwise || !alone || !cheap ||
+      cin > kPlainChannels)
+    return;
+  auto p = std::make_shared<Conv>();
+  p->args.window = a.window;
+  p->args.in_extent = a.in_extent;
+  p->args.conv_extent = p->args.out_extent = a.conv_extent;
+  p->in = c.in, p->out = c.out, p->residual = c.residual;
+  p->kind = StepKind::planar;
+  keep_maps(*p, spec);
+  keep_weights(*p, spec);
+  partition(*p);
+  c.planar = p;
 }
 
 // --- the tasks ---------------------------------------------------------------------------------

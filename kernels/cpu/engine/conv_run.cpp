@@ -17,6 +17,7 @@ void Engine::generate(Conv& c) {
 }
 
 void Engine::run_conv(Conv& c) {
+  if (c.planar) return run_conv(*c.planar);
   ConvArgs& a = c.args;
   if (c.condition >= 0) generate(c);
   a.out = at(c.out);
@@ -63,7 +64,7 @@ void Engine::run_tasks(const Conv& c, int64_t begin, int64_t end, int thread) {
 }
 
 void Engine::pad_input(const Conv& c) {
-  const float* from = value(c.in).given;
+  const float* from = value(c.in).planar ? at(c.in) : value(c.in).given;
   const Extent &e = extent(c.in), &o = c.args.in_extent;
   const int64_t* p = c.args.window.padding;
   // A task is a plane of one channel.

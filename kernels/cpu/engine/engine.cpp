@@ -74,7 +74,8 @@ void Engine::output(int i) {
 
 void Engine::step(StepKind kind, std::vector<int> reads, std::vector<int> writes,
                   std::function<void()> work) {
-  steps_.push_back({kind, std::move(work), std::move(reads), std::move(writes), nullptr, nullptr});
+  steps_.push_back(
+      {kind, std::move(work), std::move(reads), std::move(writes), nullptr, nullptr, false});
 }
 
 std::vector<StepKind> Engine::steps() const {
@@ -130,7 +131,7 @@ void Engine::finish() {
   choose_narrow();
   fuse_rings();
   find_plain_inputs();
-  plain_outputs();
+  choose_plain();
   place_values();
   arena_ = allocate(arena_floats_);
   scratch_memory_ = allocate(scratch_floats_ * pool_.threads());

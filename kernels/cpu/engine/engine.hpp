@@ -156,6 +156,7 @@ class Engine {
     std::vector<int> reads, writes;
     std::shared_ptr<Conv> conv;
     std::shared_ptr<Conv> parts;  // a convolution that others do
+    bool plain = false;           // works on plain volumes, too, if all of its volumes are
   };
 
   // The one place where the number of a value, unchecked, becomes an index.
@@ -180,6 +181,7 @@ class Engine {
   Activation keep(const ActivationSpec& spec, int64_t channels);
   float* reserve(int64_t floats);
   void scratch(int64_t floats);
+  void map_channels(int out, const AffineArgs& args);
   int over_voxels(int in, const std::vector<int64_t>& stride, Sum sum, StepKind kind,
                   const std::function<float(double)>& last);
   int along_channels(int in, Along kind, int64_t channels, StepKind name, const float* scale,
@@ -194,6 +196,7 @@ class Engine {
   void pack_weights(const Conv& conv, const float* weight);
   void keep_shortcut(Conv& conv, const ConvSpec& spec);
   void keep_narrow(Conv& conv, const ConvSpec& spec);
+  void keep_planar(Conv& conv, const ConvSpec& spec);
   void partition(Conv& conv);
   void partition_winograd(Conv& conv);
   void partition_gather(Conv& conv);
@@ -229,9 +232,10 @@ class Engine {
   void fuse_rings();
   bool can_share_ring(size_t first) const;
   void find_plain_inputs();
-  void plain_outputs();
-  Step* only_maker(int i);
-  bool makes_plain(Step& step);
+  void choose_plain();
+  std::set<int> plain_candidates() const;
+  void keep_plain(const Step& step, std::set<int>& plain) const;
+  void make_plain(Step& step, const std::set<int>& plain);
   void place_values();
   void place_in_concats();
 

@@ -99,6 +99,9 @@ inline void check(const Window& k) {
   }
 }
 
+// Volumes of so many channels may be plain between two steps.
+constexpr int64_t kPlainChannels = 8;
+
 struct Engine::Conv {
   StepKind kind = StepKind::gather;  // the kernel that computes it
   ConvArgs args;
@@ -113,6 +116,8 @@ struct Engine::Conv {
   std::vector<int64_t> shift;
   // Computed inside this step, into a ring of planes; see run_ring.
   std::shared_ptr<Conv> producer;
+  // Does the same if the input is plain; see choose_plain.
+  std::shared_ptr<Conv> planar;
   // Instead of itself; see conv_parts.cpp. A part's channels begin so many numbers after the
   // whole's.
   std::vector<std::shared_ptr<Conv>> parts;

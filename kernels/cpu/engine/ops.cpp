@@ -86,17 +86,27 @@ int Engine::over_voxels(int in, const std::vector<int64_t>& stride, Sum sum, Ste
 // The grain of operations number by number: a task moves about 64 KB.
 constexpr int64_t kVectors = 1024;
 
+// Runs of `kRun` voxels of each channel of a plain volume.
+static int64_t runs_of(const Extent& e) { return e.c * ceil_div(e.voxels(), kRun); }
+
+void Engine::map_channels(int out, const AffineArgs& a) {
+  const Extent& e = extent(out);
+  if (value(out).planar)
+    parallel(runs_of(e), 1, [&](int64_t b, int64_t n, int) { kernels_.affine_plain(a, b, n); });
+  else
+    parallel(e.numbers() / kBlock, kVectors,
+             [&](int64_t b, int64_t n, int) { kernels(out).affine(a, b, n); });
+}
+
 int Engine::affine(int in, Array scale, Array shift, const ActivationSpec& spec) {
   const Extent e = extent(in);
   const float* s = scale.data ? keep(scale, filled(e.c), "the scale", e.c) : nullptr;
   const float* t = scale.data ? keep(shift, filled(e.c), "the shift", e.c) : nullptr;
   const Activation act = keep(spec, e.c);
   const int out = add(e, stored(in));
-  step(StepKind::affine, {in}, {out}, [=] {
-    const AffineArgs a{at(in), at(out), e.c, e.voxels(), nullptr, s, t, act};
-    parallel(e.numbers() / kBlock, kVectors,
-             [&](int64_t b, int64_t n, int) { kernels(in).affine(a, b, n); });
-  });
+  step(StepKind::affine, {in}, {out},
+       [=] { map_channels(out, {at(in), at(out), e.c, e.voxels(), nullptr, s, t, act}); });
+  steps_.back().plain = true;
   return out;
 }
 
@@ -126,17 +136,24 @@ int Engine::binary(int a, int b, Pair pair, const ActivationSpec& spec) {
                                    StepKind::divide, StepKind::maximum,  StepKind::minimum};
   step(kinds[static_cast<int>(pair)], {a, b}, {out}, [=] {
     const PairArgs args{pair, {at(a), first}, {at(b), second}, at(out), o.c, o.voxels(), act};
-    parallel(o.numbers() / kBlock, kVectors,
-             [&](int64_t begin, int64_t end, int) { kernels(out).binary(args, begin, end); });
+    if (value(out).planar)
+      parallel(runs_of(o), 1,
+               [&](int64_t begin, int64_t end, int) { kernels_.binary_plain(args, begin, end); });
+    else
+      parallel(o.numbers() / kBlock, kVectors,
+               [&](int64_t begin, int64_t end, int) { kernels(out).binary(args, begin, end); });
   });
+  steps_.back().plain = true;
   return out;
 }
 
 // --- normalisation -----------------------------------------------------------------------------
 
 // From the moments of runs to mean and gain of every channel, in double; see `moments`.
-static void finish_moments(const float* runs, int64_t channels, int64_t voxels, int64_t groups,
-                           const float* scale, double eps, float* means, float* gain) {
+// `plain`: the runs are [C][count][2], otherwise [blocks][count][2][16].
+static void finish_moments(const float* runs, bool plain, int64_t channels, int64_t voxels,
+                           int64_t groups, const float* scale, double eps, float* means,
+                           float* gain) {
   const int64_t count = ceil_div(voxels, kRun), each = channels / groups;
   const auto length = [&](int64_t r) {
     return static_cast<double>(std::min(kRun, voxels - r * kRun));
@@ -147,8 +164,9 @@ static void finish_moments(const float* runs, int64_t channels, int64_t voxels, 
       double sum = 0;
       for (int64_t c = g * each; c < (g + 1) * each; ++c)
         for (int64_t r = 0; r < count; ++r) {
-          const float* run = runs + ((c / kBlock * count + r) * 2) * kBlock + c % kBlock;
-          sum += f(run[0], run[kBlock], length(r));
+          const float* run = plain ? runs + (c * count + r) * 2
+                                   : runs + ((c / kBlock * count + r) * 2) * kBlock + c % kBlock;
+          sum += f(run[0], run[plain ? 1 : kBlock], length(r));
         }
       return sum;
     };
@@ -177,14 +195,19 @@ int Engine::group_norm(int in, int64_t groups, Array scale, Array shift, float e
   float* mean = reserve(filled(e.c));
   const int out = add(e, stored(in));
   step(StepKind::group_norm, {in}, {out}, [=] {
-    parallel(tasks, 1, [&](int64_t b, int64_t n, int) {
-      kernels(in).moments(at(in), e.voxels(), runs, b, n);
-    });
-    finish_moments(runs, e.c, e.voxels(), groups, s, static_cast<double>(eps), mean, gain);
-    const AffineArgs a{at(in), at(out), e.c, e.voxels(), mean, gain, t, act};
-    parallel(e.numbers() / kBlock, kVectors,
-             [&](int64_t b, int64_t n, int) { kernels(in).affine(a, b, n); });
+    const bool plain = value(in).planar;
+    if (plain)
+      parallel(runs_of(e), 1, [&](int64_t b, int64_t n, int) {
+        kernels_.moments_plain(at(in), e.voxels(), runs, b, n);
+      });
+    else
+      parallel(tasks, 1, [&](int64_t b, int64_t n, int) {
+        kernels(in).moments(at(in), e.voxels(), runs, b, n);
+      });
+    finish_moments(runs, plain, e.c, e.voxels(), groups, s, static_cast<double>(eps), mean, gain);
+    map_channels(out, {at(in), at(out), e.c, e.voxels(), mean, gain, t, act});
   });
+  steps_.back().plain = true;
   return out;
 }
 
@@ -300,9 +323,12 @@ int Engine::blend(int in, const std::vector<int64_t> low[3], const std::vector<i
     for (int i = 0; i < 3; ++i)
       a.low[i] = tables->low[i].data(), a.high[i] = tables->high[i].data(),
       a.part[i] = tables->part[i].data();
-    parallel(blocks_of(e.c) * o.d * o.h, 4,
-             [&](int64_t b, int64_t n, int t) { kernels(in).blend(a, b, n, scratch_of(t)); });
+    const bool plain = value(out).planar;
+    const auto kernel = plain ? kernels_.blend_plain : kernels(in).blend;
+    parallel((plain ? e.c : blocks_of(e.c)) * o.d * o.h, 4,
+             [&](int64_t b, int64_t n, int t) { kernel(a, b, n, scratch_of(t)); });
   });
+  steps_.back().plain = true;
   return out;
 }
 

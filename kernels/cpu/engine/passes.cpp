@@ -150,59 +150,98 @@ void Engine::find_plain_inputs() {
   }
 }
 
-// The step that makes `i`, which no other writes and nothing but one step or the caller reads.
-Engine::Step* Engine::only_maker(int i) {
-  Step* maker = nullptr;
-  int64_t uses = std::count(outputs_.begin(), outputs_.end(), i);
-  for (Step& s : steps_) {
-    uses += std::count(s.reads.begin(), s.reads.end(), i);
-    if (has(s.writes, i)) maker = s.writes.size() == 1 ? &s : nullptr;
-  }
-  return uses == 1 ? maker : nullptr;
-}
+// --- plain volumes -----------------------------------------------------------------------------
 
-// Whether a step can make its value as [C][D][H][W]; then it will.
-bool Engine::makes_plain(Step& step) {
-  if (step.kind == StepKind::softmax) {
-    const int in = step.reads[0];
-    Step* before = stored(in) && !has(inputs_, in) ? only_maker(in) : nullptr;
-    if (!before || before->kind == StepKind::softmax || !makes_plain(*before)) return false;
-    Value& v = value(in);
-    v.planar = true;
-    v.floats = ceil_div(plain_floats(in), kBlock) * kBlock;
-    return true;
+// Volumes of few channels lie as the caller's do, [C][D][H][W] float32, where all the steps that
+// make and read them can: in blocks most of their lanes would be empty. An output is then written
+// where the caller wants it.
+void Engine::choose_plain() {
+  std::set<int> plain = plain_candidates();
+  for (size_t before = 0; before != plain.size();) {
+    before = plain.size();
+    for (const Step& s : steps_) keep_plain(s, plain);
   }
-  std::vector<Conv*> parts;
-  if (step.conv) parts.push_back(step.conv.get());
-  if (step.parts)
-    for (const auto& part : step.parts->parts) parts.push_back(part.get());
-  const auto can = [](const Conv* c) {
-    const bool gathers = c->kind == StepKind::gather || c->kind == StepKind::pointwise;
-    return gathers && c->residual < 0 && c->second < 0 && c->out_offset == 0;
-  };
-  if (parts.empty() || !std::all_of(parts.begin(), parts.end(), can)) return false;
-  for (Conv* c : parts) {
-    ConvArgs& a = c->args;
-    a.plain = true;
-    const int64_t pair = 2 * a.out_extent.c;
-    const bool channels = a.epilogue.act.slope == nullptr && kBlock % pair == 0;
-    a.paired = a.sets > 1 && a.sets % 2 == 0 && a.place[2] == 2 && channels &&
-               2 * a.conv_extent.w == a.out_extent.w;
-    if (a.paired) a.splits = 1, c->tasks = ceil_div(a.count, a.rows);
-  }
-  return true;
-}
-
-// An output of few channels is written where the caller wants it: in blocks most of its lanes would
-// be empty.
-void Engine::plain_outputs() {
-  for (int i : outputs_) {
+  for (Step& s : steps_) make_plain(s, plain);
+  for (int i : plain) {
     Value& v = value(i);
-    if (!v.stored || v.extent.c >= kBlock || v.extent.voxels() == 1) continue;
-    Step* maker = only_maker(i);
-    if (!maker || !makes_plain(*maker)) continue;
     v.planar = true;
-    v.floats = 0;
+    v.floats = has(outputs_, i) ? 0 : ceil_div(plain_floats(i), kBlock) * kBlock;
+  }
+}
+
+std::set<int> Engine::plain_candidates() const {
+  std::set<int> found;
+  for (size_t i = 0; i < values_.size(); ++i) {
+    const Value& v = values_[i];
+    const int number = static_cast<int>(i);
+    const auto outputs = std::count(outputs_.begin(), outputs_.end(), number);
+    const int64_t most = outputs ? kBlock - 1 : kPlainChannels;
+    if (v.stored && !v.own && v.extent.voxels() > 1 && v.extent.c <= most && outputs < 2 &&
+        !has(inputs_, number))
+      found.insert(number);
+  }
+  return found;
+}
+
+// Takes out of `plain` what a step cannot read or make so.
+void Engine::keep_plain(const Step& s, std::set<int>& plain) const {
+  const auto is = [&](int i) { return i >= 0 && plain.count(i) > 0; };
+  const auto volume = [&](int i) { return stored(i) && extent(i).voxels() > 1; };
+  const auto drop = [&](const std::vector<int>& values) {
+    for (int i : values) plain.erase(i);
+  };
+  if (s.plain || s.kind == StepKind::softmax) {
+    bool all = true;
+    for (const auto& values : {s.reads, s.writes})
+      for (int i : values) all = all && (!volume(i) || is(i));
+    if (!all) drop(s.reads), drop(s.writes);
+    return;
+  }
+  const Conv* c = s.conv ? s.conv.get() : s.parts.get();
+  if (!c || !s.work || c->producer || c->second >= 0) return drop(s.reads), drop(s.writes);
+  const auto gathers = [](const Conv& one) {
+    return (one.kind == StepKind::gather || one.kind == StepKind::pointwise) && one.residual < 0 &&
+           one.out_offset == 0;
+  };
+  bool makes = false, beside = false;
+  if (s.parts) {
+    makes = std::all_of(c->parts.begin(), c->parts.end(),
+                        [&](const auto& part) { return gathers(*part); });
+    plain.erase(c->in);
+  } else if (c->planar && is(c->in)) {
+    makes = beside = true;
+  } else {
+    const bool first = c->kind == StepKind::planar && !c->args.epilogue.pool && !c->args.phased;
+    makes = first || gathers(*c);
+    beside = first;
+    plain.erase(c->in);
+  }
+  plain.erase(c->shortcut);
+  const bool other = c->residual >= 0 && (!beside || is(c->residual) != is(c->out));
+  if (!makes || other) drop({c->out, c->residual});
+}
+
+void Engine::make_plain(Step& s, const std::set<int>& plain) {
+  if (s.parts && plain.count(s.parts->out)) {
+    for (const auto& part : s.parts->parts) {
+      ConvArgs& a = part->args;
+      a.plain = true;
+      // Pairs of neighbours along W, in whole vectors.
+      const bool channels = !a.epilogue.act.slope && kBlock % (2 * a.out_extent.c) == 0;
+      a.paired = a.sets > 1 && a.sets % 2 == 0 && a.place[2] == 2 && channels &&
+                 2 * a.conv_extent.w == a.out_extent.w;
+      if (a.paired) a.splits = 1, part->tasks = ceil_div(a.count, a.rows);
+    }
+  }
+  if (!s.conv) return;
+  Conv& c = *s.conv;
+  const bool out = plain.count(c.out) > 0;
+  if (c.planar && plain.count(c.in)) {
+    c.planar->args.plain = out;
+    c.kind = s.kind = StepKind::planar;
+  } else {
+    c.planar = nullptr;
+    c.args.plain = out;
   }
 }
 

@@ -282,6 +282,11 @@ struct Kernels {
   void (*moments)(const void* x, int64_t voxels, float* out, int64_t begin, int64_t end);
   void (*along_channels)(const ChannelArgs&, int64_t begin, int64_t end, float* scratch);
   void (*blend)(const BlendArgs&, int64_t begin, int64_t end, float* scratch);
+  // The same of plain volumes, [C][voxels] float32; see plain.hpp for the tasks.
+  void (*affine_plain)(const AffineArgs&, int64_t begin, int64_t end);
+  void (*binary_plain)(const PairArgs&, int64_t begin, int64_t end);
+  void (*moments_plain)(const float* x, int64_t voxels, float* out, int64_t begin, int64_t end);
+  void (*blend_plain)(const BlendArgs&, int64_t begin, int64_t end, float* scratch);
   // Vectors: y[o] = act(bias[o] + sum_i W[i][o] x[i]) for o-panels of 16, W [I][O filled up].
   void (*linear)(const float* x, int64_t inputs, const float* weight, int64_t ld, const float* bias,
                  const Activation& act, float* y, int64_t begin, int64_t end);

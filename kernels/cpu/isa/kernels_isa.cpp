@@ -3,6 +3,7 @@
 #include "elementwise.hpp"
 #include "gather.hpp"
 #include "narrow.hpp"
+#include "plain.hpp"
 #include "planar.hpp"
 #include "reduce.hpp"
 #include "winograd.hpp"
@@ -39,6 +40,10 @@ const Kernels& HFRT_TABLE(HFRT_ISA, HFRT_TYPE)() {
                              ::moments,
                              ::along_channels,
                              ::blend,
+                             ::affine_plain,
+                             ::binary_plain,
+                             ::moments_plain,
+                             ::blend_plain,
                              ::linear};
   return table;
 }

@@ -6,6 +6,7 @@
 
 #include "activation.hpp"
 #include "gemm.hpp"
+#include "plain.hpp"
 
 namespace {
 
@@ -135,6 +136,32 @@ HFRT_INLINE void along_w_phased(const hfrt::ConvArgs& a, const float* const* at,
         });
 }
 
+// N vectors of outputs along W of every channel, n of them there, finished, to a plain output;
+// `place`: of channel 0.
+template <int N>
+HFRT_INLINE void along_w_plain(const hfrt::ConvArgs& a, const float* line, int64_t place,
+                               int64_t n) {
+  const hfrt::Epilogue& e = a.epilogue;
+  const int64_t channels = a.out_extent.c, voxels = a.out_extent.voxels();
+  const auto* beside = static_cast<const float*>(e.residual);
+  const float* at[N];
+#pragma GCC unroll 4
+  for (int j = 0; j < N; ++j) at[j] = line + j * kLanes;
+  correlate_block<kNarrowChannels, N>(
+      at, a.shift, taps_of(a), a.weight, channels, [&](int c, const V(&r)[N]) HFRT_LAMBDA {
+        if (c >= channels) return;
+        const Activation act = of_channel(e.act, c);
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          const int64_t left = n - j * kLanes, some = left < kLanes ? left : kLanes;
+          const int64_t to = c * voxels + place + j * kLanes;
+          V x = r[j] + broadcast(e.bias[c]);
+          if (beside) x = x + load_some(beside + to, some);
+          store_some(static_cast<float*>(a.out) + to, activate(x, act, 0), some);
+        }
+      });
+}
+
 // acc[g][r] = sum over taps of weight * x at `at[g] + shift[tap] + r * Step`, for `Vectors` blocks
 // of 16 channels whose weights lie `block_step` floats apart.
 template <int Groups, int Rows, int Vectors, int Step>
@@ -261,6 +288,16 @@ void planar(const hfrt::ConvArgs& a, int64_t begin, int64_t end, float* scratch)
         for (int64_t j = 0; j < 4; ++j)
           at[j] = line + w * many * s + (j / 2 * k.stride[0] * e.h + j % 2 * k.stride[1]) * e.w;
         const int64_t left = out.w - w, offset = base + w * kLanes;
+        if (a.plain) {
+          // Two vectors, where they are there: a weight is then read for both.
+          const int64_t most = left > kLanes ? 2 * kLanes : kLanes, n = left < most ? left : most;
+          if (most > kLanes)
+            along_w_plain<2>(a, at[0], task * out.w + w, n);
+          else
+            along_w_plain<1>(a, at[0], task * out.w + w, n);
+          w += n;
+          continue;
+        }
         if (a.phased) {
           const int64_t most = kLanes / many, n = left < most ? left : most;
           along_w_phased(a, at, od, oh, w, n);

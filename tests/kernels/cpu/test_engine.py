@@ -875,3 +875,39 @@ def test_convolutions_of_parts(isa, precision, case, k):
     found = call(engine, [x, e], tuple(expected.shape[1:]))
     limit = (3e-2 if precision == "bf16" else 1e-5) * max(1.0, float(expected.abs().max()))
     assert np.abs(found - expected.numpy()).max() <= limit
+
+
+@pytest.mark.parametrize(("isa", "precision"), KINDS)
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("width", [5, 17, 40])
+def test_volumes_of_few_channels(isa, precision, channels, width):
+    """Between a transposed convolution and the output they lie as the caller's do."""
+    rng = np.random.default_rng(channels * width)
+    n, ones, three = channels, (1, 1, 1), (3, 3, 3)
+    x = normal(rng, 2, 20, 3, 2, width)
+    up, last = normal(rng, 8, 20, n) / 5, normal(rng, 27, n, n) / np.sqrt(27 * n)
+    bias, scale, shift, slope = (normal(rng, n) for _ in range(4))
+    slope = np.abs(slope)
+    engine = _native.Engine(2, isa, precision)
+    value = engine.input(20, 3, 2, width)
+    first = engine.conv(
+        value, n, (2, 2, 2), (2, 2, 2), (0, 0, 0), ones, up, bias, transposed=(0, 0, 0)
+    )
+    y = engine.group_norm(first, 1, scale, shift, 1e-5, ("prelu", 0, 0, slope))
+    y = engine.conv(
+        y, n, three, ones, ones, ones, last, bias, residual=first, act=("relu", 0, 0, None)
+    )
+    y = engine.binary(engine.affine(y, scale, shift), y, "add")
+    y = engine.blend(y, [_between(size) for size in (6, 4, 2 * width)])
+    engine.output(engine.softmax(y))
+    engine.finish()
+    w = wide(up).permute(1, 2, 0).reshape(20, n, 2, 2, 2)
+    a = F.conv_transpose3d(wide(x), w, wide(bias), 2)
+    b = F.prelu(F.group_norm(a, 1, wide(scale), wide(shift)), wide(slope))
+    kernel = wide(last).permute(2, 1, 0).reshape(n, n, 3, 3, 3)
+    b = F.relu(F.conv3d(b, kernel, wide(bias), padding=1) + a)
+    b = b * wide(scale).view(1, -1, 1, 1, 1) + wide(shift).view(1, -1, 1, 1, 1) + b
+    b = F.interpolate(b, scale_factor=2, mode="trilinear").softmax(1)
+    found = call(engine, [x], tuple(b.shape[1:]))
+    limit = 2e-2 if precision == "bf16" else 5e-6
+    assert np.abs(found - b.numpy()).max() <= limit
