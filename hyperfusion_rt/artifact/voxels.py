@@ -21,6 +21,8 @@ def taps(how: Resizing, size: int, axis: int) -> tuple[Indices, Indices, NDArray
         at = np.clip(at, 0, size - 1)
         low = np.floor(at).astype(np.int64)
         return low, np.minimum(low + 1, size - 1), at - low
+    # Steps are rounded, those of files to float32: what is halfway, or a voxel, must stay so.
+    at = np.round(at, 5)
     match how.rounding:
         case "floor":
             nearest = np.floor(at)
