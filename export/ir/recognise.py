@@ -105,9 +105,12 @@ def gelu(graph: Graph) -> bool:
         if node.op != "mul":
             continue
         for first, second in (node.inputs, node.inputs[::-1]):
-            x, half, none = _scaled(graph, first)
             curve, one, shift = _scaled(graph, second)
-            if none or one == 0 or not _near(one, shift):
+            # x may itself be an affine map of something.
+            x, half, none = _scaled(graph, first)
+            if none:
+                x, half, none = first, 1.0, 0.0
+            if one == 0 or not _near(one, shift):
                 continue
             factor = 2 * half * one
             factor = 1.0 if _near(factor, 1.0) else factor
