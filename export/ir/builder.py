@@ -174,9 +174,11 @@ class Builder:
         if len(full.shape) != len(x.shape) or full.shape[0] != 1:
             raise UnsupportedError(f"with a constant of shape {given.shape}")
         channels = self.extent(x)[0]
-        indices: list[NDArray[np.int64]] = []
-        for axis, n in zip(x.layout, full.shape[1:], strict=True):
-            size = math.prod(part.size for part in axis)
+        indices = []
+        for i, axis in enumerate(x.layout, 1):
+            n, size = full.shape[i], math.prod(part.size for part in axis)
+            if n == size and np.all(full == full.take([0], i)):  # the same all along it
+                full, n = full.take([0], i), 1
             if n == 1:
                 indices.append(np.zeros(channels, np.int64))
                 continue

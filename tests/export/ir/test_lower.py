@@ -244,7 +244,7 @@ class Branch(nn.Module):
         (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2), "of two computed values"),
         (lambda x: F.layer_norm(x, x.shape[3:]), "over the last 2 axes"),
         (lambda x: x.cumsum(2), "cumsum"),
-        (lambda x: x + torch.ones(8, dtype=x.dtype), "not one number per channel"),
+        (lambda x: x + torch.arange(8.0, dtype=x.dtype), "not one number per channel"),
         (lambda x: F.pad(x, (1,) * 6, mode="circular"), "circular"),
         (lambda x: F.adaptive_avg_pool3d(x, 4), "windows of several sizes"),
         (lambda x: F.conv3d(x, x.mean((2, 3, 4), keepdim=True)), "computed weight"),
