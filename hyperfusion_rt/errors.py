@@ -184,6 +184,12 @@ CODES: dict[str, str] = {
     "repository-invalid": "a model repository in which something does not fit",
     "rule-needs-classes": "the members' answers are combined by a rule for classes, of numbers",
     "serve-name": "a name that a served model cannot have",
+    # networks of ONNX files
+    "onnx-damaged": "the file is no ONNX file, a damaged one, or breaks ONNX's rules",
+    "onnx-input": "an input has an open or impossible shape, or another than is given",
+    "onnx-opset": "the file is of another opset than those that are read",
+    "onnx-unreadable": "the file, or one beside it that holds its weights, cannot be read",
+    "onnx-unsupported": "the network does something that engines cannot do; all of it is named",
     # outputs and runs
     "engine-output-not-finite": "the network gave NaN or infinity; are the inputs plausible?",
     "feature-cache-unusable": "the kept features cannot be read or written",
