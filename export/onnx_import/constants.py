@@ -152,8 +152,8 @@ def _where(a: dict[str, Any], chosen: Array, x: Array, y: Array) -> Array:
 
 
 # ONNX's number of a type → NumPy's.
-_TYPES = {1: "f4", 10: "f4", 16: "f4", 11: "f8", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4", 7: "i8",
-          9: "?", 12: "u4", 13: "u8"}  # fmt: skip
+_TYPES = {1: "f4", 10: "f4", 16: "f4", 11: "f8", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4",
+          7: "i8", 9: "?", 12: "u4", 13: "u8"}  # fmt: skip
 
 
 def _cast(a: dict[str, Any], x: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyperfusion_rt.export.ir import layers
-from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
+from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value, window_size
 from hyperfusion_rt.export.onnx_import.nodes import Array, Given, number, numbers
 
 
@@ -64,27 +64,26 @@ def _conv_transpose(c: Builder, g: Given, x: Any, weight: Any, bias: Any = None)
     x = _volume(x)
     weight, bias = _weights(weight, bias)
     axes = len(x.shape) - 2
-    if g.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise UnsupportedError(f"with auto_pad {g.get('auto_pad')}")
     window = _window(g, x, weight.shape[2:])
     extra = list(g.get("output_padding", [0] * axes))
-    wanted = g.get("output_shape")
+    wanted, automatic = g.get("output_shape"), g.get("auto_pad", "NOTSET")
     stride, dilation, pairs = window["stride"], window["dilation"], window["padding"]
-    along = zip(x.shape[2:], weight.shape[2:], stride, dilation, extra, strict=True)
-    full = [s * (n - 1) + e + d * (k - 1) + 1 for n, k, s, d, e in along]
+    if wanted is None and automatic in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
     if wanted is not None:
+        along = zip(x.shape[2:], weight.shape[2:], stride, dilation, extra, strict=True)
+        full = [s * (n - 1) + e + d * (k - 1) + 1 for n, k, s, d, e in along]
         total = [f - w for f, w in zip(full, list(wanted)[-axes:], strict=True)]
-        pairs = [(t // 2, t - t // 2) for t in total]
-    # What is cut off behind more than in front: voxels that are made in vain, or extra ones.
-    padding = [min(a, b) for a, b in pairs]
-    if min(padding) < 0:
-        raise UnsupportedError(f"with an output_shape of {wanted}")
+        if min(total) < 0:
+            raise UnsupportedError(f"with an output_shape of {list(wanted)}, more than {full}")
+        lower = automatic != "SAME_UPPER"
+        pairs = [(t - t // 2, t // 2) if lower else (t // 2, t - t // 2) for t in total]
+    # What is cut off on both sides is never made.
+    padding = [min(pair) for pair in pairs]
     y = layers.transposed(c, x, weight, bias, stride, padding, extra, g.get("group", 1), dilation)
-    if any(a != b for a, b in pairs):
-        starts = [a - p for (a, _), p in zip(pairs, padding, strict=True)]
-        stops = [n - (b - p) for n, (_, b), p in zip(y.shape[2:], pairs, padding, strict=True)]
-        y = layers.crop(c, y, starts, stops, [1] * axes)
-    return y
+    starts = [a - p for (a, _), p in zip(pairs, padding, strict=True)]
+    stops = [n - (b - p) for n, (_, b), p in zip(y.shape[2:], pairs, padding, strict=True)]
+    return layers.crop(c, y, starts, stops, [1] * axes)
 
 
 def _gemm(c: Builder, g: Given, a: Any, b: Any, bias: Any = None) -> Value:
@@ -148,22 +147,46 @@ def _pool(kind: Any) -> Callable[..., Any]:
         kernel = list(g.get("kernel_shape", []))
         window = _window(g, x, kernel)
         counts, pairs = bool(g.get("count_include_pad")), window["padding"]
-        if any(a != b for a, b in pairs):
-            if kind == "avg_pool" and not counts:
-                raise UnsupportedError(f"with padding {pairs} that is not counted")
-            filling = float(np.finfo(np.float32).min) if kind == "max_pool" else 0.0
-            x, pairs = layers.pad(c, x, pairs, "constant", filling), [(0, 0)] * len(pairs)
-        padding = [a for a, _ in pairs]
-        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-            raise UnsupportedError(f"with padding {padding} for a kernel {kernel}")
-        if kind == "avg_pool" and max(window["dilation"]) > 1:
+        ceil = bool(g.get("ceil_mode")) and g.get("auto_pad", "NOTSET") == "NOTSET"
+        stride, dilation = window["stride"], window["dilation"]
+        if kind == "avg_pool" and max(dilation) > 1:
             raise UnsupportedError("with a dilation")
-        ceil = bool(g.get("ceil_mode"))
-        return layers.pool(
-            c, x, kind, kernel, window["stride"], padding, window["dilation"], ceil, counts
-        )
+        if kind == "avg_pool" and counts and any(a != b for a, b in pairs):
+            x, pairs = layers.pad(c, x, pairs), [(0, 0)] * len(pairs)
+        geometry = list(zip(x.shape[2:], kernel, stride, dilation, pairs, strict=True))
+        for up in (False, True) if not ceil else (True,):
+            found = [_even(*axis, ceil=ceil, up=up) for axis in geometry]
+            if None not in found:
+                break
+        else:
+            raise UnsupportedError(f"with padding {pairs} for a kernel {kernel}")
+        even = [axis for axis in found if axis is not None]
+        padding = [p for p, _, _ in even]
+        y = layers.pool(c, x, kind, kernel, stride, padding, dilation, up, counts)
+        stops = [first + count for _, first, count in even]
+        return layers.crop(c, y, [first for _, first, _ in even], stops, [1] * len(even))
 
     return handler
+
+
+def _even(
+    n: int, k: int, s: int, d: int, pair: tuple[int, int], *, ceil: bool, up: bool
+) -> tuple[int, int, int] | None:
+    """An axis with the padding `pair` as one with the same on both sides: (padding, the first of
+    its windows that is kept, how many are). `up`: its windows are counted with ceil_mode. Maxima,
+    and averages that leave the padding out, do not see more of it.
+    """
+    before, after = pair
+    room = n + before + after - d * (k - 1) - 1
+    wanted = (-(-room // s) if ceil else room // s) + 1
+    wanted -= ceil and (wanted - 1) * s >= n + before
+    for first in range(k):
+        padding = before + first * s
+        if 2 * padding > k or min(pair) < 0:
+            return None
+        if window_size(n, k, s, padding, d, up) >= first + wanted:
+            return padding, first, wanted
+    return None
 
 
 def _global(kind: Any) -> Callable[..., Value]:

@@ -50,10 +50,13 @@ def numbers(given: Any, what: str) -> list[int]:
 
 
 def number(given: Any, what: str) -> float:
-    """One number of a constant."""
+    """One finite number of a constant."""
     if isinstance(given, Value) or given is None or np.size(given) != 1:
         raise UnsupportedError(f"with a {what} that is not one number")
-    return float(np.asarray(given).reshape(-1)[0])
+    found = float(np.asarray(given).reshape(-1)[0])
+    if not math.isfinite(found):
+        raise UnsupportedError(f"with a {what} that is {found}")
+    return found
 
 
 def _value(x: Any) -> Value:
@@ -123,8 +126,8 @@ def _hard_sigmoid(c: Builder, g: Given, x: Any) -> Value:
 
 def _clip(c: Builder, g: Given, x: Any, low: Any = None, high: Any = None) -> Value:
     bounds = [
-        g.get(name) if b is None else number(b, "bound")
-        for name, b in (("min", low), ("max", high))
+        None if b is None or (np.size(b) == 1 and b == none) else number(b, "bound")
+        for b, none in ((low, -math.inf), (high, math.inf))
     ]
     return layers.clip(c, _value(x), *bounds)
 
@@ -132,12 +135,6 @@ def _clip(c: Builder, g: Given, x: Any, low: Any = None, high: Any = None) -> Va
 def _gelu(c: Builder, g: Given, x: Any) -> Value:
     tanh = g.get("approximate", "none") == "tanh"
     return layers.activation(c, _value(x), "gelu_tanh" if tanh else "gelu")
-
-
-def _swish(c: Builder, g: Given, x: Any) -> Value:
-    if g.get("alpha", 1.0) != 1:
-        raise UnsupportedError(f"with alpha {g.get('alpha')}")
-    return layers.activation(c, _value(x), "silu")
 
 
 def _prelu(c: Builder, g: Given, x: Any, slope: Any) -> Value:
@@ -262,7 +259,7 @@ def _shape(c: Builder, g: Given, x: Any) -> Array:
     return np.array(_value(x).shape, np.int64)[g.get("start", 0) : g.get("end")]
 
 
-def _reduce(kind: Any, *, root: bool = False) -> Callable[..., Value]:
+def _reduce(kind: Any, *, squared: bool = False) -> Callable[..., Value]:
     def handler(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
         x = _value(x)
         found = _axes(g, axes)
@@ -272,9 +269,18 @@ def _reduce(kind: Any, *, root: bool = False) -> Callable[..., Value]:
             found = list(range(len(x.shape)))
         along = [a % len(x.shape) for a in found]
         y = tensors.reduce(c, x, kind, along, keep=bool(g.get("keepdims", 1)))
-        return tensors.pairwise(c, "mul", y, y) if root else y
+        return tensors.pairwise(c, "mul", y, y) if squared else y
 
     return handler
+
+
+def _reduce_min(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
+    least = _reduce("maximum")(c, g, c.affine(_value(x), -1.0, 0.0), axes)
+    return c.affine(least, -1.0, 0.0)
+
+
+def _reduce_l1(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
+    return _reduce("sum")(c, g, layers.activation(c, _value(x), "abs"), axes)
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {
@@ -307,7 +313,6 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "HardSigmoid": _hard_sigmoid,
     "Clip": _clip,
     "Gelu": _gelu,
-    "Swish": _swish,
     "PRelu": _prelu,
     "Softmax": _softmax(log=False),
     "LogSoftmax": _softmax(log=True),
@@ -330,6 +335,8 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "ReduceMean": _reduce("mean"),
     "ReduceSum": _reduce("sum"),
     "ReduceMax": _reduce("maximum"),
+    "ReduceMin": _reduce_min,
+    "ReduceL1": _reduce_l1,
     "ReduceL2": _reduce("l2"),
-    "ReduceSumSquare": _reduce("l2", root=True),
+    "ReduceSumSquare": _reduce("l2", squared=True),
 }
