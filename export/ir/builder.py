@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -44,12 +45,19 @@ class Builder:
     """A graph that grows: what the handlers get."""
 
     def __init__(
-        self, inputs: dict[str, Shape], batch: int = BATCH, last: Collection[str] = ()
+        self,
+        inputs: dict[str, Shape],
+        batch: int = BATCH,
+        last: Collection[str] = (),
+        outputs: Collection[str] = (),
     ) -> None:
         """`inputs`: without the batch; with fewer than three axes of voxels, as in 2D networks,
-        the graph has D = 1, then H = 1. `last`: those with the channels last.
+        the graph has D = 1, then H = 1. `last`: those with the channels last. `outputs`: the names
+        that outputs will have, and no other value.
         """
-        self.batch, self.last = batch, frozenset(last)
+        self.batch, self.last, self.kept = batch, frozenset(last), frozenset(outputs)
+        self.names = (f"v{number}" for number in itertools.count())
+        self.renamed: dict[str, str] = {}  # to the names of outputs
         inputs = {
             name: (shape[-1], *shape[:-1]) if name in self.last else tuple(shape)
             for name, shape in inputs.items()
@@ -75,7 +83,7 @@ class Builder:
         **arrays: Tensor | Array,
     ) -> Value:
         """Add a node; `shape` of its value, which the framework sees in `layout`, or as it is."""
-        name = f"v{len(self.graph.nodes)}"
+        name = next(n for n in self.names if n not in self.graph.shapes and n not in self.kept)
         kept = {key: np.asarray(a, dtype=np.float64) for key, a in arrays.items()}
         self.graph.nodes.append(Node(op, [v.name for v in inputs], name, attrs, kept, self.layer))
         made = self.graph.shapes[name] = tuple(int(n) for n in shape)
@@ -132,6 +140,9 @@ class Builder:
         """Let `x` be the output `name`, in the order in which the framework has its numbers, but
         for channels that come last: they stay first, and `Graph.last` says so.
         """
+        if name in self.graph.inputs:
+            raise UnsupportedError("is an input, too")
+        x = Value(self.renamed.get(x.name, x.name), x.layout, x.batch)
         first = x.seen((*x.layout[-1:], *x.layout[:-1]))
         if len(x.layout) > 1 and not self.in_order(x) and self.in_order(first):
             x = first
@@ -142,6 +153,7 @@ class Builder:
             x = self.settled(x, shape, len(shape))
         if x.name in self.graph.inputs or x.name in self.graph.outputs:
             x = self.emit("reshape", [x], shape)
+        self.renamed[x.name] = name
         self.graph.shapes[name] = self.graph.shapes.pop(x.name)
         self.graph.replace(x.name, name)
         for node in self.graph.nodes:

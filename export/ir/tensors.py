@@ -164,6 +164,8 @@ def flatten(c: Builder, x: Value, start: int = 0, end: int = -1) -> Value:
 def permute(c: Builder, x: Value, order: Sequence[int]) -> Value:
     """The axes in another order; the batch stays first."""
     axes = [axis % len(x.shape) for axis in order]
+    if sorted(axes) != list(range(len(x.shape))):
+        raise UnsupportedError(f"by {list(order)} of {x.shape}: not each axis once")
     if axes[0] != 0:
         raise UnsupportedError(f"by {list(order)}: the batch must stay the first axis")
     return x.seen(tuple(x.layout[axis - 1] for axis in axes[1:]))
