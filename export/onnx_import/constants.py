@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from hyperfusion_rt.export.ir.builder import UnsupportedError
 
 Array = NDArray[Any]
-# Numbers of one result.
-_MOST = 1 << 28
+# Numbers of one result that is more than its inputs.
+_MOST = 1 << 26
 
 
 def bounded(shape: Any) -> tuple[int, ...]:
@@ -40,9 +40,29 @@ def _pairwise(of: Callable[[Array, Array], Array]) -> Callable[..., Array]:
 def _divide(x: Array, y: Array) -> Array:
     if x.dtype.kind == "f" or y.dtype.kind == "f":
         return x / y
+    _not_by_zero(y)
+    return np.asarray((x - np.fmod(x, y)) // y, dtype=x.dtype)  # towards 0
+
+
+def _not_by_zero(y: Array) -> None:
     if not y.all():
         raise UnsupportedError("a division of whole numbers by 0")
-    return np.asarray(np.trunc(x / y), dtype=x.dtype)
+
+
+def _mod(a: dict[str, Any], x: Array, y: Array) -> Array:
+    if x.dtype.kind != "f":
+        _not_by_zero(y)
+    return _pairwise(np.fmod if a.get("fmod") else np.mod)(a, x, y)
+
+
+def _many(of: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    def call(a: dict[str, Any], *xs: Array) -> Array:
+        found = xs[0]
+        for x in xs[1:]:
+            found = _pairwise(of)(a, found, x)
+        return found
+
+    return call
 
 
 def _each(of: Callable[[Array], Array]) -> Callable[..., Array]:
@@ -95,12 +115,12 @@ def _split(
 
 def _reshape(a: dict[str, Any], x: Array, shape: Array) -> Array:
     kept = [x.shape[i] if n == 0 and not a.get("allowzero") else n for i, n in enumerate(shape)]
-    return x.reshape([int(n) for n in kept])
+    return np.reshape(x, [int(n) for n in kept])
 
 
 def _expand(a: dict[str, Any], x: Array, shape: Array) -> Array:
     wanted = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
-    return np.broadcast_to(x, bounded(wanted)).copy()
+    return np.array(np.broadcast_to(x, bounded(wanted)))
 
 
 def _tile(a: dict[str, Any], x: Array, repeats: Array) -> Array:
@@ -111,8 +131,9 @@ def _tile(a: dict[str, Any], x: Array, repeats: Array) -> Array:
 def _range(a: dict[str, Any], start: Array, limit: Array, delta: Array) -> Array:
     if not delta:
         raise UnsupportedError("a range in steps of 0")
-    bounded([max(0, math.ceil((limit - start) / delta))])
-    return np.arange(start, limit, delta, dtype=start.dtype)
+    first, last, step = (v.reshape(-1)[0].item() for v in (start, limit, delta))
+    (count,) = bounded([max(0, math.ceil((last - first) / step))])
+    return np.asarray(first + step * np.arange(count), dtype=start.dtype)
 
 
 def _filled(a: dict[str, Any], shape: Array) -> Array:
@@ -123,13 +144,18 @@ def _filled(a: dict[str, Any], shape: Array) -> Array:
 
 def _reduce(of: Callable[..., Array]) -> Callable[..., Array]:
     def call(a: dict[str, Any], x: Array, axes: Array | None = None) -> Array:
-        return np.asarray(of(x, axis=_axes(a, axes), keepdims=bool(a.get("keepdims", 1))))
+        along = _axes(a, axes)
+        if not along and not a.get("noop_with_empty_axes"):
+            along = None  # all of them
+        return np.asarray(of(x, axis=along, keepdims=bool(a.get("keepdims", 1))))
 
     return call
 
 
 def _dequantised(a: dict[str, Any], x: Array, scale: Array, zero: Array | None = None) -> Array:
     axis = int(a.get("axis", 1))
+    if a.get("block_size"):
+        raise UnsupportedError("in blocks")
     shape = [1] * x.ndim
     if scale.size > 1:
         shape[axis] = -1
@@ -169,13 +195,16 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "Sub": _pairwise(np.subtract),
     "Mul": _pairwise(np.multiply),
     "Div": _pairwise(_divide),
-    "Mod": _pairwise(np.fmod),
+    "Mod": _mod,
     "Pow": _pairwise(lambda x, y: np.asarray(np.power(x, y), dtype=x.dtype)),
-    "Max": _pairwise(np.maximum),
-    "Min": _pairwise(np.minimum),
+    "Max": _many(np.maximum),
+    "Min": _many(np.minimum),
+    "Sum": _many(np.add),
     "Equal": _pairwise(np.equal),
     "Greater": _pairwise(np.greater),
     "Less": _pairwise(np.less),
+    "GreaterOrEqual": _pairwise(np.greater_equal),
+    "LessOrEqual": _pairwise(np.less_equal),
     "And": _pairwise(np.logical_and),
     "Or": _pairwise(np.logical_or),
     "Not": _each(np.logical_not),
@@ -224,7 +253,7 @@ def evaluate(kind: str, attributes: dict[str, Any], inputs: list[Any], count: in
     """
     of = EVALUATE.get(kind)
     if of is None:
-        raise UnsupportedError("of constants")
+        raise UnsupportedError("of constants alone")
     while inputs and inputs[-1] is None:
         inputs = inputs[:-1]
     more = {"count": count} if kind == "Split" else {}
@@ -232,9 +261,13 @@ def evaluate(kind: str, attributes: dict[str, Any], inputs: list[Any], count: in
         made = of(attributes, *inputs, **more)
     except UnsupportedError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError, AttributeError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        MemoryError,
+    ) as error:
         raise UnsupportedError(f"of constants that do not fit: {error}") from None
-    found = [np.asarray(m) for m in made] if isinstance(made, list) else [np.asarray(made)]
-    for array in found:
-        bounded(array.shape)
-    return found
+    return [np.asarray(m) for m in made] if isinstance(made, list) else [np.asarray(made)]

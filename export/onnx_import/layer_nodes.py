@@ -9,7 +9,7 @@ import numpy as np
 
 from hyperfusion_rt.export.ir import layers
 from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value, window_size
-from hyperfusion_rt.export.onnx_import.nodes import Array, Given, number, numbers
+from hyperfusion_rt.export.onnx_import.nodes import Array, Given, axis_of, number, numbers
 
 
 def _volume(x: Any) -> Value:
@@ -26,6 +26,16 @@ def _weights(weight: Any, bias: Any) -> tuple[Array, Array | None]:
     return weight, bias
 
 
+def _filters(g: Given, weight: Any, bias: Any, outputs: int) -> tuple[Array, Array | None]:
+    """The weights of a convolution, whose bias is one number for each of its `outputs`."""
+    weight, bias = _weights(weight, bias)
+    if list(g.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
+        raise UnsupportedError(f"with weights {list(weight.shape)}, {g.get('kernel_shape')}")
+    if g.get("group", 1) < 1 or (bias is not None and bias.shape != (outputs,)):
+        raise UnsupportedError(f"with {g.get('group')} groups, a bias {np.shape(bias)}")
+    return weight, bias
+
+
 def _window(g: Given, x: Value, kernel: Sequence[int]) -> dict[str, Any]:
     """Stride, dilation and pairs of padding along the axes of voxels of `x`."""
     axes = len(x.shape) - 2
@@ -37,9 +47,9 @@ def _window(g: Given, x: Value, kernel: Sequence[int]) -> dict[str, Any]:
     automatic = g.get("auto_pad", "NOTSET")
     if any(len(v) != axes for v in (stride, dilation)) or len(pads) != 2 * axes:
         raise UnsupportedError(f"with strides {stride}, dilations {dilation}, pads {pads}")
-    if min([*stride, *dilation, *kernel]) < 1:
+    if min([*stride, *dilation, *kernel]) < 1 or min(pads) < 0:
         raise UnsupportedError(
-            f"with strides {stride}, dilations {dilation}, kernel {list(kernel)}"
+            f"with strides {stride}, dilations {dilation}, pads {pads}, kernel {list(kernel)}"
         )
     pairs = list(zip(pads[:axes], pads[axes:], strict=True))
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
@@ -55,19 +65,22 @@ def _window(g: Given, x: Value, kernel: Sequence[int]) -> dict[str, Any]:
 
 def _conv(c: Builder, g: Given, x: Any, weight: Any, bias: Any = None) -> Value:
     x = _volume(x)
-    weight, bias = _weights(weight, bias)
+    weight, bias = _filters(g, weight, bias, len(weight))
     window = _window(g, x, weight.shape[2:])
     return layers.convolution(c, x, weight, bias, groups=g.get("group", 1), **window)
 
 
 def _conv_transpose(c: Builder, g: Given, x: Any, weight: Any, bias: Any = None) -> Value:
     x = _volume(x)
-    weight, bias = _weights(weight, bias)
+    weight, bias = _filters(g, weight, bias, weight.shape[1] * g.get("group", 1))
     axes = len(x.shape) - 2
     window = _window(g, x, weight.shape[2:])
     extra = list(g.get("output_padding", [0] * axes))
     wanted, automatic = g.get("output_shape"), g.get("auto_pad", "NOTSET")
     stride, dilation, pairs = window["stride"], window["dilation"], window["padding"]
+    most = [max(s, d) for s, d in zip(stride, dilation, strict=True)]
+    if any(not 0 <= e < n for e, n in zip(extra, most, strict=True)):
+        raise UnsupportedError(f"with an output_padding of {extra}")
     if wanted is None and automatic in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
     if wanted is not None:
@@ -112,6 +125,8 @@ def _batch_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any, mean: Any,
     if not isinstance(x, Value):
         raise UnsupportedError("of a constant")
     scale, shift, mean, var = (np.asarray(v, dtype=np.float64) for v in (scale, shift, mean, var))
+    if any(v.shape != (x.shape[1],) for v in (scale, shift, mean, var)):
+        raise UnsupportedError(f"of {x.shape} with {scale.shape} numbers")
     gain = scale / np.sqrt(var + g.get("epsilon", 1e-5))
     return layers.batch_norm(c, x, gain, shift - mean * gain)
 
@@ -126,6 +141,8 @@ def _group_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any) -> Value:
     x = _volume(x)
     scale, shift = _weights(scale, shift)
     groups, channels = g.get("num_groups", 1), x.shape[1]
+    if groups < 1 or channels % groups:
+        raise UnsupportedError(f"of {channels} channels in {groups} groups")
     if g.opset < 21:  # one number a group
         scale, shift = (np.repeat(v, channels // groups) for v in (scale, shift))
     return layers.group_norm(c, x, groups, scale, shift, g.get("epsilon", 1e-5))
@@ -135,7 +152,7 @@ def _layer_norm(c: Builder, g: Given, x: Any, scale: Any, shift: Any = None) -> 
     if not isinstance(x, Value):
         raise UnsupportedError("of a constant")
     scale, shift = _weights(scale, shift)
-    axes = len(x.shape) - g.get("axis", -1) % len(x.shape)
+    axes = len(x.shape) - axis_of(g.get("axis", -1), len(x.shape))
     return layers.layer_norm(c, x, axes, scale, shift, g.get("epsilon", 1e-5))
 
 
@@ -197,7 +214,9 @@ def _pad(c: Builder, g: Given, x: Any, pads: Any, value: Any = None, axes: Any =
     if not isinstance(x, Value):
         raise UnsupportedError("of a constant")
     widths, ndim = numbers(pads, "widths"), len(x.shape)
-    along = list(range(ndim)) if axes is None else [a % ndim for a in numbers(axes, "axes")]
+    along = list(range(ndim))
+    if axes is not None:
+        along = [axis_of(axis, ndim) for axis in numbers(axes, "axes")]
     if len(widths) != 2 * len(along):
         raise UnsupportedError(f"by {widths}")
     pairs = [(0, 0)] * ndim
@@ -218,7 +237,8 @@ def _resize(
     c: Builder, g: Given, x: Any, roi: Any = None, scales: Any = None, sizes: Any = None
 ) -> Value:
     x = _volume(x)
-    ndim, axes = len(x.shape), [a % len(x.shape) for a in g.get("axes", range(len(x.shape)))]
+    ndim = len(x.shape)
+    axes = [axis_of(axis, ndim) for axis in g.get("axes", range(ndim))]
     if sizes is not None and np.size(sizes):
         given, step = numbers(sizes, "sizes"), None
         full = list(x.shape)

@@ -59,6 +59,13 @@ def number(given: Any, what: str) -> float:
     return found
 
 
+def axis_of(axis: Any, ndim: int) -> int:
+    """An axis, counted from the front."""
+    if not -ndim <= int(axis) < ndim:
+        raise UnsupportedError(f"along the axis {axis} of {ndim}")
+    return int(axis) % ndim
+
+
 def _value(x: Any) -> Value:
     if not isinstance(x, Value):
         raise UnsupportedError("of a constant")
@@ -67,8 +74,6 @@ def _value(x: Any) -> Value:
 
 def _pairwise(op: Pairwise) -> Callable[..., Value]:
     def handler(c: Builder, g: Given, *xs: Any) -> Value:
-        if not xs:
-            raise UnsupportedError("of nothing")
         found = xs[0]
         for x in xs[1:]:
             found = tensors.pairwise(c, op, found, x)
@@ -148,7 +153,7 @@ def _prelu(c: Builder, g: Given, x: Any, slope: Any) -> Value:
 def _softmax(*, log: bool) -> Callable[..., Value]:
     def handler(c: Builder, g: Given, x: Any) -> Value:
         x = _value(x)
-        axis = g.get("axis", -1 if g.opset >= 13 else 1) % len(x.shape)
+        axis = axis_of(g.get("axis", -1 if g.opset >= 13 else 1), len(x.shape))
         if g.opset >= 13 or math.prod(x.shape[axis + 1 :]) == 1:
             return tensors.softmax(c, x, axis, log=log)
         # Older versions flatten what comes behind the axis.
@@ -171,7 +176,7 @@ def _reshape(c: Builder, g: Given, x: Any, shape: Any) -> Value:
 
 def _flatten(c: Builder, g: Given, x: Any) -> Value:
     axis = g.get("axis", 1)
-    if axis % len(_value(x).shape) != 1:
+    if axis not in (1, 1 - len(_value(x).shape)):
         raise UnsupportedError(f"at axis {axis}: it mixes the samples of a batch")
     return tensors.flatten(c, x, 1)
 
@@ -181,19 +186,29 @@ def _transpose(c: Builder, g: Given, x: Any) -> Value:
     return tensors.permute(c, x, g.get("perm", list(range(len(x.shape)))[::-1]))
 
 
-def _axes(g: Given, axes: Any) -> list[int] | None:
-    if axes is None:
-        found = g.get("axes")
-        return None if found is None else [int(a) for a in found]
-    return numbers(axes, "axes")
+def _axes(g: Given, axes: Any, ndim: int) -> list[int] | None:
+    """Those of the attribute or of the input, each once, counted from the front."""
+    given = g.get("axes") if axes is None else numbers(axes, "axes")
+    if given is None:
+        return None
+    found = [axis_of(axis, ndim) for axis in given]
+    if len(set(found)) < len(found):
+        raise UnsupportedError(f"along the axes {given}")
+    return found
 
 
 def _squeeze(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
-    return tensors.squeeze(c, _value(x), _axes(g, axes))
+    x = _value(x)
+    found = _axes(g, axes, len(x.shape))
+    if found is not None and any(x.shape[axis] != 1 for axis in found):
+        raise UnsupportedError(f"of the axes {found} of {x.shape}")
+    return tensors.squeeze(c, x, found)
 
 
 def _unsqueeze(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
-    return tensors.unsqueeze(c, _value(x), _axes(g, axes) or [])
+    x = _value(x)
+    added = np.size(g.get("axes", []) if axes is None else axes)
+    return tensors.unsqueeze(c, x, _axes(g, axes, len(x.shape) + added) or [])
 
 
 def _expand(c: Builder, g: Given, x: Any, shape: Any) -> Value:
@@ -204,11 +219,13 @@ def _expand(c: Builder, g: Given, x: Any, shape: Any) -> Value:
 
 
 def _concat(c: Builder, g: Given, *xs: Any) -> Value:
-    return tensors.concat(c, xs, g.get("axis", 0))
+    ndim = max(np.ndim(x) if isinstance(x, np.ndarray) else len(_value(x).shape) for x in xs)
+    return tensors.concat(c, xs, axis_of(g.get("axis", 0), ndim))
 
 
 def _split(c: Builder, g: Given, x: Any, sizes: Any = None) -> list[Value]:
-    x, axis = _value(x), g.get("axis", 0)
+    x = _value(x)
+    axis = axis_of(g.get("axis", 0), len(x.shape))
     given = g.get("split") if sizes is None else numbers(sizes, "sizes")
     if given is None:
         given = -(-x.shape[axis] // g.outputs)
@@ -223,16 +240,16 @@ def _slice(
     along = list(range(len(first))) if axes is None else numbers(axes, "axes")
     by = [1] * len(first) if steps is None else numbers(steps, "steps")
     for axis, a, b, step in zip(along, first, last, by, strict=True):
-        found = tensors.part(c, found, axis, a, b, step)
+        found = tensors.part(c, found, axis_of(axis, len(found.shape)), a, b, step)
     return found
 
 
 def _gather(c: Builder, g: Given, x: Any, at: Any) -> Value:
-    axis, found = g.get("axis", 0), numbers(at, "indices")
-    x = _value(x)
+    x, found = _value(x), numbers(at, "indices")
+    axis = axis_of(g.get("axis", 0), len(x.shape))
     if np.ndim(at) == 0:
         return tensors.select(c, x, axis, found[0])
-    size = x.shape[axis % len(x.shape)]
+    size = x.shape[axis]
     found = [i % size if -size <= i < size else size for i in found]
     if found and found == list(range(found[0], found[0] + len(found))) and found[-1] < size:
         return tensors.part(c, x, axis, found[0], found[-1] + 1)
@@ -262,13 +279,13 @@ def _shape(c: Builder, g: Given, x: Any) -> Array:
 def _reduce(kind: Any, *, squared: bool = False) -> Callable[..., Value]:
     def handler(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
         x = _value(x)
-        found = _axes(g, axes)
-        if not found:
-            if g.get("noop_with_empty_axes"):
-                return x
-            found = list(range(len(x.shape)))
-        along = [a % len(x.shape) for a in found]
-        y = tensors.reduce(c, x, kind, along, keep=bool(g.get("keepdims", 1)))
+        along = _axes(g, axes, len(x.shape))
+        if not along and g.get("noop_with_empty_axes"):
+            if kind == "l2":
+                raise UnsupportedError("over no axes")
+            return _value(x)
+        along = along or list(range(len(x.shape)))
+        y: Value = tensors.reduce(c, x, kind, along, keep=bool(g.get("keepdims", 1)))
         return tensors.pairwise(c, "mul", y, y) if squared else y
 
     return handler

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,35 @@ import numpy as np
 
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.ir import layout as at
-from hyperfusion_rt.export.ir.builder import BATCH, Builder, UnsupportedError, Value
-from hyperfusion_rt.export.ir.graph import Graph, Shape
+from hyperfusion_rt.export.ir.builder import (
+    BATCH,
+    Builder,
+    UnsupportedError,
+    Value,
+    as_volume,
+)
+from hyperfusion_rt.export.ir.graph import Attributes, Graph, Shape
 from hyperfusion_rt.export.onnx_import.constants import EVALUATE, evaluate
 from hyperfusion_rt.export.onnx_import.layer_nodes import LAYERS
-from hyperfusion_rt.export.onnx_import.model_file import Weights, damaged, open_model, opset_of
+from hyperfusion_rt.export.onnx_import.model_file import (
+    Weights,
+    damaged,
+    ends,
+    open_model,
+    opset_of,
+)
 from hyperfusion_rt.export.onnx_import.nodes import HANDLERS, Given
+from hyperfusion_rt.export.onnx_import.rules import check_node, inferred
 
 OPERATIONS = {**HANDLERS, **LAYERS}
 # Problems that a message names.
 _NAMED = 20
+# An axis of an input is not longer, a vector and a volume do not have more numbers.
+_LONGEST, _MOST_OF_A_VECTOR, _MOST_OF_A_VOLUME = 1 << 16, 1 << 26, 1 << 33
+# Numbers that may be made of the file's before there is an input, besides 8 for each of its own.
+_ROOM = 1 << 26
+# What NumPy and handlers raise where a file does not fit together.
+_MISFITS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError)
 
 
 def read_onnx(path: Path, shapes: Mapping[str, Shape] | None = None) -> Graph:
@@ -32,6 +52,7 @@ def read_onnx(path: Path, shapes: Mapping[str, Shape] | None = None) -> Graph:
             `{"x": (1, 96, 96, 96)}`.
 
     Raises:
+        MissingExtraError: onnx is not installed.
         HyperFusionError: the file is damaged, an input's shape is open, or it does something that
             engines cannot do; the message names every such node.
     """
@@ -48,19 +69,24 @@ class _Reading(Builder):
     def __init__(self, path: Path, model: Any, shapes: dict[str, Shape]) -> None:
         self.path, self.opset = path, opset_of(model)
         self.weights = Weights(path, model)
+        self.room = _ROOM + 8 * self.weights.numbers
+        outputs = [item.name for item in ends(path, model.graph.output, "outputs")]
         found, batch = self._inputs(model, shapes)
         turned = [name for name in found if self._turned_at_once(model, name)]
-        super().__init__(found, batch, turned)
+        super().__init__(found, batch, turned, outputs)
         self.problems: list[str] = []
         self.values: dict[str, Any] = {n: self.input(n, shape) for n, shape in found.items()}
-        self.inferred = _inferred(path, model, self.values)
-        self.read = {name for node in model.graph.node for name in node.input}
-        self.read |= {output.name for output in model.graph.output}
+        given = {name: value.shape for name, value in self.values.items()}
+        self.inferred, wrong = inferred(model, given)
+        self.read = {*outputs, *(name for node in model.graph.node for name in node.input)}
         for node in model.graph.node:
             self._node(node)
-        self._outputs(model)
+        for name in outputs:
+            self._output(name)
         if self.problems:
             self._refuse()
+        if wrong:
+            raise damaged(path, f"it breaks ONNX's rules: {wrong}")
         self.graph.remove_dead()
 
     # --- inputs and outputs ---
@@ -69,56 +95,26 @@ class _Reading(Builder):
         """Shapes without the batch of the inputs, and the samples of the batch."""
         found: dict[str, Shape] = {}
         batches: set[int] = set()
-        for item in model.graph.input:
-            if item.name in self.weights:
-                continue
-            dims = [
+        problems: list[str] = []
+        items = [item for item in model.graph.input if item.name not in self.weights]
+        for item in ends(self.path, items, "inputs"):
+            dims: list[int | None] = [
                 d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
                 for d in item.type.tensor_type.shape.dim
             ]
-            if item.type.tensor_type.elem_type not in (1, 10, 11, 16):
-                raise HyperFusionError(
-                    f"{self.path}: the input {item.name} does not hold floating-point numbers",
-                    code="onnx-input",
-                )
-            if item.name in shapes:
-                given = shapes.pop(item.name)
-                fits = not dims or (
-                    len(dims) == len(given) + 1
-                    and all(n in (None, m) for n, m in zip(dims[1:], given, strict=True))
-                )
-                if not fits:
-                    raise HyperFusionError(
-                        f"{self.path}: the input {item.name} is {_text(dims)}, not [batch, "
-                        f"{', '.join(map(str, given))}]",
-                        code="onnx-input",
-                    )
-                dims = [dims[0] if dims else None, *given]
-            if len(dims) < 2 or None in dims[1:]:
-                raise HyperFusionError(
-                    f"{self.path}: the input {item.name} is {_text(dims)}; give its `shape` "
-                    "without the batch",
-                    code="onnx-input",
-                )
-            if max(n for n in dims[1:] if n is not None) > 1 << 16 or len(dims) > 5:
-                raise HyperFusionError(
-                    f"{self.path}: the input {item.name} is {_text(dims)}: images have up to three "
-                    "axes of voxels",
-                    code="onnx-input",
-                )
+            problem = _input_problem(item, dims, shapes.pop(item.name, None))
+            if problem:
+                problems.append(f"the input {item.name} {problem}")
+                continue
             found[item.name] = tuple(n for n in dims[1:] if n is not None)
             batches.add(dims[0] or BATCH)
         if shapes:
-            raise HyperFusionError(
-                f"{self.path}: there is no input {', '.join(sorted(shapes))}; it has "
-                f"{', '.join(found) or 'none'}",
-                code="onnx-input",
-            )
-        if not found or len(batches) != 1:
-            raise HyperFusionError(
-                f"{self.path}: {len(found)} inputs with batches of {sorted(batches)} samples",
-                code="onnx-input",
-            )
+            known = ", ".join(item.name for item in items) or "none"
+            problems.append(f"there is no input {', '.join(map(str, shapes))}; it has {known}")
+        if not problems and len(batches) != 1:
+            problems.append(f"{len(found)} inputs with batches of {sorted(batches)} samples")
+        if problems:
+            raise HyperFusionError(f"{self.path}: {'; '.join(problems)}", code="onnx-input")
         return found, batches.pop()
 
     @staticmethod
@@ -137,21 +133,21 @@ class _Reading(Builder):
             )
         )
 
-    def _outputs(self, model: Any) -> None:
-        for output in model.graph.output:
-            value = self.values.get(output.name)
-            if isinstance(value, Value):
-                try:
-                    self.output(value, output.name)
-                except UnsupportedError as error:
-                    self.problems.append(f"the output {output.name} {error}")
-            elif not isinstance(value, _Missing):
-                self.problems.append(f"the output {output.name} does not depend on an input")
+    def _output(self, name: str) -> None:
+        value = self.values.get(name)
+        if isinstance(value, _Missing):
+            return
+        try:
+            if not isinstance(value, Value):
+                raise UnsupportedError("does not depend on an input")
+            self.output(value, name)
+        except UnsupportedError as error:
+            self.problems.append(f"the output {name} {error}")
 
     # --- nodes ---
 
     def _node(self, node: Any) -> None:
-        self.layer = node.name or (node.output[0] if node.output else "")
+        self.layer = node.name or next(iter(node.output), "")
         try:
             made = self._made(node)
         except UnsupportedError as error:
@@ -166,33 +162,33 @@ class _Reading(Builder):
     def _made(self, node: Any) -> list[Any]:
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedError(f"of the domain {node.domain}")
+        known = node.op_type in OPERATIONS or node.op_type in EVALUATE
+        if not known and node.op_type != "Constant":
+            raise UnsupportedError("is not known")
+        check_node(node, self.opset)
         attributes = self._attributes(node)
         if node.op_type == "Constant":
             return [_constant(attributes)]
         inputs = [self._input(name) for name in node.input]
         if any(isinstance(x, _Missing) for x in inputs):
             return [_Missing() for _ in node.output]
-        if node.op_type not in OPERATIONS and node.op_type not in EVALUATE:
-            raise UnsupportedError("is not known")
         count = len(node.output)
         if not any(isinstance(x, Value) for x in inputs):
-            return list(evaluate(node.op_type, attributes, inputs, count))
+            arrays = evaluate(node.op_type, attributes, inputs, count)
+            self._spend(sum(array.size for array in arrays))
+            return list(arrays)
         handler = OPERATIONS.get(node.op_type)
         if handler is None:
             raise UnsupportedError("of computed values")
-        given = Given(
-            attributes,
-            self.opset,
-            count,
-            frozenset(i for i, name in enumerate(node.output) if name in self.read),
-        )
+        read = frozenset(i for i, name in enumerate(node.output) if name in self.read)
+        given = Given(attributes, self.opset, count, read)
         try:
             inspect.signature(handler).bind(self, given, *inputs)
         except TypeError as error:
             raise UnsupportedError(f"with these inputs ({error})") from None
         try:
             made = handler(self, given, *inputs)
-        except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        except _MISFITS as error:
             raise UnsupportedError(f"that does not fit together: {error}") from None
         found = made if isinstance(made, list) else [made]
         self._agree(node, found)
@@ -212,12 +208,10 @@ class _Reading(Builder):
 
         found: dict[str, Any] = {}
         for attribute in node.attribute:
-            if attribute.type in (4, 9):  # a tensor, tensors
-                tensors = [attribute.t] if attribute.type == 4 else list(attribute.tensors)
-                arrays = [self.weights.array(t) for t in tensors]
-                found[attribute.name] = arrays[0] if attribute.type == 4 else arrays
+            if attribute.type == 4:  # a tensor
+                found[attribute.name] = self.weights.array(attribute.t)
                 continue
-            if attribute.type in (5, 10, 11, 12):  # graphs, sparse tensors
+            if attribute.type in (5, 10):  # graphs
                 raise UnsupportedError("with a part that is a graph of its own")
             try:
                 value = helper.get_attribute_value(attribute)
@@ -248,11 +242,37 @@ class _Reading(Builder):
 
     def _stand_in(self, name: str) -> Any:
         """A value of the shape that ONNX's rules know, so that later problems are found, too."""
-        shape = self.inferred.get(name)
-        if shape is None or len(shape) not in (2, 5) or shape[0] != self.batch or min(shape) < 1:
+        shape = self.inferred.get(name, ())
+        if not 2 <= len(shape) <= 5 or shape[0] != self.batch or min(shape) < 1:
             return _Missing()
-        self.graph.inputs[name] = self.graph.shapes[name] = shape[1:]
-        return Value(name, at.plain(shape[1:]), self.batch)
+        full = as_volume(shape[1:])
+        try:
+            return self.emit("unknown", [], full, layout=at.plain(full, len(shape) - 1))
+        except UnsupportedError:
+            return _Missing()
+
+    # --- bounds ---
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        shape: Shape,
+        attrs: Attributes = None,
+        layout: at.Layout | None = None,
+        **arrays: Any,
+    ) -> Value:
+        """A node, unless a small file asks for more memory than there is."""
+        most = _MOST_OF_A_VECTOR if len(shape) == 1 else _MOST_OF_A_VOLUME
+        if math.prod(shape) > most:
+            raise UnsupportedError(f"that makes {math.prod(shape)} numbers")
+        self._spend(sum(np.size(array) for array in arrays.values()))
+        return super().emit(op, inputs, shape, attrs, layout, **arrays)
+
+    def _spend(self, numbers: int) -> None:
+        self.room -= numbers
+        if self.room < 0:
+            raise UnsupportedError("that makes more constants than the file holds")
 
     def _refuse(self) -> None:
         found = list(dict.fromkeys(self.problems))
@@ -272,41 +292,28 @@ def _constant(attributes: dict[str, Any]) -> Any:
     raise UnsupportedError("that holds no numbers")
 
 
-def _text(dims: list[int | None]) -> str:
+def _input_problem(item: Any, dims: list[int | None], given: Shape | None) -> str:
+    """What is wrong with an input; empty if nothing is, and `dims` are those that are `given`."""
+    if item.type.tensor_type.elem_type not in (1, 10, 11, 16):
+        return "does not hold floating-point numbers"
+    if given is not None:
+        wanted = list(given)
+        fits = not dims or (
+            len(dims) == len(wanted) + 1
+            and all(n in (None, m) for n, m in zip(dims[1:], wanted, strict=True))
+        )
+        if not fits or not all(isinstance(n, int) and n > 0 for n in wanted):
+            return f"is {_text(dims)}, not {_text([None, *wanted])}"
+        dims[:] = [dims[0] if dims else None, *wanted]
+    if len(dims) < 2 or None in dims[1:]:
+        return f"is {_text(dims)}: give it in `shapes`, without the batch"
+    if len(dims) > 5:
+        return f"is {_text(dims)}: images have up to three axes of voxels"
+    sizes = [n or 1 for n in dims]
+    if max(sizes) > _LONGEST or math.prod(sizes[1:]) > _MOST_OF_A_VOLUME:
+        return f"is {_text(dims)}: too large"
+    return ""
+
+
+def _text(dims: Sequence[int | None]) -> str:
     return f"[{', '.join('?' if n is None else str(n) for n in dims)}]"
-
-
-def _inferred(path: Path, model: Any, inputs: Mapping[str, Value]) -> dict[str, Shape]:
-    """The shapes that ONNX's own rules give the values, where they give all of one.
-
-    On a copy without the large weights, whose shapes are enough.
-    """
-    import onnx
-
-    lean = onnx.ModelProto()
-    lean.CopyFrom(model)
-    for tensor in lean.graph.initializer:
-        if len(tensor.raw_data) > 4096 or tensor.data_location == 1:
-            for name in ("raw_data", "float_data", "external_data"):
-                tensor.ClearField(name)
-            tensor.data_location = 0
-    del lean.graph.value_info[:]
-    for item in lean.graph.input:
-        if item.name in inputs:
-            shape = item.type.tensor_type.shape
-            del shape.dim[:]
-            for n in inputs[item.name].shape:
-                shape.dim.add().dim_value = n
-    for item in lean.graph.output:
-        item.type.tensor_type.ClearField("shape")
-    try:
-        known = onnx.shape_inference.infer_shapes(lean, data_prop=True)
-    except Exception as error:  # its errors have no common class
-        raise damaged(path, f"its shapes do not fit together: {error}") from None
-    found = {}
-    for item in [*known.graph.value_info, *known.graph.output]:
-        tensor = item.type.tensor_type
-        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-        if tensor.HasField("shape") and -1 not in dims:
-            found[item.name] = tuple(dims)
-    return found

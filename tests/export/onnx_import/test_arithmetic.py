@@ -26,8 +26,8 @@ def positive(op):
 ACTIVATIONS = {
     "Relu": {}, "Sigmoid": {}, "Tanh": {}, "Softplus": {}, "Exp": {}, "Abs": {}, "Neg": {},
     "Erf": {}, "Identity": {}, "LeakyRelu": {"alpha": 0.2}, "Elu": {"alpha": 0.7},
-    "Celu": {"alpha": 0.7}, "Selu": {"alpha": 1.5, "gamma": 1.2}, "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
-    "HardSwish": {}, "Mish": {},
+    "Celu": {"alpha": 0.7}, "Selu": {"alpha": 1.5, "gamma": 1.2},
+    "HardSigmoid": {"alpha": 0.3, "beta": 0.4}, "HardSwish": {}, "Mish": {},
 }  # fmt: skip
 FIRST = {"Celu": 12, "HardSwish": 14, "Mish": 18}
 

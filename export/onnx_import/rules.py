@@ -1,0 +1,117 @@
+"""What ONNX's own rules say of a model: what an operation takes, and which shapes there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hyperfusion_rt.export.ir.builder import UnsupportedError
+from hyperfusion_rt.export.ir.graph import Shape
+
+# An attribute that is a larger number means nothing that a network could.
+_LARGEST = 1 << 31
+# Bytes of a constant whose numbers can say which shape something gets.
+_SMALL = 4096
+
+
+def check_node(node: Any, opset: int) -> None:
+    """A node of ONNX's own operations has the inputs, outputs and attributes of its opset.
+
+    Raises:
+        UnsupportedError: it has not.
+    """
+    from onnx import defs
+
+    try:
+        schema = defs.get_schema(node.op_type, max_inclusive_version=opset, domain="")
+    except defs.SchemaError:
+        schema = None
+    if schema is None:
+        raise UnsupportedError(f"is no operation of opset {opset}")
+    if not schema.min_input <= len(node.input) <= schema.max_input:
+        raise UnsupportedError(f"with {len(node.input)} inputs")
+    if not schema.min_output <= len(node.output) <= schema.max_output:
+        raise UnsupportedError(f"with {len(node.output)} outputs")
+    for i, name in enumerate(node.input):
+        expected = schema.inputs[min(i, len(schema.inputs) - 1)]
+        if not name and expected.option != defs.OpSchema.FormalParameterOption.Optional:
+            raise UnsupportedError(f"without its input {expected.name}")
+    _check_attributes(node, schema, opset)
+
+
+def _check_attributes(node: Any, schema: Any, opset: int) -> None:
+    given = [attribute.name for attribute in node.attribute]
+    for name, expected in schema.attributes.items():
+        if expected.required and name not in given:
+            raise UnsupportedError(f"without its attribute {name}")
+    for attribute in node.attribute:
+        expected = schema.attributes.get(attribute.name)
+        if expected is None:
+            raise UnsupportedError(f"with an attribute {attribute.name}, unknown in opset {opset}")
+        if attribute.type != expected.type.value or given.count(attribute.name) > 1:
+            raise UnsupportedError(f"with an attribute {attribute.name} of another type, or twice")
+        if not all(map(math.isfinite, [attribute.f, *attribute.floats])):
+            raise UnsupportedError(f"with an attribute {attribute.name} that is not finite")
+        # A constant may be any number: the last of all, as the end of a slice.
+        if node.op_type != "Constant" and any(
+            abs(n) >= _LARGEST for n in [attribute.i, *attribute.ints]
+        ):
+            raise UnsupportedError(f"with an attribute {attribute.name} that is too large")
+
+
+def inferred(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], str]:
+    """The shapes that ONNX's rules give the values, where they give all of one; and what breaks
+    the rules, empty if nothing does.
+
+    Args:
+        inputs: their shapes, with the batch.
+    """
+    import onnx
+
+    lean = _lean(model, inputs)
+    known, wrong = lean, ""
+    for strict in (True, False):
+        try:
+            known = onnx.shape_inference.infer_shapes(lean, strict_mode=strict, data_prop=True)
+            break
+        except Exception as error:  # its errors have no common class
+            wrong = wrong or " ".join(str(error).split())
+    found = {}
+    for item in [*known.graph.value_info, *known.graph.output]:
+        tensor = item.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+        if tensor.HasField("shape") and min(dims, default=0) >= 0:
+            found[item.name] = tuple(dims)
+    return found, wrong
+
+
+def _lean(model: Any, inputs: Mapping[str, Shape]) -> Any:
+    """A copy without large weights, whose shapes are enough, and with the shapes of the inputs."""
+    import onnx
+
+    lean = onnx.ModelProto(ir_version=model.ir_version)
+    lean.opset_import.extend(model.opset_import)
+    graph = lean.graph
+    graph.name = model.graph.name
+    # One operation of a domain that the file does not name would end it all.
+    unnamed = {node.domain for node in model.graph.node} - {o.domain for o in model.opset_import}
+    for domain in sorted(unnamed - {"", "ai.onnx"}):
+        lean.opset_import.add(domain=domain, version=1)
+    graph.node.extend(model.graph.node)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == 0 and tensor.ByteSize() <= _SMALL:
+            graph.initializer.add().CopyFrom(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    for item in model.graph.input:
+        graph.input.add().CopyFrom(item)
+        if item.name in inputs:
+            shape = graph.input[-1].type.tensor_type.shape
+            del shape.dim[:]
+            for n in inputs[item.name]:
+                shape.dim.add().dim_value = n
+    for item in model.graph.output:
+        graph.output.add().CopyFrom(item)
+        graph.output[-1].type.tensor_type.ClearField("shape")
+    return lean
