@@ -142,7 +142,7 @@ def softmax(c: Builder, x: Value, axis: int, *, log: bool = False) -> Value:
 def reshape(c: Builder, x: Value, shape: Sequence[int]) -> Value:
     """`shape` with the batch, and at most one -1."""
     total, known = math.prod(x.shape), math.prod(n for n in shape if n != -1)
-    if known < 1 or total % known or list(shape).count(-1) > 1:
+    if known < 1 or total % known or list(shape).count(-1) > 1 or min(shape, default=0) < -1:
         raise UnsupportedError(f"from {x.shape} to {tuple(shape)}")
     full = tuple(total // known if n == -1 else int(n) for n in shape)
     if not full or full[0] != x.batch:
@@ -193,7 +193,7 @@ def squeeze(c: Builder, x: Value, axes: Sequence[int] | None = None) -> Value:
 def expand(c: Builder, x: Value, shape: Sequence[int]) -> Value:
     """Axes of one voxel repeated; -1 keeps an axis."""
     full = [n if m == -1 else m for n, m in zip(x.shape[-len(shape) :], shape, strict=False)]
-    if len(full) != len(x.shape) or full[0] != x.batch:
+    if len(full) != len(x.shape) or len(shape) > len(full) or full[0] != x.batch:
         raise UnsupportedError(f"from {x.shape} to {tuple(shape)}")
     if tuple(full) == x.shape:
         return x
