@@ -17,6 +17,7 @@ from hyperfusion_rt.export.ir.fold_linear import (
     compose_affine,
     compose_linear,
     merge_reshapes,
+    merge_resizes,
     pad_into_window,
     transposed_is_conv,
 )
@@ -66,6 +67,7 @@ RULES: tuple[Callable[[Graph], bool], ...] = (
     transposed_is_conv,
     affine_before_add,
     merge_reshapes,
+    merge_resizes,
     pad_into_window,
     absorb_affine_forward,
     affine_after_reshape,

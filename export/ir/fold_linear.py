@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hyperfusion_rt.artifact.operations import Margins, Transposed
+from hyperfusion_rt.artifact.operations import Margins, Resizing, Transposed
 from hyperfusion_rt.export.ir.graph import HYPER, Array, Convolution, Graph, Node
 
 _LINEAR_MAPS = ("conv", "conv_transpose", "linear", *HYPER)
@@ -286,6 +286,28 @@ def pad_into_window(graph: Graph) -> bool:
         )
         user.inputs[0] = pad.inputs[0]
         graph.nodes.remove(pad)
+        return True
+    return False
+
+
+def merge_resizes(graph: Graph) -> bool:
+    """Two steps to the nearest voxels, along different axes, are one."""
+    for first in graph.nodes:
+        second = graph.only_user(first.output)
+        if first.op != "resize" or second is None or second.op != "resize":
+            continue
+        one, two = first.given(Resizing), second.given(Resizing)
+        alike = replace(one, size=two.size, step=two.step) == two
+        between = zip(graph.shapes[first.inputs[0]][1:], one.size, two.size, strict=True)
+        if one.linear or not alike or any(n != m != k for n, m, k in between):
+            continue
+        x, shape = first.inputs, graph.shapes[first.inputs[0]][1:]
+        d, h, w = (
+            s if n != m else t
+            for n, m, s, t in zip(shape, one.size, one.step, two.step, strict=True)
+        )
+        second.attrs, second.inputs = replace(two, step=(d, h, w)), list(x)
+        graph.nodes.remove(first)
         return True
     return False
 

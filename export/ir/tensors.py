@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hyperfusion_rt.artifact.operations import Pairwise, Probabilities, Reduction, Span
+from hyperfusion_rt.artifact.operations import Pairwise, Probabilities, Reduction, Resizing, Span
 from hyperfusion_rt.export.ir import layers
 from hyperfusion_rt.export.ir import layout as at
 from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
@@ -59,7 +59,22 @@ def _meet(c: Builder, op: str, a: Value, b: Value) -> Value:
     lies = tuple(p or q for p, q in zip(a.layout, b.layout, strict=True))
     if math.prod(at.sizes(lies)) != math.prod(shape):
         raise UnsupportedError(f"of shapes {a.shape} and {b.shape}")
-    return c.emit(op, [a, b], shape, layout=lies)
+    return c.emit(op, [_grown(c, v, shape) for v in (a, b)], shape, layout=lies)
+
+
+def _grown(c: Builder, x: Value, shape: Sequence[int]) -> Value:
+    """`x`, repeated along some axes of voxels of `shape`: engines meet all voxels, or one of each."""
+    channels, *own = c.extent(x)
+    if not own or own in ([1, 1, 1], list(shape[1:])):
+        return x
+    step = [n / m for n, m in zip(own, shape[1:], strict=True)]
+    resizing = Resizing(
+        size=(shape[1], shape[2], shape[3]),
+        linear=False,
+        step=(step[0], step[1], step[2]),
+        coordinates="asymmetric",
+    )
+    return c.emit("resize", [x], (channels, *shape[1:]), resizing)
 
 
 def _as_volume(c: Builder, x: Value) -> Value:
@@ -202,6 +217,29 @@ def expand(c: Builder, x: Value, shape: Sequence[int]) -> Value:
     if full[1] != x.shape[1] or axes < 1:
         raise UnsupportedError(f"from {x.shape} to {tuple(shape)}: only along D, H and W")
     return layers.resize(c, volume, full[2:], linear=False, coordinates="asymmetric")
+
+
+def repeat(c: Builder, x: Value, axis: int, times: int) -> Value:
+    """An axis of size 1, right behind an axis of voxels, repeated: each voxel becomes `times`."""
+    before = x.layout[axis - 2] if axis >= 2 else ()
+    if x.shape[axis] != 1 or not before or len({part.axis for part in before} - {0}) != 1:
+        raise UnsupportedError(f"along axis {axis} of {x.shape}: only behind an axis of voxels")
+    along = before[-1].axis
+    extent = list(c.extent(x))
+    extent[along] *= times
+    step = [1 / times if i == along else 1.0 for i in (1, 2, 3)]
+    resizing = Resizing(
+        size=(extent[1], extent[2], extent[3]),
+        linear=False,
+        step=(step[0], step[1], step[2]),
+        coordinates="asymmetric",
+    )
+    lies = [
+        tuple(part._replace(step=part.step * times) if part.axis == along else part for part in a)
+        for a in x.layout
+    ]
+    lies[axis - 1] = at.whole(along, times)
+    return c.emit("resize", [x], tuple(extent), resizing, layout=tuple(lies))
 
 
 # --- parts ----------------------------------------------------------------------------------------
