@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyperfusion_rt.export.ir import layers
+from hyperfusion_rt.export.ir import layout as at
 from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value, window_size
 from hyperfusion_rt.export.onnx_import.nodes import Array, Given, axis_of, number, numbers
 
@@ -45,6 +46,8 @@ def _window(g: Given, x: Value, kernel: Sequence[int]) -> dict[str, Any]:
     dilation = list(g.get("dilations", [1] * axes))
     pads = list(g.get("pads", [0] * 2 * axes))
     automatic = g.get("auto_pad", "NOTSET")
+    if automatic not in ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"):
+        raise UnsupportedError(f"with auto_pad {automatic}")
     if any(len(v) != axes for v in (stride, dilation)) or len(pads) != 2 * axes:
         raise UnsupportedError(f"with strides {stride}, dilations {dilation}, pads {pads}")
     if min([*stride, *dilation, *kernel]) < 1 or min(pads) < 0:
@@ -222,15 +225,34 @@ def _pad(c: Builder, g: Given, x: Any, pads: Any, value: Any = None, axes: Any =
     pairs = [(0, 0)] * ndim
     for i, axis in enumerate(along):
         pairs[axis] = (widths[i], widths[len(along) + i])
-    if any(n for pair in pairs[:2] for n in pair):
-        raise UnsupportedError(f"by {widths}: only around D, H and W")
     filling = 0.0 if value is None or np.size(value) == 0 else number(value, "value")
     mode = g.get("mode", "constant")
     if mode not in ("constant", "edge", "reflect"):
         raise UnsupportedError(f"in the mode {mode}")
     if not any(n for pair in pairs for n in pair):
         return x
-    return layers.pad(c, x, pairs[2:], mode, filling)
+    if not any(n for pair in pairs[:2] for n in pair) and ndim < 6:
+        return layers.pad(c, x, pairs[2:], mode, filling)
+    return _pad_where_they_lie(c, x, pairs, mode, filling)
+
+
+def _pad_where_they_lie(
+    c: Builder, x: Value, pairs: list[tuple[int, int]], mode: str, filling: float
+) -> Value:
+    """Around axes of voxels that are not the last ones, as where channels come last."""
+    extent = c.extent(x)
+    around, lies = [(0, 0)] * 3, list(x.layout)
+    for i, pair in enumerate(pairs):
+        voxels = {part.axis for part in x.layout[i - 1]} if i else {0}
+        if not any(pair):
+            continue
+        axis = voxels.pop() if len(voxels) == 1 else 0
+        if axis == 0 or not at.same(x.layout[i - 1], at.whole(axis, extent[axis])):
+            raise UnsupportedError(f"by {pairs}: only around D, H and W")
+        around[axis - 1] = pair
+        lies[i - 1] = at.whole(axis, extent[axis] + sum(pair))
+    whole = x.seen(at.plain(extent))
+    return layers.pad(c, whole, around, mode, filling).seen(tuple(lies))
 
 
 def _resize(
@@ -265,8 +287,10 @@ def _resize(
         where = "half_pixel"
     known = where in ("half_pixel", "asymmetric", "align_corners")
     plain = not (g.get("antialias") or g.get("exclude_outside"))
-    policy = g.get("keep_aspect_ratio_policy", "stretch")
-    if mode not in ("linear", "nearest") or not known or not plain or policy != "stretch":
+    plain = plain and g.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+    rounding = g.get("nearest_mode", "round_prefer_floor")
+    plain = plain and rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    if mode not in ("linear", "nearest") or not known or not plain:
         raise UnsupportedError(f"{mode}, {where}: only nearest and linear without antialiasing")
     return layers.resize(
         c,
@@ -275,7 +299,7 @@ def _resize(
         linear=mode == "linear",
         step=step,
         coordinates=where,
-        rounding=g.get("nearest_mode", "round_prefer_floor"),
+        rounding=rounding,
     )
 
 

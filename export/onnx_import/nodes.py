@@ -42,6 +42,27 @@ class Given:
         return self.attributes.get(name, default)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A value whose axes but the last became one with the batch, until they are parted again."""
+
+    value: Value
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As the file has it."""
+        *lead, width = self.value.shape
+        return math.prod(lead), width
+
+
+# What means the same of rows as of the value that they were.
+ROW_BY_ROW = frozenset(
+    {"MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu",
+     "Erf", "Softplus", "HardSigmoid", "HardSwish", "Elu", "Selu", "Clip", "Exp", "Sqrt", "Pow",
+     "Identity", "Dropout", "Cast"}
+)  # fmt: skip
+
+
 def numbers(given: Any, what: str) -> list[int]:
     """Whole numbers of a constant."""
     if isinstance(given, Value) or given is None:
@@ -72,8 +93,21 @@ def _value(x: Any) -> Value:
     return x
 
 
+def _widened(c: Builder, x: Any, constant: Any) -> Any:
+    """`x [B, 1, ...]` once for each of the numbers of `constant [1, C, 1, ...]`."""
+    shape = np.shape(constant) if isinstance(constant, np.ndarray) else ()
+    if not isinstance(x, Value) or len(x.shape) < 3 or x.shape[1] != 1:
+        return x
+    full = (1,) * (len(x.shape) - len(shape)) + shape
+    if len(full) != len(x.shape) or full[1] == 1 or math.prod(full) != full[1]:
+        return x
+    ones = np.ones((full[1], 1, *(1,) * (len(x.shape) - 2)))
+    return layers.convolution(c, x, ones)
+
+
 def _pairwise(op: Pairwise) -> Callable[..., Value]:
     def handler(c: Builder, g: Given, *xs: Any) -> Value:
+        xs = (_widened(c, xs[0], xs[1]), _widened(c, xs[1], xs[0]), *xs[2:]) if xs[1:] else xs
         found = xs[0]
         for x in xs[1:]:
             found = tensors.pairwise(c, op, found, x)
@@ -138,8 +172,10 @@ def _clip(c: Builder, g: Given, x: Any, low: Any = None, high: Any = None) -> Va
 
 
 def _gelu(c: Builder, g: Given, x: Any) -> Value:
-    tanh = g.get("approximate", "none") == "tanh"
-    return layers.activation(c, _value(x), "gelu_tanh" if tanh else "gelu")
+    approximate = g.get("approximate", "none")
+    if approximate not in ("none", "tanh"):
+        raise UnsupportedError(f"with approximate {approximate}")
+    return layers.activation(c, _value(x), "gelu" if approximate == "none" else "gelu_tanh")
 
 
 def _prelu(c: Builder, g: Given, x: Any, slope: Any) -> Value:
@@ -166,11 +202,16 @@ def _softmax(*, log: bool) -> Callable[..., Value]:
 # --- shapes ---------------------------------------------------------------------------------------
 
 
-def _reshape(c: Builder, g: Given, x: Any, shape: Any) -> Value:
-    x = _value(x)
+def _reshape(c: Builder, g: Given, x: Any, shape: Any) -> Value | Rows:
+    seen = x.shape if isinstance(x, Rows) else _value(x).shape
     wanted = numbers(shape, "a shape's numbers")
     if not g.get("allowzero"):
-        wanted = [x.shape[i] if n == 0 and i < len(x.shape) else n for i, n in enumerate(wanted)]
+        wanted = [seen[i] if n == 0 and i < len(seen) else n for i, n in enumerate(wanted)]
+    if isinstance(x, Rows):
+        return tensors.reshape(c, x.value, wanted)
+    rows = Rows(x)
+    if len(seen) > 2 and wanted in ([n, seen[-1]] for n in (-1, rows.shape[0])):
+        return rows
     return tensors.reshape(c, x, wanted)
 
 
@@ -216,6 +257,18 @@ def _expand(c: Builder, g: Given, x: Any, shape: Any) -> Value:
     wanted = numbers(shape, "a shape's numbers")
     full = np.broadcast_shapes(x.shape, tuple(wanted))
     return tensors.expand(c, x, [int(n) for n in full])
+
+
+def _tile(c: Builder, g: Given, x: Any, repeats: Any) -> Value:
+    x = _value(x)
+    times = numbers(repeats, "repeats")
+    if len(times) != len(x.shape) or min(times) < 1:
+        raise UnsupportedError(f"of {x.shape} by {times}")
+    if times[0] > 1:
+        raise UnsupportedError("of the batch")
+    for axis, n in enumerate(times):
+        x = tensors.repeat(c, x, axis, n) if n > 1 else x
+    return x
 
 
 def _concat(c: Builder, g: Given, *xs: Any) -> Value:
@@ -339,6 +392,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Expand": _expand,
+    "Tile": _tile,
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,

@@ -30,8 +30,8 @@ from hyperfusion_rt.export.onnx_import.model_file import (
     open_model,
     opset_of,
 )
-from hyperfusion_rt.export.onnx_import.nodes import HANDLERS, Given
-from hyperfusion_rt.export.onnx_import.rules import check_node, inferred
+from hyperfusion_rt.export.onnx_import.nodes import HANDLERS, ROW_BY_ROW, Given, Rows
+from hyperfusion_rt.export.onnx_import.rules import Known, check_node, inferred, inferred_apart
 
 OPERATIONS = {**HANDLERS, **LAYERS}
 # Problems that a message names.
@@ -57,7 +57,13 @@ def read_onnx(path: Path, shapes: Mapping[str, Shape] | None = None) -> Graph:
             engines cannot do; the message names every such node.
     """
     model = open_model(path)
-    return _Reading(path, model, dict(shapes or {})).graph
+    found = _Reading(path, model, shapes or {}, {})
+    if found.problems:
+        known = inferred_apart(model, found.facts()) if found.unseen else {}
+        found = _Reading(path, model, shapes or {}, known) if known else found
+        found.refuse()
+    found.check(*inferred(model, found.facts()))
+    return found.graph
 
 
 @dataclass(frozen=True)
@@ -66,27 +72,30 @@ class _Missing:
 
 
 class _Reading(Builder):
-    def __init__(self, path: Path, model: Any, shapes: dict[str, Shape]) -> None:
+    """A model's nodes, one after the other. `known`: shapes that ONNX's rules give its values, for
+    what is behind a node that cannot be.
+    """
+
+    def __init__(
+        self, path: Path, model: Any, shapes: Mapping[str, Shape], known: Mapping[str, Shape]
+    ) -> None:
         self.path, self.opset = path, opset_of(model)
         self.weights = Weights(path, model)
         self.room = _ROOM + 8 * self.weights.numbers
         outputs = [item.name for item in ends(path, model.graph.output, "outputs")]
-        found, batch = self._inputs(model, shapes)
-        turned = [name for name in found if self._turned_at_once(model, name)]
+        found, batch = self._inputs(model, dict(shapes))
+        turned = [n for n, shape in found.items() if self._turned_at_once(model, n, shape)]
         super().__init__(found, batch, turned, outputs)
         self.problems: list[str] = []
+        self.unseen = False  # whether a node could not be looked at, for one before it
         self.values: dict[str, Any] = {n: self.input(n, shape) for n, shape in found.items()}
-        given = {name: value.shape for name, value in self.values.items()}
-        self.inferred, wrong = inferred(model, given)
+        self.given = {name: value.shape for name, value in self.values.items()}
+        self.known, self.model = known, model
         self.read = {*outputs, *(name for node in model.graph.node for name in node.input)}
         for node in model.graph.node:
             self._node(node)
         for name in outputs:
             self._output(name)
-        if self.problems:
-            self._refuse()
-        if wrong:
-            raise damaged(path, f"it breaks ONNX's rules: {wrong}")
         self.graph.remove_dead()
 
     # --- inputs and outputs ---
@@ -118,9 +127,13 @@ class _Reading(Builder):
         return found, batches.pop()
 
     @staticmethod
-    def _turned_at_once(model: Any, name: str) -> bool:
-        """Whether an input has its channels last: all that reads it brings them to the front."""
+    def _turned_at_once(model: Any, name: str, shape: Shape) -> bool:
+        """Whether an input has its channels last: all that reads it brings them to the front, or
+        it has one, and they reshape it, which is the same.
+        """
         users = [node for node in model.graph.node if name in node.input]
+        if len(shape) > 2 and shape[-1] == 1 and {n.op_type for n in users} == {"Reshape"}:
+            return True
         orders = [
             list(a.ints) for node in users for a in node.attribute if node.op_type == "Transpose"
         ]
@@ -171,9 +184,14 @@ class _Reading(Builder):
             return [_constant(attributes)]
         inputs = [self._input(name) for name in node.input]
         if any(isinstance(x, _Missing) for x in inputs):
+            self.unseen = True
             return [_Missing() for _ in node.output]
-        count = len(node.output)
-        if not any(isinstance(x, Value) for x in inputs):
+        count, rows = len(node.output), any(isinstance(x, Rows) for x in inputs)
+        if rows and node.op_type != "Reshape":
+            if node.op_type not in ROW_BY_ROW:
+                raise UnsupportedError("of samples that are mixed with voxels")
+            inputs = [x.value if isinstance(x, Rows) else x for x in inputs]
+        if not rows and not any(isinstance(x, Value) for x in inputs):
             arrays = evaluate(node.op_type, attributes, inputs, count)
             self._spend(sum(array.size for array in arrays))
             return list(arrays)
@@ -190,9 +208,9 @@ class _Reading(Builder):
             made = handler(self, given, *inputs)
         except _MISFITS as error:
             raise UnsupportedError(f"that does not fit together: {error}") from None
-        found = made if isinstance(made, list) else [made]
-        self._agree(node, found)
-        return found
+        if rows and node.op_type != "Reshape":
+            return [Rows(made)]
+        return made if isinstance(made, list) else [made]
 
     def _input(self, name: str) -> Any:
         if not name:
@@ -222,27 +240,43 @@ class _Reading(Builder):
             )
         return found
 
-    def _agree(self, node: Any, made: list[Any]) -> None:
-        """What came out has the shape that ONNX's own rules give it."""
-        for name, value in zip(node.output, made, strict=False):
-            expected = self.inferred.get(name)
-            shape = value.shape if isinstance(value, Value | np.ndarray) else None
-            if expected is not None and shape is not None and tuple(shape) != expected:
-                if self._counts_too_many(node):
-                    self.inferred = {}
-                    return
-                raise UnsupportedError(f"that makes {list(expected)}, not {list(shape)}")
+    def facts(self) -> Known:
+        """What is known of the model's values."""
+        constants = {n: x for n, x in self.values.items() if isinstance(x, np.ndarray)}
+        return Known(self.given, constants)
+
+    # --- errors ---
+
+    def check(self, inferred: Mapping[str, Shape], wrong: str) -> None:
+        """What came out has the shapes that ONNX's own rules give it.
+
+        Raises:
+            HyperFusionError: it has not, or something is `wrong`.
+        """
+        if wrong:
+            raise damaged(self.path, f"it breaks ONNX's rules: {wrong}")
+        for node in self.model.graph.node:
+            if self._counts_too_many(node):
+                return
+            for name in node.output:
+                value = self.values.get(name)
+                shape = value.shape if isinstance(value, Value | Rows | np.ndarray) else ()
+                expected = inferred.get(name, shape)
+                if shape != expected:
+                    layer = node.name or name
+                    wrong = f"{node.op_type} makes {list(expected)}, not {list(shape)} ({layer})"
+                    raise damaged(self.path, f"it breaks ONNX's rules: {wrong}")
 
     def _counts_too_many(self, node: Any) -> bool:
         """Before opset 22, ONNX's rules count a last window that starts behind the volume; what it
-        means, and what ONNX Runtime does, is to leave it out.
+        means, and what ONNX Runtime does, is to leave it out. So shapes behind it are wrong.
         """
         up = any(a.name == "ceil_mode" and a.i for a in node.attribute)
         return up and self.opset < 22 and node.op_type in ("MaxPool", "AveragePool")
 
     def _stand_in(self, name: str) -> Any:
         """A value of the shape that ONNX's rules know, so that later problems are found, too."""
-        shape = self.inferred.get(name, ())
+        shape = self.known.get(name, ())
         if not 2 <= len(shape) <= 5 or shape[0] != self.batch or min(shape) < 1:
             return _Missing()
         full = as_volume(shape[1:])
@@ -274,7 +308,8 @@ class _Reading(Builder):
         if self.room < 0:
             raise UnsupportedError("that makes more constants than the file holds")
 
-    def _refuse(self) -> None:
+    def refuse(self) -> None:
+        """Raise the error that names every problem."""
         found = list(dict.fromkeys(self.problems))
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise HyperFusionError(

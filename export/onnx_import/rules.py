@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from hyperfusion_rt.export.ir.builder import UnsupportedError
 from hyperfusion_rt.export.ir.graph import Shape
@@ -60,35 +64,83 @@ def _check_attributes(node: Any, schema: Any, opset: int) -> None:
             raise UnsupportedError(f"with an attribute {attribute.name} that is too large")
 
 
-def inferred(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], str]:
-    """The shapes that ONNX's rules give the values, where they give all of one; and what breaks
-    the rules, empty if nothing does.
+class Known(NamedTuple):
+    """What is known of a model's values: the shapes of its inputs with the batch, and constants."""
 
-    Args:
-        inputs: their shapes, with the batch.
+    inputs: Mapping[str, Shape]
+    constants: Mapping[str, NDArray[Any]]
+
+
+def inferred(model: Any, known: Known) -> tuple[dict[str, Shape], str]:
+    """The shapes that ONNX's rules give the values of a model that has been read, where they give
+    all of one; and what breaks the rules, empty if nothing does.
     """
     import onnx
 
-    lean = _lean(model, inputs)
-    known, wrong = lean, ""
+    lean = _lean(model, known)
+    found, wrong = lean, ""
     for strict in (True, False):
         try:
-            known = onnx.shape_inference.infer_shapes(lean, strict_mode=strict, data_prop=True)
+            found = onnx.shape_inference.infer_shapes(lean, strict_mode=strict)
             break
         except Exception as error:  # its errors have no common class
-            wrong = wrong or " ".join(str(error).split())
+            wrong = wrong or _broken(str(error))
+    return _complete(found), wrong
+
+
+def inferred_apart(model: Any, known: Known) -> dict[str, Shape]:
+    """The shapes of a model of which something is wrong, where ONNX's rules give them.
+
+    In a process of its own: impossible sizes end the one in which they are inferred.
+    """
+    import onnx
+
+    lean = _lean(model, known).SerializeToString()
+    command = [sys.executable, "-I", "-c", _APART]
+    try:
+        ended = subprocess.run(command, input=lean, capture_output=True, timeout=60, check=True)
+        return _complete(onnx.ModelProto.FromString(ended.stdout))
+    except Exception:  # only fewer problems are found
+        return {}
+
+
+_APART = """
+import sys, onnx
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+except (ImportError, OSError, ValueError):
+    pass
+model = onnx.ModelProto.FromString(sys.stdin.buffer.read())
+sys.stdout.buffer.write(onnx.shape_inference.infer_shapes(model).SerializeToString())
+"""
+
+
+def _complete(model: Any) -> dict[str, Shape]:
+    """The shapes of which every axis is known."""
     found = {}
-    for item in [*known.graph.value_info, *known.graph.output]:
+    for item in [*model.graph.value_info, *model.graph.output]:
         tensor = item.type.tensor_type
         dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
         if tensor.HasField("shape") and min(dims, default=0) >= 0:
             found[item.name] = tuple(dims)
-    return found, wrong
+    return found
 
 
-def _lean(model: Any, inputs: Mapping[str, Shape]) -> Any:
-    """A copy without large weights, whose shapes are enough, and with the shapes of the inputs."""
+def _broken(said: str) -> str:
+    """What breaks the rules, of what the strict inference says. Not what it says of types: some
+    operations have no rule, and what is behind them has none then.
+    """
+    parts = [" ".join(part.split()) for part in said.split("(op_type:")]
+    return "; ".join(p for p in parts[len(parts) > 1 :] if ": [ShapeInferenceError]" in p)
+
+
+def _lean(model: Any, known: Known) -> Any:
+    """A copy without large weights, whose shapes are enough, with constants in the place of the
+    nodes that make them, and with the shapes of the inputs.
+    """
     import onnx
+    from onnx import helper, numpy_helper
 
     lean = onnx.ModelProto(ir_version=model.ir_version)
     lean.opset_import.extend(model.opset_import)
@@ -98,18 +150,26 @@ def _lean(model: Any, inputs: Mapping[str, Shape]) -> Any:
     unnamed = {node.domain for node in model.graph.node} - {o.domain for o in model.opset_import}
     for domain in sorted(unnamed - {"", "ai.onnx"}):
         lean.opset_import.add(domain=domain, version=1)
-    graph.node.extend(model.graph.node)
+    graph.node.extend(n for n in model.graph.node if not known.constants.keys() & set(n.output))
     for tensor in model.graph.initializer:
         if tensor.data_location == 0 and tensor.ByteSize() <= _SMALL:
             graph.initializer.add().CopyFrom(tensor)
         else:
             graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    read = {name for node in graph.node for name in node.input}
+    for name in sorted(read & known.constants.keys()):
+        array = known.constants[name]
+        if array.nbytes <= _SMALL:
+            graph.initializer.append(numpy_helper.from_array(array, name))
+        else:
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            graph.initializer.add(name=name, data_type=kind, dims=array.shape)
     for item in model.graph.input:
         graph.input.add().CopyFrom(item)
-        if item.name in inputs:
+        if item.name in known.inputs:
             shape = graph.input[-1].type.tensor_type.shape
             del shape.dim[:]
-            for n in inputs[item.name]:
+            for n in known.inputs[item.name]:
                 shape.dim.add().dim_value = n
     for item in model.graph.output:
         graph.output.add().CopyFrom(item)

@@ -137,6 +137,18 @@ def test_arithmetic_of_two_values(op, tmp_path):
         agrees(model, tmp_path)
 
 
+@pytest.mark.parametrize("axes", [[2], [3, 4], [1, 2], [1], [2, 3, 4], [1, 4]])
+def test_arithmetic_of_a_value_and_a_part_of_it(axes, tmp_path):
+    """The native engine meets all voxels or one; others are repeated."""
+    starts, ends = np.zeros(len(axes), np.int64), np.ones(len(axes), np.int64)
+    nodes = [
+        helper.make_node("Slice", ["image", "starts", "ends", "axes"], ["part"]),
+        helper.make_node("Sub", ["part", "image"], ["y"]),
+    ]
+    constants = {"starts": starts, "ends": ends, "axes": np.array(axes)}
+    agrees(built(nodes, {"image": V}, constants=constants), tmp_path)
+
+
 def test_more_than_two_and_one(tmp_path):
     inputs = {"a": V, "b": (4, 1, 1, 1), "c": V}
     for op in ("Sum", "Mean", "Max", "Min"):

@@ -391,8 +391,8 @@ def test_outputs(tmp_path):
 
 def test_what_breaks_the_rules_of_onnx(tmp_path):
     """Although engines could do something with it."""
-    model = small()
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    both = np.float32([1, 1, 2, 2, 2]), np.array([2, 2, 10, 12, 8])
+    model = single("Resize", V, None, *both, opset=13)
     refused(model, tmp_path, "damaged", "it breaks ONNX's rules")
 
 

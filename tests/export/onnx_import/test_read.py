@@ -202,3 +202,50 @@ def test_windows_that_onnx_counts_and_onnxruntime_does_not(tmp_path):
     up = {"kernel_shape": [1, 1, 1], "strides": [2, 2, 2], "ceil_mode": 1}
     agrees(chain((2, 6, 5, 4), ("MaxPool", [], up), ("Relu",), ("Flatten",), opset=13), tmp_path)
     agrees(single("MaxPool", (2, 6, 5, 4), opset=22, **up), tmp_path)
+
+
+def test_what_is_behind_an_operation_without_a_rule_for_shapes(tmp_path):
+    """ONNX's inference knows no type behind a GroupNormalization, and says so as of an error."""
+    norm = ("GroupNormalization", [noise(2), noise(2)], {"num_groups": 1})
+    last = ("Transpose", [], {"perm": [0, 2, 3, 4, 1]})
+    agrees(chain(V, norm, ("Relu",), last, ("Relu",), opset=21), tmp_path)
+
+
+def test_dense_layers_of_voxels_as_rows(tmp_path):
+    """As Keras has them: all axes but the last become one, with the batch, and are parted again."""
+    last, rows = ("Transpose", [], {"perm": [0, 2, 3, 4, 1]}), ("Reshape", [np.array([-1, 2])])
+    dense = [("MatMul", [noise(2, 7)]), ("Add", [noise(7)]), ("Relu",), ("Gemm", [noise(7, 3)])]
+    back = ("Reshape", [np.array([-1, 5, 6, 4, 3])])
+    graph = agrees(chain(V, last, rows, *dense, back), tmp_path)
+    assert [n.op for n in fold(graph).nodes] == ["conv", "activation", "conv"]
+
+
+def test_voxels_that_are_repeated_by_tiling(tmp_path):
+    """As Keras makes an image larger; it becomes one step."""
+    steps = [("Transpose", [], {"perm": [0, 2, 3, 4, 1]})]
+    for axis in (2, 4, 6):
+        steps.append(("Unsqueeze", [np.array([axis])]))
+    steps.append(("Tile", [np.array([1, 1, 2, 1, 3, 1, 2, 1])]))
+    steps.append(("Reshape", [np.array([-1, 10, 18, 8, 2])]))
+    graph = agrees(chain(V, *steps), tmp_path)
+    assert [n.op for n in fold(graph).nodes] == ["resize"]
+
+
+def test_a_constant_that_makes_channels_of_one(tmp_path):
+    agrees(single("Mul", (1, 5, 6, 4), noise(3, 1, 1, 1)), tmp_path)
+    agrees(single("Add", (1, 5, 6, 4), noise(1, 3, 1, 1, 1)), tmp_path)
+
+
+def test_margins_where_channels_come_last(tmp_path):
+    last, widths = ("Transpose", [], {"perm": [0, 2, 3, 4, 1]}), [0, 1, 0, 2, 0, 0, 2, 1, 0, 0]
+    for mode in ("constant", "edge", "reflect"):
+        agrees(chain(V, last, ("Pad", [np.array(widths)], {"mode": mode})), tmp_path)
+
+
+def test_one_channel_that_comes_last(tmp_path):
+    """Turned by a reshape, which is the same; nothing moves."""
+    turned = ("Reshape", [np.array([-1, 1, 5, 6, 4])])
+    conv = ("Conv", [noise(3, 1, 3, 3, 3)])
+    graph = agrees(chain((5, 6, 4, 1), turned, conv), tmp_path)
+    assert graph.last == {"image"}
+    assert [n.op for n in graph.nodes] == ["conv"]

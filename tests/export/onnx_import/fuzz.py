@@ -1,0 +1,510 @@
+"""Damaged ONNX files: each becomes a graph that means what ONNX Runtime says, or an error of ours.
+
+    python -m tests.export.onnx_import.fuzz --files 100000
+
+Each number makes one file: bytes that are changed, an end that is cut off, or a network of `seeds.py`
+whose nodes, attributes, sizes, types, numbers and names are changed. Processes of their own, with
+bounded memory, read them; one that dies, hangs, or raises something else is a failure, and the number
+is what makes it again: `--first 4711 --files 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from .seeds import SEEDS
+
+MEMORY = 3 << 30  # bytes of address space that a process may take besides what it has at first
+SECONDS = 30  # for one file
+SILENCE = 120  # seconds without a word, after which a process hangs
+CHUNK = 5000  # files of one process
+CHECKED = 0.3  # of the graphs, those that run
+SMALL = 1 << 20  # numbers of a value, above which a graph does not run
+AGREE = 1e-3  # numbers of a damaged network may be of any size
+
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    5,
+    7,
+    -2,
+    255,
+    1 << 16,
+    1 << 20,
+    1 << 31,
+    -(1 << 31),
+    (1 << 63) - 1,
+    -(1 << 63),
+]
+FLOATS = [0.0, -1.0, 1.0, 0.5, 1e-45, 1e30, -1e30, math.inf, -math.inf, math.nan]
+
+
+# --- a damaged file from a number -----------------------------------------------------------------
+
+
+def damaged_file(number: int) -> bytes:
+    """The content of file `number`."""
+    rng = np.random.default_rng(number)
+    model = SEEDS[rng.integers(len(SEEDS))]()
+    kind = rng.random()
+    if kind < 0.75:
+        for _ in range(rng.geometric(0.6)):
+            with contextlib.suppress(ValueError, IndexError, TypeError):
+                MUTATIONS[rng.integers(len(MUTATIONS))](model, rng)
+        return model.SerializeToString()
+    content = bytearray(model.SerializeToString())
+    if kind < 0.8:
+        return bytes(content[: rng.integers(len(content))])
+    for _ in range(rng.integers(1, 9)):
+        at = rng.integers(len(content))
+        match rng.integers(4):
+            case 0:
+                content[at] = rng.integers(256)
+            case 1:
+                content[at] ^= 1 << rng.integers(8)
+            case 2:
+                del content[at : at + rng.integers(1, 9)]
+            case 3:
+                content[at:at] = rng.bytes(rng.integers(1, 9))
+    return bytes(content)
+
+
+def _one(items, rng):
+    return items[int(rng.integers(len(items)))]
+
+
+def _number(rng, old: int = 0) -> int:
+    return int(old + rng.integers(-2, 3)) if rng.random() < 0.5 else _one(NUMBERS, rng)
+
+
+def _names(model) -> list[str]:
+    made = [name for node in model.graph.node for name in node.output]
+    given = [item.name for item in [*model.graph.input, *model.graph.initializer]]
+    return [*made, *given, "", "gone"]
+
+
+def _attribute_values(model, rng) -> None:
+    attribute = _one([a for n in model.graph.node for a in n.attribute], rng)
+    match attribute.type:
+        case 1:
+            attribute.f = _one(FLOATS, rng)
+        case 2:
+            attribute.i = _number(rng, attribute.i)
+        case 3:
+            attribute.s = _one(
+                [b"", b"\xff", b"SAME_UPPER", b"VALID", b"linear", b"edge", b"ceil"], rng
+            )
+        case 4:
+            _tensor(attribute.t, rng)
+        case 6:
+            attribute.floats[rng.integers(len(attribute.floats))] = _one(FLOATS, rng)
+        case 7:
+            attribute.ints[rng.integers(len(attribute.ints))] = _number(rng)
+
+
+def _attribute_lengths(model, rng) -> None:
+    attribute = _one([a for n in model.graph.node for a in n.attribute if a.type == 7], rng)
+    if rng.random() < 0.5:
+        del attribute.ints[-1]
+    else:
+        attribute.ints.append(_number(rng))
+
+
+def _attribute_kinds(model, rng) -> None:
+    node = _one([n for n in model.graph.node if n.attribute], rng)
+    attribute = _one(node.attribute, rng)
+    match rng.integers(4):
+        case 0:
+            node.attribute.remove(attribute)
+        case 1:
+            attribute.type = int(rng.integers(0, 15))
+        case 2:
+            attribute.name = _one([a.name for n in model.graph.node for a in n.attribute], rng)
+        case 3:
+            node.attribute.add().CopyFrom(attribute)
+
+
+def _attribute_added(model, rng) -> None:
+    donor = _one([a for seed in SEEDS for n in seed().graph.node for a in n.attribute], rng)
+    _one(model.graph.node, rng).attribute.add().CopyFrom(donor)
+
+
+def _operations(model, rng) -> None:
+    known = sorted({n.op_type for seed in SEEDS for n in seed().graph.node})
+    other = ["If", "Loop", "Gru", "Einsum", "", "Upsample", "MaxUnpool", "Unknown"]
+    _one(model.graph.node, rng).op_type = _one([*known, *other], rng)
+
+
+def _wires(model, rng) -> None:
+    node = _one(model.graph.node, rng)
+    name = _one(_names(model), rng)
+    match rng.integers(6):
+        case 0:
+            node.input.append(name)
+        case 1:
+            del node.input[-1]
+        case 2:
+            node.output[int(rng.integers(len(node.output)))] = name
+        case 3:
+            node.output.append(name)
+        case _:
+            node.input[int(rng.integers(len(node.input)))] = name
+
+
+def _order(model, rng) -> None:
+    nodes = list(model.graph.node)
+    i, j = rng.integers(len(nodes), size=2)
+    match rng.integers(3):
+        case 0:
+            nodes[i], nodes[j] = nodes[j], nodes[i]
+        case 1:
+            del nodes[i]
+        case 2:
+            nodes.insert(j, nodes[i])
+    copied = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copied)
+
+
+def _tensor(tensor, rng) -> None:
+    size = len(tensor.raw_data)
+    match rng.integers(8):
+        case 0:
+            tensor.dims[rng.integers(len(tensor.dims))] = _number(rng)
+        case 1:
+            tensor.dims.append(_one([1, 1, 2, 0, -1, 1 << 40], rng))
+        case 2:
+            del tensor.dims[-1]
+        case 3:
+            tensor.data_type = int(rng.integers(0, 30))
+        case 4:
+            tensor.raw_data = tensor.raw_data[: rng.integers(size + 1)]
+        case 5:
+            tensor.raw_data += rng.bytes(int(rng.integers(1, 64)))
+        case _:
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            array = np.frombuffer(tensor.raw_data, dtype).copy()
+            chosen = NUMBERS if dtype.kind in "iu" else FLOATS
+            with np.errstate(all="ignore"):
+                value = np.asarray(_one(chosen, rng)).astype(dtype)
+            array[rng.integers(array.size)] = value
+            tensor.raw_data = array.tobytes()
+
+
+def _weights(model, rng) -> None:
+    _tensor(_one(model.graph.initializer, rng), rng)
+
+
+def _external(model, rng) -> None:
+    tensor = _one(model.graph.initializer, rng)
+    tensor.data_location = 1
+    for key, values in {
+        "location": ["x.onnx", "../x", "/etc/passwd", "", "gone"],
+        "offset": ["0", "-1", "99999999999", "x"],
+        "length": ["0", "4", "99999999999", "-1"],
+    }.items():
+        if rng.random() < 0.7:
+            tensor.external_data.add(key=key, value=_one(values, rng))
+
+
+def _ends(model, rng) -> None:
+    item = _one([*model.graph.input, *model.graph.output], rng)
+    kind = item.type.tensor_type
+    match rng.integers(5):
+        case 0:
+            item.name = _one(_names(model), rng)
+        case 1:
+            kind.elem_type = int(rng.integers(0, 25))
+        case 2:
+            kind.shape.dim[rng.integers(len(kind.shape.dim))].dim_value = _number(rng, 4)
+        case 3:
+            kind.shape.dim.add(dim_value=_number(rng, 4))
+        case 4:
+            del kind.shape.dim[-1]
+
+
+def _extent(model, rng) -> None:
+    """Another size of the image: what follows may fit or not."""
+    item = _one(model.graph.input, rng)
+    item.type.tensor_type.shape.dim[-1 - int(rng.integers(3))].dim_value = int(rng.integers(1, 12))
+
+
+def _versions(model, rng) -> None:
+    one = _one(model.opset_import, rng)
+    one.version = int(rng.integers(9, 26)) if rng.random() < 0.9 else _number(rng)
+
+
+def _domains(model, rng) -> None:
+    _one(model.graph.node, rng).domain = _one(["ai.onnx", "own", "com.microsoft", "x"], rng)
+
+
+def _functions(model, rng) -> None:
+    body = _one(_one(model.functions, rng).node, rng)
+    if rng.random() < 0.5:
+        body.op_type, body.domain = "Gate", "own"
+    else:
+        body.input[0] = _one(["a", "b", "s", "x"], rng)
+
+
+MUTATIONS = (
+    _attribute_values, _attribute_values, _attribute_values, _attribute_lengths, _attribute_kinds,
+    _attribute_added, _operations, _operations, _wires, _wires, _order, _weights, _weights, _weights,
+    _external, _ends, _extent, _extent, _versions, _domains, _functions,
+)  # fmt: skip
+
+
+def forked(model, known) -> dict:
+    """As `rules.inferred_apart`, without the start of a Python: a copy of this process."""
+    from hyperfusion_rt.export.onnx_import.rules import inferred
+
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.write(send, json.dumps(inferred(model, known)[0]).encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return {name: tuple(shape) for name, shape in json.loads(said or b"{}").items()}
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+def outcome(content: bytes, folder: Path, checked: bool, tell) -> str:
+    """What becomes of a file: an error's code, `graph`, or `graph, checked`.
+
+    Raises:
+        AssertionError: the engines and ONNX Runtime do not agree.
+    """
+    from hyperfusion_rt.errors import HyperFusionError
+    from hyperfusion_rt.export.onnx_import.read import read_onnx
+
+    path = folder / "x.onnx"
+    path.write_bytes(content)
+    tell("reading")
+    try:
+        graph = read_onnx(path)
+    except HyperFusionError as error:
+        assert len(str(error)) < 10_000
+        return error.code
+    return compared(graph, content, tell) if checked else "graph"
+
+
+def compared(graph, content: bytes, tell) -> str:
+    """The graph by itself, folded and in the native engine, beside ONNX Runtime."""
+    from hyperfusion_rt.export.ir.fold import fold
+
+    from .models import by_onnxruntime, given, in_float64, natively
+
+    if any(math.prod(shape) > SMALL for shape in graph.shapes.values()) or _work(graph) > 1e9:
+        return "graph, too large to run"
+    batch = _batch(content)
+    feeds = {name: x[:batch] for name, x in given(graph).items()}
+    tell("running")
+    found = [in_float64(graph, feeds), in_float64(fold(graph), feeds)]
+    if list(graph.inputs) == ["image"]:
+        found.append(natively(graph, feeds))
+    tell("onnxruntime")
+    try:
+        expected = by_onnxruntime(onnx.ModelProto.FromString(content), feeds)
+    except Exception:  # it has many
+        return "graph, but not in ONNX Runtime"
+    tell("comparing")
+    same = True
+    for outputs in found:
+        for one, other in zip(outputs, expected, strict=True):
+            same &= _agree(one, np.asarray(other))
+    assert same, "ONNX Runtime says something else"
+    return "graph, compared"
+
+
+def _batch(content: bytes) -> int:
+    """The samples that ONNX Runtime takes: those of a file that fixes them."""
+    model = onnx.ModelProto.FromString(content)
+    held = {tensor.name for tensor in model.graph.initializer}
+    first = next(item for item in model.graph.input if item.name not in held)
+    return first.type.tensor_type.shape.dim[0].dim_value or 3
+
+
+def _work(graph) -> float:
+    """Multiplications, at most."""
+    sizes = [a.size for node in graph.nodes for a in node.arrays.values()]
+    return max(sizes, default=0) * max(map(math.prod, graph.shapes.values()))
+
+
+def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Where both are finite and neither is beyond float32's comfort."""
+    if found.shape != expected.shape:
+        return False
+    with np.errstate(all="ignore"):
+        found, expected = found.astype(np.float64), expected.astype(np.float64)
+        plain = np.isfinite(found) & np.isfinite(expected) & (np.abs(expected) < 1e6)
+        if not plain.any():
+            return True
+        scale = max(np.abs(expected[plain]).max(), 1.0)
+        return float(np.abs(found - expected)[plain].max() / scale) < AGREE
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+class TooLongError(BaseException):
+    """Nothing that could be caught by mistake."""
+
+
+def _alarm(*_):
+    raise TooLongError
+
+
+def work(first: int, count: int, checked: float) -> None:
+    """In a process of its own: a line of JSON for each file, and before it where it is."""
+    import torch
+
+    from hyperfusion_rt.export.onnx_import import read
+
+    from . import models  # noqa: F401
+
+    torch.set_num_threads(1)
+    read.inferred_apart = forked
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY,) * 2)
+    signal.signal(signal.SIGALRM, _alarm)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, first + count):
+
+            def tell(stage: str, number: int = number) -> None:
+                os.write(1, f"{json.dumps([number, stage])}\n".encode())
+
+            tell("making")
+            content = damaged_file(number)
+            chosen = np.random.default_rng([number, 1]).random() < checked
+            start, failed = time.perf_counter(), ""
+            signal.alarm(SECONDS)
+            try:
+                kind = outcome(content, Path(folder), chosen, tell)
+            except TooLongError:
+                kind, failed = "failed", f"longer than {SECONDS} s"
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                kind, failed = "failed", f"{type(error).__name__}: {error}"[:300]
+            signal.alarm(0)
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            line = [number, kind, failed, time.perf_counter() - start, used]
+            os.write(1, f"{json.dumps(line)}\n".encode())
+
+
+class Figures:
+    """What became of all files."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.failures: list[tuple[int, str]] = []
+        self.slowest, self.memory = (0.0, 0), 0
+
+    def __str__(self) -> str:
+        lines = [f"{sum(self.kinds.values())} files"]
+        lines += [f"  {count:7d} {kind}" for kind, count in self.kinds.most_common()]
+        lines.append(f"slowest {self.slowest[0]:.2f} s (file {self.slowest[1]})")
+        lines.append(f"most memory {self.memory / 1024:.0f} MiB")
+        lines += [f"FAILED {number}: {what}" for number, what in self.failures]
+        return "\n".join(lines)
+
+
+def fuzz(first: int, files: int, checked: float = CHECKED) -> Figures:
+    """Read `files` damaged files from number `first` on."""
+    figures, at = Figures(), first
+    while at < first + files:
+        at = _chunk(figures, at, min(CHUNK, first + files - at), checked)
+    return figures
+
+
+def _chunk(figures: Figures, first: int, count: int, checked: float) -> int:
+    """One process; returns the number of the next file."""
+    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--work"]
+    command += ["--first", str(first), "--files", str(count), "--checked", str(checked)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, process_group=0
+    )
+    stage, at = "starting", first
+    assert process.stdout is not None
+    for line in _lines(process):
+        match json.loads(line):
+            case [number, now]:
+                at, stage = number, now
+            case [number, kind, failed, seconds, used]:
+                figures.kinds[kind] += 1
+                figures.slowest = max(figures.slowest, (seconds, number))
+                figures.memory = max(figures.memory, used)
+                if failed:
+                    figures.failures.append((number, f"{stage}: {failed}"))
+                at, stage = number + 1, "between"
+    if process.wait() == 0 and at == first + count:
+        return at
+    if stage == "onnxruntime":  # not ours
+        figures.kinds["graph, ONNX Runtime died or hung"] += 1
+        return at + 1
+    figures.kinds["failed"] += 1
+    figures.failures.append((at, f"{stage}: the process ended with {process.returncode}"))
+    return at + 1
+
+
+def _lines(process):
+    """Its lines; it is killed after a long silence."""
+    rest = b""
+    signal.signal(signal.SIGALRM, _alarm)
+    while True:
+        signal.alarm(SILENCE)
+        try:
+            read = os.read(process.stdout.fileno(), 1 << 16)
+        except TooLongError:
+            process.kill()
+            read = b""
+        finally:
+            signal.alarm(0)
+        if not read:
+            return
+        *lines, rest = (rest + read).split(b"\n")
+        yield from lines
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--checked", type=float, default=CHECKED)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        work(given.first, given.files, given.checked)
+        return
+    figures = fuzz(given.first, given.files, given.checked)
+    print(figures)
+    sys.exit(bool(figures.failures))
+
+
+if __name__ == "__main__":
+    main()
