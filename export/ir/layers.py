@@ -282,7 +282,8 @@ def pool(
     )
     shape = (c.extent(x)[0], *windows(c.extent(x), window, ceil_mode))
     along = zip(c.extent(x)[1:], window.kernel, window.padding, window.dilation, strict=True)
-    if any(d * (k - 1) + 1 > n + 2 * p for n, k, p, d in along):
+    least = 2 if kind == "max_pool" else 0  # torch's averages do not look at padding alone
+    if any(d * (k - 1) + 1 > n + least * p for n, k, p, d in along):
         raise UnsupportedError(f"of {x.shape}: windows larger than it")
     return made(c, kind, [x], shape, window)
 
