@@ -58,7 +58,10 @@ def _window(g: Given, x: Value, kernel: Sequence[int]) -> dict[str, Any]:
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         pairs = []
         for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True):
-            needed = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+            needed = (-(-n // s) - 1) * s + d * (k - 1) + 1 - n
+            if needed < -1:  # where others start later than at the first voxel, or do not
+                raise UnsupportedError(f"with auto_pad {automatic}, strides {stride}, and {kernel}")
+            needed = max(0, needed)
             small, large = needed // 2, needed - needed // 2
             pairs.append((small, large) if automatic == "SAME_UPPER" else (large, small))
     elif automatic == "VALID":
@@ -299,7 +302,7 @@ def _resize(
         linear=mode == "linear",
         step=step,
         coordinates=where,
-        rounding=rounding,
+        rounding=rounding if mode == "nearest" else "floor",
     )
 
 

@@ -260,15 +260,15 @@ def _expand(c: Builder, g: Given, x: Any, shape: Any) -> Value:
 
 
 def _tile(c: Builder, g: Given, x: Any, repeats: Any) -> Value:
-    x = _value(x)
+    found = _value(x)
     times = numbers(repeats, "repeats")
-    if len(times) != len(x.shape) or min(times) < 1:
-        raise UnsupportedError(f"of {x.shape} by {times}")
+    if len(times) != len(found.shape) or min(times) < 1:
+        raise UnsupportedError(f"of {found.shape} by {times}")
     if times[0] > 1:
         raise UnsupportedError("of the batch")
     for axis, n in enumerate(times):
-        x = tensors.repeat(c, x, axis, n) if n > 1 else x
-    return x
+        found = tensors.repeat(c, found, axis, n) if n > 1 else found
+    return found
 
 
 def _concat(c: Builder, g: Given, *xs: Any) -> Value:

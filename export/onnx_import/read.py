@@ -56,11 +56,18 @@ def read_onnx(path: Path, shapes: Mapping[str, Shape] | None = None) -> Graph:
         HyperFusionError: the file is damaged, an input's shape is open, or it does something that
             engines cannot do; the message names every such node.
     """
+    try:
+        return _read(path, shapes or {})
+    except UnicodeDecodeError as error:  # protobuf looks at texts when they are asked for
+        raise damaged(path, f"a text that is none: {error}") from None
+
+
+def _read(path: Path, shapes: Mapping[str, Shape]) -> Graph:
     model = open_model(path)
-    found = _Reading(path, model, shapes or {}, {})
+    found = _Reading(path, model, shapes, {})
     if found.problems:
         known = inferred_apart(model, found.facts()) if found.unseen else {}
-        found = _Reading(path, model, shapes or {}, known) if known else found
+        found = _Reading(path, model, shapes, known) if known else found
         found.refuse()
     found.check(*inferred(model, found.facts()))
     return found.graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from .models import built, noise
 
@@ -117,21 +117,25 @@ def resizes() -> onnx.ModelProto:
              coordinate_transformation_mode="align_corners"),
     ]  # fmt: skip
     constants = {
-        "factors": np.float32([1, 1, 2, 1.5, 1]), "sizes": whole(5, 9, 7), "halves": np.float32([0.5]),
+        "factors": np.float32([1, 1, 2, 1.5, 1]), "sizes": whole(5, 9, 7),
+        "halves": np.float32([0.5]),
     }  # fmt: skip
     return built(nodes, {"image": V}, ["y"], constants, 19)
 
 
 def arithmetic() -> onnx.ModelProto:
     """Of values and constants, number by number."""
-    steps = ["Relu", "Sigmoid", "Tanh", "Softplus", "Mish", "HardSwish", "Abs", "Erf", "Elu", "Selu",
-             "Celu", "Neg", "Identity"]  # fmt: skip
+    steps = [
+        "Relu", "Sigmoid", "Tanh", "Softplus", "Mish", "HardSwish", "Abs", "Erf", "Elu", "Selu",
+        "Celu", "Neg", "Identity",
+    ]  # fmt: skip
     nodes = [node(op, [f"x{i}" if i else "image"], [f"x{i + 1}"]) for i, op in enumerate(steps)]
     last = f"x{len(steps)}"
     nodes += [
         node("Add", [last, "each"], ["a"]), node("Sub", ["a", "image"], ["b"]),
         node("Mul", ["b", "half"], ["c"]), node("Exp", ["c"], ["d"]), node("Log", ["d"], ["e"]),
-        node("Sqrt", ["d"], ["f"]), node("Reciprocal", ["d"], ["g"]), node("Div", ["e", "d"], ["h"]),
+        node("Sqrt", ["d"], ["f"]), node("Reciprocal", ["d"], ["g"]),
+        node("Div", ["e", "d"], ["h"]),
         node("Max", ["h", "f", "half"], ["i"]), node("Min", ["i", "g"], ["j"]),
         node("Pow", ["d", "half"], ["k"]), node("Sum", ["j", "k", "b"], ["l"]),
         node("Mean", ["l", "a"], ["y"]),
@@ -150,12 +154,14 @@ def reductions() -> onnx.ModelProto:
         node("ReduceMin", ["image", "channels"], ["e"]),
         node("ReduceL1", ["image", "voxels"], ["f"]),
         node("ReduceSumSquare", ["image", "channels"], ["g"]),
-        node("Add", ["a", "b"], ["h"]), node("Add", ["h", "c"], ["i"]), node("Add", ["i", "d"], ["j"]),
-        node("Add", ["j", "e"], ["k"]), node("Add", ["k", "f"], ["l"]), node("Add", ["l", "g"], ["y"]),
+        node("Add", ["a", "b"], ["h"]), node("Add", ["h", "c"], ["i"]),
+        node("Add", ["i", "d"], ["j"]), node("Add", ["j", "e"], ["k"]),
+        node("Add", ["k", "f"], ["l"]), node("Add", ["l", "g"], ["y"]),
         node("ReduceMean", ["y", "all"], ["z"], keepdims=0),
     ]  # fmt: skip
     constants = {
-        "voxels": whole(2, 3, 4), "channels": whole(1), "along": whole(-1), "all": whole(1, 2, 3, 4),
+        "voxels": whole(2, 3, 4), "channels": whole(1), "along": whole(-1),
+        "all": whole(1, 2, 3, 4),
     }  # fmt: skip
     return built(nodes, {"image": V}, ["y", "z"], constants, 18)
 
@@ -176,25 +182,20 @@ def channels_last() -> onnx.ModelProto:
 
 
 def functions() -> onnx.ModelProto:
-    """A function of its own, constants in nodes, what does nothing, and a branch."""
+    """A function of its own, constants in nodes, and what does nothing."""
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     body = [node("Sigmoid", ["a"], ["s"]), node("Mul", ["a", "s"], ["b"])]
     gate = helper.make_function("own", "Gate", ["a"], ["b"], body, imports)
-    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
-    branch = helper.make_graph([node("Relu", ["image"], ["z"])], "branch", [], [z])
     nodes = [
         node("Gate", ["image"], ["g"], domain="own"),
         node("Constant", [], ["k"], value_floats=[0.5, 2.0]),
-        node("Constant", [], ["ints"], value_ints=[1, 2, 1, 1, 1]),
-        node("Constant", [], ["t"], value=numpy_helper.from_array(np.array(True))),
+        node("Constant", [], ["ints"], value=numpy_helper.from_array(whole(1, 2, 1, 1, 1))),
         node("Reshape", ["k", "ints"], ["kk"]),
         node("Mul", ["g", "kk"], ["m"]),
         node("Dropout", ["m"], ["d"]),
         node("Cast", ["d"], ["e"], to=1),
         node("CastLike", ["e", "k"], ["y"]),
-        node("If", ["t"], ["unused"], then_branch=branch, else_branch=branch),
     ]
-    del nodes[-1]
     model = built(nodes, {"image": V}, ["y"], None, 17, functions=[gate])
     model.opset_import.append(imports[1])
     return model
