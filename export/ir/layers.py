@@ -240,6 +240,8 @@ def group_norm(
 def layer_norm(c: Builder, x: Value, axes: int, scale: Any, shift: Any, eps: float) -> Value:
     """Over the last `axes` axes; `scale` and `shift` have their shape, or are None."""
     x = c.flat(x)
+    if axes > len(x.layout):
+        raise UnsupportedError("over the batch")
     normed = at.parts(x.layout[len(x.layout) - axes :])
     extent = c.extent(x)
     channels = extent[0]
