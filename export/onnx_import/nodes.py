@@ -241,6 +241,8 @@ def _axes(g: Given, axes: Any, ndim: int) -> list[int] | None:
 def _squeeze(c: Builder, g: Given, x: Any, axes: Any = None) -> Value:
     x = _value(x)
     found = _axes(g, axes, len(x.shape))
+    if x.batch == 1 and (found is None or 0 in found):
+        raise UnsupportedError("of the batch")
     if found is not None and any(x.shape[axis] != 1 for axis in found):
         raise UnsupportedError(f"of the axes {found} of {x.shape}")
     return tensors.squeeze(c, x, found)
@@ -300,6 +302,8 @@ def _slice(
 def _gather(c: Builder, g: Given, x: Any, at: Any) -> Value:
     x, found = _value(x), numbers(at, "indices")
     axis = axis_of(g.get("axis", 0), len(x.shape))
+    if axis == 0:
+        raise UnsupportedError("of the batch")
     if np.ndim(at) == 0:
         return tensors.select(c, x, axis, found[0])
     size = x.shape[axis]
