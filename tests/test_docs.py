@@ -85,7 +85,7 @@ def test_python_in_the_readme_runs():
     names = {}
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["y"].shape == names["z"].shape == (4, 2)
+    assert names["y"].shape == names["z"].shape == (4, 8)
 
 
 def test_the_readme_s_table_can_be_drafted(tmp_path):

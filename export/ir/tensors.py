@@ -63,7 +63,7 @@ def _meet(c: Builder, op: str, a: Value, b: Value) -> Value:
 
 
 def _grown(c: Builder, x: Value, shape: Sequence[int]) -> Value:
-    """`x`, repeated along some axes of voxels of `shape`: engines meet all voxels, or one of each."""
+    """`x`, repeated along some axes of voxels of `shape`: engines take all voxels or one."""
     channels, *own = c.extent(x)
     if not own or own in ([1, 1, 1], list(shape[1:])):
         return x

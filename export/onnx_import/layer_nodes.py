@@ -207,7 +207,7 @@ def _even(
         padding = before + first * s
         if 2 * padding > k or min(pair) < 0:
             return None
-        if window_size(n, k, s, padding, d, up) >= first + wanted:
+        if window_size(n, k, s, padding, padding, d, up) >= first + wanted:
             return padding, first, wanted
     return None
 
