@@ -41,8 +41,10 @@ __all__ = [
     "load_network",
 ]
 
-# Named by text: they need torch, which nothing that predicts reaches from here.
-_WITH_TORCH = {
+# Named by text: nothing that predicts from an artifact reaches them from here.
+_BESIDE = {
+    "CompiledNetwork": "hyperfusion_rt.runtime.engines.compiled",
+    "load_network": "hyperfusion_rt.runtime.engines.compiled",
     "compile": "hyperfusion_rt.export.compiled",
     "hyperfy": "hyperfusion_rt.models.hyperfy",
 }
@@ -54,10 +56,6 @@ def __getattr__(name: str) -> Any:
         from hyperfusion_rt.runtime import predictor
 
         return getattr(predictor, name)
-    if name in ("CompiledNetwork", "load_network"):
-        from hyperfusion_rt.runtime.engines import compiled
-
-        return getattr(compiled, name)
-    if name in _WITH_TORCH:
-        return getattr(import_module(_WITH_TORCH[name]), name)
+    if name in _BESIDE:
+        return getattr(import_module(_BESIDE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

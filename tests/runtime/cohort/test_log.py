@@ -67,7 +67,7 @@ def test_an_error_that_ends_the_command_is_a_line(cohort, hfrt):
             assert line["exit_status"] == status
             assert status == 2 or err == f"error: {line['message']}\n"
     assert len(lines(cohort / "run.log")) == 6
-    assert hfrt(cohort, "infer", "scans", "--log-file", "run.log")[0] == 2  # no table
+    assert hfrt(cohort, "infer", "scans", "--log-file", "run.log")[0] == 1  # no table
     assert "--tabular" in lines(cohort / "run.log")[-1]["message"]
 
 
