@@ -79,7 +79,8 @@ def test_the_readme_has_the_commands_that_tests_can_find():
     assert len(_COMMAND.findall(README)) >= 5
 
 
-def test_python_in_the_readme_runs():
+def test_python_in_the_readme_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # it writes a file
     found = blocks(README, "python")
     assert found
     names = {}
