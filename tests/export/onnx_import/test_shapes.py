@@ -210,3 +210,20 @@ def test_casts_that_change_nothing(tmp_path):
     agrees(chain(V, ("Dropout", [], {"ratio": 0.2}), ("Relu",), opset=11), tmp_path)
     agrees(single("Dropout", V, np.float32(0.5), np.array(False), opset=13), tmp_path)
     agrees(single("CastLike", V, np.float32(0.5), opset=15), tmp_path)
+
+
+def test_special_numbers_stay_where_they_are(tmp_path):
+    """What is moved, cut out, repeated or surrounded keeps NaN and infinities."""
+    x = noise(3, 2, 4, 5, 3)
+    x[0, 0, 1, 2, 0], x[1, 1, 3, 4, 2], x[2, 0, 0, 0, 0] = np.nan, np.inf, -np.inf
+    for model in (
+        single("Pad", x.shape[1:], whole(0, 0, 1, 0, 2, 0, 0, 1, 1, 0), mode="reflect"),
+        single("Pad", x.shape[1:], whole(0, 0, 1, 0, -1, 0, 0, 1, 1, 0), np.float32(2)),
+        single("Slice", x.shape[1:], whole(1, 0), whole(4, 5), whole(2, 3), whole(2, 2)),
+        single("Resize", x.shape[1:], None, np.float32([1, 1, 2, 1.5, 0.5]), mode="nearest"),
+        single("Expand", x.shape[1:], whole(1)),
+        single("Transpose", x.shape[1:], perm=[0, 1, 4, 2, 3]),
+        single("ReduceMax", x.shape[1:], whole(1)),
+        single("GlobalAveragePool", x.shape[1:]),
+    ):
+        agrees(model, tmp_path, feeds={"image": x})
