@@ -98,7 +98,7 @@ class _Reading(Builder):
         self.values: dict[str, Any] = {n: self.input(n, shape) for n, shape in found.items()}
         self.given = {name: value.shape for name, value in self.values.items()}
         self.known, self.model = known, model
-        self.read = {*outputs, *(name for node in model.graph.node for name in node.input)}
+        self.read = {*outputs, *(name for node in model.graph.node for name in node.input)} - {""}
         for node in model.graph.node:
             self._node(node)
         for name in outputs:
@@ -158,6 +158,8 @@ class _Reading(Builder):
         if isinstance(value, _Missing):
             return
         try:
+            if isinstance(value, Rows):
+                raise UnsupportedError("mixes the samples of a batch")
             if not isinstance(value, Value):
                 raise UnsupportedError("does not depend on an input")
             self.output(value, name)
@@ -215,9 +217,10 @@ class _Reading(Builder):
             made = handler(self, given, *inputs)
         except _MISFITS as error:
             raise UnsupportedError(f"that does not fit together: {error}") from None
-        if rows and node.op_type != "Reshape":
-            return [Rows(made)]
-        return made if isinstance(made, list) else [made]
+        found = made if isinstance(made, list) else [made]
+        if max(read, default=0) >= len(found):
+            raise UnsupportedError(f"whose output {max(read) + 1} is read")
+        return [Rows(y) for y in found] if rows and node.op_type != "Reshape" else found
 
     def _input(self, name: str) -> Any:
         if not name:

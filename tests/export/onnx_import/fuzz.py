@@ -33,7 +33,7 @@ from .seeds import SEEDS
 ROOT = Path(__file__).parents[3]
 MEMORY = 3 << 30  # bytes of address space that a process may take besides what it has at first
 SECONDS = 30  # for one file
-SILENCE = 120  # seconds without a word, after which a process hangs
+SILENCE = 400  # seconds without a word, after which a process hangs
 CHUNK = 5000  # files of one process
 CHECKED = 0.3  # of the graphs, those that run
 SMALL = 1 << 20  # numbers of a value, above which a graph does not run

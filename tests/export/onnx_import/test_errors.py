@@ -389,6 +389,11 @@ def test_outputs(tmp_path):
     refused(model, tmp_path, "unsupported", "the output s does not depend on an input")
     model = built([node("Relu", ["image"], ["a"])], {"image": V}, ["a", "image"])
     refused(model, tmp_path, "unsupported", "the output image is an input, too")
+    mask = [node("Dropout", ["image"], ["a", "m"]), node("Cast", ["m"], ["b"], to=1)]
+    model = built(mask, {"image": V}, ["a", "b"], opset=13)
+    refused(model, tmp_path, "unsupported", "Dropout whose output 2 is read")
+    model = single("Reshape", V, np.array([-1, 4]))
+    refused(model, tmp_path, "unsupported", "the output y mixes the samples")
     model = built([node("Relu", ["image"], ["a"])], {"image": V}, ["a", "none"])
     refused(model, tmp_path, "unsupported", "the output none does not depend on an input")
 

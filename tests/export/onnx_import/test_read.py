@@ -187,6 +187,15 @@ def test_functions_are_written_out(tmp_path):
     assert [n.op for n in fold(graph).nodes] == ["activation"] * 2
 
 
+def test_an_output_without_a_name_is_not_read(tmp_path):
+    """Although some operation has an input without one, too."""
+    nodes = [
+        node("MaxPool", ["image"], ["p", ""], kernel_shape=[2, 2, 2]),
+        node("Clip", ["p", "", "high"], ["y"]),
+    ]
+    agrees(built(nodes, {"image": V}, constants={"high": np.float32(1)}), tmp_path)
+
+
 def test_what_nothing_reads_does_no_harm(tmp_path):
     """Neither a part of the network nor a constant of a type that is not read."""
     model = small()
