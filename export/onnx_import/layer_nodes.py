@@ -10,7 +10,7 @@ import numpy as np
 from hyperfusion_rt.export.ir import layers
 from hyperfusion_rt.export.ir import layout as at
 from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value, window_size
-from hyperfusion_rt.export.onnx_import.nodes import Array, Given, axis_of, number, numbers
+from hyperfusion_rt.export.onnx_import.given import Array, Given, axis_of, number, numbers
 
 
 def _volume(x: Any) -> Value:

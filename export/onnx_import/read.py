@@ -22,6 +22,7 @@ from hyperfusion_rt.export.ir.builder import (
 )
 from hyperfusion_rt.export.ir.graph import Attributes, Graph, Shape
 from hyperfusion_rt.export.onnx_import.constants import EVALUATE, evaluate
+from hyperfusion_rt.export.onnx_import.given import ROW_BY_ROW, Given, Rows
 from hyperfusion_rt.export.onnx_import.layer_nodes import LAYERS
 from hyperfusion_rt.export.onnx_import.model_file import (
     Weights,
@@ -30,7 +31,7 @@ from hyperfusion_rt.export.onnx_import.model_file import (
     open_model,
     opset_of,
 )
-from hyperfusion_rt.export.onnx_import.nodes import HANDLERS, ROW_BY_ROW, Given, Rows
+from hyperfusion_rt.export.onnx_import.nodes import HANDLERS
 from hyperfusion_rt.export.onnx_import.rules import Known, check_node, inferred, inferred_apart
 
 OPERATIONS = {**HANDLERS, **LAYERS}

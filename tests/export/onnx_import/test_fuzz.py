@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .fuzz import damaged_file, fuzz
+from .damage import damaged_file
+from .fuzz import fuzz
 from .models import agrees
 from .seeds import SEEDS
 
