@@ -40,6 +40,7 @@ def test_a_trained_network_learns_to_read_a_row():
     assert float(after) < float(before)
 
 
+@pytest.mark.slow
 def test_a_network_of_your_own_is_trained(session_cohort, tmp_path, hfrt):
     """As the documentation has it, with one epoch."""
     page = (EXAMPLES.parent / "docs" / "how-to" / "own-network.md").read_text(encoding="utf-8")
