@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hyperfusion_rt.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
