@@ -147,7 +147,7 @@ def _reduce(of: Callable[..., Array]) -> Callable[..., Array]:
         along = _axes(a, axes)
         if not along and not a.get("noop_with_empty_axes"):
             along = None  # all of them
-        return np.asarray(of(x, axis=along, keepdims=bool(a.get("keepdims", 1))))
+        return np.asarray(of(x, axis=along, keepdims=a.get("keepdims", 1) == 1))
 
     return call
 

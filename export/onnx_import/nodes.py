@@ -273,7 +273,7 @@ def _reduce(kind: Any, *, squared: bool = False) -> Callable[..., Value]:
                 raise UnsupportedError("over no axes")
             return _value(x)
         along = along or list(range(len(x.shape)))
-        y: Value = tensors.reduce(c, x, kind, along, keep=bool(g.get("keepdims", 1)))
+        y: Value = tensors.reduce(c, x, kind, along, keep=g.get("keepdims", 1) == 1)
         return tensors.pairwise(c, "mul", y, y) if squared else y
 
     return handler

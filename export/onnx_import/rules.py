@@ -151,6 +151,8 @@ def _lean(model: Any, known: Known) -> Any:
     for domain in sorted(unnamed - {"", "ai.onnx"}):
         lean.opset_import.add(domain=domain, version=1)
     graph.node.extend(n for n in model.graph.node if not known.constants.keys() & set(n.output))
+    for node in graph.node:
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
     for tensor in model.graph.initializer:
         if tensor.data_location == 0 and tensor.ByteSize() <= _SMALL:
             graph.initializer.add().CopyFrom(tensor)

@@ -201,6 +201,10 @@ def test_reductions_of_fewer_axes(op, tmp_path):
     agrees(single(op, (1, 4, 5, 6), np.array([1]), keepdims=0), tmp_path)
 
 
+def test_axes_are_kept_by_1_alone(tmp_path):
+    agrees(single("ReduceMean", V, np.array([1]), keepdims=2), tmp_path)
+
+
 def test_reductions_of_nothing(tmp_path):
     agrees(single("ReduceMean", V, np.array([], np.int64), noop_with_empty_axes=1), tmp_path)
     agrees(single("ReduceSum", V, None, noop_with_empty_axes=1, opset=13), tmp_path)

@@ -187,6 +187,12 @@ def test_functions_are_written_out(tmp_path):
     assert [n.op for n in fold(graph).nodes] == ["activation"] * 2
 
 
+def test_the_long_name_of_onnx_own_operations(tmp_path):
+    model = chain(V, ("Relu",), ("GlobalMaxPool",), ("Flatten",))
+    model.graph.node[1].domain = "ai.onnx"
+    agrees(model, tmp_path)
+
+
 def test_an_output_without_a_name_is_not_read(tmp_path):
     """Although some operation has an input without one, too."""
     nodes = [
