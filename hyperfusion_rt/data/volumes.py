@@ -63,6 +63,20 @@ class Volume:
     inter: float
     warnings: tuple[str, ...] = ()
 
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where its voxels lie."""
+        x, y, z = self.voxels.shape
+        return VoxelGrid((x, y, z), self.affine)
+
+
+@dataclass(frozen=True)
+class VoxelGrid:
+    """Where a scan's voxels lie: `shape [X, Y, Z]`; `affine [4, 4]` maps indices to mm (RAS)."""
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Boxes:

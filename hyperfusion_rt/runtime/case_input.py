@@ -18,6 +18,7 @@ from hyperfusion_rt.data.scan_check import Reference, checked_boxes
 from hyperfusion_rt.data.scan_figures import figures_of
 from hyperfusion_rt.data.volumes import (
     Volume,
+    VoxelGrid,
     extract,
     memory_needed,
     read_file,
@@ -39,7 +40,8 @@ class CaseInput:
 
     `content`: the images' fingerprints; `figures`: of the boxes; both where they are asked for.
     `transform float64 [4, 4]`: of a raw scan, from mm of MNI space to its own; None of others, and
-    of kept features. `edges`: of the voxels of each image, unless the scan is raw.
+    of kept features. `edges`: of the voxels of each image, unless the scan is raw. `grid`: of the
+    (first) scan's own voxels; None of kept features.
     """
 
     images: Floats | None  # [N boxes, C channels, D, H, W]
@@ -51,6 +53,16 @@ class CaseInput:
     figures: tuple[float, ...] = ()
     transform: NDArray[np.float64] | None = None
     edges: tuple[Edges, ...] = ()
+    grid: VoxelGrid | None = None
+
+    @property
+    def to_mni(self) -> NDArray[np.float64]:
+        """`[4, 4]`: from the scan's own voxels to mm of MNI space, where `grid` is known."""
+        assert self.grid is not None
+        if self.transform is None:
+            return self.grid.affine
+        found: NDArray[np.float64] = np.linalg.inv(self.transform) @ self.grid.affine
+        return found
 
     @classmethod
     def restored(cls, kept: Kept, digest: bytes | None) -> CaseInput:
@@ -130,7 +142,15 @@ class CaseReader:
                 self.on_registered(files[0], raw.volume)
             quality = raw.quality.figures()
             return CaseInput(
-                images, None, digest, raw.warnings, quality, (), figures, raw.transform
+                images,
+                None,
+                digest,
+                raw.warnings,
+                quality,
+                (),
+                figures,
+                raw.transform,
+                grid=raw.grid,
             )
         with clock.step("decode"):
             volumes = [
@@ -147,7 +167,15 @@ class CaseReader:
         )
         edges = tuple(edges_of(volume.affine) for volume in volumes)
         return CaseInput(
-            boxes.images, None, digest, boxes.warnings, {}, content, figures, edges=edges
+            boxes.images,
+            None,
+            digest,
+            boxes.warnings,
+            {},
+            content,
+            figures,
+            edges=edges,
+            grid=volumes[0].grid,
         )
 
     def _figures(self, images: Floats) -> tuple[float, ...]:

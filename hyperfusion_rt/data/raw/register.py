@@ -47,7 +47,7 @@ from hyperfusion_rt.data.raw.picture import picture
 from hyperfusion_rt.data.raw.pose import Fit, at_level, find_pose, refine
 from hyperfusion_rt.data.raw.sidecar import picture_of, sidecar_of
 from hyperfusion_rt.data.raw.template import Template, load_template
-from hyperfusion_rt.data.volumes import Volume, find_support
+from hyperfusion_rt.data.volumes import Volume, VoxelGrid, find_support
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import replacing, sha256, write_text
 from hyperfusion_rt.machine import installed
@@ -62,6 +62,7 @@ class Registered:
     volume: int16 voxels [197, 233, 189] on the template's 1 mm grid (value = slope · voxel), 0
         outside the brain; its path is the raw scan's. warnings: what a reader should know.
     transform: float64 [4, 4], from template mm to scan mm (RAS). seconds: of each step.
+    grid: of the scan as it was read.
     picture: an SVG of the head with the template's outline (`data.raw.picture`), if asked for.
     mask: the file of the brain mask that was given, if one was.
     """
@@ -70,6 +71,7 @@ class Registered:
     quality: Quality
     warnings: tuple[str, ...]
     transform: Matrix
+    grid: VoxelGrid
     seconds: dict[str, float]
     picture: str = ""
     mask: Path | None = None
@@ -214,7 +216,17 @@ def register_image(
     if with_picture:
         with clock.step("picture"):
             drawn = picture(fine, template, transform, field, inside)
-    return Registered(volume, quality, tuple(warnings), transform, clock.steps, drawn, mask)
+    x, y, z = scan.voxels.shape
+    return Registered(
+        volume,
+        quality,
+        tuple(warnings),
+        transform,
+        VoxelGrid((x, y, z), scan.affine),
+        clock.steps,
+        drawn,
+        mask,
+    )
 
 
 def write_registered(registered: Registered, out: Path) -> None:

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from hyperfusion_rt.artifact.manifest import Artifact, Manifest, only_artifact
 from hyperfusion_rt.artifact.plan import read_plan
 from hyperfusion_rt.data.cohort import Case
-from hyperfusion_rt.data.volumes import read_volume
 from hyperfusion_rt.errors import ConfigError, EngineError, reason_of
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.cohort.places import check_folder
 from hyperfusion_rt.runtime.engines.registry import ENGINES
-from hyperfusion_rt.runtime.explain.answers import Floats, ImageMap
+from hyperfusion_rt.runtime.explain.answers import ImageMap
 from hyperfusion_rt.runtime.explain.occlusion import BoxMaps, check_cubes, neutral, occlude
 from hyperfusion_rt.runtime.explain.passes import Passes
 from hyperfusion_rt.runtime.explain.regions import Atlas, load_atlas, regions_of
-from hyperfusion_rt.runtime.explain.space import to_scan, write_map
 from hyperfusion_rt.runtime.options import ExplainOptions
 from hyperfusion_rt.runtime.prediction import cohort_problems
 from hyperfusion_rt.runtime.predictor import PathLike, Predictor
+from hyperfusion_rt.runtime.segmentation import refuse_labels
+from hyperfusion_rt.runtime.space import Overlap, to_scan, write_voxels
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _one(
         return Explained(case.subject, case.session, reason=reason, code=code)
     name = "_".join(part for part in (case.subject, case.session) if part)
     written = [options.out / f"{name}_map.nii.gz"]
-    write_map(written[0], found, case.scan)
+    write_voxels(written[0], found.voxels, found.affine, case.scan)
     if atlas is not None:
         written.append(options.out / f"{name}_regions.csv")
         write_text(written[1], _table(found), private=True)
@@ -134,6 +134,7 @@ def _table(found: ImageMap) -> str:
 
 def _index_of(manifest: Manifest, of: str | None) -> int | None:
     """Which number of the answer `of` is; None: the predicted class."""
+    refuse_labels(manifest, "a map explains")
     if not manifest.classes:
         if of is not None and of != manifest.table.target:
             raise ConfigError(
@@ -158,21 +159,21 @@ def _explained(
     manifest = predictor.manifest
     index = _index_of(manifest, options.of)
     scan, row = predictor.read(case)
-    images = scan.images
+    images, grid = scan.images, scan.grid
     assert images is not None
+    assert grid is not None
     if index is None:
         widths = np.cumsum([member.width for member in manifest.members])[:-1]
         index = int(predictor.run(images, np.split(row, widths))[0].argmax())
     maps = box_maps(predictor, images, row, index, options)
-    shape, affine = _grid_of(case.scan, predictor.options.source)
-    to_mni = affine if scan.transform is None else np.linalg.inv(scan.transform) @ affine
     summed = options.method == "gradients"
-    voxels = to_scan(maps.voxels, manifest.preprocessing, to_mni, shape, summed=summed)
+    overlap: Overlap = "sum" if summed else "mean"
+    voxels = to_scan(maps.voxels, manifest.preprocessing, scan.to_mni, grid.shape, overlap)
     of = manifest.classes[index] if manifest.classes else manifest.table.target
     method = "integrated gradients" if summed else "occlusion"
-    found = ImageMap(voxels, affine, of, method)
+    found = ImageMap(voxels, grid.affine, of, method)
     if atlas is not None:
-        found = replace(found, regions=regions_of(found, atlas, to_mni), atlas=atlas.name)
+        found = replace(found, regions=regions_of(found, atlas, scan.to_mni), atlas=atlas.name)
     said = manifest.members[0].warnings(case.row)
     if atlas is not None and not found.regions and voxels.any():
         said.append(f"no region of {atlas.name} holds any of the map: is it an atlas of MNI space?")
@@ -235,15 +236,3 @@ def _plan_of(artifact: Artifact) -> Path:
         f"the artifact has only {', '.join(artifact.engines)}; export again with `engines` native",
         code="artifact-lacks-engine",
     )
-
-
-def _grid_of(path: Path, source: str) -> tuple[tuple[int, int, int], Floats]:
-    """The shape and the affine of a scan."""
-    if source == "raw":
-        from hyperfusion_rt.data.raw.image import read_raw
-
-        image = read_raw(path)
-        return image.voxels.shape, image.affine
-    volume = read_volume(path)
-    x, y, z = volume.voxels.shape
-    return (x, y, z), volume.affine

@@ -113,7 +113,7 @@ def test_warnings_of_names_and_sidecars_go_with_the_copy(tmp_path, monkeypatch):
     def register(path, preprocessing, with_picture, mask):
         volume = Volume(path, np.zeros((1, 1, 1), np.int16), np.eye(4), 1.0, 0.0)
         quality = Quality(*[0.0] * 10, {}, 0.0, 1.0, True)
-        return Registered(volume, quality, ("odd",), np.eye(4), {})
+        return Registered(volume, quality, ("odd",), np.eye(4), volume.grid, {})
 
     def write_registered(registered, out):
         written[out.name] = registered.warnings

@@ -9,6 +9,7 @@ import pytest
 from hyperfusion_rt.config import Box, Preprocessing
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.imports import import_nibabel
+from hyperfusion_rt.data.volumes import VoxelGrid
 from hyperfusion_rt.errors import ConfigError, EngineError
 from hyperfusion_rt.runtime.case_input import CaseInput
 from hyperfusion_rt.runtime.cohort.explain import explain_image
@@ -43,12 +44,14 @@ def predictor(folder, source, transform=None, classes=("CN", "AD")):
     nib.save(nib.Nifti1Image(voxels, affine), scan)
     images = np.zeros((1, 1, 8, 8, 8), np.float32)
     images[(0, 0, *PLACE)] = 3
-    read = CaseInput(images, None, None, (), {}, transform=transform)
+    grid = VoxelGrid((30, 32, 31), affine)
+    read = CaseInput(images, None, None, (), {}, transform=transform, grid=grid)
     engine = Spot()
     return SimpleNamespace(
         manifest=SimpleNamespace(
             preprocessing=PREPROCESSING,
             classes=classes,
+            labels=(),
             members=[SimpleNamespace(width=1, warnings=lambda row: [])],
             table=SimpleNamespace(target="DX"),
         ),

@@ -9,7 +9,7 @@ from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.runtime.explain import regions
 from hyperfusion_rt.runtime.explain.answers import ImageMap
 from hyperfusion_rt.runtime.explain.regions import load_atlas, regions_of
-from hyperfusion_rt.runtime.explain.space import to_scan, write_map
+from hyperfusion_rt.runtime.space import to_scan, write_voxels
 
 nib = import_nibabel()
 PREPROCESSING = Preprocessing(
@@ -64,7 +64,7 @@ def test_on_the_boxes_own_grid_all_values_and_both_sides_are_kept():
     ones = np.ones((2, 16, 6, 4), np.float32)
     shared = to_scan(ones, wide, affine, (26, 6, 4))
     assert shared.max() == 1
-    assert to_scan(ones, wide, affine, (26, 6, 4), summed=True).sum() == ones.sum()
+    assert to_scan(ones, wide, affine, (26, 6, 4), "sum").sum() == ones.sum()
 
 
 def a_map(values, affine=None):
@@ -85,7 +85,7 @@ def test_the_file_lies_where_the_scan_lies(tmp_path, unit):
     scan.header["descrip"] = b"a name"
     nib.save(scan, tmp_path / "scan.nii.gz")
     values = np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)
-    write_map(tmp_path / "map.nii.gz", a_map(values, affine), tmp_path / "scan.nii.gz")
+    write_voxels(tmp_path / "map.nii.gz", values, affine, tmp_path / "scan.nii.gz")
     found = nib.load(tmp_path / "map.nii.gz")
     assert np.array_equal(np.asarray(found.dataobj), values)
     assert found.get_data_dtype() == np.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,24 +12,24 @@ from hyperfusion_rt.config import Preprocessing
 from hyperfusion_rt.data.imports import import_nibabel
 from hyperfusion_rt.data.volumes import sampling_matrix
 from hyperfusion_rt.files import replacing
-from hyperfusion_rt.runtime.explain.answers import Floats, ImageMap
+
+# What a voxel has that lies in several boxes: the mean, the sum, or the largest.
+Overlap = Literal["mean", "sum", "largest"]
 
 
 def to_scan(
-    maps: NDArray[np.float32],
+    maps: NDArray[Any],
     preprocessing: Preprocessing,
-    to_mni: Floats,
+    to_mni: NDArray[np.float64],
     shape: tuple[int, int, int],
-    *,
-    summed: bool = False,
-) -> NDArray[np.float32]:
-    """`maps [N, D, H, W]` of the boxes, on a scan's grid `float32 [X, Y, Z]`.
+    overlap: Overlap = "mean",
+) -> NDArray[Any]:
+    """`maps [N, D, H, W]` of the boxes, on a scan's grid `[X, Y, Z]`; the type stays.
 
     `to_mni [4, 4]`: from the scan's voxels to mm of MNI space. A voxel has the value of the box's
-    voxel in which its centre lies, 0 outside all boxes; where several hold it the mean, or, with
-    `summed`, the sum.
+    voxel in which its centre lies, 0 outside all boxes; where several hold it, what `overlap` says.
     """
-    total = np.zeros(shape, np.float32)
+    total = np.zeros(shape, maps.dtype)
     count = np.zeros(shape, np.uint8)
     size = np.asarray(preprocessing.shape)
     for box, values in zip(preprocessing.boxes, maps, strict=True):
@@ -46,18 +47,22 @@ def to_scan(
             inside = ((index >= 0) & (index < size[:, None, None])).all(0)
             d, h, w = (i[inside] for i in index)
             plane = x, slice(low[1], high[1]), slice(low[2], high[2])
-            total[plane][inside] += values[d, h, w]
-            count[plane][inside] += 1
-    if not summed:
+            if overlap == "largest":
+                total[plane][inside] = np.maximum(total[plane][inside], values[d, h, w])
+            else:
+                total[plane][inside] += values[d, h, w]
+                count[plane][inside] += 1
+    if overlap == "mean":
         np.divide(total, count, out=total, where=count > 1)
     return total
 
 
-def write_map(path: Path, found: ImageMap, scan: Path) -> None:
-    """Write a map as `.nii.gz`, float32, where the header of `scan` says that the scan lies.
+def write_voxels(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64], scan: Path) -> None:
+    """Write `voxels [X, Y, Z]` as `.nii.gz`, in their type, where the header of `scan` says that
+    the scan lies.
 
     A NIfTI scan gives the file its qform and sform with their codes, and its unit of length; for
-    others it is mm and the map's affine. Nothing else of the scan's header is kept.
+    others it is mm and `affine`. Nothing else of the scan's header is kept.
 
     Raises:
         HyperFusionError: the folder cannot be written.
@@ -65,10 +70,10 @@ def write_map(path: Path, found: ImageMap, scan: Path) -> None:
     from isal import igzip
 
     nib = import_nibabel()
-    image = nib.Nifti1Image(found.voxels, found.affine)
+    image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
-    image.set_qform(found.affine, code=1)
-    image.set_sform(found.affine, code=1)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
     header = None if scan.is_dir() else nib.load(scan).header
     if isinstance(header, nib.Nifti1Header):  # NIfTI-2 too
         length, _ = header.get_xyzt_units()
