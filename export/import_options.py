@@ -12,6 +12,7 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options
 from hyperfusion_rt.runtime.engines.registry import DEFAULT_ENGINES, check_name
 
+_LABELS = 256  # that a byte can tell apart
 Normalise = Literal["zscore", "minmax", "none"]
 
 
@@ -66,11 +67,21 @@ class ImportOptions(Options):
         description="whole: around the middle of the MNI template; hippocampi: two boxes, the "
         "right one mirrored; or its centre X,Y,Z in mm of MNI space.",
     )
+    recipe: Path | None = Field(
+        None,
+        description="Spacing, orientation, normalisation and boxes from a YAML file in the place "
+        "of these options, as the section `preprocessing` of hfrt.yaml; also for several images.",
+    )
     output: str | None = Field(
         None, description="Which of several outputs is the answer; default: the first."
     )
     classes: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         (), description="The answer is one of these classes: CN,MCI,AD."
+    )
+    segmentation: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (),
+        description="The answer is a label for every voxel: what the channels are, the background "
+        "first: background,lesion.",
     )
     target: str = Field("value", description="The answer is a number: what it is called.")
     unit: str = Field("", description="Its unit, such as years.")
@@ -80,7 +91,9 @@ class ImportOptions(Options):
         "42.5,81.5, or of all of them.",
     )
     engines: tuple[str, ...] = Field(
-        DEFAULT_ENGINES, min_length=1, description="native, onnx or torch; repeatable."
+        DEFAULT_ENGINES,
+        min_length=1,
+        description="native, onnx, torch, trt or trt-rtx; repeatable.",
     )
     precision: Precision = Field(
         "fp32", description="Of the engines that have it; the others stay fp32."
@@ -94,13 +107,30 @@ class ImportOptions(Options):
     def _check(self) -> ImportOptions:
         for engine in self.engines:
             check_name(engine)
-        if self.classes and (self.bins or self.unit or self.target != "value"):
+        own = ("spacing", "orientation", "normalise")
+        given = [n for n in own if getattr(self, n) != type(self).model_fields[n].default]
+        if self.recipe is not None and given:
             raise ConfigError(
-                "`classes` and `bins`, `unit` or `target`: an answer is a class or a number",
+                f"`recipe` and `{given[0]}`: the file says it; leave one out",
                 code="option-conflict",
             )
-        if self.classes and len(set(self.classes)) < 2:
-            raise ConfigError("`classes`: needs two different ones or more", code="option-wrong")
+        number = bool(self.bins or self.unit or self.target != "value")
+        if bool(self.classes) + bool(self.segmentation) + number > 1:
+            raise ConfigError(
+                "`classes`, `segmentation`, and `bins`, `unit` or `target`: an answer is a class, "
+                "labels of voxels, or a number",
+                code="option-conflict",
+            )
+        for name in ("classes", "segmentation"):
+            names = getattr(self, name)
+            if names and len(set(names)) < max(2, len(names)):
+                raise ConfigError(
+                    f"`{name}`: needs two or more, all different", code="option-wrong"
+                )
+        if len(self.segmentation) > _LABELS:
+            raise ConfigError(
+                f"`segmentation`: has more than {_LABELS} labels", code="option-wrong"
+            )
         if len(self.bins) == 1:
             raise ConfigError("`bins`: needs the first and the last centre", code="option-wrong")
         return self

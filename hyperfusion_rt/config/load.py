@@ -86,6 +86,30 @@ def preset(name: str, change: dict[str, Any] | None = None) -> Config:
         ) from None
 
 
+def read_mapping(path: Path, advice: str = "") -> dict[str, Any]:
+    """The mapping of a YAML file; an empty one of any other content.
+
+    `advice`: what to do where there is no file.
+
+    Raises:
+        ConfigError: the file is missing, or no YAML.
+    """
+    from hyperfusion_rt.yaml_text import read_yaml
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file{advice and '; '}{advice}", code="config-not-found"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read as YAML: {error}", code="config-unreadable"
+        ) from None
+    content = read_yaml(text, path)
+    return content if isinstance(content, dict) else {}
+
+
 def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
     """Read `hfrt.yaml`: a preset's name under `preset`, and what differs from it.
 
@@ -94,22 +118,9 @@ def load_config(path: Path, overrule: dict[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is wrong.
     """
-    from hyperfusion_rt.yaml_text import read_yaml
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; draft one with 'hfrt init', or make a cohort with "
-            "'hfrt simulate'",
-            code="config-not-found",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as YAML: {error}", code="config-unreadable"
-        ) from None
-    change = read_yaml(text, path)
-    if not isinstance(change, dict) or not isinstance(change.get("preset"), str):
+    advice = "draft one with 'hfrt init', or make a cohort with 'hfrt simulate'"
+    change = read_mapping(path, advice)
+    if not isinstance(change.get("preset"), str):
         raise ConfigError(
             f"{path}: needs a line 'preset: NAME'; presets: {', '.join(PRESETS)}",
             code="config-no-preset",

@@ -9,7 +9,7 @@ from hyperfusion_rt.config.merge import merge
 # The hippocampus lies near (±26, -21, -15) mm in MNI space. The right box is mirrored, so that one
 # network reads both. At half a millimetre an even number of 1 mm voxels falls on whole millimetres,
 # which is the template's grid: such scans are cropped, not interpolated.
-_HIPPOCAMPI = [
+HIPPOCAMPI: list[dict[str, Any]] = [
     {"name": "left", "center": (-26.5, -20.5, -14.5)},
     {"name": "right", "center": (26.5, -20.5, -14.5), "mirror": True},
 ]
@@ -42,7 +42,7 @@ _SEX_TABLE: dict[str, Any] = {
 _AD: dict[str, Any] = {
     "preset": "ad",
     "task": "classification",
-    "preprocessing": {"boxes": _HIPPOCAMPI, "shape": (64, 96, 64), "spacing": 1.0},
+    "preprocessing": {"boxes": HIPPOCAMPI, "shape": (64, 96, 64), "spacing": 1.0},
     "tabular": _ADNI_TABLE,
     "network": {"architecture": "ad"},
     "training": {
