@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import ARTIFACT, COMPARISON, EVALUATION, EXPLANATION, JOURNAL, LOG, RUN
+from meanings import ARTIFACT, COMPARISON, EVALUATION, EXPLANATION, JOURNAL, LABEL_MAPS, LOG, RUN
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -347,11 +347,12 @@ def options_page() -> str:
 
 
 def columns() -> list[Column]:
-    """All columns that a table can have: of classes, of years, of raw scans."""
+    """All columns that a table can have: of classes, of years, of labels, of raw scans."""
     # Of a manifest only these are read.
-    classes, years, number = (
+    classes, years, number, labels = (
         SimpleNamespace(
             classes=names,
+            labels=("background", "LABEL") if unit == "ml" else (),
             unit=unit,
             table=SimpleNamespace(target="TARGET"),
             training_cases=(),
@@ -359,7 +360,12 @@ def columns() -> list[Column]:
             calibration=SimpleNamespace(age_bias=() if unit == "years" else None),
             typical_scans=() if names else None,
         )
-        for names, unit in ((("CN", "MCI", "AD"), "probability"), ((), "years"), ((), "UNIT"))
+        for names, unit in (
+            (("CN", "MCI", "AD"), "probability"),
+            ((), "years"),
+            ((), "UNIT"),
+            ((), "ml"),
+        )
     )
     found = columns_of(classes)
     sets = certainty_columns(classes).values()
@@ -369,6 +375,7 @@ def columns() -> list[Column]:
         *found[: middle - 1],
         *value_columns(years),
         *value_columns(number),
+        *value_columns(labels),
         TRUTH,
         *found[middle - 1 : middle],
         *[column for column in sets if column.name != "scan_distance"],
@@ -412,6 +419,9 @@ def output_files() -> str:
         "One JSON object a line, written as each case is done. `--resume` and `hfrt merge` read "
         "it. Do not edit it.\n\n"
         + table(("line begins with", "fields", "meaning"), JOURNAL)
+        + "## Label maps: `predictions_labels/`\n\n"
+        "Of [networks that segment](../how-to/import-network.md#networks-that-segment).\n\n"
+        + table(("file", "meaning"), LABEL_MAPS)
         + "## The log: `--log-file FILE`\n\n"
         "What `hfrt infer` appends to a file that you name: one JSON object a line. Every line has "
         "`time` (UTC, ISO 8601), `level` and `code`; `message` stands last.\n\n"

@@ -28,6 +28,14 @@ RUN = [
 ]
 
 # (file, meaning) of the folder of an explanation.
+LABEL_MAPS = (
+    (
+        "`sub-XX[/ses-YY]/anat/sub-XX[_ses-YY]_dseg.nii.gz`",
+        "uint8, on the (first) scan's own grid: the place of each voxel's label, 0 is the "
+        "background and all that no box holds.",
+    ),
+    ("`dseg.tsv`", "`index` and `name` of each label."),
+)
 EXPLANATION = [
     (
         "`SUBJECT[_SESSION]_map.nii.gz`",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from hyperfusion_rt.artifact.manifest import Comparison
 from hyperfusion_rt.artifact.plan import join_boxes
 from hyperfusion_rt.config import Rule
 from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.export.ir.ensemble import MEMBERS, OUTPUT
 from hyperfusion_rt.rules import combine
 from hyperfusion_rt.runtime.engines.choose import Engine
 
+Outputs = Mapping[str, NDArray[np.floating]]  # of an engine, by name
 BATCHES = (1, 2, 7)
 # Of the outputs' scale; float16 has three bits more than bfloat16.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}
@@ -91,9 +94,75 @@ class Expected:
         return replace(self, image=self.image[one], rows=rows, outputs=self.outputs[one])
 
     @property
-    def results(self) -> NDArray[np.float64]:
+    def batches(self) -> tuple[int, ...]:
+        """At which sizes of a batch engines are compared."""
+        return BATCHES
+
+    @property
+    def drift_in(self) -> str:
+        """In what `drifts` are."""
+        return "in probability" if self.classes else self.unit or "in the target's unit"
+
+    @cached_property
+    def results(self) -> NDArray[np.floating]:
         """`[K, C]`: probabilities, or numbers."""
-        return np.stack([combine(o, self.classes, self.rule) for o in self.outputs])
+        return self._made(self.outputs)
+
+    def raw(self, found: Outputs) -> NDArray[np.float64]:
+        """What an engine found of B cases, as `outputs`: `[B, M, N, C]`."""
+        members = found[MEMBERS]
+        return members.reshape(len(members), *self.outputs.shape[1:]).astype(np.float64)
+
+    def drifts(self, found: Outputs, index: NDArray[np.intp]) -> NDArray[np.float64]:
+        """`[B]`: how much each result of an engine differs from those of the cases `index`."""
+        difference: NDArray[np.float64] = np.abs(found[OUTPUT] - self.results[index]).max(1)
+        return difference
+
+    def off_rule(self, found: Outputs, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far results are from what the rule makes of the outputs that an engine found."""
+        made = self._made(raw)
+        return (found[OUTPUT] - made) / max(1.0, float(np.abs(made).max()))
+
+    def _made(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack([combine(o, self.classes, self.rule) for o in outputs])
+
+
+class ExpectedLabels(Expected):
+    """Of one network that segments: `outputs [K, 1, N, L, D, H, W]`, a score of each of L labels.
+
+    A result is the label of every voxel; `drift`: how large a part of them may differ.
+    """
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The volumes of seven cases would take seven times the memory of one."""
+        return BATCHES[:2]
+
+    @property
+    def drift_in(self) -> str:
+        """As `Expected.drift_in`."""
+        return "of the voxels' labels"
+
+    @cached_property
+    def results(self) -> NDArray[np.floating]:
+        """`[K, 1, N, D, H, W]`."""
+        labels: NDArray[np.floating] = self.outputs.argmax(3)
+        return labels
+
+    def raw(self, found: Outputs) -> NDArray[np.float64]:
+        """As `Expected.raw`: the scores are all that such a network answers."""
+        scores = found[OUTPUT]
+        return scores.reshape(len(scores), *self.outputs.shape[1:]).astype(np.float64)
+
+    def drifts(self, found: Outputs, index: NDArray[np.intp]) -> NDArray[np.float64]:
+        """As `Expected.drifts`: the part of the voxels that have another label."""
+        other = self.raw(found).argmax(3) != self.results[index]
+        part: NDArray[np.float64] = other.reshape(len(other), -1).mean(1)
+        return part
+
+    def off_rule(self, found: Outputs, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """There is no rule."""
+        return np.zeros(1)
 
 
 def compare(
@@ -108,21 +177,20 @@ def compare(
             result is not what the rule makes of the outputs, or a number is not finite.
     """
     tolerance, most = TOLERANCE[precision], expected.drift
-    image, results = expected.image, expected.results
-    tabular = np.concatenate(expected.rows, 1)
-    scale = np.maximum(np.abs(expected.outputs).max((0, 2, 3)), 1e-12)[:, None, None]
+    image, tabular = expected.image, np.concatenate(expected.rows, 1)
+    sizes = np.abs(expected.outputs).max((0, *range(2, expected.outputs.ndim)), keepdims=True)
+    scale = np.maximum(sizes, 1e-12)
     largest = drift = off_rule = 0.0
-    for batch in BATCHES:
+    for batch in expected.batches:
         for start in range(0, len(image), batch):
             # A last, smaller batch is filled up with the first cases: the batch size is the point.
             index = np.arange(start, start + batch) % len(image)
             found = engine.run(image[index], tabular[index])
-            raw = found["members"].reshape(batch, *expected.outputs.shape[1:]).astype(np.float64)
-            made = np.stack([combine(o, expected.classes, expected.rule) for o in raw])
+            raw = expected.raw(found)
             largest = _worse(largest, (raw - expected.outputs[index]) / scale)
-            drift = _worse(drift, found["output"] - results[index])
-            off_rule = _worse(off_rule, (found["output"] - made) / max(1.0, np.abs(made).max()))
-    unit = "in probability" if expected.classes else expected.unit or "in the target's unit"
+            drift = _worse(drift, expected.drifts(found, index))
+            off_rule = _worse(off_rule, expected.off_rule(found, raw))
+    unit = expected.drift_in
     for value, limit, what in (
         (largest, tolerance, "of the outputs' scale"),
         (drift, most, unit),
@@ -138,7 +206,7 @@ def compare(
         against="torch float64",
         cases=len(image),
         real_cases=expected.real,
-        batches=BATCHES,
+        batches=expected.batches,
         largest_difference=largest,
         tolerance=tolerance,
         drift=drift,

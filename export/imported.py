@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,31 @@ from torch import Tensor, nn
 
 from hyperfusion_rt.artifact.card import write_card
 from hyperfusion_rt.artifact.manifest import FORMAT_VERSION, Artifact, Manifest, Provenance
-from hyperfusion_rt.artifact.operations import Probabilities
 from hyperfusion_rt.artifact.scan_reference import write_reference
 from hyperfusion_rt.config import Preprocessing, TableSpec
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
+from hyperfusion_rt.export.answer import answer
 from hyperfusion_rt.export.build import check_place, export_engine, versions
-from hyperfusion_rt.export.compare import Expected
+from hyperfusion_rt.export.compare import Expected, ExpectedLabels
 from hyperfusion_rt.export.import_options import ImportOptions
-from hyperfusion_rt.export.ir.ensemble import IMAGE, OUTPUT, Ensemble, join
+from hyperfusion_rt.export.ir.ensemble import IMAGE, OUTPUT, Ensemble, join, labelled
 from hyperfusion_rt.export.ir.fold import fold
-from hyperfusion_rt.export.ir.graph import Graph, Node, run
+from hyperfusion_rt.export.ir.graph import Graph, run
 from hyperfusion_rt.export.onnx_import.read import read_onnx
 from hyperfusion_rt.export.options import ExportOptions
+from hyperfusion_rt.export.recipe import OPEN, recipe_of
 from hyperfusion_rt.files import replacing_folder, sha256
 
-# The middle of the MNI152 template's field of view, in mm; and the boxes of the preset `ad`.
-_MIDDLE = (-0.5, -17.5, 18.5)
-_HIPPOCAMPI: tuple[dict[str, Any], ...] = (
-    {"name": "left", "center": (-26.5, -20.5, -14.5)},
-    {"name": "right", "center": (26.5, -20.5, -14.5), "mirror": True},
-)
-_NORMALISATION = {"zscore": "zscore-foreground", "minmax": "minmax", "none": "none"}
 _CASES = 2
 # Of the outputs' scale: the file by ONNX Runtime, against the graph in float64.
 _TOLERANCE = 1e-3
 
 
 def import_network(path: Path, options: ImportOptions | None = None, **fields: Any) -> Artifact:
-    """Make an artifact of an ONNX file whose one input is an image `[B, 1, D, H, W]`.
+    """Make an artifact of an ONNX file whose one input is `[B, C, D, H, W]`, C images of a case.
 
     The engines are compared with the file's graph in float64, and that with ONNX Runtime.
 
@@ -62,32 +55,45 @@ def import_network(path: Path, options: ImportOptions | None = None, **fields: A
     if out.suffix != ".hfrt":
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt", code="export-place")
     check_place(out, force=options.force)
-    graph = _image_network(path, options)
-    recipe = _recipe(graph, options)
-    answer = _answer(path, graph, options)
+    recipe = recipe_of(options)
+    network = _image_network(path, options, recipe)
+    recipe = recipe.model_copy(update={"shape": network.graph.inputs[IMAGE][1:]})
+    answering = answer(path, network.graph, options)
+    note = _against_the_file(path, network)
     with replacing_folder(out) as folder:
-        artifact = _build(path, folder, out.stem, answer, recipe, options)
+        artifact = _build(path, folder, out.stem, answering, recipe, options, note)
         check_place(out, force=options.force)
     return Artifact(out, artifact.manifest, artifact.notes)
 
 
-def _image_network(path: Path, options: ImportOptions) -> Graph:
-    """The file's graph, with the input `image` and the output `output`."""
-    shapes = {}
-    if options.shape is not None:
-        shapes = {_only_input(path): (1, *options.shape)}
-    graph = read_onnx(path, shapes)
+@dataclass(frozen=True)
+class _Network:
+    """The graph of a file, `image → output`, and what the file calls them; `last`: which of these
+    it has with the channels last."""
+
+    graph: Graph
+    image: str
+    output: str
+    last: frozenset[str]
+
+
+def _image_network(path: Path, options: ImportOptions, recipe: Preprocessing) -> _Network:
+    """What the file makes of an image; the recipe's shape counts unless it is `OPEN`."""
+    channels, shape = len(recipe.channels), recipe.shape
+    graph = read_onnx(path, None if shape == OPEN else (channels, *shape))
     if len(graph.inputs) != 1:
         raise ConfigError(
             f"{path}: {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); an artifact reads "
             "one image",
             code="import-input",
         )
-    ((name, shape),) = graph.inputs.items()
-    if len(shape) != 4 or shape[0] != 1:
+    ((name, found),) = graph.inputs.items()
+    if len(found) != 4 or found[0] != channels:
+        several = f"{found[0]} images of a case" if len(found) == 4 else "no volume"
         raise ConfigError(
-            f"{path}: the input {name} is {list(shape)} without the batch; an artifact's image is "
-            "[1, D, H, W]",
+            f"{path}: the input {name} is {list(found)} without the batch, {several}; the recipe "
+            f"has [{channels}, D, H, W]"
+            + ("; name the images as `channels` of a `recipe`" if len(found) == 4 else ""),
             code="import-input",
         )
     wanted = options.output or graph.outputs[0]
@@ -95,18 +101,10 @@ def _image_network(path: Path, options: ImportOptions) -> Graph:
         raise ConfigError(
             f"`output` {wanted!r}: {path} has {', '.join(graph.outputs)}", code="option-wrong"
         )
+    last = frozenset(graph.last)
     graph = replace(graph, outputs=[wanted])
     graph.remove_dead()
-    return _renamed(graph, {name: IMAGE, wanted: OUTPUT})
-
-
-def _only_input(path: Path) -> str:
-    from hyperfusion_rt.export.onnx_import.model_file import open_model
-
-    model = open_model(path)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    names = [item.name for item in model.graph.input if item.name not in weights]
-    return names[0] if names else ""
+    return _Network(_renamed(graph, {name: IMAGE, wanted: OUTPUT}), name, wanted, last)
 
 
 def _renamed(graph: Graph, names: dict[str, str]) -> Graph:
@@ -121,101 +119,6 @@ def _renamed(graph: Graph, names: dict[str, str]) -> Graph:
         [new(name) for name in graph.outputs],
         {new(k): v for k, v in graph.shapes.items()},
     )
-
-
-def _recipe(graph: Graph, options: ImportOptions) -> Preprocessing:
-    """From a scan to the network's input."""
-    if options.box == "hippocampi":
-        boxes: tuple[dict[str, Any], ...] = _HIPPOCAMPI
-    elif options.box == "whole":
-        boxes = ({"name": "whole", "center": _MIDDLE},)
-    else:
-        try:
-            x, y, z = (float(n) for n in options.box.split(","))
-        except ValueError:
-            raise ConfigError(
-                f"`box` {options.box!r}: whole, hippocampi, or X,Y,Z in mm", code="option-wrong"
-            ) from None
-        boxes = ({"name": "box", "center": (x, y, z)},)
-    try:
-        return Preprocessing.model_validate(
-            {
-                "boxes": boxes,
-                "shape": graph.inputs[IMAGE][1:],
-                "spacing": options.spacing,
-                "orientation": options.orientation.upper(),
-                "normalisation": _NORMALISATION[options.normalise],
-            }
-        )
-    except ValueError as error:
-        first = str(error).splitlines()
-        raise ConfigError(
-            f"`orientation`: {first[2].strip() if len(first) > 2 else error}", code="option-wrong"
-        ) from None
-
-
-def _answer(path: Path, graph: Graph, options: ImportOptions) -> Graph:
-    """The graph with what is said of it as its output: logits of classes, or a number."""
-    shape = graph.shapes[OUTPUT]
-    if math.prod(shape[1:]) != 1:
-        raise ConfigError(
-            f"{path}: its output is {list(shape)} without the batch: an answer is a class or a "
-            "number, and this is a volume; `hyperfusion_rt.compile` runs it",
-            code="import-output",
-        )
-    graph = graph.copy()
-    last = graph.producer(OUTPUT)
-    while last is not None and last.op == "reshape":
-        last = graph.producer(last.inputs[0])
-    ends = last.op if last is not None else ""
-    log = bool(last and ends == "softmax" and last.given(Probabilities).log)
-    name, count = OUTPUT, shape[0]
-
-    def then(op: str, size: int, attrs: Any = None, **arrays: NDArray[np.float64]) -> None:
-        nonlocal name
-        made = f"answer{len(graph.nodes)}"
-        graph.nodes.append(Node(op, [name], made, attrs, arrays, "the answer"))
-        graph.shapes[made], name = (size,), made
-
-    if len(shape) > 1:
-        then("reshape", count)
-    if options.classes:
-        wanted = len(options.classes)
-        if (count, wanted) == (1, 2):  # one logit: of the second class
-            if ends == "activation":
-                raise ConfigError(
-                    f"{path}: ends with one activated number; two classes need its logit: export "
-                    "the network without its last sigmoid",
-                    code="import-output",
-                )
-            then("linear", 2, weight=np.array([[0.0], [1.0]]), bias=np.zeros(2))
-        elif count != wanted:
-            raise ConfigError(
-                f"`classes`: {wanted}, but {path} answers {count} numbers", code="import-output"
-            )
-        elif ends == "softmax" and not log:
-            # Of the logarithm of probabilities, the softmax is the probabilities.
-            assert last is not None
-            last.attrs = Probabilities(log=True)
-    elif options.bins:
-        centres = np.asarray(options.bins)
-        if len(centres) == 2 and count != 2:
-            centres = np.linspace(float(centres[0]), float(centres[1]), count)
-        if len(centres) != count:
-            raise ConfigError(
-                f"`bins`: {len(centres)} centres, but {path} answers {count} numbers",
-                code="import-output",
-            )
-        if ends != "softmax" or log:
-            then("softmax", count, Probabilities())
-        then("linear", 1, weight=centres[None], bias=np.zeros(1))
-    elif count != 1:
-        raise ConfigError(
-            f"{path}: answers {count} numbers: say what they are with `classes` or `bins`",
-            code="import-output",
-        )
-    graph.outputs = [name]
-    return graph
 
 
 class _Graph(nn.Module):
@@ -239,18 +142,22 @@ def _build(
     graph: Graph,
     recipe: Preprocessing,
     options: ImportOptions,
+    note: str,
 ) -> Artifact:
-    shape = (_CASES, len(recipe.boxes), 1, *recipe.shape)
-    image = np.random.default_rng(0).standard_normal(shape, np.float32)
+    """Write the engines and the manifest; `note`: what the artifact's maker should know."""
+    image = _images(_CASES, *recipe.images_shape)
     rows = [np.zeros((_CASES, 0), np.float32)]
-    classes = bool(options.classes)
-    ensemble = join([fold(graph)], [0], len(recipe.boxes), classes=classes, rule="mean")
-    expected = Expected.of(
+    classes, labels = bool(options.classes), options.segmentation
+    if labels:
+        ensemble = labelled(fold(graph), len(recipe.boxes))
+    else:
+        ensemble = join([fold(graph)], [0], len(recipe.boxes), classes=classes, rule="mean")
+    expected = (ExpectedLabels if labels else Expected).of(
         [_Graph(graph)], image, rows, real=False, classes=classes, rule="mean", unit=options.unit
     )
-    spread = 1.0 if classes else max(float(np.abs(expected.outputs).max()), 1e-6)
-    expected = replace(expected, drift=expected.drift * spread)
-    note = _against_the_file(path, graph, image[:1, 0], options)
+    if not (classes or labels):
+        size = max(float(np.abs(expected.outputs).max()), 1e-6)
+        expected = replace(expected, drift=expected.drift * size)
     export = ExportOptions(engines=options.engines, precision=options.precision)
     files = [
         file
@@ -260,13 +167,14 @@ def _build(
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=name,
-        task="classification" if classes else "regression",
+        task="segmentation" if labels else "classification" if classes else "regression",
         classes=options.classes,
-        unit="probability" if classes else options.unit,
+        labels=labels,
+        unit="ml" if labels else "probability" if classes else options.unit,
         preprocessing=recipe,
         table=TableSpec(
             features=(),
-            target="class" if classes else options.target,
+            target="segmentation" if labels else "class" if classes else options.target,
             classes=dict.fromkeys(options.classes, ()),
             unit=options.unit,
         ),
@@ -286,30 +194,32 @@ def _build(
     return Artifact(folder, manifest, (note,) if note else ()).write()
 
 
-def _against_the_file(
-    path: Path, graph: Graph, image: NDArray[np.float32], options: ImportOptions
-) -> str:
+def _images(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def _against_the_file(path: Path, network: _Network) -> str:
     """Compare the graph with what ONNX Runtime makes of the file; says what was not compared."""
     try:
         import onnxruntime
     except ImportError:
         return f"{path} was not compared with ONNX Runtime, which is not installed"
+    image = _images(1, *network.graph.inputs[IMAGE])
     try:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        given = session.get_inputs()[0]
-        typed = image.astype(np.float16 if "float16" in given.type else np.float32)
-        wanted = options.output or session.get_outputs()[0].name
-        (found,) = session.run([wanted], {given.name: typed})
+        kind = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
+        given = np.moveaxis(image, 1, -1) if network.image in network.last else image
+        (found,) = session.run([network.output], {network.image: given.astype(kind)})
     except Exception as error:
         return (
             f"{path} was not compared with ONNX Runtime, which says: {str(error).splitlines()[0]}"
         )
-    own = read_onnx(path, {given.name: image.shape[1:]} if options.shape else {})
-    values = run(own, {next(iter(own.inputs)): torch.from_numpy(image).double()})
-    expected = dict(zip(own.outputs, values, strict=True))[wanted].numpy()
-    off = np.abs(np.asarray(found, np.float64).reshape(expected.shape) - expected).max()
+    expected = run(network.graph, {IMAGE: torch.from_numpy(image).double()})[0].numpy()
+    made = np.asarray(found, np.float64)
+    made = np.moveaxis(made, -1, 1) if network.output in network.last else made
+    off = np.abs(made.reshape(expected.shape) - expected).max()
     off /= max(float(np.abs(expected).max()), 1e-12)
     if not off <= _TOLERANCE:
         raise HyperFusionError(

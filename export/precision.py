@@ -18,7 +18,7 @@ from hyperfusion_rt.artifact.operations import Activation
 from hyperfusion_rt.artifact.plan import join_boxes, split_boxes
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.compare import Expected
-from hyperfusion_rt.export.ir.ensemble import IMAGE, MEMBERS, OUTPUT, Ensemble
+from hyperfusion_rt.export.ir.ensemble import IMAGE, Ensemble
 from hyperfusion_rt.export.ir.graph import TABLE, Graph, Node, run
 from hyperfusion_rt.export.ir.typed import Typed
 
@@ -59,8 +59,8 @@ def run_ensemble(
     tabular: Tensor,
     before: Callable[[Node, Tensor], Tensor],
     after: Callable[[Node, Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`output [B, C]` and `members [B, M·N·C]` in plain torch, in the inputs' dtype.
+) -> dict[str, Tensor]:
+    """The head's outputs by name, in plain torch, in the inputs' dtype.
 
     `before` maps what a node reads (inputs and weights), `after` what it makes.
     """
@@ -71,8 +71,7 @@ def run_ensemble(
         features = [join_boxes(x, boxes) for x in made]
         feed |= dict(zip(trunk.outputs, features, strict=True))
     wanted = {name: feed[name] for name in head.inputs}
-    found = dict(zip(head.outputs, run(head, wanted, before=before, after=after), strict=True))
-    return found[OUTPUT], found[MEMBERS]
+    return dict(zip(head.outputs, run(head, wanted, before=before, after=after), strict=True))
 
 
 def choose(ensemble: Ensemble, precision: str, expected: Expected) -> Typed:
@@ -93,8 +92,8 @@ def choose(ensemble: Ensemble, precision: str, expected: Expected) -> Typed:
     narrow, kept = set(), {}
     for graph in (ensemble.trunk, ensemble.head):
         for node in graph.nodes:
-            if not could_be_narrow(graph, node, precision):
-                continue
+            if not could_be_narrow(graph, node, precision) or node.output in ensemble.head.outputs:
+                continue  # what is answered is float32
             if largest[node.output] <= limit:
                 narrow.add(node.output)
             else:
@@ -121,14 +120,14 @@ class Emulated:
     ) -> dict[str, NDArray[np.float32]]:
         """Run one batch of cases."""
         with torch.inference_mode():
-            output, raw = run_ensemble(
+            found = run_ensemble(
                 self.ensemble,
                 torch.from_numpy(image),
                 torch.from_numpy(tabular),
                 after=self._rounded,
                 before=self._rounded,
             )
-        return {OUTPUT: output.numpy(), MEMBERS: raw.numpy()}
+        return {name: value.numpy() for name, value in found.items()}
 
 
 def drifts(ensemble: Ensemble, typed: Typed, expected: Expected) -> NDArray[np.float64]:
@@ -136,7 +135,7 @@ def drifts(ensemble: Ensemble, typed: Typed, expected: Expected) -> NDArray[np.f
     found = Emulated(ensemble, typed.precision, typed.narrow).run(
         expected.image, np.concatenate(expected.rows, 1)
     )
-    change = np.abs(found[OUTPUT] - expected.results).max(1)
+    change = expected.drifts(found, np.arange(len(expected.image)))
     return np.where(np.isfinite(change), change, np.inf)
 
 

@@ -144,6 +144,8 @@ CODES: dict[str, str] = {
     "artifact-lacks-engine": "the artifact has no file of this engine",
     "artifact-lacks-summary": "the artifact says nothing of its training table",
     "artifact-missing": "there is no artifact where one is named or looked for",
+    "artifact-segments": "the artifact labels voxels where a class or a number is needed, or the "
+    "other way round",
     "artifact-too-new": "the artifact is of a newer format: upgrade hyperfusion_rt",
     "artifact-too-old": "the artifact is of an older format, or lacks something: export again",
     # engines

@@ -94,6 +94,22 @@ def join(
     return Ensemble(trunk, head, boxes)
 
 
+def labelled(graph: Graph, boxes: int) -> Ensemble:
+    """A folded network that segments, `image → [L, D, H, W]`, on N boxes: `output [B, N·L, ...]`.
+
+    Its head has no operation: what a label is needs no other box.
+    """
+    trunk = Graph(dict(graph.inputs), [], [OUTPUT], dict(graph.inputs))
+    made = _append(trunk, graph, {IMAGE: IMAGE}, "m0")
+    scores, shape = made[graph.outputs[0]], graph.shapes[graph.outputs[0]]
+    for node in trunk.nodes:
+        node.inputs = [OUTPUT if name == scores else name for name in node.inputs]
+        node.output = OUTPUT if node.output == scores else node.output
+    trunk.shapes[OUTPUT] = trunk.shapes.pop(scores)
+    head = Graph({OUTPUT: _boxed(shape, boxes)}, [], [OUTPUT], {OUTPUT: _boxed(shape, boxes)})
+    return Ensemble(trunk, head, boxes)
+
+
 def _of_box(head: Graph, value: str, shape: Shape, box: int, boxes: int) -> str:
     """The part of a boxed `value` that belongs to `box`."""
     if boxes == 1:

@@ -45,12 +45,16 @@ _ROOM = 1 << 26
 _MISFITS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError)
 
 
-def read_onnx(path: Path, shapes: Mapping[str, Shape] | None = None) -> Graph:
+# Of inputs by their names; or of the first.
+Shapes = Mapping[str, Shape] | Shape
+
+
+def read_onnx(path: Path, shapes: Shapes | None = None) -> Graph:
     """The network of an ONNX file of opset 11 to 23. Inputs and outputs keep their names.
 
     Args:
         shapes: of inputs without the batch, where the file leaves them open:
-            `{"x": (1, 96, 96, 96)}`.
+            `{"x": (1, 96, 96, 96)}`; or of the first input alone, `(1, 96, 96, 96)`.
 
     Raises:
         MissingExtraError: onnx is not installed.
@@ -63,7 +67,7 @@ def read_onnx(path: Path, shapes: Mapping[str, Shape] | None = None) -> Graph:
         raise damaged(path, f"a text that is none: {error}") from None
 
 
-def _read(path: Path, shapes: Mapping[str, Shape]) -> Graph:
+def _read(path: Path, shapes: Shapes) -> Graph:
     model = open_model(path)
     found = _Reading(path, model, shapes, {})
     if found.problems:
@@ -84,14 +88,12 @@ class _Reading(Builder):
     what is behind a node that cannot be.
     """
 
-    def __init__(
-        self, path: Path, model: Any, shapes: Mapping[str, Shape], known: Mapping[str, Shape]
-    ) -> None:
+    def __init__(self, path: Path, model: Any, shapes: Shapes, known: Mapping[str, Shape]) -> None:
         self.path, self.opset = path, opset_of(model)
         self.weights = Weights(path, model)
         self.room = _ROOM + 8 * self.weights.numbers
         outputs = [item.name for item in ends(path, model.graph.output, "outputs")]
-        found, batch = self._inputs(model, dict(shapes))
+        found, batch = self._inputs(model, shapes)
         turned = [n for n, shape in found.items() if self._turned_at_once(model, n, shape)]
         super().__init__(found, batch, turned, outputs)
         self.problems: list[str] = []
@@ -108,12 +110,14 @@ class _Reading(Builder):
 
     # --- inputs and outputs ---
 
-    def _inputs(self, model: Any, shapes: dict[str, Shape]) -> tuple[dict[str, Shape], int]:
+    def _inputs(self, model: Any, given: Shapes) -> tuple[dict[str, Shape], int]:
         """Shapes without the batch of the inputs, and the samples of the batch."""
         found: dict[str, Shape] = {}
         batches: set[int] = set()
         problems: list[str] = []
         items = [item for item in model.graph.input if item.name not in self.weights]
+        named = {item.name: given for item in items[:1]} if isinstance(given, tuple) else given
+        shapes = dict(named)
         for item in ends(self.path, items, "inputs"):
             dims: list[int | None] = [
                 d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None

@@ -144,7 +144,7 @@ def _view(m: Manifest) -> dict[str, Any]:
         ],
         "boxes": usual_boxes(m),
         "engines": [
-            (f"{e.engine} {e.precision}", e.file, describe_file(e, m.unit))
+            (f"{e.engine} {e.precision}", e.file, describe_file(e, m.compared_in))
             for e in m.engines
             if e.part == "whole"
         ],

@@ -43,10 +43,15 @@ def _of_network(m: Manifest) -> dict[str, str | None]:
     what = m.table.target + (f" in {m.unit}" if m.unit else "")
     sd = ", with its standard deviation" if m.answers_sd else ""
     return {
-        "target": f"{m.table.target}: {', '.join(m.classes)}" if m.classes else what,
+        "target": f"{m.table.target}: {', '.join(m.classes or m.labels)}"
+        if m.classes or m.labels
+        else what,
         "target_column": m.table.target,
         "output": f"probabilities of {', '.join(m.classes)}; the most probable one is named"
         if m.classes
+        else "a label for every voxel of the scan, the one of the largest score, and each label's "
+        "volume in ml"
+        if m.labels
         else f"a number, {what}{sd}",
         "network": f"{_kind(source.network)}, fusion "
         f"{source.network.get('fusion', 'unknown')}, {source.parameters:,} parameters",

@@ -47,6 +47,8 @@ def describe(folder: Path) -> Description:
             "output",
             f"probabilities of {', '.join(m.classes)}"
             if m.classes
+            else f"for every voxel one of {', '.join(m.labels)}"
+            if m.labels
             else " in ".join(filter(None, (m.table.target, m.unit))),
         ),
         ("network", ", ".join(f"{k} {v}" for k, v in source.network.items())),
@@ -84,7 +86,7 @@ def describe(folder: Path) -> Description:
     sections["table"] = columns
     sections["how sure it is"] = [*inspected(m)]
     sections["engines (every file's SHA-256 is right)"] = [
-        (f"{e.engine} {e.precision} {e.part}", f"{e.file}, {describe_file(e, m.unit)}")
+        (f"{e.engine} {e.precision} {e.part}", f"{e.file}, {describe_file(e, m.compared_in)}")
         for e in m.engines
     ]
     return Description(artifact.label, m.model_dump(mode="json"), sections)

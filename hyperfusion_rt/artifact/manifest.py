@@ -40,11 +40,11 @@ from hyperfusion_rt.data.scan_check import Reference
 from hyperfusion_rt.errors import ArtifactError
 from hyperfusion_rt.files import sha256, write_text
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 # Version 3 had no `scan_reference`, and every scan's background was what is exactly 0. Those to
 # 4 knew two tasks, `ad` and `brain-age`, one channel, and no target but ages and classes. Those to
 # 5 knew no standard deviations, those to 6 no `table.map`, those to 7 nothing of the training's
-# people and table but hashes of the cases, and no card.
+# people and table but hashes of the cases, and no card, those to 8 no segmentations.
 OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 Part = Literal["whole", "trunk", "head", "source", "log"]
@@ -54,9 +54,10 @@ class Comparison(Frozen):
     """What was compared at export, at every batch size.
 
     `largest_difference`: of the members' raw outputs, relative to their scale; at most `tolerance`.
-    `drift`: of the result (probability, or a number in the target's unit); at most
-    `drift_tolerance`. `by`: what ran: the engine itself, or in its place (where there is no GPU)
-    ONNX Runtime with the same graph, or the graph with emulated rounding.
+    `drift`: of the result (probability, or a number in the target's unit; of a segmentation the
+    part of the voxels that get another label); at most `drift_tolerance`. `by`: what ran: the
+    engine itself, or in its place (where there is no GPU) ONNX Runtime with the same graph, or the
+    graph with emulated rounding.
     """
 
     by: Literal["engine", "ONNX Runtime, same graph", "emulated"] = "engine"
@@ -97,7 +98,8 @@ class EngineFile(Frozen):
     """One file that one engine executes: all members and boxes, or a part of that.
 
     `whole`: `image [B, N·C, D, H, W], tabular [B, ΣT] → output [B, C], members [B, M·N·C]`, N boxes
-    and M members. `trunk`: `image →` features; `head`: features, tabular → output, members. Of
+    and M members; of a segmentation `output [B, N·L, D, H, W]`, a score for each of L labels.
+    `trunk`: `image →` features; `head`: features, tabular → output, members. Of
     TensorRT also `source`, the ONNX file that it was built from and can be built from again, and
     `log`, what the builder said.
     """
@@ -143,6 +145,8 @@ class Manifest(Frozen):
     """The content of `manifest.json`. `members` holds one fitted tabular encoder each.
 
     `unit`: of the answer: `probability`, or that of the target ("" where it has none).
+    `labels`: of a segmentation, the first is the background; its answer is each other label's
+    volume in ml.
     `answers_sd`: whether members answer `[2]`, a number and its standard deviation; `output` is
     then the mean of each, and what both are together `rules.mixture` says of `members`.
     `target_spread`: the standard deviation of a target that is a number, in the training part.
@@ -155,8 +159,9 @@ class Manifest(Frozen):
 
     format_version: int
     name: str
-    task: Task
+    task: Task | Literal["segmentation"]
     classes: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     unit: str
     answers_sd: bool = False
     target_spread: float | None = None
@@ -184,6 +189,11 @@ class Manifest(Frozen):
             if given["task"] == "regression" and isinstance(given.get("table"), dict):
                 given["table"] = {**given["table"], "unit": given.get("unit", "")}
         return given
+
+    @property
+    def compared_in(self) -> str:
+        """In what `Comparison.drift` is."""
+        return "of the voxels" if self.labels else self.unit
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -175,7 +175,8 @@ def _say(result: Result, out: Path, page: Path | None) -> None:
     for line in result.remarks:
         print(line)
     print(f"in the table: {in_words(counts)}")
-    print(f"written: {out}" + (f", {page}" if page else ""))
+    written = [out, page, result.label_maps]
+    print(f"written: {', '.join(str(path) for path in written if path)}")
 
 
 def _show_warnings(result: Result) -> None:

@@ -291,7 +291,7 @@ def import_network(
             {"artifact": str(artifact.folder), **content, "notes": list(artifact.notes)}
         )
         return
-    unit = artifact.manifest.unit
+    unit = artifact.manifest.compared_in
     rows = [[entry.file, describe_file(entry, unit)] for entry in artifact.manifest.engines]
     terminal.table(f"{artifact.folder}: compared with float64", ["file", "what it is"], rows)
     print(f"Next: hfrt infer scans/ --artifact {artifact.folder}")

@@ -224,10 +224,13 @@ def _cell(cells: Mapping[str, str], name: str, default: str) -> str:
     return next((cell for other, cell in cells.items() if plain(other) == plain(name)), default)
 
 
-def participants(bids_dir: Path, table: Table) -> list[str]:
-    """The ids, without `sub-`, of all that have a folder in the dataset or a row; sorted."""
+def participants(bids_dir: Path, table: Table | None) -> list[str]:
+    """The ids, without `sub-`, of all that have a folder in the dataset or a row, where there is a
+    table; sorted.
+    """
     skip = not_searched(bids_dir)
     folders = [path for path in subject_folders(bids_dir) if not skip(path, True)]
-    rows = [row.subject for row in table.rows]
-    left_out = [problem.subject for problem in table.problems if not is_missing(problem.subject)]
+    rows = [row.subject for row in table.rows] if table else []
+    problems = table.problems if table else ()
+    left_out = [problem.subject for problem in problems if not is_missing(problem.subject)]
     return sorted({*(normalise_id(path.name) for path in folders), *rows, *left_out})

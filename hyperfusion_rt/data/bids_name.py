@@ -38,3 +38,8 @@ def entities_of(file: Path) -> dict[str, str] | None:
 def suffix_of(file: Path) -> str:
     """The suffix in lower case, `t1w` say; empty where there is none."""
     return (entities_of(file) or {}).get(SUFFIX, "").lower()
+
+
+def label_of(text: str) -> str:
+    """What of an id may stand in a BIDS label: letters and digits."""
+    return "".join(c for c in text if c.isascii() and (c.isalnum() or c == "+"))

@@ -146,6 +146,8 @@ CODE = (
     "runtime.prediction",
     "runtime.predictor",
     "runtime.scan_features",
+    "runtime.segmentation",
+    "runtime.space",
     "runtime.verdict",
     "yaml_text",
 )

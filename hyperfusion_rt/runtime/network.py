@@ -107,6 +107,17 @@ class Network:
             spread(members, bool(manifest.classes), top),
         )
 
+    def scores(self, found: dict[str, Floats], index: int) -> Floats:
+        """`[N·L, D, H, W]`: what a network that segments found of one case of a batch.
+
+        Raises:
+            EngineError: it is not finite.
+        """
+        scores: Floats = found["output"][index]
+        if not np.isfinite(scores).all():
+            raise not_finite()
+        return scores
+
     def values(
         self, found: dict[str, Floats]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
@@ -134,11 +145,16 @@ def finite_output(found: dict[str, Floats]) -> NDArray[np.float64]:
     """
     values = found["output"].astype(np.float64)
     if not (np.isfinite(values).all() and np.isfinite(found["members"]).all()):
-        raise EngineError(
-            "the network's output is not finite; are the inputs plausible?",
-            code="engine-output-not-finite",
-        )
+        raise not_finite()
     return values
+
+
+def not_finite() -> EngineError:
+    """That an output is NaN or infinite."""
+    return EngineError(
+        "the network's output is not finite; are the inputs plausible?",
+        code="engine-output-not-finite",
+    )
 
 
 def repeated(features: Features, count: int) -> Features:

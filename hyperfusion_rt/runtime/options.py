@@ -183,6 +183,11 @@ class CohortOptions(PredictOptions):
     derivative: Path | None = Field(
         None, description="Also write a BIDS derivatives dataset into this folder."
     )
+    label_maps: Path | None = Field(
+        None,
+        description="Of a network that segments: the folder of each scan's labels; default: "
+        "NAME_labels beside the table NAME.csv, or the derivatives dataset.",
+    )
     id_column: str | None = Field(None, description="The column of subjects.")
     duplicates: Duplicates = Field("refuse", description="Several rows of one subject and session.")
     unmatched_scans: Unmatched = Field("list", description="Scans without a row.")

@@ -34,12 +34,13 @@ from hyperfusion_rt.runtime.explain.what_if import what_if
 from hyperfusion_rt.runtime.feature_cache import FeatureCache
 from hyperfusion_rt.runtime.gather import gather
 from hyperfusion_rt.runtime.identity import identity
-from hyperfusion_rt.runtime.network import Network
+from hyperfusion_rt.runtime.network import Answer, Network
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.pipeline import Budget, Stream, Usage
 from hyperfusion_rt.runtime.pipeline import run as run_pipeline
 from hyperfusion_rt.runtime.prediction import Prediction, Seconds, by_case, cohort_problems
 from hyperfusion_rt.runtime.scan_features import ScanFeatures
+from hyperfusion_rt.runtime.segmentation import LabelMaps, Segmentation, refuse_labels
 from hyperfusion_rt.runtime.verdict import Prepared, Verdict
 
 PathLike = str | os.PathLike[str]
@@ -50,13 +51,25 @@ _SMALL = 16 * 2**20
 
 
 class Predictor:
-    """An opened artifact with its engine loaded once; see `load`."""
+    """An opened artifact with its engine loaded once; see `load`.
 
-    def __init__(self, artifact: Artifact, options: PredictOptions | None = None) -> None:
+    Args:
+        label_maps: where labels are written of a network that segments; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        options: PredictOptions | None = None,
+        label_maps: LabelMaps | None = None,
+    ) -> None:
         self.artifact = artifact
         self.options = options or PredictOptions()
         self.threads = self.options.threads or usable_cores()
         cached = self.options.feature_cache is not None
+        self.label_maps = label_maps if self.manifest.labels else None
+        if cached:
+            refuse_labels(self.manifest, "`feature_cache` keeps what leads to")
         self.network = Network(artifact, self.options.engine, self.threads, split=cached)
         self.engine = self.network.engine
         self._reference = artifact.reference()
@@ -234,6 +247,7 @@ class Predictor:
         Raises:
             HyperFusionError: the scan or the row cannot be used, or the engine cannot be split.
         """
+        refuse_labels(self.manifest, "what is asked needs")
         self.network.parts()
         features = self._features.remembered(case.files)
         if features is None:
@@ -259,15 +273,6 @@ class Predictor:
         Raises:
             HyperFusionError: the scan, a cell, a column or a value cannot be used.
         """
-        images = [scan] if isinstance(scan, (str, os.PathLike)) else list(scan or ())
-        channels = [channel.name for channel in self.manifest.preprocessing.channels]
-        if len(images) != len(channels):
-            raise ConfigError(
-                f"the scan: {len(images)} files, and the model reads {len(channels)} "
-                f"({', '.join(channels)}); give one of each",
-                code="option-wrong",
-            )
-        first, *more = images
         if not isinstance(row, Mapping):
             raise TableError("the row: give a mapping of columns to cells", code="option-wrong")
         names = [column.name for column in self.manifest.members[0].columns]
@@ -277,9 +282,50 @@ class Predictor:
                 code="table-missing-column",
             )
         cells = {name: "" if row[name] is None else str(row[name]) for name in names}
-        name = Path(first).name
-        case = Case(name, None, Path(first), Row(name, None, 1, cells), (), tuple(map(Path, more)))
-        return what_if(self.question(case), vary)
+        return what_if(self.question(self._case(scan, cells)), vary)
+
+    def segment(self, scan: PathLike | Sequence[PathLike]) -> Segmentation:
+        """The labels of one scan, on its own grid; of a network that segments.
+
+            found = hyperfusion_rt.load("x.hfrt").segment("S1.nii.gz")
+            found.labels, found.names, found.volumes
+            found.write(Path("S1_dseg.nii.gz"), Path("S1.nii.gz"))
+
+        Args:
+            scan: a file, or one of each channel.
+
+        Raises:
+            HyperFusionError: the scan cannot be used, or the network answers a class or a number.
+        """
+        if not self.manifest.labels:
+            raise ConfigError(
+                f"{self.manifest.name}: answers {self.manifest.table.target}, and no label for "
+                "every voxel; use `predict`",
+                code="artifact-segments",
+            )
+        case = self._case(scan, {})
+        read, row = self.read(case)
+        assert read.images is not None
+        found = self.network.run(as_batch([read.images]), row[None])
+        return Segmentation.of(self.manifest, self.network.scores(found, 0), read)
+
+    def _case(self, scan: PathLike | Sequence[PathLike], cells: Mapping[str, str]) -> Case:
+        """A case of a scan, one file of each channel, with a row of these cells.
+
+        Raises:
+            ConfigError: the files are not one of each channel.
+        """
+        images = [scan] if isinstance(scan, (str, os.PathLike)) else list(scan or ())
+        channels = [channel.name for channel in self.manifest.preprocessing.channels]
+        if len(images) != len(channels):
+            raise ConfigError(
+                f"the scan: {len(images)} files, and the model reads {len(channels)} "
+                f"({', '.join(channels)}); give one of each",
+                code="option-wrong",
+            )
+        first, *more = map(Path, images)
+        row = Row(first.name, None, 1, dict(cells))
+        return Case(first.name, None, first, row, (), tuple(more))
 
     def _free_memory(self) -> int | None:
         """What `max_memory` leaves for scans, now that the engine is loaded.
@@ -313,6 +359,8 @@ class Predictor:
         memory = 0
         before = stamp_of(case.files)
         try:
+            if self.label_maps is not None:  # an older one must not stand beside another outcome
+                self.label_maps.path(case.subject, case.session).unlink(missing_ok=True)
             encoders = self.manifest.members
             tabular = [encoder.encode_row(case.row) for encoder in encoders]
             warnings = (*case.warnings, *encoders[0].warnings(case.row))
@@ -353,12 +401,24 @@ class Predictor:
         done = []
         for index, item in enumerate(inputs):
             try:
-                answer = self.network.answer(found, index)
+                answer, labels = self._answer(found, index, item)
                 distance = None if distances is None else float(distances[index])
                 done.append(self.verdict.predicted(item, answer, distance, seconds))
             except HyperFusionError as error:
                 done.append(self.verdict.failed(item.case, error, item.stamp))
+                continue
+            if labels is not None and self.label_maps is not None:
+                place = self.label_maps.path(item.case.subject, item.case.session)
+                labels.write(place, item.case.scan)  # a full disk ends the run: no case's fault
         return done
+
+    def _answer(
+        self, found: dict[str, Floats], index: int, item: Prepared
+    ) -> tuple[Answer, Segmentation | None]:
+        if not self.manifest.labels:
+            return self.network.answer(found, index), None
+        labels = Segmentation.of(self.manifest, self.network.scores(found, index), item.scan)
+        return Answer(labels.volumes, None, None), labels
 
     def _execute(
         self, inputs: Sequence[Prepared]

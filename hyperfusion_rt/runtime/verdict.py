@@ -148,7 +148,8 @@ class Verdict:
         return [text for text in odd if text]
 
     def _truth(self, case: Case) -> str | None:
-        return case.row.values.get(self.manifest.table.target)
+        # A cell cannot say where what lies.
+        return None if self.manifest.labels else case.row.values.get(self.manifest.table.target)
 
     def _seen(self, case: Case, content: Sequence[str] = ()) -> Seen:
         known = self.manifest.training_cases

@@ -16,6 +16,7 @@ from hyperfusion_rt.data.volumes import load_boxes
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.imported import import_network
 
+from . import rtx
 from .networks import as_onnx
 
 SHAPE = (20, 24, 20)
@@ -134,8 +135,8 @@ def test_orientations(scan, orientation, turned):
         ({}, "answers 4 numbers: say what they are"),
         ({"classes": ("a", "b")}, "`classes`: 2, but .* answers 4"),
         ({"bins": (1, 2, 3)}, "`bins`: 3 centres"),
-        ({"classes": ("a", "b"), "unit": "ml"}, "a class or a number"),
-        ({"classes": ("a", "a")}, "two different ones"),
+        ({"classes": ("a", "b"), "unit": "ml"}, "an answer is a class, labels"),
+        ({"classes": ("a", "a")}, "two or more, all different"),
         ({"bins": (1, 2), "output": "y"}, "`output` 'y'"),
         ({"bins": (1, 2), "orientation": "RAX"}, "`orientation`"),
         ({"bins": (1, 2), "box": "here"}, "`box` 'here'"),
@@ -152,7 +153,7 @@ def test_what_does_not_fit(tmp_path, fields, message):
 
 def test_an_output_that_is_a_volume(tmp_path):
     path = written(tmp_path / "x.onnx", nn.Conv3d(1, 2, 1))
-    with pytest.raises(HyperFusionError, match="this is a volume"):
+    with pytest.raises(HyperFusionError, match="a volume: say what its channels are"):
         import_network(path)
 
 
@@ -160,3 +161,85 @@ def test_a_network_with_a_table_asks_for_it(hfrt, cohort):
     status, _, said = hfrt(cohort, "infer", "scans")
     assert status != 0
     assert "give one with --tabular" in said
+
+
+RECIPE = """
+preprocessing:
+  spacing: 8
+  orientation: LPS
+  shape: [20, 24, 20]
+  normalisation: none
+  boxes:
+    - {name: middle, center: [-0.5, -17.5, 18.5]}
+  channels:
+    - {name: T1w, files: '*_T1w.nii.gz'}
+    - {name: FLAIR, files: '*_FLAIR.nii.gz', t1_weighted: false}
+"""
+
+
+def test_a_recipe_of_several_images(tmp_path, scan):
+    """Weights of the two images differ: which is which counts."""
+
+    class Weighted(nn.Module):
+        def forward(self, image):
+            return (image * torch.tensor([1.0, 10.0]).reshape(1, 2, 1, 1, 1)).mean((1, 2, 3, 4))
+
+    first = nib.load(scan)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    nib.save(first, scans / "sub-01_T1w.nii.gz")
+    nib.save(nib.Nifti1Image(2 * first.get_fdata(), first.affine), scans / "sub-01_FLAIR.nii.gz")
+    example = (torch.zeros(1, 2, *SHAPE),)
+    path = as_onnx(Weighted(), example, tmp_path / "x.onnx", input_names=["scans"])
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    made = import_network(path, recipe=tmp_path / "recipe.yaml", scan_checks="off").folder
+    (found,) = load(made, threads=1).predict(scans)
+    assert found.status == "ok", found.reason
+    inside = first.get_fdata()[4:24, 4:28, 4:24]
+    assert found.values[0] == pytest.approx((inside.mean() + 20 * inside.mean()) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "message"),
+    [
+        (("LPS", "LPX"), {}, "recipe.yaml: .*orientation"),
+        (("spacing: 8", "spacing: eight"), {}, "recipe.yaml: .*spacing"),
+        (("[20, 24, 20]", "[20, 24, 22]"), {}, "the input scan is"),
+        (("", ""), {"shape": (9, 9, 9)}, "`shape` .*leave one out"),
+        (("", ""), {"spacing": 2.0}, "`recipe` and `spacing`"),
+        (("", ""), {"box": "hippocampi"}, "`box` hippocampi"),
+        (("", ""), {}, "has \\[2, D, H, W\\]|the input scan is"),
+    ],
+)
+def test_a_recipe_that_does_not_fit(tmp_path, change, fields, message):
+    path = written(tmp_path / "x.onnx", network(nn.Linear(6, 1)))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace(*change))
+    with pytest.raises(HyperFusionError, match=message):
+        import_network(path, recipe=tmp_path / "recipe.yaml", **fields)
+
+
+def test_several_images_without_their_names(tmp_path):
+    path = as_onnx(nn.Conv3d(2, 1, SHAPE), (torch.zeros(1, 2, *SHAPE),), tmp_path / "x.onnx")
+    with pytest.raises(HyperFusionError, match=r"2 images of a case.* `channels` of a `recipe`"):
+        import_network(path)
+    with pytest.raises(HyperFusionError, match=r"none.yaml: no such file$"):
+        import_network(path, recipe=tmp_path / "none.yaml")
+
+
+@pytest.mark.skipif(not rtx.INSTALLED, reason="builds with TensorRT-RTX, which is not installed")
+@pytest.mark.parametrize(
+    ("last", "fields"),
+    [
+        ((nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 2)), {"classes": "no,yes"}),
+        ((nn.Upsample(scale_factor=2), nn.Conv3d(6, 2, 1)), {"segmentation": "rest,lesion"}),
+    ],
+)
+def test_tensorrt(tmp_path, last, fields):
+    """Built here without a GPU, and compared by the same graph."""
+    module = nn.Sequential(nn.Conv3d(1, 6, 3, 2, 1), nn.ReLU(), *last).eval()
+    path = written(tmp_path / "x.onnx", module)
+    made = import_network(path, precision="fp16", engines=("native", "trt-rtx"), **fields)
+    entry = made.manifest.engines[1]
+    assert (entry.engine, entry.precision) == ("trt-rtx", "fp16")
+    assert entry.build.narrow > 0
+    assert entry.comparison.drift <= entry.comparison.drift_tolerance

@@ -20,11 +20,12 @@ from typing import Any, Literal
 from hyperfusion_rt.artifact.manifest import Artifact, only_artifact
 from hyperfusion_rt.data.bids_dataset import participants, subject_folders
 from hyperfusion_rt.data.bids_filter import BidsFilter, read_filter
+from hyperfusion_rt.data.bids_name import label_of
 from hyperfusion_rt.data.cohort import Cohort, restrict
 from hyperfusion_rt.data.scan import Scan
 from hyperfusion_rt.data.scan_search import UNREADABLE, find_chosen, find_scans
 from hyperfusion_rt.data.table_columns import read_table_for
-from hyperfusion_rt.data.table_file import normalise_id, suggest
+from hyperfusion_rt.data.table_file import Table, normalise_id, suggest
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import describe_machine
@@ -38,7 +39,6 @@ from hyperfusion_rt.runtime.outputs.bids_derivative import (
     TABLE,
     below,
     check_labels,
-    label_of,
     one_each,
     open_derivative,
     write_derivative,
@@ -55,6 +55,7 @@ from hyperfusion_rt.runtime.prediction import (
     from_json,
 )
 from hyperfusion_rt.runtime.predictor import Predictor
+from hyperfusion_rt.runtime.segmentation import LabelMaps
 
 Level = Literal["participant", "group"]
 
@@ -118,23 +119,12 @@ def bids_app(
         HyperFusionError: nothing can be predicted, or nothing can be written.
     """
     options = options or BidsOptions()
-    # BIDS says how this column is called, whatever the table of the training had.
-    id_column = None if options.tabular else "participant_id"
-    tabular = options.tabular or bids_dir / "participants.tsv"
     if not (bids_dir.is_dir() and subject_folders(bids_dir)):
         raise ConfigError(
             f"{bids_dir}: is no BIDS dataset: there is no folder sub-* in it",
             code="bids-no-dataset",
         )
-    if not tabular.is_file():
-        raise ConfigError(
-            f"{tabular}: no such table; name the participants' table with `tabular`",
-            code="bids-no-dataset",
-        )
     participant_label, session_label = options.participant_label, options.session_label
-    folders = [Scan(path, normalise_id(path.name)) for path in subject_folders(bids_dir)]
-    table = read_table_for(folders, tabular, id_column=id_column)
-    known = participants(bids_dir, table)
     if level == "group":
         if participant_label or session_label:
             raise ConfigError(
@@ -142,8 +132,12 @@ def bids_app(
                 "`participant_label` and `session_label`",
                 code="option-conflict",
             )
+        known = participants(bids_dir, _table(bids_dir, options.tabular, needed=False))
         return _group(bids_dir, out, known, options.artifact)
     artifact = Artifact.open(options.artifact or only_artifact(Path()))
+    needed = bool(artifact.manifest.members[0].columns)
+    table = _table(bids_dir, options.tabular, needed=needed)
+    known = participants(bids_dir, table)
     open_derivative(out, artifact.manifest, bids_dir)
     check_labels({subject: {} for subject in known})
     subjects = _labelled(participant_label, known, f"`participant_label`: {bids_dir}")
@@ -152,9 +146,11 @@ def bids_app(
     source, why = options.source, "as asked for"
     if source is None:
         source, why = source_of(bids_dir, searched, artifact.manifest, choose)
-    predictor = Predictor(artifact, options.of_source(source))
+    maps = LabelMaps(out)
+    maps.open(artifact.manifest.labels)
+    predictor = Predictor(artifact, options.of_source(source), maps)
     reading = {**options.reading(), **predictor.rules}
-    cohort, problems = _cohort(predictor, searched, tabular, table.id_column, subjects)
+    cohort, problems = _cohort(predictor, searched, table, subjects)
     if session_label:
         cohort, problems = _with_sessions(cohort, problems, session_label, bids_dir)
     start = time.perf_counter()
@@ -181,15 +177,38 @@ def bids_app(
     return BidsResult(result, out, _missing(out, known), source=source)
 
 
+def _table(bids_dir: Path, given: Path | None, *, needed: bool) -> Table | None:
+    """The participants' table; None where there is none and none is needed.
+
+    Raises:
+        ConfigError: the one that is named or needed is not there.
+    """
+    path = given or bids_dir / "participants.tsv"
+    if not path.is_file():
+        if given is None and not needed:
+            return None
+        raise ConfigError(
+            f"{path}: no such table; name the participants' table with `tabular`",
+            code="bids-no-dataset",
+        )
+    folders = [Scan(path, normalise_id(path.name)) for path in subject_folders(bids_dir)]
+    # BIDS says how this column is called, whatever the table of the training had.
+    return read_table_for(folders, path, id_column=None if given else "participant_id")
+
+
 def _cohort(
     predictor: Predictor,
     folders: Sequence[Path],
-    tabular: Path,
-    id_column: str,
+    table: Table | None,
     subjects: Sequence[str],
 ) -> tuple[Cohort, list[Prediction]]:
     """The participants' cases, and what of them cannot be predicted."""
-    cohort = restrict(predictor.gather(folders, tabular, id_column=id_column), subjects)
+    found = (
+        predictor.gather(folders, None)
+        if table is None
+        else predictor.gather(folders, table.path, id_column=table.id_column)
+    )
+    cohort = restrict(found, subjects)
     # `restrict` reports whom it finds nowhere; here these are participants with other data only.
     nothing = [problem for problem in cohort.problems if problem.source == "list"]
     cohort = replace(cohort, problems=[p for p in cohort.problems if p.source != "list"])

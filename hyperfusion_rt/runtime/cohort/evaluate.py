@@ -41,6 +41,7 @@ from hyperfusion_rt.runtime.outputs.evaluation_page import evaluation_page
 from hyperfusion_rt.runtime.outputs.table import record
 from hyperfusion_rt.runtime.prediction import Prediction, by_case, cohort_problems
 from hyperfusion_rt.runtime.predictor import Predictor
+from hyperfusion_rt.runtime.segmentation import refuse_labels
 
 OnCase = Callable[[int, int], None]
 FILES = ("evaluation.json", "cases.csv", "evaluation.html")
@@ -72,7 +73,9 @@ def evaluate(
     options = options or EvaluateOptions()
     started = time.time()
     check_folder(options.out, [tabular, *scans], artifact, FILES)
-    predictor = Predictor(Artifact.open(artifact), options)
+    opened = Artifact.open(artifact)
+    refuse_labels(opened.manifest, "figures need")
+    predictor = Predictor(opened, options)
     table_sha256 = sha256(tabular) if tabular.is_file() else ""
     cohort = predictor.gather(
         scans, tabular, id_column=options.id_column, on_duplicate=options.duplicates

@@ -18,17 +18,23 @@ from hyperfusion_rt.runtime.cohort.explain import explain_image
 from hyperfusion_rt.runtime.cohort.failures import mark_known
 from hyperfusion_rt.runtime.cohort.journal import Ending, Journal, journal_path
 from hyperfusion_rt.runtime.cohort.log import RunLog
+from hyperfusion_rt.runtime.cohort.places import check_folder
 from hyperfusion_rt.runtime.cohort.record import Outputs, Result
 from hyperfusion_rt.runtime.cohort.shards import shard_of, shard_path
 from hyperfusion_rt.runtime.cohort.subjects import Answers, Explain, SubjectReader
 from hyperfusion_rt.runtime.explain.shapley import shapley
 from hyperfusion_rt.runtime.explain.what_if import Curves
 from hyperfusion_rt.runtime.options import CohortOptions, Shard
-from hyperfusion_rt.runtime.outputs.bids_derivative import open_derivative, write_derivative
+from hyperfusion_rt.runtime.outputs.bids_derivative import (
+    check_labels,
+    open_derivative,
+    write_derivative,
+)
 from hyperfusion_rt.runtime.outputs.table import summarise
 from hyperfusion_rt.runtime.pipeline import Stream, Usage
 from hyperfusion_rt.runtime.prediction import Prediction, by_case, cohort_problems
 from hyperfusion_rt.runtime.predictor import Predictor
+from hyperfusion_rt.runtime.segmentation import LabelMaps
 
 OnCase = Callable[[int, int], None]
 # Rows that the report's Shapley values are measured against.
@@ -65,10 +71,14 @@ def infer(
         options.log_file,
         options.report_subjects,
     )
-    outputs.check([*filter(None, [tabular]), *scans], artifact.folder)
+    inputs = [*filter(None, [tabular]), *scans]
+    outputs.check(inputs, artifact.folder)
     derivative = Derivative.of(options.derivative, scans)
+    maps = label_maps_of(artifact.manifest, options)
+    if maps is not None:
+        check_folder(maps.folder, inputs, artifact.folder, name="label_maps")
     with RunLog(options.log_file) as log:
-        predictor = Predictor(artifact, options)
+        predictor = Predictor(artifact, options, maps)
         reading = {**options.reading(), **predictor.rules}
         # What is no file (a pipe) can be read once only.
         table_sha256 = sha256(tabular) if tabular is not None and tabular.is_file() else ""
@@ -79,6 +89,12 @@ def infer(
         _refuse_unmatched(cohort, options)
         if derivative is not None:
             derivative.open(predictor.manifest)
+        if maps is not None:
+            sessions: dict[str, dict[str | None, Case]] = {}
+            for case in cohort.cases:
+                sessions.setdefault(case.subject, {})[case.session] = case
+            check_labels(sessions)
+            maps.open(artifact.manifest.labels)
         manifest = predictor.manifest
         reader = SubjectReader(
             manifest,
@@ -145,7 +161,10 @@ def _predict(
     Args:
         problems: what could not be joined.
     """
+    maps = predictor.label_maps
     known = [journal.known(case, failures=not options.retry_failed) for case in cohort.cases]
+    if maps is not None:  # a prediction whose label map is gone is made again
+        known = [item if item is None or maps.has(item) else None for item in known]
     before = [item for item in known if item is not None]
     todo = [case for case, item in zip(cohort.cases, known, strict=True) if item is None]
     older = frozenset((item.subject, item.session) for item in before if item.status == "ok")
@@ -187,7 +206,27 @@ def _predict(
         predictor.artifact,
         options.artifact is None,
         older,
+        None if maps is None else maps.folder,
     )
+
+
+def label_maps_of(manifest: Manifest, options: CohortOptions) -> LabelMaps | None:
+    """Where label maps are written; None of a network that does not segment.
+
+    Raises:
+        ConfigError: it does not, and they are asked for.
+    """
+    given = options.label_maps
+    if manifest.labels:
+        beside = options.out.with_name(f"{options.out.stem}_labels")
+        return LabelMaps(given or options.derivative or beside)
+    if given is not None:
+        raise ConfigError(
+            f"`label_maps` {given}: {manifest.name} answers {manifest.table.target}, and no label "
+            "for every voxel; leave it out",
+            code="artifact-segments",
+        )
+    return None
 
 
 def _explain(predictor: Predictor, options: CohortOptions) -> Explain | None:

@@ -29,21 +29,26 @@ def check_file(name: str, path: Path, inputs: Sequence[Path], artifact: Path) ->
 
 
 def check_folder(
-    out: Path, inputs: Sequence[Path], artifact: Path, files: Collection[str] = ()
+    out: Path,
+    inputs: Sequence[Path],
+    artifact: Path,
+    files: Collection[str] = (),
+    name: str = "out",
 ) -> None:
-    """Of the folder `out`, into which `files` are written; nothing of it is left.
+    """Of the folder that the option `name` gives, into which `files` are written; nothing of it is
+    left.
 
     Raises:
-        ConfigError: `out` is a file, lies in the artifact, or would replace what is read.
+        ConfigError: it is a file, lies in the artifact, or would replace what is read.
         HyperFusionError: the folder cannot be made or written.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"`out` {out}: is no folder; name another", code="output-wrong-name")
+        raise ConfigError(f"`{name}` {out}: is no folder; name another", code="output-wrong-name")
     taken = {path.resolve() for path in inputs}
     place = out.resolve()
-    if artifact.resolve() in (place, *place.parents) or taken & {place / name for name in files}:
+    if artifact.resolve() in (place, *place.parents) or taken & {place / file for file in files}:
         raise ConfigError(
-            f"`out` {out}: would write over what is read; choose another folder",
+            f"`{name}` {out}: would write over what is read; choose another folder",
             code="output-wrong-name",
         )
     try:
@@ -55,6 +60,6 @@ def check_folder(
             folder.rmdir()
     except OSError as error:
         raise HyperFusionError(
-            f"`out` {out}: cannot be written: {error.strerror or error}; name another folder",
+            f"`{name}` {out}: cannot be written: {error.strerror or error}; name another folder",
             code="output-cannot-be-written",
         ) from None

@@ -14,13 +14,16 @@ import logging
 import signal
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
-from hyperfusion_rt.runtime.predictor import Predictor, load
+from hyperfusion_rt.runtime.predictor import Predictor
+from hyperfusion_rt.runtime.segmentation import LabelMaps
 
 # Cases that an actor gets at a time: enough to overlap decoding with the engine.
 _BLOCK = 8
@@ -29,8 +32,8 @@ _BLOCK = 8
 class _Actor:
     """Holds a predictor; see `ray.data.Dataset.map_batches`."""
 
-    def __init__(self, path: str, options: PredictOptions) -> None:
-        self._predictor = load(path, options)
+    def __init__(self, path: Path, options: PredictOptions, maps: LabelMaps | None) -> None:
+        self._predictor = Predictor(Artifact.open(path), options, maps)
         self._isa = self._predictor.identity()["instruction_sets"]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -76,6 +79,7 @@ def stream(
     blocks = -(-len(cases) // _BLOCK)
     actors = min(workers or max(1, cores // threads), blocks)
     path, cache = predictor.artifact.folder.resolve(), predictor.options.feature_cache
+    maps = predictor.label_maps
     # What `auto` chose here is what all of them take.
     options = PredictOptions.model_validate(
         {
@@ -91,7 +95,7 @@ def stream(
     data = ray.data.from_items(placed, override_num_blocks=blocks)
     made = data.map_batches(
         _Actor,
-        fn_constructor_args=(str(path), options),
+        fn_constructor_args=(path, options, maps and LabelMaps(maps.folder.resolve())),
         batch_size=_BLOCK,
         batch_format="numpy",
         num_cpus=threads,

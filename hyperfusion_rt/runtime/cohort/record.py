@@ -38,7 +38,8 @@ class Result:
     `taken_over`: how many predictions are of an earlier run. `ending`: `finished`; `stopped` by
     `max_errors`; `interrupted`. `joined`: which columns were taken for what, how many scans have a
     row. `artifact`: that was used; `by_default`: the only one that was there, and not named.
-    `older`: subjects and sessions that an earlier run had predicted.
+    `older`: subjects and sessions that an earlier run had predicted. `label_maps`: the folder that
+    has them.
     """
 
     manifest: Manifest
@@ -53,6 +54,7 @@ class Result:
     artifact: Artifact | None = None
     by_default: bool = False
     older: frozenset[tuple[str, str | None]] = frozenset()
+    label_maps: Path | None = None
 
     @property
     def failed(self) -> list[Prediction]:
@@ -96,6 +98,7 @@ class Result:
             "taken_over": self.taken_over,
             "summary": self.summary,
             "usage": self.usage.as_dict(),
+            **({} if self.label_maps is None else {"label_maps": str(self.label_maps)}),
             **truth,
             "predictions": rows,
         }

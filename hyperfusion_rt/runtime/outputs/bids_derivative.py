@@ -23,6 +23,7 @@ from urllib.parse import quote
 import hyperfusion_rt
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.data.bids_dataset import DESCRIPTION
+from hyperfusion_rt.data.bids_name import label_of
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.outputs.table import TRUTH, columns_of, record
@@ -79,11 +80,13 @@ def write_derivative(
     _write_table(out / TABLE, rows, about, _columns(manifest, predictions))
     # Last: should writing fail, nothing is lost.
     labels = {label_of(subject) for subject in sessions if subject}
-    for old in sorted(out.glob("sub-*/sub-*_sessions.*")):
-        if old.parent.name[4:] not in labels:
-            old.unlink()
-            if not any(old.parent.iterdir()):
-                old.parent.rmdir()
+    for folder in sorted(out.glob("sub-*")):
+        if folder.name[4:] not in labels:
+            for old in (*folder.glob("sub-*_sessions.*"), *folder.rglob("sub-*_dseg.nii.gz")):
+                old.unlink()
+            for empty in sorted((folder, *folder.rglob("*/")), reverse=True):
+                if empty.is_dir() and not any(empty.iterdir()):
+                    empty.rmdir()
 
 
 def below(scan: Path, dataset: Path) -> Path | None:
@@ -181,8 +184,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _readme(manifest: Manifest) -> str:
-    what = " / ".join(manifest.classes) or " in ".join(
+    what = " / ".join(manifest.classes or manifest.labels) or " in ".join(
         filter(None, (manifest.table.target, manifest.unit))
+    )
+    maps = (
+        "- `sub-*/**/anat/*_dseg.nii.gz`: the label of every voxel, on the scan's own grid; "
+        "`dseg.tsv` names them.\n"
+        if manifest.labels
+        else ""
     )
     return (
         f"# {manifest.name}: predictions\n\n"
@@ -192,7 +201,7 @@ def _readme(manifest: Manifest) -> str:
         "none. The `.json` beside each table describes its columns.\n"
         "- `participants.tsv`: how many sessions of each participant were predicted.\n"
         f"- `{TABLE}`: all rows in one table; `{REPORT}`: to look at.\n"
-        f"- `{RECORDS}/`: what the group level collects.\n"
+        f"{maps}- `{RECORDS}/`: what the group level collects.\n"
     )
 
 
@@ -314,11 +323,6 @@ def one_each(predictions: Iterable[Prediction]) -> Sessions:
             best = replace(group[0], reason="; ".join(reasons))
         sessions.setdefault(subject, {})[session] = best
     return sessions
-
-
-def label_of(text: str) -> str:
-    """What of an id may stand in a BIDS label: letters and digits."""
-    return "".join(c for c in text if c.isascii() and (c.isalnum() or c == "+"))
 
 
 def check_labels(sessions: Mapping[str, Mapping[str | None, Any]]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hyperfusion_rt.artifact.manifest import Manifest
+from hyperfusion_rt.config import SD
 from hyperfusion_rt.number_text import number
 from hyperfusion_rt.runtime.outputs.subject_view import (
     Flag,
@@ -151,7 +152,9 @@ def _columns(manifest: Manifest, rows: Sequence[CaseRow]) -> tuple[CaseColumn, .
                 CaseColumn("values", " / ".join(manifest.classes), sorts=False),
             ]
         else:
-            found.append(CaseColumn("answer", value_columns(manifest)[0].name, number=True))
+            names = [column.name for column in value_columns(manifest) if column.name != SD]
+            one = len(names) == 1
+            found.append(CaseColumn("answer", " / ".join(names), number=one, sorts=one))
     if any(row.certain for row in rows):
         level = next(
             (s.level for item in every if (s := item.certainty) is not None and s.level), None

@@ -13,6 +13,7 @@ import numpy as np
 from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.errors import CODES
 from hyperfusion_rt.metrics.words import headline
+from hyperfusion_rt.number_text import number
 from hyperfusion_rt.runtime.evaluation import Agreement, seen_text, truths_of
 from hyperfusion_rt.runtime.outputs.cases import cases
 from hyperfusion_rt.runtime.outputs.chart import Axis, Chart, Charts, Confusion
@@ -129,7 +130,8 @@ def _counts(
 
 
 def _distribution(page: Page, manifest: Manifest, predictions: Sequence[Prediction]) -> None:
-    """How many of each class, or a histogram of the numbers; beside them the truth."""
+    """How many of each class, or a histogram of the numbers; beside them the truth. Of labels how
+    large they are."""
     good = [item for item in predictions if item.values]
     if not good:
         return
@@ -148,6 +150,18 @@ def _distribution(page: Page, manifest: Manifest, predictions: Sequence[Predicti
                     for name in manifest.classes
                 ),
             )
+        )
+        return
+    if manifest.labels:
+        page.heading("Volumes of the labels")
+        page.table(
+            ["label", f"median ({manifest.unit})", "least", "largest"],
+            [
+                (name, *(number(f(volumes)) for f in (statistics.median, min, max)))
+                for name, *volumes in zip(
+                    manifest.labels[1:], *(item.values for item in good), strict=True
+                )
+            ],
         )
         return
     page.heading(f"Predicted {target}")

@@ -96,12 +96,13 @@ def candidates(values: Iterable[float]) -> list[int]:
 def answer_text(classes: tuple[str, ...], unit: str, prediction: Prediction) -> str:
     """`AD`, or `CN or MCI (close)` where the largest probabilities differ by no more than 0.05.
 
-    A number with its unit; empty without a prediction.
+    A number, or several, with the unit; empty without a prediction.
     """
     if not prediction.values:
         return ""
     if not classes:
-        return f"{prediction.values[0]:.4g} {unit}".rstrip()
+        numbers = " / ".join(f"{value:.4g}" for value in prediction.values)
+        return f"{numbers} {unit}".rstrip()
     names = [classes[c] for c in candidates(prediction.values)]
     if len(names) == 1:
         return names[0]

@@ -55,7 +55,7 @@ class Drawn:
 
     @cached_property
     def answer(self) -> str:
-        """The class (or the close ones), or the number with its unit."""
+        """The class (or the close ones), or the number with its unit; of labels their volumes."""
         return answer_text(self.manifest.classes, self._unit, self.view.prediction)
 
     @property
@@ -88,6 +88,9 @@ class Drawn:
         """What else is known of the answer: (name, value)."""
         item, unit = self.view.prediction, self._unit
         found = []
+        if item.values:
+            for name, value in zip(self.manifest.labels[1:], item.values, strict=False):
+                found.append((name, f"{number(value)} {unit}"))
         if item.truth:
             found.append((f"{self.manifest.table.target} in the table", item.truth))
         if item.sd is not None:

@@ -105,7 +105,12 @@ def sd_column(unit: str) -> Column:
 
 
 def value_columns(manifest: Manifest) -> list[Column]:
-    """The columns of an answer: probabilities, or a number."""
+    """The columns of an answer: probabilities, a number, or the volumes of labels."""
+    if manifest.labels:
+        return [
+            Column(f"volume_{name}", "number", f"Volume of {name}, where the scan lies", "ml")
+            for name in manifest.labels[1:]
+        ]
     names = answer_columns(manifest.classes, manifest.table.target, manifest.unit)
     if not manifest.classes:
         meaning = f"Predicted {manifest.table.target}"
@@ -225,11 +230,11 @@ def columns_of(manifest: Manifest, predictions: Sequence[Prediction] = ()) -> li
 
 
 def label(manifest: Manifest, prediction: Prediction) -> str:
-    """The class of the highest probability, or the number as text; empty without a prediction."""
+    """The class of the highest probability, or numbers as text; empty without a prediction."""
     if not prediction.values:
         return ""
     if not manifest.classes:
-        return f"{prediction.values[0]:.4g}"
+        return " / ".join(f"{value:.4g}" for value in prediction.values)
     return manifest.classes[prediction.values.index(max(prediction.values))]
 
 
