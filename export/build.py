@@ -261,6 +261,8 @@ def _write_engine(
     for part in parts:
         if part == "trunk" and not ensemble.trunk.nodes:
             continue
+        if part != "whole" and not ensemble.head.nodes:
+            continue  # the trunk is all there is
         path = folder / f"{'model' if part == 'whole' else part}.onnx"
         write_onnx(ensemble, path, part=part)
         yield part, path

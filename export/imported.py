@@ -56,7 +56,7 @@ def import_network(path: Path, options: ImportOptions | None = None, **fields: A
         raise ConfigError(f"{out}: an artifact's name ends in .hfrt", code="export-place")
     check_place(out, force=options.force)
     recipe = recipe_of(options)
-    network = _image_network(path, options, recipe)
+    network = image_network(path, recipe, options.output)
     recipe = recipe.model_copy(update={"shape": network.graph.inputs[IMAGE][1:]})
     answering = answer(path, network.graph, options)
     note = _against_the_file(path, network)
@@ -67,7 +67,7 @@ def import_network(path: Path, options: ImportOptions | None = None, **fields: A
 
 
 @dataclass(frozen=True)
-class _Network:
+class ImageNetwork:
     """The graph of a file, `image → output`, and what the file calls them; `last`: which of these
     it has with the channels last."""
 
@@ -77,8 +77,14 @@ class _Network:
     last: frozenset[str]
 
 
-def _image_network(path: Path, options: ImportOptions, recipe: Preprocessing) -> _Network:
-    """What the file makes of an image; the recipe's shape counts unless it is `OPEN`."""
+def image_network(path: Path, recipe: Preprocessing, output: str | None = None) -> ImageNetwork:
+    """What an ONNX file makes of an image; the recipe's shape counts unless it is `OPEN`.
+
+    `output`: which of several, None: the first.
+
+    Raises:
+        HyperFusionError: the file cannot be read, or has another input or no such output.
+    """
     channels, shape = len(recipe.channels), recipe.shape
     graph = read_onnx(path, None if shape == OPEN else (channels, *shape))
     if len(graph.inputs) != 1:
@@ -96,7 +102,7 @@ def _image_network(path: Path, options: ImportOptions, recipe: Preprocessing) ->
             + ("; name the images as `channels` of a `recipe`" if len(found) == 4 else ""),
             code="import-input",
         )
-    wanted = options.output or graph.outputs[0]
+    wanted = output or graph.outputs[0]
     if wanted not in graph.outputs:
         raise ConfigError(
             f"`output` {wanted!r}: {path} has {', '.join(graph.outputs)}", code="option-wrong"
@@ -104,7 +110,7 @@ def _image_network(path: Path, options: ImportOptions, recipe: Preprocessing) ->
     last = frozenset(graph.last)
     graph = replace(graph, outputs=[wanted])
     graph.remove_dead()
-    return _Network(_renamed(graph, {name: IMAGE, wanted: OUTPUT}), name, wanted, last)
+    return ImageNetwork(_renamed(graph, {name: IMAGE, wanted: OUTPUT}), name, wanted, last)
 
 
 def _renamed(graph: Graph, names: dict[str, str]) -> Graph:
@@ -181,7 +187,7 @@ def _build(
         members=(TabularEncoder(columns=()),),
         combine="mean",
         engines=tuple(files),
-        provenance=_provenance(path, graph, ensemble),
+        provenance=_provenance(path, options.output, graph, ensemble),
     )
     try:
         stored = write_reference(
@@ -198,7 +204,7 @@ def _images(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _against_the_file(path: Path, network: _Network) -> str:
+def _against_the_file(path: Path, network: ImageNetwork) -> str:
     """Compare the graph with what ONNX Runtime makes of the file; says what was not compared."""
     try:
         import onnxruntime
@@ -230,7 +236,7 @@ def _against_the_file(path: Path, network: _Network) -> str:
     return ""
 
 
-def _provenance(path: Path, graph: Graph, ensemble: Ensemble) -> Provenance:
+def _provenance(path: Path, output: str | None, graph: Graph, ensemble: Ensemble) -> Provenance:
     from hyperfusion_rt.export.fuse.fuser import plan_ensemble
 
     trunk = plan_ensemble(ensemble).trunk
@@ -242,6 +248,7 @@ def _provenance(path: Path, graph: Graph, ensemble: Ensemble) -> Provenance:
             "fusion": "image",
             "file": path.name,
             "sha256": sha256(path),
+            **({} if output is None else {"output": output}),
         },
         parameters=sum(array.size for node in graph.nodes for array in node.arrays.values()),
         gflop=sum(op.gflop for op in trunk.ops),

@@ -54,7 +54,7 @@ def describe(folder: Path) -> Description:
         ("network", ", ".join(f"{k} {v}" for k, v in source.network.items())),
         ("size", f"{source.parameters:,} parameters, {source.gflop:.3g} GFLOP per box"),
         ("members", f"{len(m.members)}, combined by {m.combine}"),
-        ("run", f"{source.run}, exported {source.created}"),
+        ("run", f"{source.run or 'none: imported'}, exported {source.created}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in source.versions.items())),
         ("cases", ", ".join(f"{v} {k}" for k, v in source.cases.items()) or "unknown"),
         (
@@ -82,7 +82,7 @@ def describe(folder: Path) -> Description:
         text = f"{column.kind}{missing if column.missing_rate else ''}"
         columns.append((column.name, text + (f", or column {other.column!r}" if other else "")))
     imputer = f"iterative, {len(m.members[0].steps)} steps" if m.members[0].steps else "median"
-    columns.append(("gaps are filled by", imputer))
+    columns.append(("gaps are filled by", imputer) if columns else ("columns", "none"))
     sections["table"] = columns
     sections["how sure it is"] = [*inspected(m)]
     sections["engines (every file's SHA-256 is right)"] = [

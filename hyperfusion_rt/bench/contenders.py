@@ -15,11 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.artifact.plan import write_plan
 from hyperfusion_rt.export.build import folded, load_cases
 from hyperfusion_rt.export.compare import reference_outputs
 from hyperfusion_rt.export.fuse.fuser import plan
+from hyperfusion_rt.export.imported import image_network
+from hyperfusion_rt.export.ir.ensemble import IMAGE
+from hyperfusion_rt.export.ir.fold import fold
 from hyperfusion_rt.export.ir.graph import Graph
+from hyperfusion_rt.export.ir.graph import run as run_graph
 from hyperfusion_rt.export.ir.lower import lower
 from hyperfusion_rt.export.onnx_file.model import write_onnx
 from hyperfusion_rt.runtime.engines.choose import open_file
@@ -44,11 +49,12 @@ class Contender:
 class Subject:
     """What every contender computes: one member's network on one box of K cases.
 
-    `image [K, C, D, H, W]`, `rows [K, T]`, `exact [K, C]`: its outputs in float64. `scratch` has
-    the network as it was trained, and folded, as ONNX files.
+    `image [K, C, D, H, W]`, `rows [K, T]`, `exact [K, ...]`: its outputs in float64. `scratch` has
+    the network as it was trained, and folded, as ONNX files. `network`: None of an imported one,
+    whose code is not known.
     """
 
-    network: nn.Module
+    network: nn.Module | None
     graph: Graph
     image: Array
     rows: Array
@@ -66,6 +72,26 @@ class Subject:
         found = cls(network, graph, image, rows, reference_outputs(network, image, rows), scratch)
         write_onnx(lower(network, shapes), found.files[1])
         write_onnx(graph, found.files[0])
+        return found
+
+    @classmethod
+    def imported(cls, file: Path, artifact: Artifact, scratch: Path) -> Subject:
+        """Of the ONNX file that `artifact` was imported from; two cases of random numbers.
+
+        Raises:
+            HyperFusionError: the file cannot be read.
+        """
+        manifest = artifact.manifest
+        prep = manifest.preprocessing
+        read = image_network(file, prep, manifest.provenance.network.get("output"))
+        shape = (2, len(prep.channels), *prep.shape)
+        image = np.random.default_rng(0).standard_normal(shape, np.float32)
+        with torch.inference_mode():
+            (exact,) = run_graph(read.graph, {IMAGE: torch.from_numpy(image).double()})
+        rows = np.zeros((2, 0), np.float32)
+        found = cls(None, fold(read.graph), image, rows, exact.numpy(), scratch)
+        write_onnx(read.graph, found.files[1])
+        write_onnx(found.graph, found.files[0])
         return found
 
     @property
@@ -223,6 +249,12 @@ def contenders(
         "onnxruntime": Contender("fp32", faster(lambda path: open_onnxruntime(path, threads))),
         "openvino f32": Contender("fp32", vino("f32")),
         "openvino bf16": Contender("bf16", vino("bf16")),
-        "torch eager": Contender("fp32", partial(_torch_eager, subject.network)),
-        "torch.compile": Contender("fp32", partial(_torch_compile, subject.network)),
+        **(
+            {}
+            if subject.network is None
+            else {
+                "torch eager": Contender("fp32", partial(_torch_eager, subject.network)),
+                "torch.compile": Contender("fp32", partial(_torch_compile, subject.network)),
+            }
+        ),
     }

@@ -27,7 +27,7 @@ from hyperfusion_rt.data.cohort import Case
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.export import export_run
-from hyperfusion_rt.files import write_text
+from hyperfusion_rt.files import sha256, write_text
 from hyperfusion_rt.machine import describe_machine, usable_cores
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.runtime.options import PredictOptions
@@ -59,11 +59,12 @@ def bench(options: BenchOptions, on_step: OnStep | None = None) -> Benchmark:
             if on_step is not None:
                 on_step("exporting the preset with random weights")
             run = random_run(name, options.features, Path(scratch))
+            source: Run | Path = run
             artifact = export_run(run, Path(scratch) / f"{name}.hfrt")
         else:
             artifact = Artifact.open(options.artifact or only_artifact(Path()))
-            run = _run_of(artifact, options.run)
-        found = measure(run, artifact, options, _cases(artifact, options), on_step)
+            source = _source_of(artifact, options.run)
+        found = measure(source, artifact, options, _cases(artifact, options), on_step)
         found.artifact = "" if options.preset_name is not None else artifact.label
     out = options.out
     write_text(out.with_name(f"{out.name}.json"), json.dumps(found.as_dict(), indent=2) + "\n")
@@ -83,7 +84,27 @@ def random_run(preset_name: str, features: int | None, parent: Path, width: int 
     return run_from_state(state, config, encoder, parent, name=preset_name, source="random")
 
 
-def _run_of(artifact: Artifact, run: Path | None) -> Run:
+def _source_of(artifact: Artifact, run: Path | None) -> Run | Path:
+    """What the artifact was made of: its run, or the ONNX file that was imported.
+
+    Raises:
+        ConfigError: it is not there, or another.
+    """
+    network = artifact.manifest.provenance.network
+    if network.get("architecture") == "imported":
+        file = run or artifact.folder.resolve().parent / network["file"]
+        if not file.is_file():
+            raise ConfigError(
+                f"{file}: the ONNX file behind {artifact.folder} is not there, and every contender "
+                "needs it; name it with `run`",
+                code="bench-no-run",
+            )
+        if sha256(file) != network["sha256"]:
+            raise ConfigError(
+                f"{artifact.folder} was imported from another {network['file']} than {file}",
+                code="bench-no-run",
+            )
+        return file
     name = artifact.manifest.provenance.run
     folder = run or artifact.folder.resolve().parent / "runs" / name
     if not folder.exists():
@@ -106,15 +127,18 @@ def _cases(artifact: Artifact, options: BenchOptions) -> list[Case]:
     if options.preset_name is not None:
         return []
     root = artifact.folder.resolve().parent
-    scans, tabular = options.scans or root / "scans", options.tabular or root / "data.csv"
-    if not (scans.exists() and tabular.exists()):
+    scans = options.scans or root / "scans"
+    tabular = options.tabular
+    if artifact.manifest.members[0].columns:
+        tabular = tabular or root / "data.csv"
+    if not scans.exists() or (tabular is not None and not tabular.exists()):
         return []
     predictor = Predictor(artifact, PredictOptions(threads=options.threads))
     return predictor.gather(scans, tabular).cases[:_SCANS]
 
 
 def measure(
-    run: Run,
+    source: Run | Path,
     artifact: Artifact,
     options: BenchOptions,
     cases: Sequence[Case] = (),
@@ -122,7 +146,8 @@ def measure(
 ) -> Benchmark:
     """Time the artifact's engines and their peers on one box and member 0's network.
 
-    `cases`: scans with rows for the end-to-end time.
+    `source`: the run, or the ONNX file that was imported. `cases`: scans with rows for the
+    end-to-end time.
 
     Raises:
         HyperFusionError: the artifact, an engine or the run cannot be used.
@@ -133,7 +158,10 @@ def measure(
     try:
         predictor = Predictor(artifact, PredictOptions(threads=threads))
         with tempfile.TemporaryDirectory() as scratch:
-            subject = Subject.of(run, Path(scratch))
+            if isinstance(source, Run):
+                subject = Subject.of(source, Path(scratch))
+            else:
+                subject = Subject.imported(source, artifact, Path(scratch))
             found = _empty(artifact, subject, threads, options.rounds)
             engines = {entry.engine: entry.precision for entry in artifact.manifest.engines}
             for batch in options.batches:

@@ -13,7 +13,11 @@ class BenchOptions(Options):
     """What is timed, and how; see `hyperfusion_rt.bench.measure.bench`."""
 
     artifact: Path | None = Field(None, description="Default: the only *.hfrt here.")
-    run: Path | None = Field(None, description="Its run; default: by name in runs/.")
+    run: Path | None = Field(
+        None,
+        description="Its run, default: by name in runs/; or the ONNX file that was imported, "
+        "default: by name beside it.",
+    )
     preset_name: str | None = Field(
         None, description="Time this preset with random weights instead."
     )

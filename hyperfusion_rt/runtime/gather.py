@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hyperfusion_rt.artifact.manifest import Manifest
@@ -69,7 +70,7 @@ def gather(
     else:
         scans = find_cases([Path(path) for path in given], channels, choose)
     if table is None:
-        return join(scans, _of_scans(scans))
+        return replace(join(scans, _of_scans(scans)), notes=())
     path = Path(table)
     in_bids = path.name == "participants.tsv"
     # BIDS says how its columns are called, whatever the training's table had; what differs

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+from torch import nn
 
 from hyperfusion_rt.artifact.manifest import Artifact
 from hyperfusion_rt.bench.contenders import Subject, contenders
 from hyperfusion_rt.bench.measure import TOLERANCE, bench, measure
 from hyperfusion_rt.bench.options import BenchOptions
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
+from hyperfusion_rt.export.imported import import_network
+from hyperfusion_rt.export.ir.lower import lower
+from hyperfusion_rt.export.onnx_file.model import write_onnx
 
 
 def test_every_option_is_documented():
@@ -40,4 +44,30 @@ def test_no_contender_and_no_run(session_run, session_artifact, tmp_path):
     assert (error.value.code, error.value.parameter) == ("bench-no-contender", "only")
     with pytest.raises(ConfigError, match="name it with `run`") as error:
         bench(BenchOptions(artifact=session_artifact, run=tmp_path / "gone"))
+    assert error.value.code == "bench-no-run"
+
+
+@pytest.mark.parametrize("fields", [{"classes": "a,b,c"}, {"segmentation": "a,b,c"}])
+def test_an_imported_network_is_timed_without_a_run(tmp_path, fields):
+    layers = [nn.Conv3d(1, 3, 3, padding=1), nn.ReLU()]
+    if "classes" in fields:
+        layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten()]
+    path = tmp_path / "x.onnx"
+    write_onnx(lower(nn.Sequential(*layers).eval(), {"input": (1, 8, 9, 10)}), path)
+    made = import_network(path, scan_checks="off", engines=("native",), **fields).folder
+    options = BenchOptions(
+        artifact=made, batches=(2,), rounds=2, threads=1, out=tmp_path / "bench",
+        only=("hfrt native", "onnxruntime"),
+    )  # fmt: skip
+    found = bench(options)
+    names = [timing.contender for timing in found.timings]
+    assert "hfrt native" in names
+    assert "onnxruntime" in names
+    assert all(timing.correct for timing in found.timings)
+    path.write_bytes(b"other")
+    with pytest.raises(ConfigError, match=r"imported from another x.onnx") as error:
+        bench(options)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"the ONNX file behind .* name it with `run`"):
+        bench(options)
     assert error.value.code == "bench-no-run"
