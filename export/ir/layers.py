@@ -445,6 +445,12 @@ def activation(
     return c.emit("activation", [x], c.extent(x), attrs, layout=x.layout, **arrays)
 
 
+def celu(c: Builder, x: Value, alpha: float = 1.0) -> Value:
+    """`alpha elu(x / alpha)`."""
+    y = activation(c, c.affine(x, 1 / alpha, 0.0), "elu", 1.0)
+    return c.affine(y, alpha, 0.0)
+
+
 def prelu(c: Builder, x: Value, slope: ArrayLike) -> Value:
     """`slope`: one, or one for each entry of the axis behind the batch."""
     x = c.flat(x)

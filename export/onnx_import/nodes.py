@@ -81,10 +81,7 @@ def _selu(c: Builder, g: Given, x: Any) -> Value:
 
 
 def _celu(c: Builder, g: Given, x: Any) -> Value:
-    alpha = g.get("alpha", 1.0)
-    return c.affine(
-        layers.activation(c, c.affine(_value(x), 1 / alpha, 0.0), "elu", 1.0), alpha, 0.0
-    )
+    return layers.celu(c, _value(x), g.get("alpha", 1.0))
 
 
 def _hard_sigmoid(c: Builder, g: Given, x: Any) -> Value:
