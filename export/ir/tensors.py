@@ -34,11 +34,22 @@ def pairwise(c: Builder, op: Pairwise, a: Any, b: Any) -> Value:
         case "div":
             if x is a:
                 return c.affine(x, 1.0 / number, 0.0)
-            return c.affine(layers.activation(c, x, "power", -1.0), number, 0.0)
+            return c.affine(power(c, x, -1.0), number, 0.0)
     if number.size != 1:
         raise UnsupportedError("with a constant that is not one number")
     low, high = (float(number), None) if op == "maximum" else (None, float(number))
     return layers.clip(c, x, low, high)
+
+
+def power(c: Builder, x: Value, exponent: float) -> Value:
+    """`x ** exponent`, where there is a simpler operation with that."""
+    if exponent == 1:
+        return x.seen(x.layout)  # a value of its own: what is written into x in place leaves it
+    if exponent == 2:
+        return pairwise(c, "mul", x, x)
+    if exponent == 0.5:
+        return layers.activation(c, x, "sqrt")
+    return layers.activation(c, x, "power", exponent)
 
 
 def _meet(c: Builder, op: str, a: Value, b: Value) -> Value:
