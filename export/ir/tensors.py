@@ -233,9 +233,9 @@ def expand(c: Builder, x: Value, shape: Sequence[int]) -> Value:
 def repeat(c: Builder, x: Value, axis: int, times: int) -> Value:
     """An axis of size 1, right behind an axis of voxels, repeated: each voxel becomes `times`."""
     before = x.layout[axis - 2] if axis >= 2 else ()
-    if x.shape[axis] != 1 or not before or len({part.axis for part in before} - {0}) != 1:
+    along = before[-1].axis if before else 0
+    if x.shape[axis] != 1 or not along or {part.axis for part in before} - {0, along}:
         raise UnsupportedError(f"along axis {axis} of {x.shape}: only behind an axis of voxels")
-    along = before[-1].axis
     extent = list(c.extent(x))
     extent[along] *= times
     step = [1 / times if i == along else 1.0 for i in (1, 2, 3)]
