@@ -183,19 +183,23 @@ HFRT_INLINE void pairs_of(const hfrt::PairArgs& a, int64_t begin, int64_t end, c
   });
 }
 
-void binary(const hfrt::PairArgs& a, int64_t begin, int64_t end) {
+// call(f), where f of two vectors is what `pair` says.
+template <typename Call>
+HFRT_INLINE void with_pair(hfrt::Pair pair, const Call& call) {
   using hfrt::Pair;
-  switch (a.pair) {
-    case Pair::add: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x + y; });
-    case Pair::sub: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x - y; });
-    case Pair::mul: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x * y; });
-    case Pair::div: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x / y; });
-    case Pair::maximum:
-      return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return larger_or_nan(x, y); });
+  switch (pair) {
+    case Pair::add: return call([](V x, V y) HFRT_LAMBDA { return x + y; });
+    case Pair::sub: return call([](V x, V y) HFRT_LAMBDA { return x - y; });
+    case Pair::mul: return call([](V x, V y) HFRT_LAMBDA { return x * y; });
+    case Pair::div: return call([](V x, V y) HFRT_LAMBDA { return x / y; });
+    case Pair::maximum: return call([](V x, V y) HFRT_LAMBDA { return larger_or_nan(x, y); });
     case Pair::minimum:
-      return pairs_of(a, begin, end,
-                      [](V x, V y) HFRT_LAMBDA { return if_nan(x, x, smaller(x, y)); });
+      return call([](V x, V y) HFRT_LAMBDA { return if_nan(x, x, smaller(x, y)); });
   }
+}
+
+void binary(const hfrt::PairArgs& a, int64_t begin, int64_t end) {
+  with_pair(a.pair, [&](const auto& f) HFRT_LAMBDA { pairs_of(a, begin, end, f); });
 }
 
 // weight [inputs][ld]; outputs in panels of 16: panels begin..end.
