@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ import typer
 from torch import Tensor, nn
 
 import hyperfusion_rt
+from hyperfusion_rt.bench.contenders import open_onnxruntime, open_openvino
 from hyperfusion_rt.bench.race import machine_limits, race
 from hyperfusion_rt.machine import describe_machine, usable_cores
 
@@ -41,6 +43,8 @@ IMPORTED = "native, of the ONNX file"
 PEERS = ("ONNX Runtime", "OpenVINO f32")
 # Of the outputs' scale: every network's must.
 PARITY = 1e-5
+# Peers are fed an image and a table, as in the other benchmarks; these networks have none.
+NO_TABLE = np.empty((1, 0), np.float32)
 
 
 class SFCN(nn.Module):
@@ -144,37 +148,25 @@ class Row:
         return min(peers) / self.ms[OURS] if peers and OURS in self.ms else None
 
 
-def open_onnxruntime(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A file on ONNX Runtime."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
-
-
-def open_openvino(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A file on OpenVINO, as its documentation advises for latency."""
-    import openvino as ov
-
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = ov.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return lambda x: next(iter(request.infer({0: x}).values()))
+def write_onnx(module: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """The network as an ONNX file for one image `shape`, named as contenders are fed."""
+    with torch.no_grad():
+        torch.onnx.export(
+            module,
+            (torch.zeros(1, *shape),),
+            path,
+            input_names=["image"],
+            dynamo=False,
+            opset_version=17,
+        )
 
 
 def contenders(module: Any, image: Tensor, path: Path, threads: int) -> dict[str, Any]:
     """How each is opened; `module` None: the file alone."""
     made = {
         IMPORTED: lambda: hyperfusion_rt.compile(path, threads=threads),
-        "ONNX Runtime": lambda: open_onnxruntime(path, threads),
-        "OpenVINO f32": lambda: open_openvino(path, threads),
+        "ONNX Runtime": lambda: partial(open_onnxruntime(path, threads), tabular=NO_TABLE),
+        "OpenVINO f32": lambda: partial(open_openvino(path, threads, 1, "f32"), tabular=NO_TABLE),
     }
     if module is not None:
         made = {OURS: lambda: hyperfusion_rt.compile(module, image, threads=threads), **made}
@@ -224,10 +216,7 @@ def deepbet(wheel: Path, scratch: Path) -> dict[str, tuple[Path, tuple[int, ...]
             content.extract(f"data/models/{name}.pt", scratch)
             module = torch.jit.load(scratch / f"data/models/{name}.pt").eval()
             path, shape = scratch / f"deepbet-{name}.onnx", (1, size, size, size)
-            with torch.no_grad():
-                torch.onnx.export(
-                    module, (torch.zeros(1, *shape),), path, dynamo=False, opset_version=17
-                )
+            write_onnx(module, shape, path)
             exact = copy.deepcopy(module).double()
             found[f"deepbet {name}"] = (path, shape, exact)
     return found
@@ -288,10 +277,7 @@ def main(
             torch.manual_seed(0)
             module = shaken(make())
             path = scratch / "network.onnx"
-            with torch.no_grad():
-                torch.onnx.export(
-                    module, (torch.zeros(1, *shape),), path, dynamo=False, opset_version=17
-                )
+            write_onnx(module, shape, path)
             exact = copy.deepcopy(module).double()
             rows.append(measure(name, module, shape, path, exact, threads, rounds))
             print("\n".join(table(rows[-1:])), flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv3d, conv_transpose3d, linear
@@ -15,6 +17,25 @@ def generate(condition: Tensor, generator: Tensor, constant: Tensor | None) -> T
     for k in range(len(condition)):
         total = total + condition[k] * generator[k]
     return total
+
+
+def _by_sample(
+    layer: Callable[..., Tensor],
+    x: Tensor,
+    condition: Tensor,
+    G: Tensor,
+    h: Tensor,
+    g0: Tensor | None,
+    h0: Tensor | None,
+    *geometry: Triple | int,
+) -> Tensor:
+    """`layer(x[b], W[b], beta[b], *geometry)` of every sample b, with W and beta generated."""
+    samples = []
+    for b in range(len(x)):
+        weight = generate(condition[b], G, g0)
+        bias = generate(condition[b], h, h0)
+        samples.append(layer(x[b : b + 1], weight, bias, *geometry))
+    return torch.cat(samples)
 
 
 def hyper_conv3d(
@@ -37,12 +58,8 @@ def hyper_conv3d(
     `x [B, Cin, D, H, W]`, `condition e [B, K]`, `G [K, Cout, Cin/groups, kD, kH, kW]`,
     `h [K, Cout]`, `g0 [Cout, Cin/groups, kD, kH, kW]`, `h0 [Cout]` → `[B, Cout, D', H', W']`.
     """
-    samples = []
-    for b in range(len(x)):
-        weight = generate(condition[b], G, g0)
-        bias = generate(condition[b], h, h0)
-        samples.append(conv3d(x[b : b + 1], weight, bias, stride, padding, dilation, groups))
-    return torch.cat(samples)
+    geometry = stride, padding, dilation, groups
+    return _by_sample(conv3d, x, condition, G, h, g0, h0, *geometry)
 
 
 def hyper_conv_transpose3d(
@@ -67,15 +84,8 @@ def hyper_conv_transpose3d(
     `x [B, Cin, D, H, W]`, `condition e [B, K]`, `G [K, Cin, Cout/groups, kD, kH, kW]`,
     `h [K, Cout]`, `g0 [Cin, Cout/groups, kD, kH, kW]`, `h0 [Cout]` → `[B, Cout, D', H', W']`.
     """
-    samples = []
-    for b in range(len(x)):
-        weight = generate(condition[b], G, g0)
-        bias = generate(condition[b], h, h0)
-        y = conv_transpose3d(
-            x[b : b + 1], weight, bias, stride, padding, output_padding, groups, dilation
-        )
-        samples.append(y)
-    return torch.cat(samples)
+    geometry = stride, padding, output_padding, groups, dilation
+    return _by_sample(conv_transpose3d, x, condition, G, h, g0, h0, *geometry)
 
 
 def hyper_linear(
@@ -91,9 +101,4 @@ def hyper_linear(
     `x [B, Cin]`, `condition [B, K]`, `G [K, Cout, Cin]`, `h [K, Cout]`, `g0 [Cout, Cin]`,
     `h0 [Cout]` → `[B, Cout]`.
     """
-    samples = []
-    for b in range(len(x)):
-        weight = generate(condition[b], G, g0)
-        bias = generate(condition[b], h, h0)
-        samples.append(linear(x[b : b + 1], weight, bias))
-    return torch.cat(samples)
+    return _by_sample(linear, x, condition, G, h, g0, h0)

@@ -34,12 +34,7 @@ def _div(c: Builder, a: Any, b: Any) -> Value:
 def _pow(c: Builder, x: Any, exponent: Any) -> Value:
     if not isinstance(x, Value) or isinstance(exponent, Value) or np.size(exponent) != 1:
         raise UnsupportedError("with an exponent that is not one number")
-    power = float(np.asarray(exponent))
-    if power == 2:
-        return tensors.pairwise(c, "mul", x, x)
-    return layers.activation(
-        c, x, "sqrt" if power == 0.5 else "power", 0 if power == 0.5 else power
-    )
+    return tensors.power(c, x, float(np.asarray(exponent)))
 
 
 def _cat(c: Builder, values: Sequence[Any], dim: int = 0) -> Value:
@@ -159,9 +154,9 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "div": _div,
     "div_": _div,
     "pow": _pow,
-    "square": lambda c, x: _pow(c, x, 2),
-    "reciprocal": lambda c, x: layers.activation(c, x, "power", -1.0),
-    "rsqrt": lambda c, x: layers.activation(c, x, "power", -0.5),
+    "square": lambda c, x: tensors.power(c, x, 2.0),
+    "reciprocal": lambda c, x: tensors.power(c, x, -1.0),
+    "rsqrt": lambda c, x: tensors.power(c, x, -0.5),
     "neg": lambda c, x: _mul(c, x, -1.0),
     "maximum": lambda c, a, b: tensors.pairwise(c, "maximum", a, b),
     "minimum": lambda c, a, b: tensors.pairwise(c, "minimum", a, b),

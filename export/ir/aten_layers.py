@@ -202,10 +202,6 @@ def _prelu(c: Builder, x: Value, weight: Any) -> Value:
     return layers.prelu(c, x, np.asarray(weight))
 
 
-def _celu(c: Builder, x: Value, alpha: float = 1.0) -> Value:
-    return c.affine(_elu(c, c.affine(x, 1 / alpha, 0.0)), alpha, 0.0)
-
-
 def _elu(
     c: Builder, x: Value, alpha: float = 1.0, scale: float = 1, input_scale: float = 1
 ) -> Value:
@@ -319,7 +315,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _with_alpha("leaky_relu", 0.01)),
     **dict.fromkeys(("elu", "elu_"), _elu),
     **dict.fromkeys(("selu", "selu_"), _selu),
-    **dict.fromkeys(("celu", "celu_"), _celu),
+    **dict.fromkeys(("celu", "celu_"), layers.celu),
     **dict.fromkeys(("hardswish", "hardswish_"), _activation("hardswish")),
     "hardsigmoid": _activation("hardsigmoid"),
     "softplus": _softplus,

@@ -168,16 +168,8 @@ class Builder:
 
     def places(self, x: Value) -> NDArray[np.int64]:
         """Where in `x`, flattened, each number of its value stands."""
-        extent = self.extent(x)
-        found = np.zeros(extent, np.int64)
-        stride = 1
-        for part in reversed([part for axis in x.layout for part in axis]):
-            along = np.arange(extent[part.axis]) // part.step % part.size
-            found += stride * along.reshape(
-                [-1 if a == part.axis else 1 for a in range(len(extent))]
-            )
-            stride *= part.size
-        return found.reshape(-1)
+        seen = [part for axis in x.layout for part in axis]
+        return _places(seen, self.extent(x)).reshape(-1)
 
     def per_channel(self, x: Value, constant: Any) -> Array:
         """A constant that meets `x`, as one number for each of its value's channels `[C]`."""
@@ -198,11 +190,7 @@ class Builder:
                 raise UnsupportedError(
                     f"with a constant of shape {given.shape} that is not one number per channel"
                 )
-            place, stride = np.zeros(channels, np.int64), 1
-            for part in reversed(axis):
-                place += stride * (np.arange(channels) // part.step % part.size)
-                stride *= part.size
-            indices.append(place)
+            indices.append(_places(axis, (channels,)))
         spread: Array = np.broadcast_to(full[0][tuple(indices)], (channels,)).copy()
         return spread
 
@@ -216,6 +204,17 @@ class Builder:
             scale=self.per_channel(x, scale),
             shift=self.per_channel(x, shift),
         )
+
+
+def _places(parts: Sequence[at.Part], extent: Shape) -> NDArray[np.int64]:
+    """Where along `parts`, the slowest first, each number of a value `extent` stands."""
+    found = np.zeros(extent, np.int64)
+    stride = 1
+    for part in reversed(parts):
+        along = np.arange(extent[part.axis]) // part.step % part.size
+        found += stride * along.reshape([-1 if a == part.axis else 1 for a in range(len(extent))])
+        stride *= part.size
+    return found
 
 
 def as_volume(shape: Sequence[int]) -> Shape:

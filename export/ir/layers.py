@@ -81,10 +81,7 @@ def convolution(
     filters = _filters(weight, axes)
     cout, cin = filters.shape[-5:-3]
     if c.extent(x)[0] != cin * groups or cout % groups:
-        raise UnsupportedError(
-            f"of {c.extent(x)[0]} channels with weights {list(np.shape(weight))}, {groups} groups"
-        )
-    lead = filters.shape[:-5]
+        raise _misfit(c, x, weight, groups)
     front, behind = _sides(axes, padding)
     window = Convolution(
         kernel=(filters.shape[-3], filters.shape[-2], filters.shape[-1]),
@@ -95,10 +92,7 @@ def convolution(
         groups=groups,
     )
     shape = (cout, *windows(c.extent(x), window))
-    added = np.zeros((*lead, cout)) if bias is None else bias
-    inputs = [x] if condition is None else [x, condition]
-    op = "conv" if condition is None else "hyper_conv"
-    return made(c, op, inputs, shape, window, weight=filters, bias=added)
+    return _weighted(c, "conv", x, shape, window, filters, bias, condition)
 
 
 def _sides(axes: int, padding: Any) -> tuple[Widths, Widths]:
@@ -126,9 +120,7 @@ def transposed(
     filters = _filters(weight, axes)
     cin, each = filters.shape[-5:-3]
     if c.extent(x)[0] != cin or cin % groups:
-        raise UnsupportedError(
-            f"of {c.extent(x)[0]} channels with weights {list(np.shape(weight))}, {groups} groups"
-        )
+        raise _misfit(c, x, weight, groups)
     kernel = (filters.shape[-3], filters.shape[-2], filters.shape[-1])
     window = Transposed(
         kernel=kernel,
@@ -141,11 +133,31 @@ def transposed(
     along = zip(c.extent(x)[1:], kernel, window.stride, window.padding, window.dilation,
                 window.extra, strict=True)  # fmt: skip
     extent = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in along]
-    cout = each * groups
-    added = np.zeros((*filters.shape[:-5], cout)) if bias is None else bias
+    shape = (each * groups, *extent)
+    return _weighted(c, "conv_transpose", x, shape, window, filters, bias, condition)
+
+
+def _misfit(c: Builder, x: Value, weight: ArrayLike, groups: int) -> UnsupportedError:
+    return UnsupportedError(
+        f"of {c.extent(x)[0]} channels with weights {list(np.shape(weight))}, {groups} groups"
+    )
+
+
+def _weighted(
+    c: Builder,
+    op: str,
+    x: Value,
+    shape: Shape,
+    window: Convolution | Transposed,
+    filters: Array,
+    bias: ArrayLike | None,
+    condition: Value | None,
+) -> Value:
+    """`op` with these weights, or what generates them from `condition`; no bias is zeros."""
+    added = np.zeros((*filters.shape[:-5], shape[0])) if bias is None else bias
     inputs = [x] if condition is None else [x, condition]
-    op = "conv_transpose" if condition is None else "hyper_conv_transpose"
-    return made(c, op, inputs, (cout, *extent), window, weight=filters, bias=added)
+    op = op if condition is None else f"hyper_{op}"
+    return made(c, op, inputs, shape, window, weight=filters, bias=added)
 
 
 def condition(c: Builder, e: Value, *arrays: tuple[Any, Any]) -> tuple[Value, list[Array]]:
@@ -431,6 +443,12 @@ def activation(
     """See `artifact.operations.Activation`."""
     attrs = Activation(kind=kind, alpha=float(alpha), beta=float(beta))
     return c.emit("activation", [x], c.extent(x), attrs, layout=x.layout, **arrays)
+
+
+def celu(c: Builder, x: Value, alpha: float = 1.0) -> Value:
+    """`alpha elu(x / alpha)`."""
+    y = activation(c, c.affine(x, 1 / alpha, 0.0), "elu", 1.0)
+    return c.affine(y, alpha, 0.0)
 
 
 def prelu(c: Builder, x: Value, slope: ArrayLike) -> Value:

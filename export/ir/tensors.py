@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hyperfusion_rt.artifact.operations import Pairwise, Probabilities, Reduction, Resizing, Span
+from hyperfusion_rt.artifact.operations import Pairwise, Probabilities, Reduction, Span
 from hyperfusion_rt.export.ir import layers
 from hyperfusion_rt.export.ir import layout as at
 from hyperfusion_rt.export.ir.builder import Builder, UnsupportedError, Value
@@ -34,11 +34,22 @@ def pairwise(c: Builder, op: Pairwise, a: Any, b: Any) -> Value:
         case "div":
             if x is a:
                 return c.affine(x, 1.0 / number, 0.0)
-            return c.affine(layers.activation(c, x, "power", -1.0), number, 0.0)
+            return c.affine(power(c, x, -1.0), number, 0.0)
     if number.size != 1:
         raise UnsupportedError("with a constant that is not one number")
     low, high = (float(number), None) if op == "maximum" else (None, float(number))
     return layers.clip(c, x, low, high)
+
+
+def power(c: Builder, x: Value, exponent: float) -> Value:
+    """`x ** exponent`, where there is a simpler operation with that."""
+    if exponent == 1:
+        return x.seen(x.layout)  # a value of its own: what is written into x in place leaves it
+    if exponent == 2:
+        return pairwise(c, "mul", x, x)
+    if exponent == 0.5:
+        return layers.activation(c, x, "sqrt")
+    return layers.activation(c, x, "power", exponent)
 
 
 def _meet(c: Builder, op: str, a: Value, b: Value) -> Value:
@@ -64,17 +75,14 @@ def _meet(c: Builder, op: str, a: Value, b: Value) -> Value:
 
 def _grown(c: Builder, x: Value, shape: Sequence[int]) -> Value:
     """`x`, repeated along some axes of voxels of `shape`: engines take all voxels or one."""
-    channels, *own = c.extent(x)
-    if not own or own in ([1, 1, 1], list(shape[1:])):
-        return x
-    step = [n / m for n, m in zip(own, shape[1:], strict=True)]
-    resizing = Resizing(
-        size=(shape[1], shape[2], shape[3]),
-        linear=False,
-        step=(step[0], step[1], step[2]),
-        coordinates="asymmetric",
-    )
-    return c.emit("resize", [x], (channels, *shape[1:]), resizing)
+    own = c.extent(x)[1:]
+    return x if not own or own == (1, 1, 1) else _stretched(c, x, shape[1:])
+
+
+def _stretched(c: Builder, x: Value, size: Sequence[int]) -> Value:
+    """`x`, whose voxels are repeated to D, H and W of `size`; seen as its value lies."""
+    whole = x.seen(at.plain(c.extent(x)))
+    return layers.resize(c, whole, size, linear=False, coordinates="asymmetric")
 
 
 def _as_volume(c: Builder, x: Value) -> Value:
@@ -222,24 +230,17 @@ def expand(c: Builder, x: Value, shape: Sequence[int]) -> Value:
 def repeat(c: Builder, x: Value, axis: int, times: int) -> Value:
     """An axis of size 1, right behind an axis of voxels, repeated: each voxel becomes `times`."""
     before = x.layout[axis - 2] if axis >= 2 else ()
-    if x.shape[axis] != 1 or not before or len({part.axis for part in before} - {0}) != 1:
+    along = before[-1].axis if before else 0
+    if x.shape[axis] != 1 or not along or {part.axis for part in before} - {0, along}:
         raise UnsupportedError(f"along axis {axis} of {x.shape}: only behind an axis of voxels")
-    along = before[-1].axis
-    extent = list(c.extent(x))
-    extent[along] *= times
-    step = [1 / times if i == along else 1.0 for i in (1, 2, 3)]
-    resizing = Resizing(
-        size=(extent[1], extent[2], extent[3]),
-        linear=False,
-        step=(step[0], step[1], step[2]),
-        coordinates="asymmetric",
-    )
+    size = list(c.extent(x)[1:])
+    size[along - 1] *= times
     lies = [
         tuple(part._replace(step=part.step * times) if part.axis == along else part for part in a)
         for a in x.layout
     ]
     lies[axis - 1] = at.whole(along, times)
-    return c.emit("resize", [x], tuple(extent), resizing, layout=tuple(lies))
+    return _stretched(c, x, size).seen(tuple(lies))
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -52,12 +52,7 @@ def _mean(c: Builder, g: Given, *xs: Any) -> Value:
 
 
 def _pow(c: Builder, g: Given, x: Any, exponent: Any) -> Value:
-    power = number(exponent, "exponent")
-    if power == 2:
-        return tensors.pairwise(c, "mul", _value(x), x)
-    if power in (1.0, 0.5):
-        return x if power == 1 else layers.activation(c, _value(x), "sqrt")
-    return layers.activation(c, _value(x), "power", power)
+    return tensors.power(c, _value(x), number(exponent, "exponent"))
 
 
 # --- activations ----------------------------------------------------------------------------------
@@ -81,10 +76,7 @@ def _selu(c: Builder, g: Given, x: Any) -> Value:
 
 
 def _celu(c: Builder, g: Given, x: Any) -> Value:
-    alpha = g.get("alpha", 1.0)
-    return c.affine(
-        layers.activation(c, c.affine(_value(x), 1 / alpha, 0.0), "elu", 1.0), alpha, 0.0
-    )
+    return layers.celu(c, _value(x), g.get("alpha", 1.0))
 
 
 def _hard_sigmoid(c: Builder, g: Given, x: Any) -> Value:
@@ -299,7 +291,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "Mean": _mean,
     "Pow": _pow,
     "Neg": lambda c, g, x: c.affine(_value(x), -1.0, 0.0),
-    "Reciprocal": lambda c, g, x: layers.activation(c, _value(x), "power", -1.0),
+    "Reciprocal": lambda c, g, x: tensors.power(c, _value(x), -1.0),
     "Relu": _activation("relu"),
     "Sigmoid": _activation("sigmoid"),
     "Tanh": _activation("tanh"),

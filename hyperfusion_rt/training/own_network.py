@@ -52,8 +52,7 @@ def check_network(config: Config, place: Path, on_network: OnNetwork | None = No
         network = network_of(config, _WIDTH, place=place).eval()
         own = own_of(network)
         assert own is not None
-        if config.network.weights:
-            load_weights(own, _weights(config, place), config.network.weights_except)
+        start_weights(own, config, place)
         image = torch.randn(2, *image_shape(config))
     _check_shapes(config, own, image)
     if config.network.keeps_features:

@@ -149,7 +149,7 @@ class _Compiler:
             case Conv() | HyperConv():
                 return self._conv(op)
             case ConvTranspose() | HyperConvTranspose():
-                return self._transposed(op)
+                return self._convolve(op, transposed=op.extra)
             case Linear():
                 weight, bias = tensors[op.weight], tensors[op.bias]
                 return engine.linear(x, weight.shape[-1], weight, bias, self._act(op.act))
@@ -207,22 +207,11 @@ class _Compiler:
                 return engine.ensemble(x, op.members, op.boxes, op.classes, op.rule)
 
     def _conv(self, op: AnyConv) -> int:
-        weight, bias = self.tensors[op.weight], self.tensors[op.bias]
         short = op.shortcut
-        return self.engine.conv(
-            self.values[op.inputs[0]],
-            bias.shape[-1],
-            op.kernel,
-            op.stride,
-            op.padding,
-            op.dilation,
-            weight,
-            bias,
-            op.depthwise,
-            condition=self.values[op.inputs[1]] if isinstance(op, HyperConv) else None,
+        return self._convolve(
+            op,
             prologue=self._map(op.prologue),
             residual=None if op.residual is None else self.values[op.residual],
-            act=self._act(op.act),
             pool=op.pool,
             second=self._map(op.second),
             tile=op.tile,
@@ -231,12 +220,13 @@ class _Compiler:
             else None,
             sparse=op.sparse,
             pairs=op.pairs,
-            groups=op.groups,
             behind=op.behind,
         )
 
-    def _transposed(self, op: AnyTransposed) -> int:
+    def _convolve(self, op: AnyConv | AnyTransposed, **more: Any) -> int:
+        """A convolution, or a transposed one; `more`: what only one of them has."""
         bias = self.tensors[op.bias]
+        e = self.values[op.inputs[1]] if isinstance(op, HyperConv | HyperConvTranspose) else None
         return self.engine.conv(
             self.values[op.inputs[0]],
             bias.shape[-1],
@@ -247,10 +237,10 @@ class _Compiler:
             self.tensors[op.weight],
             bias,
             op.depthwise,
-            condition=self.values[op.inputs[1]] if isinstance(op, HyperConvTranspose) else None,
+            condition=e,
             act=self._act(op.act),
             groups=op.groups,
-            transposed=op.extra,
+            **more,
         )
 
     def _resize(self, op: Resize, x: int) -> int:

@@ -23,14 +23,9 @@ void block(const float* plain, void* blocked, int64_t channels, int64_t voxels, 
   auto* out = static_cast<Stored*>(blocked);
   alignas(64) float square[kLanes * kLanes], turned[kLanes * kLanes];
   each_square(channels, voxels, begin, end, [&](int64_t from, int64_t to, int64_t c, int64_t v) {
-    if (c < kLanes || v < kLanes) __builtin_memset(square, 0, sizeof square);
-    for (int64_t i = 0; i < c; ++i) {
-      const float* row = plain + from + i * voxels;
-      if (v == kLanes)
-        copy(square + i * kLanes, row);
-      else
-        for (int64_t j = 0; j < v; ++j) square[i * kLanes + j] = row[j];
-    }
+    if (c < kLanes) __builtin_memset(square, 0, sizeof square);
+    for (int64_t i = 0; i < c; ++i)
+      store(square + i * kLanes, load_some(plain + from + i * voxels, v));
     transpose(square, turned);
     for (int64_t j = 0; j < v; ++j) store(out + to + j * kLanes, load(turned + j * kLanes));
   });
@@ -43,13 +38,8 @@ void unblock(const void* blocked, float* plain, int64_t channels, int64_t voxels
   each_square(channels, voxels, begin, end, [&](int64_t to, int64_t from, int64_t c, int64_t v) {
     for (int64_t j = 0; j < v; ++j) store(square + j * kLanes, load(in + from + j * kLanes));
     transpose(square, turned);
-    for (int64_t i = 0; i < c; ++i) {
-      float* row = plain + to + i * voxels;
-      if (v == kLanes)
-        copy(row, turned + i * kLanes);
-      else
-        for (int64_t j = 0; j < v; ++j) row[j] = turned[i * kLanes + j];
-    }
+    for (int64_t i = 0; i < c; ++i)
+      store_some(plain + to + i * voxels, load(turned + i * kLanes), v);
   });
 }
 
@@ -183,19 +173,23 @@ HFRT_INLINE void pairs_of(const hfrt::PairArgs& a, int64_t begin, int64_t end, c
   });
 }
 
-void binary(const hfrt::PairArgs& a, int64_t begin, int64_t end) {
+// call(f), where f of two vectors is what `pair` says.
+template <typename Call>
+HFRT_INLINE void with_pair(hfrt::Pair pair, const Call& call) {
   using hfrt::Pair;
-  switch (a.pair) {
-    case Pair::add: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x + y; });
-    case Pair::sub: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x - y; });
-    case Pair::mul: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x * y; });
-    case Pair::div: return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return x / y; });
-    case Pair::maximum:
-      return pairs_of(a, begin, end, [](V x, V y) HFRT_LAMBDA { return larger_or_nan(x, y); });
+  switch (pair) {
+    case Pair::add: return call([](V x, V y) HFRT_LAMBDA { return x + y; });
+    case Pair::sub: return call([](V x, V y) HFRT_LAMBDA { return x - y; });
+    case Pair::mul: return call([](V x, V y) HFRT_LAMBDA { return x * y; });
+    case Pair::div: return call([](V x, V y) HFRT_LAMBDA { return x / y; });
+    case Pair::maximum: return call([](V x, V y) HFRT_LAMBDA { return larger_or_nan(x, y); });
     case Pair::minimum:
-      return pairs_of(a, begin, end,
-                      [](V x, V y) HFRT_LAMBDA { return if_nan(x, x, smaller(x, y)); });
+      return call([](V x, V y) HFRT_LAMBDA { return if_nan(x, x, smaller(x, y)); });
   }
+}
+
+void binary(const hfrt::PairArgs& a, int64_t begin, int64_t end) {
+  with_pair(a.pair, [&](const auto& f) HFRT_LAMBDA { pairs_of(a, begin, end, f); });
 }
 
 // weight [inputs][ld]; outputs in panels of 16: panels begin..end.

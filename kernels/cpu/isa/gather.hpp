@@ -70,13 +70,12 @@ HFRT_INLINE void finish_plain(const hfrt::ConvArgs& a, const float* c, int64_t l
       float* row = out + j * voxels + r;
       if (n == kLanes)
         copy(row, turned + j * kLanes);
-      else
+      else  // as most tiles end; `store_some`, by way of memory, is slower
         for (int64_t i = 0; i < n; ++i) row[i] = turned[j * kLanes + i];
     }
   }
 }
 
-// Results of the voxels from `from` on, which stand apart in the output.
 // As `scatter`, for phases of stride 2 along W in pairs, to a plain output: 16 voxels at a time.
 HFRT_INLINE void scatter_pairs(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
                                int64_t rows) {
@@ -119,6 +118,7 @@ HFRT_INLINE void scatter_pairs(const hfrt::ConvArgs& a, const float* c, int64_t 
   }
 }
 
+// Results of the voxels from `from` on, which stand apart in the output.
 HFRT_INLINE void scatter(const hfrt::ConvArgs& a, const float* c, int64_t ldc, int64_t from,
                          int64_t rows, int64_t first_lane, int64_t last_lane) {
   const hfrt::Extent &o = a.conv_extent, &whole = a.out_extent;

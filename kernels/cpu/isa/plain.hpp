@@ -2,8 +2,8 @@
 // would be empty. A task is a run of `hfrt::kRun` voxels of one channel.
 #pragma once
 
-#include "activation.hpp"
-#include "kernels.hpp"
+#include "elementwise.hpp"
+#include "reduce.hpp"
 
 namespace {
 
@@ -18,20 +18,6 @@ HFRT_INLINE void each_run(int64_t voxels, int64_t begin, int64_t end, const F& f
     for (; i + kLanes <= n; i += kLanes) f(channel, first + i, kLanes);
     if (i < n) f(channel, first + i, n - i);
   }
-}
-
-HFRT_INLINE V load_some(const float* from, int64_t n) {
-  if (n == kLanes) return load(from);
-  alignas(64) float part[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) part[i] = from[i];
-  return load(part);
-}
-
-HFRT_INLINE void store_some(float* to, V x, int64_t n) {
-  if (n == kLanes) return store(to, x);
-  alignas(64) float part[kLanes];
-  store(part, x);
-  for (int64_t i = 0; i < n; ++i) to[i] = part[i];
 }
 
 // An activation as channel c has it, for a vector of its voxels.
@@ -69,14 +55,7 @@ void binary_plain(const hfrt::PairArgs& a, int64_t begin, int64_t end) {
     const V p = operand_plain(a.first, c, v, n, a.voxels);
     const V q = operand_plain(a.second, c, v, n, a.voxels);
     V r = p;
-    switch (a.pair) {
-      case hfrt::Pair::add: r = p + q; break;
-      case hfrt::Pair::sub: r = p - q; break;
-      case hfrt::Pair::mul: r = p * q; break;
-      case hfrt::Pair::div: r = p / q; break;
-      case hfrt::Pair::maximum: r = larger_or_nan(p, q); break;
-      case hfrt::Pair::minimum: r = if_nan(p, p, smaller(p, q)); break;
-    }
+    with_pair(a.pair, [&](const auto& f) HFRT_LAMBDA { r = f(p, q); });
     store_some(y + c * a.voxels + v, activate(r, of_channel(a.act, c), 0), n);
   });
 }
@@ -113,32 +92,11 @@ void moments_plain(const float* x, int64_t voxels, float* out, int64_t begin, in
 
 // As `blend`. A task is one row (d, h) of one channel of the result. scratch: a row of the input.
 void blend_plain(const hfrt::BlendArgs& a, int64_t begin, int64_t end, float* scratch) {
-  const hfrt::Extent &e = a.in_extent, &o = a.out_extent;
-  const auto* in = static_cast<const float*>(a.in);
-  auto* out = static_cast<float*>(a.out);
-  const auto mixed = [](V x, V y, float part) HFRT_LAMBDA {
-    return fma(y, broadcast(part), x * broadcast(1.0f - part));
-  };
+  const int64_t width = a.out_extent.w;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t c = task / (o.d * o.h), d = task / o.h % o.d, h = task % o.h;
-    const float pd = a.part[0][d], ph = a.part[1][h];
-    const float* rows[2][2];
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j)
-        rows[i][j] = in + ((c * e.d + (i ? a.high[0][d] : a.low[0][d])) * e.h +
-                           (j ? a.high[1][h] : a.low[1][h])) *
-                              e.w;
-    for (int64_t w = 0; w < e.w; w += kLanes) {
-      const int64_t n = e.w - w < kLanes ? e.w - w : kLanes;
-      const auto along_h = [&](int i) HFRT_LAMBDA {
-        const V x = load_some(rows[i][0] + w, n);
-        return ph == 0 ? x : mixed(x, load_some(rows[i][1] + w, n), ph);
-      };
-      const V x = along_h(0);
-      store_some(scratch + w, pd == 0 ? x : mixed(x, along_h(1), pd), n);
-    }
-    float* to = out + task * o.w;
-    for (int64_t w = 0; w < o.w; ++w) {
+    blend_rows<1>(a, static_cast<const float*>(a.in), task, scratch);
+    float* to = static_cast<float*>(a.out) + task * width;
+    for (int64_t w = 0; w < width; ++w) {
       const float x = scratch[a.low[2][w]], pw = a.part[2][w];
       to[w] = pw == 0 ? x : x * (1.0f - pw) + scratch[a.high[2][w]] * pw;
     }

@@ -185,36 +185,43 @@ void along_channels(const hfrt::ChannelArgs& a, int64_t begin, int64_t end, floa
 
 // --- between voxels ----------------------------------------------------------------------------
 
+HFRT_INLINE V mixed(V x, V y, float part) {
+  return fma(y, broadcast(part), x * broadcast(1.0f - part));
+}
+
+// What row `task` (d, h) of a block or a channel of the result is made of along W: four rows of the
+// input, `Each` numbers a voxel, mixed along D and H.
+template <int Each, typename T>
+HFRT_INLINE void blend_rows(const hfrt::BlendArgs& a, const T* in, int64_t task, float* scratch) {
+  const hfrt::Extent &e = a.in_extent, &o = a.out_extent;
+  const int64_t width = e.w * Each, b = task / (o.d * o.h), d = task / o.h % o.d, h = task % o.h;
+  const float pd = a.part[0][d], ph = a.part[1][h];
+  const T* rows[2][2];
+  for (int i = 0; i < 2; ++i)
+    for (int j = 0; j < 2; ++j)
+      rows[i][j] = in + ((b * e.d + (i ? a.high[0][d] : a.low[0][d])) * e.h +
+                         (j ? a.high[1][h] : a.low[1][h])) *
+                            width;
+  for (int64_t w = 0; w < width; w += kLanes) {
+    const int64_t n = Each == kLanes || width - w > kLanes ? kLanes : width - w;
+    // What has no part may be infinite.
+    const auto along_h = [&](int i) HFRT_LAMBDA {
+      const V x = load_some(rows[i][0] + w, n);
+      return ph == 0 ? x : mixed(x, load_some(rows[i][1] + w, n), ph);
+    };
+    const V x = along_h(0);
+    store_some(scratch + w, pd == 0 ? x : mixed(x, along_h(1), pd), n);
+  }
+}
+
 // Linear between neighbours. A task is one row (d, h) of one block of the result. scratch: the row
 // of the input, 16 W floats.
 void blend(const hfrt::BlendArgs& a, int64_t begin, int64_t end, float* scratch) {
-  const hfrt::Extent &e = a.in_extent, &o = a.out_extent;
-  const auto* in = static_cast<const Stored*>(a.in);
-  auto* out = static_cast<Stored*>(a.out);
-  const auto mixed = [](V x, V y, float part) HFRT_LAMBDA {
-    return fma(y, broadcast(part), x * broadcast(1.0f - part));
-  };
+  const int64_t width = a.out_extent.w;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t b = task / (o.d * o.h), d = task / o.h % o.d, h = task % o.h;
-    const float pd = a.part[0][d], ph = a.part[1][h];
-    const auto row = [&](int64_t z, int64_t y) {
-      return in + ((b * e.d + z) * e.h + y) * e.w * kLanes;
-    };
-    const Stored* rows[2][2];
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j)
-        rows[i][j] = row(i ? a.high[0][d] : a.low[0][d], j ? a.high[1][h] : a.low[1][h]);
-    for (int64_t w = 0; w < e.w * kLanes; w += kLanes) {
-      // What has no part may be infinite.
-      const auto along_h = [&](int i) HFRT_LAMBDA {
-        const V x = load(rows[i][0] + w);
-        return ph == 0 ? x : mixed(x, load(rows[i][1] + w), ph);
-      };
-      const V x = along_h(0);
-      store(scratch + w, pd == 0 ? x : mixed(x, along_h(1), pd));
-    }
-    Stored* to = out + task * o.w * kLanes;
-    for (int64_t w = 0; w < o.w; ++w) {
+    blend_rows<kLanes>(a, static_cast<const Stored*>(a.in), task, scratch);
+    Stored* to = static_cast<Stored*>(a.out) + task * width * kLanes;
+    for (int64_t w = 0; w < width; ++w) {
       const V x = load(scratch + a.low[2][w] * kLanes);
       const float pw = a.part[2][w];
       store(to + w * kLanes, pw == 0 ? x : mixed(x, load(scratch + a.high[2][w] * kLanes), pw));

@@ -232,6 +232,21 @@ HFRT_INLINE void copy(float* to, const float* from) { store(to, load(from)); }
 HFRT_INLINE void copy(float* to, const Bf16* from) { store(to, load(from)); }
 HFRT_INLINE void copy(Bf16* to, const Bf16* from) { __builtin_memcpy(to, from, 2 * kLanes); }
 
+// The first n of 16 numbers, 0 in the other lanes; and the first n lanes alone.
+template <typename T>
+HFRT_INLINE V load_some(const T* from, int64_t n) {
+  if (n == kLanes) return load(from);
+  alignas(64) T part[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) part[i] = from[i];
+  return load(part);
+}
+HFRT_INLINE void store_some(float* to, V x, int64_t n) {
+  if (n == kLanes) return store(to, x);
+  alignas(64) float part[kLanes];
+  store(part, x);
+  for (int64_t i = 0; i < n; ++i) to[i] = part[i];
+}
+
 #if !defined(__AVX512F__)
 // a[from[i]] in lane i
 HFRT_INLINE V permuted(V a, const int32_t* from) {

@@ -49,6 +49,11 @@ def _write_source(x):
     return x.relu_() + copied
 
 
+def _write_base(x):
+    raised = x**1
+    return x.relu_() + raised
+
+
 def _write_after_part(x):
     part = x[:, 1:3] * 2
     return torch.cat([x.relu_(), part], 1)
@@ -96,6 +101,7 @@ MODULES = {
     ),
     "in place": Apply(lambda x: F.relu(x * 2, inplace=True).mul_(3).add_(x)),
     "in place on a copy's source": Apply(lambda x: _write_source(x * 2)),
+    "in place on a power's base": Apply(lambda x: _write_base(x * 2)),
     "in place, a part read before": Apply(lambda x: _write_after_part(x * 2)),
     "softmax": nn.Sequential(nn.Flatten(), nn.Softmax(1)),
     "transposed conv": nn.ConvTranspose3d(4, 6, (3, 2, 4), (2, 2, 1), (1, 0, 2), (1, 0, 0), 2),

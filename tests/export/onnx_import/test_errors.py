@@ -369,6 +369,13 @@ UNSUPPORTED = [
     (single("ReduceMean", V, np.array([9])), "axis 9"),
     (single("Expand", V, np.array([2, 2, 2, 5, 6, 4])), "from"),
     (single("Flatten", V, axis=2), "mixes the samples"),
+    (
+        chain(
+            V, ("Transpose", [], {"perm": [0, 2, 3, 4, 1]}),
+            ("Reshape", [np.array([-1, 5, 6, 8, 1])]), ("Tile", [np.array([1, 1, 1, 1, 2])]),
+        ),
+        "only behind an axis of voxels",
+    ),
 ]  # fmt: skip
 
 
