@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +36,17 @@ from hyperfusion_rt.training.run_folder import Run
 Array = NDArray[np.float32]
 Inputs = tuple[Array, Array]  # image [B, C, D, H, W], tabular [B, T]
 Call = Callable[[Array, Array], NDArray[np.floating]]
+Quantise = Callable[[Any], Any]  # an OpenVINO model as another
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`precision` of its arithmetic; `open` makes it ready, which may take long, or fail."""
+    """`precision` of its arithmetic; `open` makes it ready, which may take long, or fail where a
+    package of `extra` is missing."""
 
     precision: str
     open: Callable[[], Call]
+    extra: str = "bench"
 
 
 @dataclass(frozen=True)
@@ -161,12 +165,19 @@ def open_onnxruntime(path: Path, threads: int) -> Call:
     return call
 
 
-def open_openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
-    """OpenVINO on the CPU with the file `path`; `precision` is f32 or bf16."""
+def open_openvino(
+    path: Path, threads: int, batch: int, precision: str, quantised: Quantise | None = None
+) -> Call:
+    """OpenVINO on the CPU with the file `path`; `precision` is f32 or bf16.
+
+    `quantised`: makes the model one of 8-bit integers.
+    """
     import openvino as ov
 
     core = ov.Core()
     model = core.read_model(path)
+    if quantised is not None:
+        model = quantised(model)
     # A fixed batch, as OpenVINO's documentation advises for latency.
     model.reshape(
         {
@@ -193,6 +204,22 @@ def open_openvino(path: Path, threads: int, batch: int, precision: str) -> Call:
         return result
 
     return call
+
+
+def _int8(subject: Subject, model: Any) -> Any:
+    """An OpenVINO model with 8-bit integers, calibrated by NNCF on the subject's cases."""
+    import logging
+
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    names = [item.any_name for item in model.inputs]
+    cases = [
+        {"image": image[None], "tabular": row[None]}
+        for image, row in zip(subject.image, subject.rows, strict=True)
+    ]
+    data = nncf.Dataset(cases, lambda case: {name: case[name] for name in names})
+    return nncf.quantize(model, data, subset_size=len(cases))
 
 
 def _faster(openers: Sequence[Callable[[], Call]], inputs: Inputs) -> Call:
@@ -235,8 +262,8 @@ def contenders(
     def faster(open_file: Callable[[Path], Call]) -> Callable[[], Call]:
         return lambda: _faster([partial(open_file, path) for path in subject.files], inputs)
 
-    def vino(precision: str) -> Callable[[], Call]:
-        return faster(lambda path: open_openvino(path, threads, batch, precision))
+    def vino(precision: str, quantised: Quantise | None = None) -> Callable[[], Call]:
+        return faster(lambda path: open_openvino(path, threads, batch, precision, quantised))
 
     def own(engine: str, precision: str) -> Contender:
         return Contender(precision, partial(_own, subject, engine, precision, threads))
@@ -249,6 +276,7 @@ def contenders(
         "onnxruntime": Contender("fp32", faster(lambda path: open_onnxruntime(path, threads))),
         "openvino f32": Contender("fp32", vino("f32")),
         "openvino bf16": Contender("bf16", vino("bf16")),
+        "openvino int8": Contender("int8", vino("f32", partial(_int8, subject)), "int8"),
         **(
             {}
             if subject.network is None

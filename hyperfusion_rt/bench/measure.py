@@ -37,7 +37,7 @@ from hyperfusion_rt.training.run_folder import Run
 
 OnStep = Callable[[str], None]
 # Largest difference from float64, relative to the outputs' scale, that still counts as right.
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.25}
 # End-to-end times are medians over at most so many scans.
 _SCANS = 20
 
@@ -215,7 +215,7 @@ def _open(
             call(*inputs)
         except ImportError as error:
             package = error.name or name.split()[0]
-            found.left_out[name] = str(MissingExtraError(package, "bench", name))
+            found.left_out[name] = str(MissingExtraError(package, contender.extra, name))
             continue
         except Exception as error:  # a peer that fails is a row of the report, not its end
             found.left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
