@@ -108,8 +108,9 @@ def _doubts(made: Calibration, manifest: Manifest) -> list[str]:
             f"have none unless a `level` that low is asked for; {more}"
         )
     if made.age_bias is not None and made.age_bias.slope < _STEEP:
+        follows = round(1 + made.age_bias.slope, 2) + 0.0  # no -0.00
         notes.append(
-            f"predicted ages follow the true ones by {1 + made.age_bias.slope:.2f} years a year: "
+            f"predicted ages follow the true ones by {follows:.2f} years a year: "
             "corrected ages are mostly the true age that they were given, and a gap says little"
         )
     what = "to scale probabilities" if manifest.classes else "to correct ages by"
