@@ -138,10 +138,39 @@ HFRT_INLINE V reduced_rows(const float* rows, int64_t channels, hfrt::Along kind
   return kind == Along::sum ? sum : sum / broadcast(static_cast<float>(channels));
 }
 
+// Softmax of two numbers: one power of e. `least` is the less of them, so that e is at most 1; an
+// infinite number gives NaN, as what is taken from it in the general case does.
+HFRT_INLINE void softmax_pair(V& x, V& y, bool log) {
+  const V d = x - y, most = larger_or_nan(x, y), least = smaller(x, y);
+  const V e = exponential((least - most) + (most - most)), sum = broadcast(1.0f) + e;
+  if (log) {
+    const V less = logarithm(sum);
+    x = (x - most) - less, y = (y - most) - less;
+    return;
+  }
+  const V large = broadcast(1.0f) / sum, small = e * large;
+  x = if_nan(d, d, if_positive(d, large, small)), y = if_nan(d, d, if_positive(d, small, large));
+}
+
+// Softmax of two planes of numbers.
+void softmax_planes(const hfrt::ChannelArgs& a, int64_t begin, int64_t end) {
+  const int64_t voxels = a.in_extent.voxels();
+  const auto* from = static_cast<const float*>(a.in);
+  auto* to = static_cast<float*>(a.out);
+  const bool log = a.kind == hfrt::Along::log_softmax;
+  for (int64_t at = begin * kLanes; at < end * kLanes && at < voxels; at += kLanes) {
+    const int64_t n = voxels - at < kLanes ? voxels - at : kLanes;
+    V x = load_some(from + at, n), y = load_some(from + voxels + at, n);
+    softmax_pair(x, y, log);
+    store_some(to + at, x, n), store_some(to + voxels + at, y, n);
+  }
+}
+
 // A task is 16 voxels. scratch: 16 C filled up + 256 floats.
 void along_channels(const hfrt::ChannelArgs& a, int64_t begin, int64_t end, float* scratch) {
   using hfrt::Along;
   const int64_t c = a.in_extent.c, blocks = blocks_of(c), voxels = a.in_extent.voxels();
+  if (a.plain && c == 2) return softmax_planes(a, begin, end);
   const auto* x = static_cast<const Stored*>(a.in);
   auto* y = static_cast<Stored*>(a.out);
   float *square = scratch, *rows = scratch + kLanes * kLanes;

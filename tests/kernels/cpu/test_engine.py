@@ -878,7 +878,7 @@ def test_convolutions_of_parts(isa, precision, case, k):
 
 
 @pytest.mark.parametrize(("isa", "precision"), KINDS)
-@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
 @pytest.mark.parametrize("width", [5, 17, 40])
 def test_volumes_of_few_channels(isa, precision, channels, width):
     """Between a transposed convolution and the output they lie as the caller's do."""
@@ -911,3 +911,27 @@ def test_volumes_of_few_channels(isa, precision, channels, width):
     found = call(engine, [x], tuple(b.shape[1:]))
     limit = 2e-2 if precision == "bf16" else 5e-6
     assert np.abs(found - b.numpy()).max() <= limit
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("log", [False, True])
+def test_softmax_of_two_planes(isa, log):
+    """Of all sizes, equal, infinite and NaN; read as the caller's volume lies."""
+    some = [0.0, 1e-3, 1.0, -1.0, 20.0, 88.0, -104.0, 1e38, -1e38, np.inf, -np.inf, np.nan]
+    pairs = np.array([(a, b) for a in some for b in some], np.float32)
+    x = np.ascontiguousarray(pairs.T).reshape(1, 2, 1, 1, -1)
+    engine = _native.Engine(1, isa, "fp32")
+    value = engine.input(2, 1, 1, len(pairs))
+    # A resize to the same voxels makes a volume that may lie so.
+    plain = engine.blend(value, [_between_same(n) for n in (1, 1, len(pairs))])
+    engine.output(engine.softmax(plain, log))
+    engine.finish()
+    found = call(engine, [x], x.shape[1:])
+    expected = (wide(x).log_softmax(1) if log else wide(x).softmax(1)).numpy()
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_allclose(found, expected, rtol=5e-7, atol=2e-7)
+
+
+def _between_same(size):
+    """Each voxel itself."""
+    return list(range(size)), list(range(size)), [0.0] * size
