@@ -68,6 +68,11 @@ class LabelMaps:
 
     folder: Path
 
+    @classmethod
+    def beside(cls, table: Path) -> LabelMaps:
+        """Those of a table: `predictions_labels` of `predictions.csv`."""
+        return cls(table.with_name(f"{table.stem}_labels"))
+
     def path(self, subject: str, session: str | None) -> Path:
         """Where a case's label map stands."""
         entities = [f"sub-{label_of(subject)}"]

@@ -109,6 +109,7 @@ def test_every_night(artifact, tmp_path, hfrt):
     assert text == "index\tname\n0\tbackground\n1\tgrey\n2\twhite\n"
     page = (tmp_path / "p.html").read_text()
     assert "Volumes of the labels" in page
+    assert "Labels over the scan" in page
 
     # What is there stays; a map that is gone is made again; a scan that spoils loses its map.
     first.unlink()

@@ -105,6 +105,7 @@ def infer(
             outputs.ids,
             _explain(predictor, options) if manifest.members[0].columns else None,
             options.feature_cache is not None,
+            maps,
         )
         if options.source == "raw" and outputs.report is not None and options.report_subjects:
             predictor.watch(reader.kept.keep)
@@ -218,8 +219,8 @@ def label_maps_of(manifest: Manifest, options: CohortOptions) -> LabelMaps | Non
     """
     given = options.label_maps
     if manifest.labels:
-        beside = options.out.with_name(f"{options.out.stem}_labels")
-        return LabelMaps(given or options.derivative or beside)
+        named = given or options.derivative
+        return LabelMaps.beside(options.out) if named is None else LabelMaps(named)
     if given is not None:
         raise ConfigError(
             f"`label_maps` {given}: {manifest.name} answers {manifest.table.target}, and no label "

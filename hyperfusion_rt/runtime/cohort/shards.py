@@ -21,6 +21,7 @@ from hyperfusion_rt.runtime.cohort.subjects import SubjectReader
 from hyperfusion_rt.runtime.options import MergeOptions, Shard
 from hyperfusion_rt.runtime.outputs.table import summarise
 from hyperfusion_rt.runtime.prediction import Prediction, by_case
+from hyperfusion_rt.runtime.segmentation import LabelMaps
 
 
 def shard_of(subject: str, count: int) -> int:
@@ -88,8 +89,14 @@ def merge(shards: Iterable[Path], options: MergeOptions | None = None) -> Result
     # The rows are not in the journals, and raw scans are not registered again.
     reader = None
     if first.identity["source"] == "registered":
+        maps = LabelMaps.beside(options.out)
         reader = SubjectReader(
-            opened.manifest, "registered", {}, usable_cores(), not options.no_ids_in_report
+            opened.manifest,
+            "registered",
+            {},
+            usable_cores(),
+            not options.no_ids_in_report,
+            label_maps=maps if opened.manifest.labels and maps.folder.is_dir() else None,
         )
     outputs.write(result, opened, first.identity, {"inputs": inputs}, started, reader)
     return result

@@ -28,12 +28,14 @@ from hyperfusion_rt.runtime.options import Source
 from hyperfusion_rt.runtime.outputs.planes import (
     PlaneShape,
     legend_of,
+    legend_of_labels,
     pictures,
     plane_shapes,
     small_volume,
 )
 from hyperfusion_rt.runtime.outputs.subject_view import PlanePicture, RowCell, SubjectView
 from hyperfusion_rt.runtime.prediction import Prediction
+from hyperfusion_rt.runtime.segmentation import LabelMaps
 
 # What-if curves, Shapley values and a map of a case, as far as they were asked for.
 Answers = tuple[list[WhatIf], Reasons | None, ImageMap | None]
@@ -97,6 +99,7 @@ class SubjectReader:
     `cases`: by subject and session; a case that is not there has no row to show. `threads`: that
     read scans. `ids`: whether what it says may name files. `explain`: called for each subject that
     is shown and was predicted, one after the other. `again`: also for those of an earlier run.
+    `label_maps`: that are drawn over registered scans.
     """
 
     manifest: Manifest
@@ -106,6 +109,7 @@ class SubjectReader:
     ids: bool = True
     explain: Explain | None = None
     again: bool = False
+    label_maps: LabelMaps | None = None
 
     @cached_property
     def shapes(self) -> tuple[PlaneShape, ...]:
@@ -161,8 +165,9 @@ class SubjectReader:
             tuple(what_if),
             reasons,
             legend_of(image_map) if image_map is not None and planes else None,
-            volume if item.volume else b"",
-            note,
+            volume=volume if item.volume else b"",
+            no_answers=note,
+            labels=legend_of_labels(self.manifest.labels) if planes and planes[0].overlay else (),
         )
 
     def _pictures(
@@ -183,10 +188,15 @@ class SubjectReader:
                 what = "is not there any more" if now is None else "has changed"
                 return (), b"", f"No picture: the scan {what} since it was predicted."
             found = read_volume(scan)
-            planes = pictures(found, self.shapes, image_map)
+            planes = pictures(found, self.shapes, image_map, self._labels(item.prediction))
             return planes, small_volume(found) if item.volume else b"", ""
         except Exception as error:  # it was there a moment ago
             return (), b"", f"No picture: {self._reason(error, scan)}"
+
+    def _labels(self, prediction: Prediction) -> Volume | None:
+        if self.label_maps is None or prediction.status != "ok":
+            return None
+        return read_volume(self.label_maps.path(prediction.subject, prediction.session))
 
     def _reason(self, error: Exception, scan: Path) -> str:
         code, reason = reason_of(error, scan)

@@ -35,6 +35,11 @@ _ORDER = (2, 1, 0)  # axial first
 # Of the head: what lies at the left and the right edge of the picture.
 _ENDS = {0: ("A", "P"), 1: ("L", "R"), 2: ("L", "R")}
 _RAISES, _LOWERS = (226, 74, 51), (49, 130, 206)
+# Of labels, again from the first where there are more.
+_COLOURS = (
+    (226, 74, 51), (49, 130, 206), (214, 158, 46), (47, 133, 90),
+    (128, 90, 213), (0, 163, 196), (213, 63, 140), (113, 128, 150),
+)  # fmt: skip
 _VOLUME_STEP, _VOLUME_LEVELS = 2.0, 32  # mm of a voxel, levels of grey
 
 
@@ -159,15 +164,21 @@ def _white(values: Sequence[Values]) -> float:
 
 
 def pictures(
-    volume: Volume, shapes: Sequence[PlaneShape], image_map: ImageMap | None = None
+    volume: Volume,
+    shapes: Sequence[PlaneShape],
+    image_map: ImageMap | None = None,
+    labels: Volume | None = None,
 ) -> tuple[PlanePicture, ...]:
-    """The planes of a scan, about 10 KB each, with the map over them."""
+    """The planes of a scan, about 10 KB each, with the map or the labels over them."""
     values = [
         volume.slope * _plane(volume.voxels, volume.affine, s.axis, s.at, _STEP) + volume.inter
         for s in shapes
     ]
     white = _white(values)
     greys = [png(_brightness(plane, white, _LEVELS)) for plane in values]
+    if labels is not None:
+        drawn = [_labelled(_nearest(labels, s.axis, s.at, _STEP)) for s in shapes]
+        return tuple(map(PlanePicture, greys, map(png, drawn)))
     if image_map is None:
         return tuple(PlanePicture(grey) for grey in greys)
     largest = _largest(image_map)
@@ -192,6 +203,40 @@ def _coloured(values: Values, largest: float) -> NDArray[np.uint8]:
     pixels[..., 3] = np.rint(np.abs(share) * 15) * 17
     pixels[pixels[..., 3] == 0] = 0
     return pixels
+
+
+def _nearest(labels: Volume, axis: int, at: float, step: float) -> NDArray[np.uint8]:
+    """A plane as it is drawn, of the nearest voxels; 0 outside."""
+    low = _LOW + step / 2
+    shape = [int(n) for n in (_HIGH - _LOW) // step]
+    low[axis], shape[axis] = at, 1
+    mm = low[:, None, None, None] + step * np.indices(shape)
+    to_voxel = np.linalg.inv(labels.affine)
+    place = np.einsum("ij,jxyz->ixyz", to_voxel[:3, :3], mm) + to_voxel[:3, 3, None, None, None]
+    index = np.rint(place).astype(np.int64)
+    size = np.reshape(labels.voxels.shape, (3, 1, 1, 1))
+    inside = ((index >= 0) & (index < size)).all(0)
+    values = np.zeros(shape, np.uint8)
+    values[inside] = labels.voxels[tuple(index[:, inside])]
+    drawn = np.rot90(values.squeeze(axis))
+    return drawn[:, ::-1] if axis == 0 else drawn
+
+
+def _labelled(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    pixels = np.zeros((*values.shape, 4), np.uint8)
+    pixels[..., :3] = np.array(_COLOURS, np.uint8)[(values.astype(int) - 1) % len(_COLOURS)]
+    pixels[..., 3] = 255
+    pixels[values == 0] = 0
+    return pixels
+
+
+def legend_of_labels(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(name, colour as CSS writes it) of each label but the background, which is not drawn."""
+    count = len(_COLOURS)
+    return tuple(
+        (name, "#{:02x}{:02x}{:02x}".format(*_COLOURS[n % count]))
+        for n, name in enumerate(names[1:])
+    )
 
 
 def legend_of(image_map: ImageMap) -> MapLegend:

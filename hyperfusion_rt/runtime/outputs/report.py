@@ -293,9 +293,12 @@ def without_ids(predictions: Sequence[Prediction]) -> list[Prediction]:
 def origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[str, str]]:
     """What the predictions come from: model, data, engine and how that was checked."""
     source, prep = manifest.provenance, manifest.preprocessing
-    imported = source.network.get("import")
-    network = f"{source.network.get('fusion')}, "
-    network += f"made by {imported}" if imported else f"f = {source.network.get('features')}"
+    own, file_name = source.network.get("import"), source.network.get("file")
+    if file_name:
+        network = f"imported from {file_name}"
+    else:
+        network = f"{source.network.get('fusion')}, "
+        network += f"made by {own}" if own else f"f = {source.network.get('features')}"
     shape = "x".join(str(n) for n in prep.shape)
     file = next(e for e in manifest.engines if (e.engine, e.part) == (engine, "whole"))
     by = "" if file.comparison.by == "engine" else f" (by {file.comparison.by})"
@@ -305,7 +308,9 @@ def origin(manifest: Manifest, engine: str, notes: Sequence[str]) -> list[tuple[
     boxes = f"{len(prep.boxes)} box(es) of {names}"
     return [
         ("model", f"{network}, {size}"),
-        ("trained on", f"{source.cases.get('train', 'unknown')} cases, run {source.run}"),
+        ("trained on", f"{source.cases.get('train', 'unknown')} cases, run {source.run}")
+        if source.run
+        else ("trained on", "unknown cases"),
         ("input", f"{shape} voxels at {prep.spacing:g} mm, {boxes}"),
         ("engine", f"{engine}, {file.precision}; differs from torch float64 by {compared}"),
         *[("warning", note) for note in notes],

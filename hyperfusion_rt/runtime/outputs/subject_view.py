@@ -60,7 +60,8 @@ class SubjectView:
 
     `number`: its row on the page, from 1. `planes`: in the order of the page's, empty where
     `no_planes` says why. `volume`: a small copy of the scan for the 3D viewer, a packed NIfTI file
-    without a name in it. `no_answers`: why other rows have no answers, where that is a fault.
+    without a name in it. `labels`: of label maps over the planes, name and colour. `no_answers`:
+    why other rows have no answers, where that is a fault.
     """
 
     number: int
@@ -71,6 +72,7 @@ class SubjectView:
     what_if: tuple[WhatIf, ...] = ()
     reasons: Reasons | None = None
     map: MapLegend | None = None
+    labels: tuple[tuple[str, str], ...] = ()
     volume: bytes = b""
     no_answers: str = ""
 
