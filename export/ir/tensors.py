@@ -44,7 +44,7 @@ def pairwise(c: Builder, op: Pairwise, a: Any, b: Any) -> Value:
 def power(c: Builder, x: Value, exponent: float) -> Value:
     """`x ** exponent`, where there is a simpler operation with that."""
     if exponent == 1:
-        return x.seen(x.layout)  # a value of its own: what is written into x in place leaves it
+        return x
     if exponent == 2:
         return pairwise(c, "mul", x, x)
     if exponent == 0.5:
