@@ -11,8 +11,9 @@ import inspect
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.ir.aten import HANDLERS, operation
@@ -118,6 +119,16 @@ class _Lowering(Builder):
             for name in names:
                 values[name] = values[node]
 
+    def _keep(self, constant: Tensor) -> None:
+        """Before a constant is written in place: the nodes that have read it keep its numbers."""
+        if constant.dtype != torch.float64:
+            return  # they have a copy
+        numbers = constant.detach().numpy()
+        for node in self.graph.nodes:
+            for key, array in node.arrays.items():
+                if np.may_share_memory(array, numbers):
+                    node.arrays[key] = array.copy()
+
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args = fx.node.map_arg(node.args, lambda n: values[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
@@ -125,6 +136,8 @@ class _Lowering(Builder):
         depends = any(isinstance(x, Value) for x in torch.utils._pytree.tree_leaves((args, kwargs)))
         if not depends:
             assert callable(node.target)
+            for source in written(node):
+                self._keep(values[source])
             return node.target(*args, **kwargs)
         handler = HANDLERS.get(self.target)
         if handler is None:

@@ -229,3 +229,22 @@ def _list_before(x):
 def test_parts_that_are_read_later_are_refused(function):
     with pytest.raises(HyperFusionError, match="in place on"):
         lower(Of(function), {"image": V})
+
+
+def _weights(x):
+    weight = torch.arange(16.0, dtype=x.dtype).view(4, 4, 1, 1, 1)
+    y = F.conv3d(x, weight)
+    weight.mul_(2).view(-1)[3:].fill_(1)
+    return y, F.conv3d(x, weight)
+
+
+def _slopes(x):
+    slope = torch.ones(4, dtype=x.dtype) / 4
+    y = F.prelu(x, slope)
+    slope[1:] += 1
+    return y, F.prelu(x, slope), x * slope.view(4, 1, 1, 1)
+
+
+@pytest.mark.parametrize("function", [_weights, _slopes])
+def test_layers_keep_the_weights_that_they_have_read(function):
+    _checked(Of(function))
