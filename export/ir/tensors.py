@@ -117,8 +117,8 @@ def reduce(
         y = _everything(c, x, kind)
     elif found and found == channels:
         y = _channels(c, x, kind)
-    elif not found and kind != "l2":
-        y = x
+    elif not found:  # each number is all that there is along these axes
+        y = layers.activation(c, x, "abs") if kind == "l2" else x
     elif found < voxels and kind != "l2":
         y = _along(c, x, kind, {part.axis for part in found})
     else:
@@ -150,10 +150,12 @@ def _along(c: Builder, x: Value, kind: str, axes: set[int]) -> Value:
 
 
 def softmax(c: Builder, x: Value, axis: int, *, log: bool = False) -> Value:
-    """Over the channels."""
+    """Over the channels, or an axis of one number."""
     if axis % len(x.shape) == 0:
         raise UnsupportedError("over the batch")
     x = c.flat(x)
+    if x.shape[axis] == 1:
+        return c.affine(x, 0.0, 0.0 if log else 1.0)
     if not at.same(x.layout[axis % len(x.shape) - 1], at.whole(0, c.extent(x)[0])):
         raise UnsupportedError(f"along axis {axis} of {x.shape}: only along the channels")
     return c.emit("softmax", [x], c.extent(x), Probabilities(log=log), layout=x.layout)

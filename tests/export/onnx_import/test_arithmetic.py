@@ -201,6 +201,14 @@ def test_reductions_of_fewer_axes(op, tmp_path):
     agrees(single(op, (1, 4, 5, 6), np.array([1]), keepdims=0), tmp_path)
 
 
+@pytest.mark.parametrize("op", [*REDUCTIONS, "ReduceL1"])
+def test_reductions_over_an_axis_of_one_number(op, tmp_path):
+    for shape in ((1, 4, 5, 6), (4, 1, 5, 6), (1, 4, 5), (1, 6), (1,)):
+        axis = np.array([shape.index(1) + 1])
+        for keepdims in (0, 1):
+            agrees(single(op, shape, axis, keepdims=keepdims), tmp_path)
+
+
 def test_axes_are_kept_by_1_alone(tmp_path):
     agrees(single("ReduceMean", V, np.array([1]), keepdims=2), tmp_path)
 
@@ -235,6 +243,8 @@ def test_softmax(op, tmp_path):
         agrees(single(op, V, opset=opset, axis=1), tmp_path)
         agrees(single(op, V, opset=opset, axis=-4), tmp_path)
         agrees(single(op, P, opset=opset, axis=1), tmp_path)
+        agrees(single(op, (1, 4, 5, 6), opset=opset, axis=1), tmp_path)
+        agrees(single(op, (4, 1, 5, 6), opset=opset, axis=2), tmp_path)
         last = ("Transpose", [], {"perm": [0, 2, 3, 4, 1]})
         agrees(chain(V, last, (op,), opset=opset), tmp_path)
 
@@ -243,6 +253,10 @@ def test_softmax_of_special_numbers(tmp_path):
     x = noise(2, 3, 2, 2, 2) * 100
     x[0, 0, 0, 0, 0], x[0, 1, 1, 1, 1], x[1, :, 0, 0, 0] = -np.inf, np.nan, -1e4
     agrees(single("Softmax", x.shape[1:], axis=1), tmp_path, feeds={"image": x})
+    one = x[:, :1]
+    one[1, 0, 1, 0, 1] = np.inf
+    for op in ("Softmax", "LogSoftmax"):
+        agrees(single(op, one.shape[1:], axis=1), tmp_path, feeds={"image": one})
 
 
 def test_activations_spelt_out(tmp_path):
