@@ -119,7 +119,7 @@ def reduce(
         y = _channels(c, x, kind)
     elif not found:  # each number is all that there is along these axes
         y = layers.activation(c, x, "abs") if kind == "l2" else x
-    elif found < voxels and kind != "l2":
+    elif found < voxels:
         y = _along(c, x, kind, {part.axis for part in found})
     else:
         raise UnsupportedError(
@@ -145,8 +145,10 @@ def _along(c: Builder, x: Value, kind: str, axes: set[int]) -> Value:
     window = [n if axis in axes else 1 for axis, n in enumerate(extent)][1:]
     whole = x.seen(at.plain(extent))
     pooling: Any = "max_pool" if kind == "maximum" else "avg_pool"
+    whole = power(c, whole, 2.0) if kind == "l2" else whole
     y = layers.pool(c, whole, pooling, window, window)
-    return c.affine(y, float(math.prod(window)), 0.0) if kind == "sum" else y
+    y = c.affine(y, float(math.prod(window)), 0.0) if kind in ("sum", "l2") else y
+    return power(c, y, 0.5) if kind == "l2" else y
 
 
 def softmax(c: Builder, x: Value, axis: int, *, log: bool = False) -> Value:

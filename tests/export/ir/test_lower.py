@@ -151,6 +151,9 @@ MODULES = {
     "norms": Apply(
         lambda x: x.norm(p=2, dim=(2, 3, 4), keepdim=True) / (x.norm(dim=1, keepdim=True) + 1)
     ),
+    "norm along axes": Apply(
+        lambda x: x.norm(dim=(2, 4), keepdim=True) / (x.norm(dim=2)[:, :, None] + 1)
+    ),
     "norm of one channel": Apply(
         lambda x: x / (torch.linalg.vector_norm(x[:, 1:2], dim=1, keepdim=True) + 1)
     ),
