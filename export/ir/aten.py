@@ -139,9 +139,8 @@ def _getitem(c: Builder, values: Any, index: Any) -> Any:
     return values[index]
 
 
-# Their results share memory with their input.
-VIEWS = {"slice", "split", "split_with_sizes", "chunk", "getitem", "flatten", "view", "reshape"}
-VIEWS |= {"unsqueeze", "squeeze", "permute", "transpose", "select", "unbind", "expand", "unflatten"}
+# With these off, as they must be, torch returns their input itself.
+ITSELF = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 HANDLERS: dict[str, Callable[..., Any]] = {
     **LAYERS,
     "add": _add,
@@ -195,11 +194,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     ),
     "softmax": _softmax,
     "log_softmax": _log_softmax,
-    "dropout": _dropout,
-    "dropout_": _dropout,
-    "feature_dropout": _dropout,
-    "alpha_dropout": _dropout,
-    "feature_alpha_dropout": _dropout,
+    **dict.fromkeys((*ITSELF, "dropout_"), _dropout),
     "contiguous": _same,
     "clone": _same,
     "detach": _same,
@@ -207,3 +202,12 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "to": _same,
     "_assert_tensor_metadata": lambda c, *a, **k: None,
 }
+
+
+def operation(target: Any) -> str:
+    """What `HANDLERS` calls that which a node of a program calls."""
+    return (
+        str(target).removeprefix("aten.").rsplit(".", 1)[0]
+        if not callable(target) or hasattr(target, "overloadpacket") or hasattr(target, "_schema")
+        else target.__name__
+    )

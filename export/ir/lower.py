@@ -11,13 +11,15 @@ import inspect
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from hyperfusion_rt.errors import HyperFusionError
-from hyperfusion_rt.export.ir.aten import HANDLERS, VIEWS
+from hyperfusion_rt.export.ir.aten import HANDLERS, operation
 from hyperfusion_rt.export.ir.builder import BATCH, Builder, UnsupportedError, Value
 from hyperfusion_rt.export.ir.graph import Graph, Shape
+from hyperfusion_rt.export.ir.memory import Memory, written
 from hyperfusion_rt.kernels.ops import whole_ops
 
 
@@ -53,7 +55,7 @@ class _Lowering(Builder):
     def __init__(self, program: torch.export.ExportedProgram, inputs: dict[str, Shape]) -> None:
         super().__init__(inputs)
         self.target = ""
-        self.order = {node: i for i, node in enumerate(program.graph.nodes)}
+        self.memory = Memory(program.graph)
         signature = program.graph_signature
         constants: dict[str, Any] = {
             **{n: program.state_dict[t] for n, t in signature.inputs_to_parameters.items()},
@@ -78,7 +80,7 @@ class _Lowering(Builder):
                         values[node] = self.input(name, inputs[name])
                 elif node.op == "call_function":
                     values[node] = self._call(node, values)
-                    if self.target.endswith("_"):
+                    if isinstance(values[node], Value):
                         self._written(node, values)
                 elif node.op == "output":
                     self._output(node, values)
@@ -108,35 +110,34 @@ class _Lowering(Builder):
         )
 
     def _written(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
-        """After an operation in place, all that reads its input later finds its output."""
-        first = node.args[0]
-        assert isinstance(first, fx.Node)
-        old = values[first]
-        if not isinstance(old, Value):
-            return
-        names = [n for n, value in values.items() if value is old]
-        seen = set(names)
-        for other in values:  # in the order of the calls: a part of a part comes later
-            if _name(other.target) not in VIEWS:
-                continue
-            (source,) = other.all_input_nodes
-            if other in names and values[source] is not old:
-                self._refuse(node, f"{self.target} in place on a part of another tensor")
-            if source in seen:
-                seen.add(other)
-        written = self.order[node]
-        if any(self.order[u] > written for n in seen.difference(names) for u in n.users):
-            self._refuse(node, f"{self.target} in place on a tensor with a part that is read later")
-        for other in names:
-            values[other] = values[node]
+        """After an operation in place, all that reads what it has written finds its output."""
+        for source in written(node):
+            try:
+                names = self.memory.names(source, node)
+            except UnsupportedError as error:
+                self._refuse(node, f"{self.target} {error}")
+            for name in names:
+                values[name] = values[node]
+
+    def _keep(self, constant: Tensor) -> None:
+        """Before a constant is written in place: the nodes that have read it keep its numbers."""
+        if constant.dtype != torch.float64:
+            return  # they have a copy
+        numbers = constant.detach().numpy()
+        for node in self.graph.nodes:
+            for key, array in node.arrays.items():
+                if np.may_share_memory(array, numbers):
+                    node.arrays[key] = array.copy()
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args = fx.node.map_arg(node.args, lambda n: values[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
-        self.layer, self.target = _layer(node), _name(node.target)
+        self.layer, self.target = _layer(node), operation(node.target)
         depends = any(isinstance(x, Value) for x in torch.utils._pytree.tree_leaves((args, kwargs)))
         if not depends:
             assert callable(node.target)
+            for source in written(node):
+                self._keep(values[source])
             return node.target(*args, **kwargs)
         handler = HANDLERS.get(self.target)
         if handler is None:
@@ -151,9 +152,7 @@ class _Lowering(Builder):
         except TypeError as error:
             self._refuse(node, f"{self.target} with these arguments ({error})")
         try:
-            result = handler(self, *args, **kwargs)
-            # A copy does not change with its source.
-            return copy.copy(result) if self.target == "clone" else result
+            return handler(self, *args, **kwargs)
         except UnsupportedError as error:
             self._refuse(node, f"{self.target} {error}")
 
@@ -162,14 +161,6 @@ def _layer(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()), ("", None))[0] if stack else ""
     return str(path).removeprefix("L['self'].")
-
-
-def _name(target: Any) -> str:
-    return (
-        str(target).removeprefix("aten.").rsplit(".", 1)[0]
-        if not callable(target) or hasattr(target, "overloadpacket") or hasattr(target, "_schema")
-        else target.__name__
-    )
 
 
 def supported() -> set[str]:

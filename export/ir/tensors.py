@@ -44,7 +44,7 @@ def pairwise(c: Builder, op: Pairwise, a: Any, b: Any) -> Value:
 def power(c: Builder, x: Value, exponent: float) -> Value:
     """`x ** exponent`, where there is a simpler operation with that."""
     if exponent == 1:
-        return x.seen(x.layout)  # a value of its own: what is written into x in place leaves it
+        return x
     if exponent == 2:
         return pairwise(c, "mul", x, x)
     if exponent == 0.5:
@@ -117,9 +117,9 @@ def reduce(
         y = _everything(c, x, kind)
     elif found and found == channels:
         y = _channels(c, x, kind)
-    elif not found and kind != "l2":
-        y = x
-    elif found < voxels and kind != "l2":
+    elif not found:  # each number is all that there is along these axes
+        y = layers.activation(c, x, "abs") if kind == "l2" else x
+    elif found < voxels:
         y = _along(c, x, kind, {part.axis for part in found})
     else:
         raise UnsupportedError(
@@ -145,15 +145,19 @@ def _along(c: Builder, x: Value, kind: str, axes: set[int]) -> Value:
     window = [n if axis in axes else 1 for axis, n in enumerate(extent)][1:]
     whole = x.seen(at.plain(extent))
     pooling: Any = "max_pool" if kind == "maximum" else "avg_pool"
+    whole = power(c, whole, 2.0) if kind == "l2" else whole
     y = layers.pool(c, whole, pooling, window, window)
-    return c.affine(y, float(math.prod(window)), 0.0) if kind == "sum" else y
+    y = c.affine(y, float(math.prod(window)), 0.0) if kind in ("sum", "l2") else y
+    return power(c, y, 0.5) if kind == "l2" else y
 
 
 def softmax(c: Builder, x: Value, axis: int, *, log: bool = False) -> Value:
-    """Over the channels."""
+    """Over the channels, or an axis of one number."""
     if axis % len(x.shape) == 0:
         raise UnsupportedError("over the batch")
     x = c.flat(x)
+    if x.shape[axis] == 1:
+        return c.affine(x, 0.0, 0.0 if log else 1.0)
     if not at.same(x.layout[axis % len(x.shape) - 1], at.whole(0, c.extent(x)[0])):
         raise UnsupportedError(f"along axis {axis} of {x.shape}: only along the channels")
     return c.emit("softmax", [x], c.extent(x), Probabilities(log=log), layout=x.layout)

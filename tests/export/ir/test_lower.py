@@ -151,6 +151,13 @@ MODULES = {
     "norms": Apply(
         lambda x: x.norm(p=2, dim=(2, 3, 4), keepdim=True) / (x.norm(dim=1, keepdim=True) + 1)
     ),
+    "norm along axes": Apply(
+        lambda x: x.norm(dim=(2, 4), keepdim=True) / (x.norm(dim=2)[:, :, None] + 1)
+    ),
+    "norm of one channel": Apply(
+        lambda x: x / (torch.linalg.vector_norm(x[:, 1:2], dim=1, keepdim=True) + 1)
+    ),
+    "softmax of one number": Apply(lambda x: x * x[:, :1].softmax(1) - x[:, :, :1].softmax(2)),
     "two values": Apply(
         lambda x: torch.maximum(x, x.mean((2, 3, 4), keepdim=True)) - torch.minimum(x, 2 * x)
     ),
@@ -177,6 +184,31 @@ def test_operations(name):
     (output,) = graph.outputs
     assert tuple(expected.shape[1:]) == graph.outer.get(output, graph.shapes[output])
     assert difference(found.reshape(expected.shape), expected) <= 1e-13
+
+
+REDUCTIONS = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "amax": torch.amax,
+    "norm": lambda x, dim, **k: torch.norm(x, dim=dim, **k),
+    "vector_norm": lambda x, dim, **k: torch.linalg.vector_norm(x, dim=dim, **k),
+    "softmax": lambda x, dim, keepdim: torch.softmax(x, dim),
+    "log_softmax": lambda x, dim, keepdim: torch.log_softmax(x, dim) + 1,
+}
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 6, 7, 8), (4, 1, 7, 8), (4, 1, 1, 1), (1, 6, 7), (1, 6), (1,)]
+)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reductions_over_an_axis_of_one_number(reduction, shape):
+    for axis in (i for i, size in enumerate(shape, 1) if size == 1):
+        for kept in (True, False):
+            module = Apply(lambda x, a=axis, k=kept: REDUCTIONS[reduction](x, dim=a, keepdim=k) * 2)
+            graph = lower(module, {"image": shape})
+            feeds = inputs(graph)
+            expected = exact(module, {"image": feeds["image"].reshape(3, *shape)})
+            assert difference(outcome(graph, feeds).reshape(expected.shape), expected) <= 1e-13
 
 
 @pytest.mark.parametrize("task", SHAPES)
