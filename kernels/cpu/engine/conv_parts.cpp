@@ -7,7 +7,8 @@
 // Phases. Output voxel s q + r along an axis, r < s, reads the taps k for which s divides
 // r + padding - k · dilation, at the input's voxels q + (r + padding - k · dilation) / s: with q,
 // that is a convolution of stride 1, whose result stands at every s-th voxel. Phases that read the
-// same voxels (all, where kernel = stride) are one convolution of more output channels.
+// same voxels (all, where kernel = stride) are one convolution of more output channels. Of few
+// channels so are others, with taps of zeros: they fill vectors that would be half empty.
 #include <algorithm>
 #include <array>
 #include <map>
@@ -20,11 +21,16 @@ namespace hfrt {
 
 namespace {
 
-// What of a kernel one phase reads along an axis: taps from, from - step, ... and the geometry.
+// What of a kernel one phase reads along an axis: taps from, from - step, ... and the geometry. The
+// kernel has `own` taps, behind `zeros` that it has not.
 struct Phase {
-  int64_t start = 0, first_tap = 0, tap_step = 1, taps = 0;
+  int64_t start = 0, first_tap = 0, tap_step = 1, taps = 0, zeros = 0, own = 0;
   int64_t padding = 0, dilation = 1, count = 0;
   auto geometry() const { return std::make_tuple(taps, padding, dilation, count); }
+  // The kernel's tap at the i-th of `taps`, -1: none.
+  int64_t tap(int64_t i) const {
+    return i < zeros || i >= zeros + own ? -1 : first_tap - (i - zeros) * tap_step;
+  }
 };
 
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -47,9 +53,66 @@ std::vector<Phase> phases_of(const Window& k, int axis, int64_t out) {
       p.first_tap = before = tap;
       p.padding = -voxel;
     }
+    p.own = p.taps;
     found.push_back(p);
   }
   return found;
+}
+
+// The phases of an axis with one geometry: of all voxels that any of them reads. As they are where
+// they make other numbers of voxels, or read voxels apart.
+std::vector<Phase> alike(std::vector<Phase> phases) {
+  int64_t low = INT64_MAX, high = INT64_MIN;
+  for (const Phase& p : phases) {
+    if (p.count != phases[0].count || p.dilation != 1) return phases;
+    if (p.taps == 0) continue;
+    low = std::min(low, -p.padding), high = std::max(high, -p.padding + p.taps - 1);
+  }
+  if (low > high) return phases;
+  for (Phase& p : phases) {
+    p.zeros = p.taps ? -p.padding - low : 0;
+    p.taps = high - low + 1, p.padding = -low;
+  }
+  return phases;
+}
+
+using Axes = std::array<std::vector<Phase>, 3>;
+using Key = std::array<std::tuple<int64_t, int64_t, int64_t, int64_t>, 3>;
+using Sets = std::map<std::pair<Key, int64_t>, std::vector<std::array<Phase, 3>>>;
+
+// Phases with one geometry together; `apart`: each alone.
+Sets sets_of(const Axes& along, bool apart) {
+  Sets sets;
+  int64_t number = 0;
+  for (const Phase& d : along[0])
+    for (const Phase& h : along[1])
+      for (const Phase& w : along[2]) {
+        const Key key{d.geometry(), h.geometry(), w.geometry()};
+        sets[{key, apart ? ++number : 0}].push_back({d, h, w});
+      }
+  return sets;
+}
+
+// Vectors of 16 products for each input channel and voxel.
+int64_t products_of(const Sets& sets, int64_t outputs) {
+  int64_t sum = 0;
+  for (const auto& entry : sets) {
+    const auto& p = entry.second[0];
+    const auto count = static_cast<int64_t>(entry.second.size());
+    sum += p[0].taps * p[1].taps * p[2].taps * ceil_div(count * outputs, kBlock);
+  }
+  return sum;
+}
+
+// The cheapest of: no axis alike, W, H and W, all.
+Sets cheapest(Axes along, int64_t outputs) {
+  Sets best = sets_of(along, false);
+  for (size_t axis = 3; axis-- > 0;) {
+    along[axis] = alike(along[axis]);
+    Sets found = sets_of(along, false);
+    if (products_of(found, outputs) < products_of(best, outputs)) best = std::move(found);
+  }
+  return best;
 }
 
 Array part_of(const Array& array, int64_t from, int64_t count) {
@@ -181,8 +244,13 @@ static std::vector<float> phase_weights(const ConvSpec& spec, int64_t k, int64_t
         const int64_t at[3] = {t / (p[1].taps * p[2].taps), t / p[2].taps % p[1].taps,
                                t % p[2].taps};
         int64_t tap = 0;
-        for (size_t a = 0; a < 3; ++a)
-          tap = tap * kernel[a] + p[a].first_tap - at[a] * p[a].tap_step;
+        bool there = true;
+        for (size_t a = 0; a < 3; ++a) {
+          const int64_t own = p[a].tap(at[a]);
+          there = there && own >= 0;
+          tap = tap * kernel[a] + own;
+        }
+        if (!there) continue;
         for (int64_t c = 0; c < cin; ++c)
           copy_floats(made.data() + ((i * these + t) * cin + c) * row + s * cout,
                       spec.weight.data + ((i * taps + tap) * cin + c) * cout, cout);
@@ -194,18 +262,10 @@ void Engine::add_phases(const ConvSpec& spec, const std::shared_ptr<Conv>& whole
                         const Channels& at) {
   const Extent& o = whole->args.out_extent;
   const int64_t size[3] = {o.d, o.h, o.w};
-  std::vector<Phase> along[3];
-  for (int i = 0; i < 3; ++i) along[i] = phases_of(spec.window, i, size[i]);
-  // Phases with one geometry together; not depthwise ones, whose channels are their inputs.
-  using Key = std::array<std::tuple<int64_t, int64_t, int64_t, int64_t>, 3>;
-  std::map<std::pair<Key, int64_t>, std::vector<std::array<Phase, 3>>> sets;
-  int64_t number = 0;
-  for (const Phase& d : along[0])
-    for (const Phase& h : along[1])
-      for (const Phase& w : along[2]) {
-        const Key key{d.geometry(), h.geometry(), w.geometry()};
-        sets[{key, spec.depthwise ? ++number : 0}].push_back({d, h, w});
-      }
+  Axes along;
+  for (int i = 0; i < 3; ++i) along[static_cast<size_t>(i)] = phases_of(spec.window, i, size[i]);
+  // Depthwise ones each alone: their channels are their inputs.
+  const Sets sets = spec.depthwise ? sets_of(along, true) : cheapest(along, at.outputs);
   const int64_t k = spec.condition < 0 ? 1 : extent(spec.condition).c;
   const int64_t cin = spec.depthwise ? 1 : at.inputs, cout = at.outputs;
   for (const auto& entry : sets) {
