@@ -99,7 +99,7 @@ def image_network(path: Path, recipe: Preprocessing, output: str | None = None) 
         raise ConfigError(
             f"{path}: the input {name} is {list(found)} without the batch, {several}; the recipe "
             f"has [{channels}, D, H, W]"
-            + ("; name the images as `channels` of a `recipe`" if len(found) == 4 else ""),
+            + ("; name the images as channels of a `recipe`" if len(found) == 4 else ""),
             code="import-input",
         )
     wanted = output or graph.outputs[0]

@@ -42,10 +42,10 @@ def recipe_of(options: ImportOptions) -> Preprocessing:
             {"shape": shape, **content} if isinstance(content, dict) else content
         )
     except ValidationError as error:
-        raise ConfigError(
-            f"{where}{explain(error, Preprocessing)}",
-            code="option-wrong" if options.recipe is None else "config-invalid",
-        ) from None
+        text = f"{where}{explain(error, Preprocessing)}"
+        if options.recipe is None:
+            raise ConfigError(text, code="option-wrong") from None
+        raise ConfigError(text, code="config-invalid") from None
     if options.shape is not None and found.shape != options.shape:
         raise ConfigError(
             f"`shape` {list(options.shape)}: {where}says {list(found.shape)}; leave one out",

@@ -4,6 +4,8 @@ OpenVINO.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -219,7 +221,8 @@ def _int8(subject: Subject, model: Any) -> Any:
         for image, row in zip(subject.image, subject.rows, strict=True)
     ]
     data = nncf.Dataset(cases, lambda case: {name: case[name] for name in names})
-    return nncf.quantize(model, data, subset_size=len(cases))
+    with contextlib.redirect_stdout(io.StringIO()):  # its bars, beside what --json prints
+        return nncf.quantize(model, data, subset_size=len(cases))
 
 
 def _faster(openers: Sequence[Callable[[], Call]], inputs: Inputs) -> Call:

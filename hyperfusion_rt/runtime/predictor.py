@@ -300,7 +300,7 @@ class Predictor:
         if not self.manifest.labels:
             raise ConfigError(
                 f"{self.manifest.name}: answers {self.manifest.table.target}, and no label for "
-                "every voxel; use `predict`",
+                "every voxel; use predict",
                 code="artifact-segments",
             )
         case = self._case(scan, {})

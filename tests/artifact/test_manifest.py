@@ -93,7 +93,7 @@ def test_a_newer_format_is_refused(artifact):
         ("", "cannot be read"),
         ("[]", "no format_version"),
         ('{"format_version": 3}', "damaged at name"),
-        ('{"format_version": 2}', "format version 2, but this program reads 3 to 8; export again"),
+        ('{"format_version": 2}', "format version 2, but this program reads 3 to 9; export again"),
         ("\udcff", "cannot be read"),
         ("[" * 200_000, "cannot be read"),
     ],

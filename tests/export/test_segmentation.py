@@ -255,7 +255,7 @@ def test_label_maps_are_of_networks_that_segment(tmp_path, hfrt):
     status, _, said = hfrt(tmp_path, "infer", "S1.nii.gz", "--artifact", made, "--label-maps", "x")
     assert status != 0
     assert "mean answers value, and no label for every voxel" in said
-    with pytest.raises(HyperFusionError, match="use `predict`"):
+    with pytest.raises(HyperFusionError, match="use predict"):
         load(made, threads=1).segment(tmp_path / "S1.nii.gz")
 
 
