@@ -1,7 +1,7 @@
 """Networks that others wrote, on our native engine and its peers: are they right, and how fast?
 
     python benchmarks/networks.py                      # writes networks.md and networks.json
-    HFRT_ISA=avx2 python benchmarks/networks.py        # all held to AVX2: networks-avx2.*
+    HFRT_ISA=avx2 python benchmarks/networks.py        # held to AVX2: networks-avx2.*
     python benchmarks/networks.py --only dynunet       # one of them; prints, writes nothing
     python benchmarks/networks.py --deepbet WHEEL      # with the two networks of deepbet's wheel
 
@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 OURS = "native, of the module"
 IMPORTED = "native, of the ONNX file"
 PEERS = ("ONNX Runtime", "OpenVINO f32")
+_HELD = ", OpenVINO held to AVX2, too; ONNX Runtime knows no such switch"
 # Of the outputs' scale: every network's must.
 PARITY = 1e-5
 # Peers are fed an image and a table, as in the other benchmarks; these networks have none.
@@ -291,7 +292,7 @@ def main(
     header = [
         "# Networks that others wrote", "",
         "Written by `python benchmarks/networks.py --deepbet WHEEL`"
-        + (f" with HFRT_ISA={isa}, the peers held to AVX2, too" if isa else "")
+        + (f" with HFRT_ISA={isa}{_HELD if isa == 'avx2' else ''}" if isa else "")
         + f". Medians of {rounds}, contenders in turn, {threads} threads each, batch 1, compared "
         "with float64 before timing.", "",
         f"Machine: {'; '.join(f'{k} {v}' for k, v in machine.items())}.", "",
