@@ -213,6 +213,7 @@ def _int8(subject: Subject, model: Any) -> Any:
     import logging
 
     import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     names = [item.any_name for item in model.inputs]
@@ -221,8 +222,12 @@ def _int8(subject: Subject, model: Any) -> Any:
         for image, row in zip(subject.image, subject.rows, strict=True)
     ]
     data = nncf.Dataset(cases, lambda case: {name: case[name] for name in names})
+    # Means of ranges, as by default, cut off what generated weights make of an unusual row.
+    ranges = nncf.AdvancedQuantizationParameters(
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # its bars, beside what --json prints
-        return nncf.quantize(model, data, subset_size=len(cases))
+        return nncf.quantize(model, data, subset_size=len(cases), advanced_parameters=ranges)
 
 
 def _faster(openers: Sequence[Callable[[], Call]], inputs: Inputs) -> Call:
