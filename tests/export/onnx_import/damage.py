@@ -171,7 +171,10 @@ def _tensor(tensor, rng) -> None:
         case 5:
             tensor.raw_data += rng.bytes(int(rng.integers(1, 64)))
         case _:
-            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            try:
+                dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            except KeyError:  # it is damaged already
+                return
             array = np.frombuffer(tensor.raw_data, dtype).copy()
             chosen = NUMBERS if dtype.kind in "iu" else FLOATS
             with np.errstate(all="ignore"):
