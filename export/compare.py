@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ class Expected:
     `unit`.
     """
 
+    answered: ClassVar[str] = MEMBERS  # which output of an engine `outputs` is
+    batches: ClassVar[tuple[int, ...]] = BATCHES  # at which sizes engines are compared
+
     image: NDArray[np.float32]
     rows: Sequence[NDArray[np.float32]]
     outputs: NDArray[np.float64]
@@ -94,11 +98,6 @@ class Expected:
         return replace(self, image=self.image[one], rows=rows, outputs=self.outputs[one])
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        """At which sizes of a batch engines are compared."""
-        return BATCHES
-
-    @property
     def drift_in(self) -> str:
         """In what `drifts` are."""
         return "in probability" if self.classes else self.unit or "in the target's unit"
@@ -110,8 +109,10 @@ class Expected:
 
     def raw(self, found: Outputs) -> NDArray[np.float64]:
         """What an engine found of B cases, as `outputs`: `[B, M, N, C]`."""
-        members = found[MEMBERS]
-        return members.reshape(len(members), *self.outputs.shape[1:]).astype(np.float64)
+        return self._shaped(found[self.answered]).astype(np.float64)
+
+    def _shaped(self, answers: NDArray[np.floating]) -> NDArray[np.floating]:
+        return answers.reshape(len(answers), *self.outputs.shape[1:])
 
     def drifts(self, found: Outputs, index: NDArray[np.intp]) -> NDArray[np.float64]:
         """`[B]`: how much each result of an engine differs from those of the cases `index`."""
@@ -133,10 +134,9 @@ class ExpectedLabels(Expected):
     A result is the label of every voxel; `drift`: how large a part of them may differ.
     """
 
-    @property
-    def batches(self) -> tuple[int, ...]:
-        """The volumes of seven cases would take seven times the memory of one."""
-        return BATCHES[:2]
+    answered: ClassVar[str] = OUTPUT  # the scores are all that such a network answers
+    # The volumes of seven cases would take seven times the memory of one.
+    batches: ClassVar[tuple[int, ...]] = BATCHES[:2]
 
     @property
     def drift_in(self) -> str:
@@ -149,14 +149,9 @@ class ExpectedLabels(Expected):
         labels: NDArray[np.floating] = self.outputs.argmax(3)
         return labels
 
-    def raw(self, found: Outputs) -> NDArray[np.float64]:
-        """As `Expected.raw`: the scores are all that such a network answers."""
-        scores = found[OUTPUT]
-        return scores.reshape(len(scores), *self.outputs.shape[1:]).astype(np.float64)
-
     def drifts(self, found: Outputs, index: NDArray[np.intp]) -> NDArray[np.float64]:
         """As `Expected.drifts`: the part of the voxels that have another label."""
-        other = self.raw(found).argmax(3) != self.results[index]
+        other = self._shaped(found[OUTPUT]).argmax(3) != self.results[index]
         part: NDArray[np.float64] = other.reshape(len(other), -1).mean(1)
         return part
 
