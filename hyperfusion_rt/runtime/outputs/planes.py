@@ -141,12 +141,21 @@ def _sample(
 
 def _plane(voxels: NDArray[Any], affine: Floats, axis: int, at: float, step: float) -> Values:
     """A plane as it is drawn, [rows, columns]."""
+    low, shape = _grid(axis, at, step)
+    return _drawn(_sample(voxels, affine, low, np.full(3, step), shape), axis)
+
+
+def _grid(axis: int, at: float, step: float) -> tuple[Floats, Shape]:
+    """A plane's first pixel in mm, and how many there are along x, y and z."""
     low = _LOW + step / 2
-    low[axis] = at
     shape = [int(n) for n in (_HIGH - _LOW) // step]
-    shape[axis] = 1
-    values = _sample(voxels, affine, low, np.full(3, step), tuple(shape)).squeeze(axis)
-    drawn = np.rot90(values)
+    low[axis], shape[axis] = at, 1
+    return low, tuple(shape)
+
+
+def _drawn(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A plane across `axis` as it is drawn, [rows, columns]."""
+    drawn = np.rot90(values.squeeze(axis))
     return drawn[:, ::-1] if axis == 0 else drawn
 
 
@@ -207,9 +216,7 @@ def _coloured(values: Values, largest: float) -> NDArray[np.uint8]:
 
 def _nearest(labels: Volume, axis: int, at: float, step: float) -> NDArray[np.uint8]:
     """A plane as it is drawn, of the nearest voxels; 0 outside."""
-    low = _LOW + step / 2
-    shape = [int(n) for n in (_HIGH - _LOW) // step]
-    low[axis], shape[axis] = at, 1
+    low, shape = _grid(axis, at, step)
     mm = low[:, None, None, None] + step * np.indices(shape)
     to_voxel = np.linalg.inv(labels.affine)
     place = np.einsum("ij,jxyz->ixyz", to_voxel[:3, :3], mm) + to_voxel[:3, 3, None, None, None]
@@ -218,8 +225,7 @@ def _nearest(labels: Volume, axis: int, at: float, step: float) -> NDArray[np.ui
     inside = ((index >= 0) & (index < size)).all(0)
     values = np.zeros(shape, np.uint8)
     values[inside] = labels.voxels[tuple(index[:, inside])]
-    drawn = np.rot90(values.squeeze(axis))
-    return drawn[:, ::-1] if axis == 0 else drawn
+    return _drawn(values, axis)
 
 
 def _labelled(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

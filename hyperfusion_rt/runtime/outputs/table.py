@@ -16,6 +16,7 @@ from hyperfusion_rt.artifact.manifest import Manifest
 from hyperfusion_rt.config import SD, answer_columns
 from hyperfusion_rt.errors import ConfigError, MissingExtraError
 from hyperfusion_rt.files import replacing, shown, write_text
+from hyperfusion_rt.runtime.outputs.subject_view import answer_text
 from hyperfusion_rt.runtime.prediction import Certainty, Prediction
 
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
@@ -234,7 +235,7 @@ def label(manifest: Manifest, prediction: Prediction) -> str:
     if not prediction.values:
         return ""
     if not manifest.classes:
-        return " / ".join(f"{value:.4g}" for value in prediction.values)
+        return answer_text((), "", prediction)
     return manifest.classes[prediction.values.index(max(prediction.values))]
 
 
