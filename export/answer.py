@@ -15,6 +15,8 @@ from hyperfusion_rt.export.import_options import ImportOptions
 from hyperfusion_rt.export.ir.ensemble import IMAGE, OUTPUT
 from hyperfusion_rt.export.ir.graph import Convolution, Graph, Node, Shape
 
+_SIGMOIDS = ("sigmoid", "hardsigmoid")  # 1/2 at a logit of 0
+
 
 def answer(path: Path, graph: Graph, options: ImportOptions) -> Graph:
     """The graph `image → output` of the file `path`, whose output then is what engines answer.
@@ -110,14 +112,13 @@ class _Answer:
                 f"its output is {list(self.shape)} without the batch, its image {list(image)}: a "
                 "segmentation has the image's voxels"
             )
-        own = self.ends == "activation" and self.last is not None
-        kind = self.last.given(Activation).kind if own and self.last is not None else ""
+        kind = self._activation
         if (self.count, wanted) == (1, 2):  # one logit or probability: of the second label
-            if own and kind not in ("sigmoid", "hardsigmoid"):
+            if kind and kind not in _SIGMOIDS:
                 raise self.wrong(
                     f"its last operation is {kind}: at which number does a label begin?"
                 )
-            first = np.array([0.5 if own else 0.0, 0.0])
+            first = np.array([0.5 if kind else 0.0, 0.0])
             weight = np.array([0.0, 1.0]).reshape(2, 1, 1, 1, 1)
             window = Convolution(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0), groups=1)
             self._then("conv", (2, *self.shape[1:]), window, weight=weight, bias=first)
@@ -127,7 +128,7 @@ class _Answer:
                 + ("; name the background, too" if self.count == wanted + 1 else ""),
                 code="import-output",
             )
-        elif own and kind in ("sigmoid", "hardsigmoid"):
+        elif kind in _SIGMOIDS:
             raise self.wrong(
                 f"each of its {self.count} channels has a {kind} of its own: regions that may "
                 "overlap, and a voxel has one label; export the network without it if the largest "
@@ -135,6 +136,13 @@ class _Answer:
             )
         elif self.ends == "softmax" and self.last is not None and self.last.output == OUTPUT:
             self.name = self.last.inputs[0]  # the order stays
+
+    @property
+    def _activation(self) -> str:
+        """The kind of the one that the network ends with; empty: it ends with something else."""
+        if self.last is None or self.ends != "activation":
+            return ""
+        return self.last.given(Activation).kind
 
     @property
     def _log(self) -> bool:

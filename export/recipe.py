@@ -30,17 +30,15 @@ def recipe_of(options: ImportOptions) -> Preprocessing:
     where, content = "`orientation`: ", _of_options(options)
     if options.recipe is not None:
         where, content = f"{options.recipe}: ", read_mapping(options.recipe)
-        section = content.get("preprocessing", content)
-        content = {"boxes": _boxes(options), **section} if isinstance(section, dict) else section
-        if options.box != "whole" and isinstance(section, dict) and "boxes" in section:
+        content = content.get("preprocessing", content)
+    if isinstance(content, dict):
+        if options.recipe is not None and options.box != "whole" and "boxes" in content:
             raise ConfigError(
                 f"`box` {options.box}: {where}says the boxes; leave one out", code="option-conflict"
             )
-    shape = options.shape or OPEN
+        content = {"boxes": _boxes(options), "shape": options.shape or OPEN, **content}
     try:
-        found = Preprocessing.model_validate(
-            {"shape": shape, **content} if isinstance(content, dict) else content
-        )
+        found = Preprocessing.model_validate(content)
     except ValidationError as error:
         text = f"{where}{explain(error, Preprocessing)}"
         if options.recipe is None:
@@ -56,7 +54,6 @@ def recipe_of(options: ImportOptions) -> Preprocessing:
 
 def _of_options(options: ImportOptions) -> dict[str, Any]:
     return {
-        "boxes": _boxes(options),
         "spacing": options.spacing,
         "orientation": options.orientation.upper(),
         "normalisation": _NORMALISATION[options.normalise],

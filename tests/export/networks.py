@@ -78,6 +78,12 @@ def as_onnx(module, example, path, **options):
     return path
 
 
+def of_a_scan(path, module, shape=(20, 24, 20)):
+    """Write `module`, of one image `shape`, with its batch open and its input called `scan`."""
+    example = (torch.zeros(1, 1, *shape),)
+    return as_onnx(module, example, path, input_names=["scan"], dynamic_axes={"scan": {0: "n"}})
+
+
 def inputs(graph, batch=3, seed=3):
     """Random float64 inputs for a graph: `{name: [B, ...]}`."""
     g = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.imported import import_network
 
 from . import rtx
-from .networks import as_onnx
+from .networks import as_onnx, of_a_scan
 
 SHAPE = (20, 24, 20)
 
@@ -27,11 +27,6 @@ def network(*last):
     return nn.Sequential(
         nn.Conv3d(1, 6, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), *last
     ).eval()
-
-
-def written(path, module, shape=SHAPE):
-    example = (torch.zeros(1, 1, *shape),)
-    return as_onnx(module, example, path, input_names=["scan"], dynamic_axes={"scan": {0: "n"}})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,7 @@ def answers(artifact, scan, module):
 
 def test_soft_bins(tmp_path, scan):
     module = network(nn.Linear(6, 9), nn.LogSoftmax(1))
-    path = written(tmp_path / "age.onnx", module)
+    path = of_a_scan(tmp_path / "age.onnx", module)
     artifact = import_network(path, bins=(40, 80), target="age", unit="years", **OPTIONS)
     assert artifact.folder == tmp_path / "age.hfrt"
     found, log = answers(artifact, scan, module)
@@ -76,7 +71,7 @@ def test_soft_bins(tmp_path, scan):
 def test_classes(tmp_path, scan, last, count):
     module = network(*last)
     artifact = import_network(
-        written(tmp_path / "x.onnx", module), classes=("CN", "MCI", "AD")[-count:], **OPTIONS
+        of_a_scan(tmp_path / "x.onnx", module), classes=("CN", "MCI", "AD")[-count:], **OPTIONS
     )
     found, y = answers(artifact, scan, module)
     if len(y) == 1:
@@ -88,7 +83,7 @@ def test_classes(tmp_path, scan, last, count):
 
 def test_a_number_on_the_command_line(tmp_path, scan, hfrt):
     module = network(nn.Linear(6, 1))
-    path = written(tmp_path / "volume.onnx", module)
+    path = of_a_scan(tmp_path / "volume.onnx", module)
     status, _, said = hfrt(
         tmp_path, "import", path, "--spacing", 8, "--normalise", "none", "--target", "volume",
         "--unit", "ml", "--scan-checks", "off",
@@ -145,14 +140,14 @@ def test_orientations(scan, orientation, turned):
     ],
 )
 def test_what_does_not_fit(tmp_path, fields, message):
-    path = written(tmp_path / "x.onnx", network(nn.Linear(6, 4)))
+    path = of_a_scan(tmp_path / "x.onnx", network(nn.Linear(6, 4)))
     with pytest.raises(HyperFusionError, match=message):
         import_network(path, **fields)
     assert not (tmp_path / "x.hfrt").exists()
 
 
 def test_an_output_that_is_a_volume(tmp_path):
-    path = written(tmp_path / "x.onnx", nn.Conv3d(1, 2, 1))
+    path = of_a_scan(tmp_path / "x.onnx", nn.Conv3d(1, 2, 1))
     with pytest.raises(HyperFusionError, match="a volume: say what its channels are"):
         import_network(path)
 
@@ -212,7 +207,7 @@ def test_a_recipe_of_several_images(tmp_path, scan):
     ],
 )
 def test_a_recipe_that_does_not_fit(tmp_path, change, fields, message):
-    path = written(tmp_path / "x.onnx", network(nn.Linear(6, 1)))
+    path = of_a_scan(tmp_path / "x.onnx", network(nn.Linear(6, 1)))
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace(*change))
     with pytest.raises(HyperFusionError, match=message):
         import_network(path, recipe=tmp_path / "recipe.yaml", **fields)
@@ -237,7 +232,7 @@ def test_several_images_without_their_names(tmp_path):
 def test_tensorrt(tmp_path, last, fields):
     """Built here without a GPU, and compared by the same graph."""
     module = nn.Sequential(nn.Conv3d(1, 6, 3, 2, 1), nn.ReLU(), *last).eval()
-    path = written(tmp_path / "x.onnx", module)
+    path = of_a_scan(tmp_path / "x.onnx", module)
     made = import_network(path, precision="fp16", engines=("native", "trt-rtx"), **fields)
     entry = made.manifest.engines[1]
     assert (entry.engine, entry.precision) == ("trt-rtx", "fp16")

@@ -16,7 +16,7 @@ from hyperfusion_rt.data.volumes import load_boxes
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.export.imported import import_network
 
-from .networks import as_onnx
+from .networks import as_onnx, of_a_scan
 
 SHAPE = (20, 24, 20)
 MIDDLE = np.array([-0.5, -17.5, 18.5])
@@ -32,11 +32,6 @@ class Bands(nn.Module):
 
     def forward(self, image):
         return torch.cat([-0.01 * (image - level) ** 2 for level in (0, 50, 100)], 1)
-
-
-def written(path, module, shape=SHAPE):
-    example = (torch.zeros(1, 1, *shape),)
-    return as_onnx(module, example, path, input_names=["scan"], dynamic_axes={"scan": {0: "n"}})
 
 
 def save(path, spacing=8.0, size=(28, 32, 28), turned=False):
@@ -55,7 +50,7 @@ def save(path, spacing=8.0, size=(28, 32, 28), turned=False):
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    path = written(tmp_path_factory.mktemp("seg") / "bands.onnx", Bands())
+    path = of_a_scan(tmp_path_factory.mktemp("seg") / "bands.onnx", Bands())
     return import_network(path, **OPTIONS).folder
 
 
@@ -66,7 +61,7 @@ def labels_of(voxels):
 @pytest.mark.parametrize("engine", ["native", "onnx"])
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SRA"])
 def test_labels_lie_on_the_scans_own_grid(tmp_path, engine, orientation):
-    path = written(tmp_path / "bands.onnx", Bands(), (24, 24, 24))
+    path = of_a_scan(tmp_path / "bands.onnx", Bands(), (24, 24, 24))
     made = import_network(path, **{**OPTIONS, "orientation": orientation}).folder
     voxels, affine = save(tmp_path / "S1.nii.gz", turned=True)
     found = load(made, engine=engine, threads=1).segment(tmp_path / "S1.nii.gz")
@@ -161,7 +156,7 @@ def test_a_bids_dataset_without_a_table(artifact, tmp_path, hfrt):
 
 
 def test_two_boxes_one_of_them_a_mirror(tmp_path):
-    path = written(tmp_path / "bands.onnx", Bands(), (6, 10, 6))
+    path = of_a_scan(tmp_path / "bands.onnx", Bands(), (6, 10, 6))
     made = import_network(path, **{**OPTIONS, "box": "hippocampi"}).folder
     voxels, _ = save(tmp_path / "S1.nii.gz", size=(28, 32, 28))
     found = load(made, threads=1).segment(tmp_path / "S1.nii.gz")
@@ -177,7 +172,7 @@ def test_one_channel_is_of_the_second_label(tmp_path, last):
         def forward(self, image):
             return last((image - 75) / 10)
 
-    path = written(tmp_path / "bright.onnx", Bright())
+    path = of_a_scan(tmp_path / "bright.onnx", Bright())
     made = import_network(path, **{**OPTIONS, "segmentation": "rest,bright"}).folder
     voxels, _ = save(tmp_path / "S1.nii.gz")
     found = load(made, threads=1).segment(tmp_path / "S1.nii.gz")
@@ -225,7 +220,7 @@ class Regions(nn.Module):
 )
 def test_what_does_not_fit(tmp_path, module, fields, message):
     with pytest.raises(HyperFusionError, match=message):
-        import_network(written(tmp_path / "x.onnx", module), **{**OPTIONS, **fields})
+        import_network(of_a_scan(tmp_path / "x.onnx", module), **{**OPTIONS, **fields})
     assert not (tmp_path / "x.hfrt").exists()
 
 
@@ -248,7 +243,7 @@ def test_what_needs_a_class_or_a_number_says_so(artifact, tmp_path, hfrt, asked)
 
 def test_label_maps_are_of_networks_that_segment(tmp_path, hfrt):
     module = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
-    path = written(tmp_path / "mean.onnx", module)
+    path = of_a_scan(tmp_path / "mean.onnx", module)
     plain = {**OPTIONS, "segmentation": ()}
     made = import_network(path, **plain).folder
     save(tmp_path / "S1.nii.gz")
@@ -268,7 +263,7 @@ def test_two_ids_of_one_label_are_refused(artifact, tmp_path, hfrt):
 
 
 def test_scores_that_are_not_finite_are_no_labels(tmp_path):
-    made = import_network(written(tmp_path / "x.onnx", Bands()), **OPTIONS).folder
+    made = import_network(of_a_scan(tmp_path / "x.onnx", Bands()), **OPTIONS).folder
     save(tmp_path / "S1.nii.gz")
     loaded = load(made, threads=1)
     run = loaded.network.run
@@ -285,7 +280,7 @@ def test_scores_that_are_not_finite_are_no_labels(tmp_path):
 
 def test_softmax_at_the_end_changes_no_label(tmp_path):
     module = nn.Sequential(Bands(), nn.Softmax(1))
-    made = import_network(written(tmp_path / "x.onnx", module), **OPTIONS).folder
+    made = import_network(of_a_scan(tmp_path / "x.onnx", module), **OPTIONS).folder
     voxels, _ = save(tmp_path / "S1.nii.gz")
     loaded = load(made, engine="native", threads=1)
     found = loaded.segment(tmp_path / "S1.nii.gz")
