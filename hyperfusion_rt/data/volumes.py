@@ -66,8 +66,7 @@ class Volume:
     @property
     def grid(self) -> VoxelGrid:
         """Where its voxels lie."""
-        x, y, z = self.voxels.shape
-        return VoxelGrid((x, y, z), self.affine)
+        return VoxelGrid.of(self.voxels, self.affine)
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,12 @@ class VoxelGrid:
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, voxels: NDArray[Any], affine: NDArray[np.float64]) -> VoxelGrid:
+        """That of `voxels [X, Y, Z]`."""
+        x, y, z = voxels.shape
+        return cls((x, y, z), affine)
 
 
 @dataclass(frozen=True)

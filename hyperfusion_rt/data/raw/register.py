@@ -216,13 +216,12 @@ def register_image(
     if with_picture:
         with clock.step("picture"):
             drawn = picture(fine, template, transform, field, inside)
-    x, y, z = scan.voxels.shape
     return Registered(
         volume,
         quality,
         tuple(warnings),
         transform,
-        VoxelGrid((x, y, z), scan.affine),
+        VoxelGrid.of(scan.voxels, scan.affine),
         clock.steps,
         drawn,
         mask,
