@@ -279,18 +279,14 @@ def contenders(
     ours = {f"hfrt {engine}": own(engine, precision) for engine, precision in engines.items()}
     if engines.get("native") == "fp32":
         ours["hfrt native bf16"] = own("native", "bf16")
-    return {
+    found = {
         **ours,
         "onnxruntime": Contender("fp32", faster(lambda path: open_onnxruntime(path, threads))),
         "openvino f32": Contender("fp32", vino("f32")),
         "openvino bf16": Contender("bf16", vino("bf16")),
         "openvino int8": Contender("int8", vino("f32", partial(_int8, subject)), "int8"),
-        **(
-            {}
-            if subject.network is None
-            else {
-                "torch eager": Contender("fp32", partial(_torch_eager, subject.network)),
-                "torch.compile": Contender("fp32", partial(_torch_compile, subject.network)),
-            }
-        ),
     }
+    if (network := subject.network) is not None:
+        found["torch eager"] = Contender("fp32", partial(_torch_eager, network))
+        found["torch.compile"] = Contender("fp32", partial(_torch_compile, network))
+    return found

@@ -203,12 +203,8 @@ def _cohort(
     subjects: Sequence[str],
 ) -> tuple[Cohort, list[Prediction]]:
     """The participants' cases, and what of them cannot be predicted."""
-    found = (
-        predictor.gather(folders, None)
-        if table is None
-        else predictor.gather(folders, table.path, id_column=table.id_column)
-    )
-    cohort = restrict(found, subjects)
+    path, id_column = (table.path, table.id_column) if table else (None, None)
+    cohort = restrict(predictor.gather(folders, path, id_column=id_column), subjects)
     # `restrict` reports whom it finds nowhere; here these are participants with other data only.
     nothing = [problem for problem in cohort.problems if problem.source == "list"]
     cohort = replace(cohort, problems=[p for p in cohort.problems if p.source != "list"])

@@ -74,7 +74,7 @@ def infer(
     inputs = [*filter(None, [tabular]), *scans]
     outputs.check(inputs, artifact.folder)
     derivative = Derivative.of(options.derivative, scans)
-    maps = label_maps_of(artifact.manifest, options)
+    maps = _label_maps(artifact.manifest, options)
     if maps is not None:
         check_folder(maps.folder, inputs, artifact.folder, name="label_maps")
     with RunLog(options.log_file) as log:
@@ -211,7 +211,7 @@ def _predict(
     )
 
 
-def label_maps_of(manifest: Manifest, options: CohortOptions) -> LabelMaps | None:
+def _label_maps(manifest: Manifest, options: CohortOptions) -> LabelMaps | None:
     """Where label maps are written; None of a network that does not segment.
 
     Raises:
