@@ -10,7 +10,7 @@ import typer
 
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.figures import show_run
-from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, Threads, command, spell
+from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, command, spell
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.number_text import number
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hyperfusion_rt.export.import_options import ImportOptions
     from hyperfusion_rt.export.options import ExportOptions
     from hyperfusion_rt.training.check import Check
+    from hyperfusion_rt.training.options import TrainOptions
     from hyperfusion_rt.training.train import Callbacks
 
 
@@ -102,8 +103,10 @@ def check(
 @command(
     "Examples: hfrt train; hfrt train --set network.fusion=film --set training.epochs=10; "
     "hfrt train --cross-validate; hfrt train --resume",
+    options="training.options:TrainOptions",
 )
 def train(
+    options: TrainOptions,
     config: Configuration = Path("hfrt.yaml"),
     change: Change = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
@@ -117,8 +120,6 @@ def train(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the latest run.")] = False,
     run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
-    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train the networks that hfrt.yaml describes; writes runs/NAME."""
@@ -131,8 +132,8 @@ def train(
     from hyperfusion_rt.training.run_folder import Run
     from hyperfusion_rt.training.train import train as start
 
-    if threads:
-        torch.set_num_threads(threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     root = config.parent
     changes = overrides(change or [])
     if split_file is not None:
@@ -154,7 +155,7 @@ def train(
                 root,
                 name=name,
                 resume=older,
-                device=device,
+                options=options,
                 callbacks=shown.callbacks(),
                 on_fold=shown.on_fold,
             )
@@ -167,7 +168,7 @@ def train(
     with terminal.progress() as progress:
         shown = _Training(progress, settings)
         finished = start(
-            settings, root, name=name, resume=old, device=device, callbacks=shown.callbacks()
+            settings, root, name=name, resume=old, options=options, callbacks=shown.callbacks()
         )
     _show(finished.folder, finished.metrics, as_json)
 

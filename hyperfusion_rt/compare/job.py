@@ -19,6 +19,7 @@ from hyperfusion_rt.errors import HyperFusionError, reason_of
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import Dataset, gather, gather_external
 from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
+from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.results import answered, columns_of_answer, load_member
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, choose_device, train
@@ -68,7 +69,7 @@ def _train(
             parent=comparison.jobs,
             resume=old,
             network=comparison.network(comparison.plan.model(job.model)),
-            device=device,
+            options=TrainOptions(device=device),
             callbacks=callbacks,
         )
     else:

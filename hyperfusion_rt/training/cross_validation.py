@@ -23,6 +23,7 @@ from hyperfusion_rt.config import SD, Config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import check_parts_rotate
+from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.own_network import check_network, keep_network
 from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
 from hyperfusion_rt.training.run_folder import FOLDS, NETWORK, Run, new_folder, newest_of
@@ -105,7 +106,7 @@ def cross_validate(
     *,
     name: str | None = None,
     resume: CrossValidation | None = None,
-    device: str | None = None,
+    options: TrainOptions | None = None,
     callbacks: Callbacks | None = None,
     on_fold: Callable[[int, int], None] | None = None,
 ) -> CrossValidation:
@@ -131,7 +132,7 @@ def cross_validate(
     for index, part in enumerate(made.parts):
         if on_fold is not None:
             on_fold(index + 1, len(made.parts))
-        runs.append(_fold(made, part, root, device, callbacks))
+        runs.append(_fold(made, part, root, options, callbacks))
     rows = [row for run in runs for row in _tested(run)]
     write_table(made.folder / TABLE, config.tabular, rows)
     metrics = {
@@ -147,7 +148,11 @@ def cross_validate(
 
 
 def _fold(
-    made: CrossValidation, part: int, root: Path, device: str | None, callbacks: Callbacks | None
+    made: CrossValidation,
+    part: int,
+    root: Path,
+    options: TrainOptions | None,
+    callbacks: Callbacks | None,
 ) -> Run:
     """The finished run of a fold.
 
@@ -171,7 +176,7 @@ def _fold(
             resume=old,
             network=made.folder / NETWORK,
             like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
-            device=device,
+            options=options,
             callbacks=callbacks,
         )
     except HyperFusionError as error:

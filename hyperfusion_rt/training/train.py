@@ -20,6 +20,7 @@ from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
 from hyperfusion_rt.training.loop import Trainer, split_of
+from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.own_network import OnNetwork, check_network, keep_network
 from hyperfusion_rt.training.results import evaluate
 from hyperfusion_rt.training.run_folder import Run
@@ -76,7 +77,7 @@ def train(
     resume: Run | None = None,
     like: Path | None = None,
     network: Path | None = None,
-    device: str | None = None,
+    options: TrainOptions | None = None,
     callbacks: Callbacks | None = None,
 ) -> Run:
     """Train every member of `config` on the cohort under `root` and write `parent/NAME`.
@@ -90,7 +91,7 @@ def train(
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
     calls = callbacks or Callbacks()
-    where = choose_device(device)
+    where = choose_device((options or TrainOptions()).device)
     root = root.resolve()
     if resume is not None:
         keep_network(resume.network, config, network or root)

@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter is on: use `make gpu-test`", allow_module_level=True)
 
 from hyperfusion_rt.config import load_config
+from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.train import train
 
 pytestmark = pytest.mark.gpu
@@ -22,7 +23,12 @@ SMALL = {
 
 def losses(cohort, name, device, **training):
     overrides = SMALL | {"training": SMALL["training"] | training}
-    run = train(load_config(cohort / "hfrt.yaml", overrides), cohort, name=name, device=device)
+    run = train(
+        load_config(cohort / "hfrt.yaml", overrides),
+        cohort,
+        name=name,
+        options=TrainOptions(device=device),
+    )
     lines = (run.member(0).folder / "history.csv").read_text().splitlines()
     column = lines[0].split(",").index("train_loss")
     return [float(line.split(",")[column]) for line in lines[1:]]
