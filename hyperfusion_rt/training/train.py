@@ -92,7 +92,38 @@ def train(
     """
     calls = callbacks or Callbacks()
     where = choose_device((options or TrainOptions()).device)
-    root = root.resolve()
+    run, dataset = prepare(
+        config,
+        root,
+        name=name,
+        parent=parent,
+        resume=resume,
+        like=like,
+        network=network,
+        callbacks=calls,
+    )
+    for index in range(config.training.members):
+        train_member(run, dataset, index, where, resume=resume is not None, callbacks=calls)
+    return finish(run, dataset, where)
+
+
+def prepare(
+    config: Config,
+    root: Path,
+    *,
+    name: str | None = None,
+    parent: Path | None = None,
+    resume: Run | None = None,
+    like: Path | None = None,
+    network: Path | None = None,
+    callbacks: Callbacks | None = None,
+) -> tuple[Run, Dataset]:
+    """The folder of a run and its cohort, before the first epoch; arguments as of `train`.
+
+    Raises:
+        HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
+    """
+    calls, root = callbacks or Callbacks(), root.resolve()
     if resume is not None:
         keep_network(resume.network, config, network or root)
     elif network is None:
@@ -106,21 +137,46 @@ def train(
     run.write_study(root)
     keep_network(run.network, config, network or root)
     _write_cohort(run, dataset, root)
-    for index in range(config.training.members):
-        trainer = Trainer(config, dataset, run.member(index), index, where)
+    return run, dataset
 
-        def on_epoch(epoch: int, row: dict[str, Any], index: int = index) -> None:
-            if calls.on_epoch is not None:
-                calls.on_epoch(index, epoch, row)
 
-        trainer.train(on_epoch, resume=resume is not None, on_features=calls.on_features)
+def train_member(
+    run: Run,
+    dataset: Dataset,
+    index: int,
+    device: torch.device,
+    *,
+    resume: bool,
+    callbacks: Callbacks | None = None,
+) -> None:
+    """Run the epochs of member `index` that are left; with `resume`, after its checkpoint.
+
+    Raises:
+        HyperFusionError: it came to nothing, or its checkpoint cannot be read.
+    """
+    calls = callbacks or Callbacks()
+    trainer = Trainer(run.config, dataset, run.member(index), index, device)
+
+    def on_epoch(epoch: int, row: dict[str, Any]) -> None:
+        if calls.on_epoch is not None:
+            calls.on_epoch(index, epoch, row)
+
+    trainer.train(on_epoch, resume=resume, on_features=calls.on_features)
+
+
+def finish(run: Run, dataset: Dataset, device: torch.device) -> Run:
+    """What is made of a run whose members are trained: figures, predictions, curve, references.
+
+    Raises:
+        HyperFusionError: a member's answer is not finite.
+    """
     # Without the test part: it stays as new to the network as any scan to come.
-    seen = split_of(dataset, config, 0)
+    seen = split_of(dataset, run.config, 0)
     scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
-    keep_training_cases(run.folder, dataset, config)
-    metrics = evaluate(run, dataset, where)
+    keep_training_cases(run.folder, dataset, run.config)
+    metrics = evaluate(run, dataset, device)
     learning_curve(run, metrics)
     run.write_metrics(metrics)
     return run
