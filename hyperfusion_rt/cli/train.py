@@ -195,6 +195,8 @@ class _Training:
         self.scans = progress.add_task("decoding", total=None)
         self.epochs = progress.add_task("training", total=None, visible=False)
         self.features = progress.add_task("frozen layers", total=None, visible=False)
+        self.fold, self.folds = 1, 1
+        self.done: dict[tuple[int, int], int] = {}  # epochs, by fold and member
 
     def callbacks(self) -> Callbacks:
         """For the library."""
@@ -227,12 +229,15 @@ class _Training:
 
     def on_fold(self, fold: int, folds: int) -> None:
         """A fold of a cross-validation begins."""
+        self.fold, self.folds = fold, folds
         self.say(f"fold {fold} of {folds}")
 
     def on_epoch(self, member: int, epoch: int, row: dict[str, Any]) -> None:
         """An epoch of a member is done."""
         epochs = self.training.epochs
-        done, total = member * epochs + epoch + 1, epochs * self.training.members
+        # With `jobs`, several members, and several folds, go on at the same time.
+        self.done[self.fold, member] = epoch + 1
+        done, total = sum(self.done.values()), epochs * self.training.members * self.folds
         self.progress.update(self.scans, visible=False)
         self.progress.update(self.epochs, completed=done, total=total, visible=True)
         figures = {k.replace("_", " "): v for k, v in row.items() if k not in ("epoch", "lr")}

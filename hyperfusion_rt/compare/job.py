@@ -15,7 +15,7 @@ from hyperfusion_rt.compare.plan import EXTERNAL, Comparison, External, Job
 from hyperfusion_rt.compare.table_models import TableModel, train_table_model
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
-from hyperfusion_rt.errors import HyperFusionError, reason_of
+from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import Dataset, gather, gather_external
 from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
@@ -30,25 +30,16 @@ Floats = NDArray[np.float64]
 
 def work(
     folder: Path, job: Job, device: str | None = None, callbacks: Callbacks | None = None
-) -> str:
+) -> None:
     """Do a training of the comparison in `folder`, or what is left of it.
 
-    Returns:
-        "" if it is done; else why not, which is kept in the folder, too.
-
     Raises:
-        HyperFusionError: what would stop every other training as well: a package is missing.
+        HyperFusionError: why it has no result.
     """
     comparison = Comparison.open(folder)
     comparison.forget_failure(job)
-    try:
-        _train(comparison, job, device, callbacks)
-        _predict_external(comparison, job, device)
-    except Exception as error:
-        code, reason = reason_of(error, job.model)
-        comparison.fail(job, code, reason)
-        return reason
-    return ""
+    _train(comparison, job, device, callbacks)
+    _predict_external(comparison, job, device)
 
 
 def _train(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.options import Options, Threads
+from hyperfusion_rt.training.options import WhereOptions
 
 
 def _names(given: Any) -> Any:
@@ -18,7 +18,7 @@ def _names(given: Any) -> Any:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-class CompareOptions(Options):
+class CompareOptions(WhereOptions):
     """Which models are compared, on how many parts, and how the work is done."""
 
     models: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = Field(
@@ -53,19 +53,6 @@ class CompareOptions(Options):
         False, description="Go on with the newest comparison, or that with the given name; what "
         "is done is kept, what failed is tried again."
     )  # fmt: skip
-    jobs: int | None = Field(
-        None, ge=1, description="Trainings at a time, each a process of its own; default: 1, in "
-        "this one; with Ray, as many as fit."
-    )  # fmt: skip
-    threads: Threads = None
-    device: str | None = Field(None, description="cpu, cuda, cuda:N.")
-    executor: Literal["local", "ray"] = Field(
-        "local", description="Where the trainings run: here, or on a Ray cluster, whose machines "
-        "see the same paths."
-    )  # fmt: skip
-    address: str | None = Field(
-        None, description="The Ray cluster's address; default: RAY_ADDRESS, or one on this machine."
-    )
 
     @model_validator(mode="after")
     def _check(self) -> CompareOptions:
@@ -73,8 +60,6 @@ class CompareOptions(Options):
             raise ConfigError(
                 "`test` and `test_table` go together: scans and their table", code="option-conflict"
             )
-        if self.address is not None and self.executor != "ray":
-            raise ConfigError("`address` goes with `executor` ray", code="option-conflict")
         if self.resume and (self.folds is not None or self.ablate is not None):
             raise ConfigError(
                 "`resume` keeps the comparison's parts and models: leave out `folds` and `ablate`",

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,23 @@ from hyperfusion_rt.config import SD, Config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import check_parts_rotate
+from hyperfusion_rt.training.members import train_members
 from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.own_network import check_network, keep_network
 from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
 from hyperfusion_rt.training.run_folder import FOLDS, NETWORK, Run, new_folder, newest_of
-from hyperfusion_rt.training.train import INPUTS, Callbacks, train
+from hyperfusion_rt.training.train import (
+    INPUTS,
+    Callbacks,
+    dataset_again,
+    device_here,
+    finish,
+    prepare,
+    train,
+)
+
+# Told of a fold: (fold, folds), from 1.
+OnFold = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,14 +121,14 @@ def cross_validate(
     resume: CrossValidation | None = None,
     options: TrainOptions | None = None,
     callbacks: Callbacks | None = None,
-    on_fold: Callable[[int, int], None] | None = None,
+    on_fold: OnFold | None = None,
 ) -> CrossValidation:
     """Train `config` on the cohort under `root` once for each part, which is the test set then.
 
     With `resume`, finished folds are kept and the one that was interrupted goes on.
 
     Args:
-        on_fold: told (fold, folds) before each, from 1.
+        on_fold: told (fold, folds), from 1, before what is told of that fold.
 
     Raises:
         HyperFusionError: as `train`; or the parts that the study gives have no numbers.
@@ -128,11 +141,21 @@ def cross_validate(
     else:
         made = resume
     keep_network(made.folder / NETWORK, config, root)
-    runs = []
-    for index, part in enumerate(made.parts):
-        if on_fold is not None:
-            on_fold(index + 1, len(made.parts))
-        runs.append(_fold(made, part, root, options, callbacks))
+    options, callbacks = options or TrainOptions(), callbacks or Callbacks()
+    try:
+        if options.elsewhere:
+            runs = _folds_elsewhere(made, root, options, callbacks, on_fold)
+        else:
+            runs = _folds_here(made, root, options, callbacks, on_fold)
+    except HyperFusionError as error:
+        if error.code != "training-diverged":
+            raise
+        # All folds have one configuration, so it cannot change for the rest of them.
+        raise HyperFusionError(
+            f"{error}. Do so in hfrt.yaml and begin another cross-validation, without `resume`; "
+            "the finished folds of this one are kept",
+            code=error.code,
+        ) from error
     rows = [row for run in runs for row in _tested(run)]
     write_table(made.folder / TABLE, config.tabular, rows)
     metrics = {
@@ -147,14 +170,63 @@ def cross_validate(
     return made
 
 
-def _fold(
+def _folds_here(
     made: CrossValidation,
-    part: int,
     root: Path,
-    options: TrainOptions | None,
-    callbacks: Callbacks | None,
-) -> Run:
-    """The finished run of a fold.
+    options: TrainOptions,
+    callbacks: Callbacks,
+    on_fold: OnFold | None,
+) -> list[Run]:
+    """The runs of all folds, trained one after the other in this process."""
+    begin = partial(train, options=options, callbacks=callbacks)
+    runs = []
+    for index, part in enumerate(made.parts):
+        if on_fold is not None:
+            on_fold(index + 1, len(made.parts))
+        runs.append(_fold(made, part, root, begin))
+    return runs
+
+
+def _folds_elsewhere(
+    made: CrossValidation,
+    root: Path,
+    options: TrainOptions,
+    callbacks: Callbacks,
+    on_fold: OnFold | None,
+) -> list[Run]:
+    """The runs of all folds, whose members are trained in processes of their own."""
+    device, tell_epoch = device_here(options), callbacks.on_epoch
+    runs: list[Run] = []
+    shown = -1
+
+    def prepared() -> Iterator[Run]:
+        for part in made.parts:
+            runs.append(_fold(made, part, root, _prepare(callbacks)))
+            if not runs[-1].metrics:
+                yield runs[-1]
+
+    def on_trained(run: Run) -> None:
+        finish(run, dataset_again(run), device)
+
+    def on_epoch(run: Run, member: int, epoch: int, row: dict[str, Any]) -> None:
+        nonlocal shown
+        index = runs.index(run)
+        if on_fold is not None and index != shown:
+            on_fold(index + 1, len(made.parts))
+        shown = index
+        if tell_epoch is not None:
+            tell_epoch(member, epoch, row)
+
+    train_members(prepared(), options, on_trained, on_epoch)
+    return runs
+
+
+def _prepare(callbacks: Callbacks) -> Callable[..., Run]:
+    return lambda *given, **more: prepare(*given, **more, callbacks=callbacks)[0]
+
+
+def _fold(made: CrossValidation, part: int, root: Path, begin: Callable[..., Run]) -> Run:
+    """The run of a fold: a finished one, or what `begin` makes of it.
 
     Raises:
         ConfigError: the fold is damaged, or the cohort is another than that of the other folds.
@@ -167,27 +239,15 @@ def _fold(
     old = Run.open(folder) if folder.exists() else None
     if old is not None and old.metrics:
         return old
-    try:
-        return train(
-            config,
-            root,
-            name=folder.name,
-            parent=made.folder,
-            resume=old,
-            network=made.folder / NETWORK,
-            like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
-            options=options,
-            callbacks=callbacks,
-        )
-    except HyperFusionError as error:
-        if error.code != "training-diverged":
-            raise
-        # All folds have one configuration, so it cannot change for the rest of them.
-        raise HyperFusionError(
-            f"{error}. Do so in hfrt.yaml and begin another cross-validation, without `resume`; "
-            "the finished folds of this one are kept",
-            code=error.code,
-        ) from error
+    return begin(
+        config,
+        root,
+        name=folder.name,
+        parent=made.folder,
+        resume=old,
+        network=made.folder / NETWORK,
+        like=next((made.fold(p) for p in made.parts if (made.fold(p) / INPUTS).exists()), None),
+    )
 
 
 def _damaged(folder: Path, what: str) -> ConfigError:

@@ -20,6 +20,7 @@ runs/NAME/
     history.csv          one line per epoch
     checkpoint.pt        to resume from; tensors and numbers only
     tensorboard/
+    training.log         what its process wrote, if it had one of its own and wrote anything
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
 from hyperfusion_rt.training.loop import Trainer, split_of
-from hyperfusion_rt.training.options import TrainOptions
+from hyperfusion_rt.training.members import train_members
+from hyperfusion_rt.training.options import TrainOptions, WhereOptions
 from hyperfusion_rt.training.own_network import OnNetwork, check_network, keep_network
 from hyperfusion_rt.training.results import evaluate
 from hyperfusion_rt.training.run_folder import Run
@@ -68,6 +69,15 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def device_here(options: WhereOptions) -> torch.device:
+    """The device of this machine that a run is finished on; a cluster's machines have their own.
+
+    Raises:
+        ConfigError: as `choose_device`.
+    """
+    return choose_device(None if options.executor == "ray" else options.device)
+
+
 def train(
     config: Config,
     root: Path,
@@ -90,8 +100,8 @@ def train(
     Raises:
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
-    calls = callbacks or Callbacks()
-    where = choose_device((options or TrainOptions()).device)
+    calls, options = callbacks or Callbacks(), options or TrainOptions()
+    where = device_here(options)
     run, dataset = prepare(
         config,
         root,
@@ -102,9 +112,19 @@ def train(
         network=network,
         callbacks=calls,
     )
+    if options.elsewhere:
+        told = calls.on_epoch
+        train_members(
+            [run],
+            options,
+            lambda run: finish(run, dataset, where),
+            None if told is None else lambda _, *epoch: told(*epoch),
+        )
+        return run
     for index in range(config.training.members):
         train_member(run, dataset, index, where, resume=resume is not None, callbacks=calls)
-    return finish(run, dataset, where)
+    finish(run, dataset, where)
+    return run
 
 
 def prepare(
@@ -164,7 +184,7 @@ def train_member(
     trainer.train(on_epoch, resume=resume, on_features=calls.on_features)
 
 
-def finish(run: Run, dataset: Dataset, device: torch.device) -> Run:
+def finish(run: Run, dataset: Dataset, device: torch.device) -> None:
     """What is made of a run whose members are trained: figures, predictions, curve, references.
 
     Raises:
@@ -179,7 +199,6 @@ def finish(run: Run, dataset: Dataset, device: torch.device) -> Run:
     metrics = evaluate(run, dataset, device)
     learning_curve(run, metrics)
     run.write_metrics(metrics)
-    return run
 
 
 def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -> Dataset:

@@ -8,18 +8,17 @@ machines.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import signal
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hyperfusion_rt.artifact.manifest import Artifact
+from hyperfusion_rt.cluster import connect
 from hyperfusion_rt.data.cohort import Case
-from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.runtime.options import PredictOptions
 from hyperfusion_rt.runtime.prediction import Prediction, as_json, from_json
 from hyperfusion_rt.runtime.predictor import Predictor
@@ -62,14 +61,11 @@ def stream(
         MissingExtraError: Ray is not installed.
         HyperFusionError: the cluster cannot be reached, or gives up; a worker lacks a package.
     """
-    try:
-        import ray
-        from ray.data import ActorPoolStrategy, DataContext
-    except ImportError:
-        raise MissingExtraError("ray", "ray", "`executor` ray") from None
     if not cases:
         return
-    connect(address)
+    ray = connect(address)
+    from ray.data import ActorPoolStrategy, DataContext
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -119,26 +115,6 @@ def stream(
             "continue with `resume`",
             code="ray-failed",
         ) from None
-
-
-def connect(address: str | None) -> None:
-    """Reach the cluster at `address` (see `stream`), unless this process has one already.
-
-    Raises:
-        HyperFusionError: it cannot be reached.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    # Ray takes the signal for itself, and would end the process before its table is written.
-    terminated = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # Ray raises plain ones, where a node starts too slowly, say
-        raise HyperFusionError(f"Ray: cannot reach a cluster: {error}", code="ray-failed") from None
-    with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
-        signal.signal(signal.SIGTERM, terminated)
 
 
 def _placed(case: Case) -> Case:

@@ -1,0 +1,253 @@
+"""Trainings in processes of their own, on this machine or on a Ray cluster.
+
+A task whose process or worker dies is done once more: it goes on after its checkpoint. What a task
+writes to its standard output and error, and how its process died, is in its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from hyperfusion_rt.cluster import connect
+from hyperfusion_rt.errors import HyperFusionError, reason_of
+from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.training.options import WhereOptions
+
+_TRIES = 2  # of a task whose process dies
+_PAUSE = 1.0  # seconds between two looks at how far tasks are
+
+
+class Task(Protocol):
+    """A training that any process can do. It can be pickled, and is done twice like once."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def log(self) -> Path:
+        """The file for what it writes; there only if it writes something."""
+
+    def run(self) -> None:
+        """Do it, or what is left of it.
+
+        Raises:
+            HyperFusionError: why it has no result.
+        """
+
+
+T = TypeVar("T", bound=Task)
+# Told of each task once: what it came to.
+OnDone = Callable[[T, HyperFusionError | None], None]
+
+
+def run_elsewhere(
+    tasks: Iterable[T],
+    options: WhereOptions,
+    on_done: OnDone[T],
+    on_wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Do `tasks` in processes of their own; one that fails does not stop the others.
+
+    Args:
+        tasks: the next one is asked for when it can begin.
+        on_wait: called every second or so.
+
+    Raises:
+        HyperFusionError: the cluster cannot be reached; or as `tasks` and `on_done` raise.
+    """
+    if options.executor == "ray":
+        _on_ray(tasks, options, on_done, on_wait)
+    else:
+        _in_processes(tasks, options, on_done, on_wait)
+
+
+def _attempt(task: Task, threads: int) -> HyperFusionError | None:
+    """Do a task in this process, on so many threads; why it has no result, or None."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    with _logged(task.log):
+        try:
+            torch.set_num_threads(threads)
+            with threadpool_limits(threads):
+                task.run()
+        except HyperFusionError as error:
+            return error
+        except Exception as error:
+            traceback.print_exc()
+            try:
+                code, reason = reason_of(error, task.name)
+            except HyperFusionError as missing:
+                return missing
+            return HyperFusionError(f"{reason}; see {task.log}", code=code)
+    return None
+
+
+@contextlib.contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """What this process writes goes to the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = os.dup(1), os.dup(2)
+    with open(log, "a", encoding="utf-8") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, old in zip((1, 2), before, strict=True):
+                os.dup2(old, number)
+                os.close(old)
+    with contextlib.suppress(OSError):
+        if not log.stat().st_size:
+            log.unlink()
+
+
+def _died(task: Task, how: str, log: str) -> HyperFusionError:
+    return HyperFusionError(
+        f"{task.name}: its process died twice, {how}, without a word; was there too little "
+        f"memory? See {log}. What is done is kept: continue with `resume`",
+        code="training-process-died",
+    )
+
+
+# ---- processes of this machine
+
+
+def _in_processes(
+    tasks: Iterable[T], options: WhereOptions, on_done: OnDone[T], on_wait: Callable[[], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    jobs = options.jobs or 1
+    threads = options.threads or max(1, usable_cores() // jobs)
+    running: dict[Connection, tuple[Any, T, int]] = {}  # by its end of a pipe
+
+    def start(task: T, tried: int) -> None:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_process, args=(task, threads, sender), daemon=True)
+        process.start()
+        sender.close()  # so that its death closes the pipe
+        running[receiver] = process, task, tried + 1
+
+    left = iter(tasks)
+    try:
+        while True:
+            while len(running) < jobs and (task := next(left, None)) is not None:
+                task.log.unlink(missing_ok=True)
+                start(task, 0)
+            if not running:
+                return
+            for ready in wait(list(running), _PAUSE):
+                receiver = cast("Connection[Any, Any]", ready)
+                process, task, tried = running.pop(receiver)
+                try:
+                    on_done(task, receiver.recv())
+                except EOFError:
+                    process.join()
+                    how = _ending(process.exitcode)
+                    _note(task.log, f"try {tried}: the process died {how}")
+                    if tried < _TRIES:
+                        start(task, tried)
+                    else:
+                        on_done(task, _died(task, f"the last time {how}", str(task.log)))
+                finally:
+                    receiver.close()
+                process.join()
+            on_wait()
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
+            process.join()
+
+
+def _process(task: Task, threads: int, sender: Connection) -> None:
+    """What a process of its own does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    faulthandler.enable()
+    sender.send(_attempt(task, threads))
+
+
+def _end_with_parent() -> None:
+    """So that a run whose parent was killed can be resumed: nobody else writes there."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:
+        return f"by signal {-status}"
+
+
+def _note(log: Path, text: str) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+# ---- a Ray cluster
+
+
+def _on_ray(
+    tasks: Iterable[T], options: WhereOptions, on_done: OnDone[T], on_wait: Callable[[], None]
+) -> None:
+    ray = connect(options.address)
+    cores = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+    largest = max(1, *cores)
+    # A task is on one machine.
+    share = sum(cores) // options.jobs if options.jobs else largest
+    threads = min(options.threads or max(1, share), largest)
+    gpus = 1 if (options.device or "").startswith("cuda") else 0
+    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_TRIES - 1)(_attempt)
+    running: dict[Any, T] = {}
+    left, more = iter(tasks), True
+    try:
+        while True:
+            while more and (options.jobs is None or len(running) < options.jobs):
+                task = next(left, None)
+                more = task is not None
+                if task is not None:
+                    task.log.unlink(missing_ok=True)
+                    running[remote.remote(task, threads)] = task
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1, timeout=_PAUSE)
+            for reference in done:
+                task = running.pop(reference)
+                on_done(task, _answer(ray, reference, task))
+            on_wait()
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _answer(ray: Any, reference: Any, task: Task) -> HyperFusionError | None:
+    """What a task on the cluster came to."""
+    try:
+        found: HyperFusionError | None = ray.get(reference)
+    except ray.exceptions.WorkerCrashedError:
+        return _died(task, "a worker of the cluster", f"{task.log}, and Ray's own")
+    except ray.exceptions.RayError as error:
+        reason = str(error).splitlines()[0]
+        return HyperFusionError(f"{task.name}: Ray: {reason}", code="ray-failed")
+    return found

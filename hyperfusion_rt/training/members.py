@@ -1,0 +1,117 @@
+"""Members of ensembles as tasks: each in a process of its own, of one run or of many."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperfusion_rt.errors import HyperFusionError
+from hyperfusion_rt.training.executor import run_elsewhere
+from hyperfusion_rt.training.options import WhereOptions
+from hyperfusion_rt.training.run_folder import Run
+
+# Told of an epoch of a member of a run: (run, member, epoch from 0, its figures).
+OnEpoch = Callable[[Run, int, int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class MemberTask:
+    """One member of the run in `folder`, which has been prepared."""
+
+    folder: Path
+    index: int
+    device: str | None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.folder.name}, member {self.index}"
+
+    @property
+    def log(self) -> Path:
+        """Beside the member's weights."""
+        return self.folder / f"member-{self.index}" / "training.log"
+
+    def run(self) -> None:
+        """Train it, or what is left of its epochs.
+
+        Raises:
+            HyperFusionError: it came to nothing, or the cohort is another one now.
+        """
+        # Here, where it is done: `train` itself makes these tasks.
+        from hyperfusion_rt.training.train import choose_device, dataset_again, train_member
+
+        run = Run.open(self.folder)
+        device = choose_device(self.device)
+        train_member(run, dataset_again(run), self.index, device, resume=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The figures of the epochs that are done."""
+        try:
+            with open(self.log.with_name("history.csv"), newline="", encoding="utf-8") as file:
+                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        except FileNotFoundError:
+            return []
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def train_members(
+    runs: Iterable[Run],
+    options: WhereOptions,
+    on_trained: Callable[[Run], None],
+    on_epoch: OnEpoch | None = None,
+) -> None:
+    """Train all members of `runs` in processes of their own; one that fails stops no other.
+
+    Args:
+        runs: prepared; the next is asked for when a member of it can begin.
+        on_trained: called for each run when it has all its members.
+
+    Raises:
+        HyperFusionError: some have no result, of which the first says why; or as `runs` raises.
+    """
+    left: dict[MemberTask, Run] = {}
+    told: dict[MemberTask, int] = {}  # how many epochs
+    failures: list[tuple[str, HyperFusionError]] = []
+
+    def tasks() -> Iterator[MemberTask]:
+        for run in runs:
+            members = range(run.config.training.members)
+            made = [MemberTask(run.folder.resolve(), i, options.device) for i in members]
+            for task in made:
+                left[task], told[task] = run, len(task.history())
+            yield from made
+
+    def look(task: MemberTask) -> None:
+        if on_epoch is None:
+            return
+        for row in task.history()[told[task] :]:
+            told[task] += 1
+            on_epoch(left[task], task.index, row["epoch"], row)
+
+    def done(task: MemberTask, error: HyperFusionError | None) -> None:
+        look(task)
+        run = left[task]
+        if error is None:
+            del left[task]
+        else:
+            failures.append((task.name, error))
+        if run not in left.values():
+            try:
+                on_trained(run)
+            except HyperFusionError as wrong:
+                failures.append((run.folder.name, wrong))
+
+    def wait() -> None:
+        for task in list(left):
+            look(task)
+
+    run_elsewhere(tasks(), options, done, wait)
+    if failures:
+        (_, first), *more = failures
+        names = "; ".join(name for name, _ in more)
+        also = f". Without a result, too: {names}" if more else ""
+        raise HyperFusionError(f"{first}{also}", code=first.code)
