@@ -69,7 +69,8 @@ NAMES = {
     },
     "train": {
         "--config": "hfrt.yaml", "--set": None, "--name": None, "--resume": False, "--run": None,
-        "--device": None, "--threads": None, "--json": False,
+        "--device": None, "--threads": None, "--jobs": None, "--executor": "local",
+        "--ray-address": None, "--json": False,
     },
     "compare": {
         "--config": "hfrt.yaml", "--set": None, "--models": None, "--folds": None, "--seeds": 1,

@@ -53,10 +53,14 @@ def same(a, b):
         assert (a.folder / name).read_text() == (b.folder / name).read_text()
 
 
+TESTS = str(Path(__file__).parents[1])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": TESTS}
+
+
 @pytest.fixture(autouse=True)
 def tasks_of_this_module(monkeypatch):
     """Other processes import it by the name that it has here."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
+    monkeypatch.setattr(sys, "path", [*sys.path, TESTS])
 
 
 @pytest.fixture(scope="module")
@@ -102,24 +106,62 @@ class Dies:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_dead_process_is_tried_once_more_and_each_task_is_told_once(tmp_path):
+def three(place):
+    """One that dies once, one that dies twice, one that says what is wrong."""
     tasks = []
     for name, times, wrong in (("once", 1, ""), ("twice", 2, ""), ("wrong", 0, "no good")):
-        (tmp_path / name).mkdir()
-        tasks.append(Dies(tmp_path / name, times, wrong))
-    told = []
-    run_elsewhere(tasks, TWO, lambda task, error: told.append((task.name, error)))
+        (place / name).mkdir()
+        tasks.append(Dies(place / name, times, wrong))
+    return tasks
+
+
+def check_three(tasks, told):
     found = dict(told)
     assert len(told) == len(found) == 3
     assert found["once"] is None
     assert (found["wrong"].code, str(found["wrong"])) == ("training-diverged", "no good")
     assert found["twice"].code == "training-process-died"
-    for said in ("twice: its process died twice", "signal 9 (SIGKILL)", str(tasks[1].log)):
-        assert said in str(found["twice"])
+    assert str(found["twice"]).startswith("twice: its process died twice")
+    assert str(tasks[1].log) in str(found["twice"])
     tries = [len((task.place / "tries").read_text().splitlines()) for task in tasks]
     assert tries == [2, 2, 1]
-    assert tasks[0].log.read_text() == "try 1: the process died by signal 9 (SIGKILL)\n"
     assert tasks[2].log.read_text() == "before the end\n"
+
+
+def test_a_dead_process_is_tried_once_more_and_each_task_is_told_once(tmp_path):
+    tasks, told = three(tmp_path), []
+    run_elsewhere(tasks, TWO, lambda task, error: told.append((task.name, error)))
+    check_three(tasks, told)
+    assert "signal 9 (SIGKILL)" in str(dict(told)["twice"])
+    assert tasks[0].log.read_text() == "try 1: the process died by signal 9 (SIGKILL)\n"
+
+
+@dataclass(frozen=True)
+class Sleeps(Dies):
+    """Never ends."""
+
+    def run(self):
+        (self.place / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = "from training.test_executor import *; run_elsewhere("
+    script += "[Sleeps(Path(), 0)], TWO, lambda *_: None)"
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT)
+    pid = tmp_path / "pid"
+    while not pid.exists() or not pid.read_text():
+        assert parent.poll() is None
+        time.sleep(0.02)
+    child = Path("/proc", pid.read_text())
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    end = time.time() + 60
+    while child.exists() and time.time() < end:
+        time.sleep(0.02)
+    assert not child.exists()
 
 
 def test_an_address_needs_ray():
@@ -251,10 +293,31 @@ def processes(name):
     return found
 
 
+def three_on_ray(place):
+    """In a process of its own: Ray leaves processes and signal handlers behind."""
+    tasks, told = three(place), []
+    on_ray = TrainOptions(executor="ray", threads=1)
+    run_elsewhere(tasks, on_ray, lambda task, error: told.append((task.name, error)))
+    check_three(tasks, told)
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_tried_once_more_and_each_task_is_told_once(tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed: the cluster was not tested")
+    script = "from training.test_executor import *; three_on_ray(Path.cwd())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_members_on_a_cluster_with_a_worker_killed(session_cohort, alone):
     pytest.importorskip("ray", reason="ray is not installed: the cluster was not tested")
-    # Of its own: Ray leaves processes and signal handlers behind.
     process = subprocess.Popen(
         command(session_cohort, "members-ray", "--jobs", "2"),
         cwd=session_cohort,
