@@ -125,7 +125,7 @@ def cross_validate(
 ) -> CrossValidation:
     """Train `config` on the cohort under `root` once for each part, which is the test set then.
 
-    With `resume`, finished folds are kept and the one that was interrupted goes on.
+    With `resume`, finished folds are kept and those that were interrupted go on.
 
     Args:
         on_fold: told (fold, folds), from 1, before what is told of that fold.

@@ -53,7 +53,7 @@ class MemberTask:
         try:
             with open(self.log.with_name("history.csv"), newline="", encoding="utf-8") as file:
                 rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        except FileNotFoundError:
+        except OSError:  # not yet there, or not yet seen on this machine
             return []
         return [{**row, "epoch": int(row["epoch"])} for row in rows]
 

@@ -38,7 +38,7 @@ class Callbacks:
 
     `on_check` gets what is odd about the cohort, before the first epoch; `on_network` a network of
     the study's own, before scans are decoded, and may refuse it; `on_features` counts scans that
-    frozen layers have run on.
+    frozen layers have run on. Of members in other processes only epochs are told.
     """
 
     on_scan: Callable[[int, int], None] | None = None

@@ -2,9 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 import yaml
 
 from hyperfusion_rt.compare.compare import compare
+from hyperfusion_rt.compare.executor import JobTask
 from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.compare.plan import Comparison, Job, models_of
 from hyperfusion_rt.compare.table_models import TableModel
@@ -215,6 +220,45 @@ def test_trainings_in_processes_of_their_own_give_the_same(compared, session_coh
         return [r for r in rows if (r["model"], r["seed"]) == ("logistic", "0")]
 
     assert chosen(own) == chosen(alone)
+
+
+@dataclass(frozen=True)
+class DiesOnce(JobTask):
+    """Fold 1: its process is killed at the first try; fold 2: at every one."""
+
+    def run(self):
+        tried = self.place.with_name(f"{self.place.name}.tried")
+        if self.job.fold == 2 or (self.job.fold == 1 and not tried.exists()):
+            tried.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().run()
+
+
+@pytest.mark.slow
+def test_a_training_whose_process_dies_is_tried_once_more(compared, session_cohort, monkeypatch):
+    options = {"models": "logistic", "folds": 3, "name": "dies", "jobs": 2}
+    with monkeypatch.context() as patch:
+        # So that other processes find this module.
+        patch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2])])
+        patch.setattr("hyperfusion_rt.compare.executor.JobTask", DiesOnce)
+        found = compare(session_cohort / "hfrt.yaml", CompareOptions(**options), SMALL)
+    assert found.failed == 1
+    [(reason, count)] = found.models[0].failures.items()
+    assert count == 1
+    assert "died twice, the last time by signal 9" in reason
+    comparison = found.comparison
+    job = Job(model="logistic", seed=0, fold=2)
+    assert str(comparison.place(job).with_name("logistic-seed0-fold2.log")) in reason
+    assert comparison.failure(job) == ("training-process-died", reason)
+    done = [comparison.place(Job(model="logistic", seed=0, fold=fold)) for fold in (0, 1)]
+    before = [(place / "metrics.json").stat().st_mtime_ns for place in done]
+    del options["folds"]
+    found = compare(session_cohort / "hfrt.yaml", CompareOptions(**options, resume=True))
+    assert found.failed == 0
+    assert [(place / "metrics.json").stat().st_mtime_ns for place in done] == before
+    alone = rows_of(compared.comparison.folder / "predictions.csv")
+    own = rows_of(comparison.folder / "predictions.csv")
+    assert own == [r for r in alone if (r["model"], r["seed"]) == ("logistic", "0")]
 
 
 @pytest.mark.slow
