@@ -34,4 +34,7 @@ def connect(address: str | None) -> Any:
         raise HyperFusionError(f"Ray: cannot reach a cluster: {error}", code="ray-failed") from None
     with contextlib.suppress(ValueError):  # not in the main thread: there are no handlers
         signal.signal(signal.SIGTERM, terminated)
+    # It tells of workers that died on standard output, which is for results, and has no option.
+    with contextlib.suppress(AttributeError):
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray
