@@ -249,7 +249,8 @@ def test_a_training_whose_process_dies_is_tried_once_more(compared, session_coho
     comparison = found.comparison
     job = Job(model="logistic", seed=0, fold=2)
     assert str(comparison.place(job).with_name("logistic-seed0-fold2.log")) in reason
-    assert comparison.failure(job) == ("training-process-died", reason)
+    assert ": ".join(comparison.failure(job)) == reason
+    assert reason.startswith("training-process-died: ")
     done = [comparison.place(Job(model="logistic", seed=0, fold=fold)) for fold in (0, 1)]
     before = [(place / "metrics.json").stat().st_mtime_ns for place in done]
     del options["folds"]
