@@ -88,10 +88,10 @@ def _attempt(task: Task, threads: int) -> HyperFusionError | None:
         except Exception as error:
             traceback.print_exc()
             try:
-                code, reason = reason_of(error, task.name)
+                kind, reason = reason_of(error, task.name)
             except HyperFusionError as missing:
                 return missing
-            return HyperFusionError(f"{reason}; see {task.log}", code=code)
+            return HyperFusionError(f"{reason}; see {task.log}", code=kind)
     return None
 
 
