@@ -280,15 +280,16 @@ def command(root, name, *more):
     return [*command, "--executor", "ray", "--threads", "1", *more]
 
 
-def processes(name):
-    """Ids of the processes of this name."""
+def processes(name, mark):
+    """Ids of the processes of this name that have `mark` in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            text = (folder / "cmdline").read_bytes().decode(errors="replace")
+            command = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
         except OSError:
             continue
-        if text.startswith(name):
+        if command.startswith(name.encode()) and mark.encode() in environment:
             found.append(int(folder.name))
     return found
 
@@ -316,11 +317,13 @@ def test_a_dead_worker_is_tried_once_more_and_each_task_is_told_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_members_on_a_cluster_with_a_worker_killed(session_cohort, alone):
+def test_members_on_a_cluster_with_workers_killed(session_cohort, alone, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed: the cluster was not tested")
+    mark = f"HFRT_TEST={tmp_path}"
     process = subprocess.Popen(
         command(session_cohort, "members-ray", "--jobs", "2"),
         cwd=session_cohort,
+        env={**os.environ, "HFRT_TEST": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -328,7 +331,7 @@ def test_members_on_a_cluster_with_a_worker_killed(session_cohort, alone):
     first = session_cohort / "runs" / "members-ray" / "member-0" / "checkpoint.pt"
     while process.poll() is None and not first.exists():
         time.sleep(0.01)
-    workers = processes("ray::_attempt")
+    workers = processes("ray::_attempt", mark)
     assert workers
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
