@@ -135,6 +135,9 @@ CODES: dict[str, str] = {
     "study-refused": "several things are wrong with a study; the message lists them",
     "training-diverged": "the training loss, or an answer of the network, is not finite",
     "training-process-died": "the process of a training ended without a word",
+    "training-peer-lost": "another process of the same training has ended, or cannot be reached",
+    "training-processes-differ": "the processes of a training do not see the same data or program",
+    "training-too-many-processes": "a training has more processes than a step has samples",
     "comparison-no-result": "no training of a comparison has a result",
     # artifacts
     "artifact-ambiguous": "several artifacts are here, and none is named",

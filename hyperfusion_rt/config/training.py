@@ -131,6 +131,17 @@ class TrainingConfig(Finite):
         0,
         description="of all random numbers: same seed, same run (on one device and thread count)",
     )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="a step's samples go through the network in so many parts, one after the "
+        "other, which takes less memory; batch norm then sees a part at a time",
+    )
+    sync_batch_norm: bool = Field(
+        True,
+        description="with several processes: batch norm over the samples of all of them, so that "
+        "their number changes nothing; else each over its own, which is faster and gives others",
+    )
     amp: bool = Field(
         True, description="on CUDA: compute in bfloat16, or in float16 with a scaled loss"
     )

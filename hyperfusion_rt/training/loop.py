@@ -10,8 +10,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +39,8 @@ from hyperfusion_rt.models.trunk import Trunk
 from hyperfusion_rt.rules import combine, mixture
 from hyperfusion_rt.training.augmentation import ImageAugmentation, TableAugmentation
 from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.feed import Feed
+from hyperfusion_rt.training.group import Group
 from hyperfusion_rt.training.kept_features import KeptFeatures
 from hyperfusion_rt.training.learner import Learner
 from hyperfusion_rt.training.loss import Loss, Scale
@@ -131,9 +132,16 @@ class Trainer:
     """Trains one member and keeps its folder."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, member: Member, index: int, device: torch.device
+        self,
+        config: Config,
+        dataset: Dataset,
+        member: Member,
+        index: int,
+        device: torch.device,
+        group: Group | None = None,
     ) -> None:
         self.config, self.dataset, self.member, self.device = config, dataset, member, device
+        self.group = group or Group()
         self.seed = config.training.seed + 1000 * index
         self.split = split_of(dataset, config, index)
         self.loss = Loss(config, device)
@@ -192,33 +200,37 @@ class Trainer:
     ) -> None:
         """Run the epochs that are left; the best weights are in `member.weights` afterwards."""
         training = self.config.training
-        write_text(
-            self.member.folder / "encoder.json", self.split.encoder.model_dump_json(indent=2)
-        )
-        learner = Learner(self.build(), training, self.loss, self.device)
+        if self.group.writes:
+            encoder = self.split.encoder.model_dump_json(indent=2)
+            write_text(self.member.folder / "encoder.json", encoder)
+        learner = Learner(self.build(), training, self.loss, self.device, self.group)
         start = self._restore(learner) if resume else 0
         if self.config.network.keeps_features:
             self._keep_features(learner, on_features)
-        board = self._board(start)
+        board = self._board(start) if self.group.writes else None
         try:
             for epoch in range(start, training.epochs):
                 if training.patience and epoch - self.best_epoch > training.patience:
                     break
                 began = time.perf_counter()
                 row = self._epoch(learner, epoch)
+                learner.agree()
                 row |= self._validate(learner.answers)
                 self._keep(learner.answers, row)
                 row["seconds"] = time.perf_counter() - began
                 self.history.append(row)
-                self._save(learner)
-                for name, value in row.items():
-                    if name != "epoch":
-                        board.add_scalar(name, value, epoch)
+                if self.group.writes:
+                    self._save(learner)
+                if board is not None:
+                    for name, value in row.items():
+                        if name != "epoch":
+                            board.add_scalar(name, value, epoch)
                 if on_epoch is not None:
                     on_epoch(epoch, row)
         finally:
-            board.close()
-        if not self.member.weights.exists():
+            if board is not None:
+                board.close()
+        if self.best_epoch < 0:
             raise self._diverged("no epoch gave finite answers to the validation part")
 
     def _keep_features(
@@ -233,7 +245,10 @@ class Trainer:
         trunk = Trunk(first.network, image.to(self.device))
         kept = KeptFeatures(self.dataset.cache, trunk, first.network)
         seen = np.concatenate([self.split.train, self.split.validation])
-        kept.fill([self.dataset.cases[i].files for i in seen], on_features)
+        scans = [self.dataset.cases[i].files for i in seen]
+        kept.fill(scans[self.group.part(len(scans))], on_features)
+        self.group.wait()
+        kept.fill(scans)  # what the others keep where this machine does not look
         self.dataset = replace(self.dataset, features=kept.get)
         for network in networks:
             assert network is not None
@@ -251,58 +266,50 @@ class Trainer:
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         balanced = training.sampling == "balanced"
         samples = epoch_samples(self.split.train, self.dataset.targets, balanced, rng)
-        order = batches(samples, training.batch_size, rng)
+        least = 2 if training.sync_batch_norm else 2 * self.group.size
+        order = batches(samples, training.batch_size, rng, least)
         steps = training.epochs * len(order)
         rates = [rate(training, epoch * len(order) + n, steps) for n in range(len(order))]
-        inputs = self._ahead(order, epoch, rng)
-        for batch, known, now in zip(order, inputs, rates, strict=True):
-            targets = torch.from_numpy(self.targets[batch]).float().to(self.device)
-            loss = learner.step(*known, targets, now)
-            total += loss.double() * len(batch)
+        feed = Feed(
+            self._inputs,
+            self.augment,
+            self.targets,
+            len(self.config.preprocessing.boxes),
+            self.loss,
+            self.group,
+            training.accumulate,
+            self.device,
+        )
+        for batch, parts, now in zip(order, feed(order, epoch, rng), rates, strict=True):
+            total += learner.step(parts, now).double() * len(batch)
             count += len(batch)
-        mean = float(total) / count
+        mean = float(self.group.sum(total)) / count
         if not math.isfinite(mean):
             raise self._diverged(f"the training loss became {mean} in epoch {epoch}")
         return {"epoch": epoch, "lr": rates[0], "train_loss": mean}
 
-    def _ahead(
-        self, order: Sequence[NDArray[np.int64]], epoch: int, rng: np.random.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inputs of each batch, in this order.
-
-        On a CPU the next ones are made while the network learns from these: neither keeps all
-        cores busy.
-        """
-        made = (self._inputs(batch, epoch, rng) for batch in order)
-        if self.device.type != "cpu":
-            yield from made
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ready = pool.submit(next, made)
-            for _ in order[1:]:
-                now, ready = ready.result(), pool.submit(next, made)
-                yield now
-            yield ready.result()
-
     def _inputs(
-        self, batch: NDArray[np.int64], epoch: int, rng: np.random.Generator
+        self, cases: NDArray[np.int64], sides: NDArray[np.int64], epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """What the network reads of these cases in this epoch, changed at random."""
-        rows = self.split.tabular[batch]
+        """What the network reads of these cases in this epoch; `sides`: of each, which box.
+
+        One hippocampus per sample, left or right at random, is augmentation of the protocol. The
+        image is on the CPU, and not augmented there if the network is elsewhere.
+        """
+        rows = self.split.tabular[cases]
         if self.config.augmentation.drop_columns:
-            rows = self.augment_rows(epoch, batch.tolist())
-        tabular = torch.from_numpy(rows).to(self.device)
-        # Augmentation of the protocol: one hippocampus per sample, left or right at random.
-        side = rng.integers(len(self.config.preprocessing.boxes), size=len(batch))
+            rows = self.augment_rows(epoch, cases.tolist())
         if self.config.network.fusion == "tabular":
-            return torch.empty(0, device=self.device), tabular
-        images = self.dataset.images(batch)
-        image = torch.from_numpy(images[np.arange(len(batch)), side]).to(self.device)
-        return self.augment(image, epoch, batch.tolist()), tabular
+            return torch.empty(0), torch.from_numpy(rows)
+        images = self.dataset.images(cases)
+        image = torch.from_numpy(images[np.arange(len(cases)), sides])
+        return image, torch.from_numpy(rows)
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
         indices = self.split.validation
-        outputs = predict(network, self.dataset, self.split, indices, 16)
+        own = indices[self.group.part(len(indices))]
+        found = predict(network, self.dataset, self.split, own, 16)
+        outputs = np.concatenate([o for o in self.group.all(found) if len(o)] or [found])
         truth = self.targets[indices]
         repeated = torch.from_numpy(truth).repeat_interleave(outputs.shape[1])
         figure = "balanced_accuracy" if self.loss.classes else "mae"
@@ -330,6 +337,8 @@ class Trainer:
             self.best, self.best_epoch = score, row["epoch"]
         elif self.config.training.keep == "best":
             return
+        if not self.group.writes:
+            return
         made = network.state_dict()
         if self.scale != Scale():
             made = in_unit(network, self.scale.mean, self.scale.spread)
@@ -356,15 +365,20 @@ class Trainer:
 
     def _restore(self, learner: Learner) -> int:
         path = self.member.folder / "checkpoint.pt"
-        if not path.exists():
-            return 0
         try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+            content = None
+            if self.group.writes and path.exists():
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            content = self.group.first(content)
+            if content is None:
+                return 0
             learner.restore(content)
             self.history = content["history"]
             self.best = (content["best"][0], content["best"][1])
             self.best_epoch = content["best_epoch"]
         except Exception as error:
+            if isinstance(error, HyperFusionError):
+                raise
             raise ConfigError(
                 f"{path}: cannot be resumed from ({error}); delete it to start this member anew",
                 code="run-checkpoint-unreadable",

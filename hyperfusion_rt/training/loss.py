@@ -70,6 +70,12 @@ class Loss:
             return cross_entropy(outputs, truth, self.weight, label_smoothing=self.smoothing)
         return self._of_numbers(outputs, targets)
 
+    def weight_of(self, targets: Tensor) -> float:
+        """What the loss of these `targets float [B]` weighs among others: it is a mean."""
+        if self.classes and self.weight is not None:
+            return float(self.weight.cpu()[targets.long().cpu()].double().sum())
+        return float(len(targets))
+
     def _of_numbers(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.deviates and outputs.shape[1] == 2:
             return negative_log_likelihood(outputs, targets)

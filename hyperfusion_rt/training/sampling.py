@@ -27,8 +27,11 @@ def epoch_samples(
     return np.concatenate(chosen)
 
 
-def batches(indices: Indices, size: int, rng: np.random.Generator) -> list[Indices]:
-    """Shuffled batches; a last batch of one sample is left out (batch norm cannot use it)."""
+def batches(indices: Indices, size: int, rng: np.random.Generator, least: int = 2) -> list[Indices]:
+    """Shuffled batches; a last batch of fewer than `least` is left out.
+
+    Batch norm cannot use one sample.
+    """
     order = rng.permutation(indices)
     found = [order[i : i + size] for i in range(0, len(order), size)]
-    return [batch for batch in found if len(batch) > 1 or len(order) == 1]
+    return [batch for batch in found if len(batch) >= least or len(order) == 1]
