@@ -62,7 +62,10 @@ PANELS = {
         "engine", "engines", "device", "threads", "batch", "batches", "feature_cache", "max_memory",
     ),
     RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),
-    MACHINES: ("jobs", "shard", "executor", "workers", "address"),
+    MACHINES: (
+        "jobs", "shard", "executor", "workers", "address", "devices", "nodes", "node_rank",
+        "rendezvous",
+    ),
     TENSORRT: ("workspace", "capabilities"),
     SERVING: ("serve", "backend"),
     TIMING: ("rounds", "only"),
@@ -70,6 +73,7 @@ PANELS = {
 METAVARS = {
     "max_memory": "SIZE",
     "shard": "I/N",
+    "rendezvous": "HOST:PORT",
     "feature_cache": "DIR",
     "derivative": "DIR",
     "label_maps": "DIR",

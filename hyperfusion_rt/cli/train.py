@@ -129,6 +129,7 @@ def train(
 
     from hyperfusion_rt.config import load_config
     from hyperfusion_rt.training.cross_validation import CrossValidation, cross_validate
+    from hyperfusion_rt.training.group import place_given
     from hyperfusion_rt.training.run_folder import Run
     from hyperfusion_rt.training.train import train as start
 
@@ -161,16 +162,18 @@ def train(
             )
         _show(made.folder, made.metrics, as_json)
         return
+    place = place_given()
+    quiet = place is not None and place.rank > 0  # of those that train together, the first speaks
     old = None
     if resume:
         old = Run.open(run) if run else Run.latest(root / "runs", finished=False)
     settings = old.config if old else load_config(config, changes)
     with terminal.progress() as progress:
         shown = _Training(progress, settings)
-        finished = start(
-            settings, root, name=name, resume=old, options=options, callbacks=shown.callbacks()
-        )
-    _show(finished.folder, finished.metrics, as_json)
+        calls = None if quiet else shown.callbacks()
+        finished = start(settings, root, name=name, resume=old, options=options, callbacks=calls)
+    if not quiet:
+        _show(finished.folder, finished.metrics, as_json)
 
 
 def _show(folder: Path, metrics: dict[str, Any], as_json: bool) -> None:

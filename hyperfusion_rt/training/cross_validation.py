@@ -24,6 +24,7 @@ from hyperfusion_rt.config import SD, Config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.dataset import check_parts_rotate
+from hyperfusion_rt.training.group import place_given
 from hyperfusion_rt.training.members import train_members
 from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.own_network import check_network, keep_network
@@ -133,6 +134,12 @@ def cross_validate(
     Raises:
         HyperFusionError: as `train`; or the parts that the study gives have no numbers.
     """
+    if place_given() is not None:
+        raise ConfigError(
+            "a launcher's processes train one network together, and a cross-validation is many: "
+            "start it without torchrun or srun, with `devices`",
+            code="option-conflict",
+        )
     root = root.resolve()
     if resume is None:
         check_network(config, root, callbacks.on_network if callbacks else None)

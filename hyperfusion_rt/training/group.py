@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -222,16 +222,3 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Group]:
         yield group
     finally:
         dist.destroy_process_group()
-
-
-def checked_alike(group: Group, facts: dict[str, str], refuse: Callable[[str], Exception]) -> None:
-    """Hold what each process sees against what rank 0 sees; `facts`: name → hash.
-
-    Raises:
-        Exception: what `refuse` makes of the difference.
-    """
-    seen = group.all(facts)
-    for rank, other in enumerate(seen):
-        names = [name for name in facts if other.get(name) != seen[0].get(name)]
-        if names:
-            raise refuse(f"process {rank} has another {' and '.join(names)} than process 0")

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hyperfusion_rt.config import TrainingConfig
 from hyperfusion_rt.models.distribution import Distribution
+from hyperfusion_rt.models.own import own_of
 from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.group import Group, losses
 from hyperfusion_rt.training.loss import Loss
@@ -125,9 +126,8 @@ class Learner:
         if self.group.alone:
             return module
         # What no loss depends on, in a network of a study's own, must not be waited for.
-        return DistributedDataParallel(
-            module, broadcast_buffers=not self.whole_norms, find_unused_parameters=True
-        )
+        own = own_of(self.network) is not None
+        return DistributedDataParallel(module, find_unused_parameters=own)
 
     def _alone(self) -> Any:
         """Gradients are kept for the parts to come, and not exchanged yet."""

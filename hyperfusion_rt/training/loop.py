@@ -89,9 +89,21 @@ def split_of(dataset: Dataset, config: Config, member: int) -> Split:
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, dataset: Dataset, split: Split, indices: NDArray[np.int64], batch: int
+    network: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    indices: NDArray[np.int64],
+    batch: int,
+    group: Group | None = None,
 ) -> NDArray[np.float64]:
-    """Raw outputs `[len(indices), N boxes, C]` in eval mode, float32 arithmetic."""
+    """Raw outputs `[len(indices), N boxes, C]` in eval mode, float32 arithmetic.
+
+    Each process of `group` runs its part of the cases, and gets the outputs of all.
+    """
+    if group is not None and not group.alone:
+        own = predict(network, dataset, split, indices[group.part(len(indices))], batch)
+        every = group.all(own)
+        return np.concatenate([found for found in every if len(found)] or [own])
     network.eval()
     device = next(network.parameters()).device
     found = []
@@ -307,9 +319,7 @@ class Trainer:
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
         indices = self.split.validation
-        own = indices[self.group.part(len(indices))]
-        found = predict(network, self.dataset, self.split, own, 16)
-        outputs = np.concatenate([o for o in self.group.all(found) if len(o)] or [found])
+        outputs = predict(network, self.dataset, self.split, indices, 16, self.group)
         truth = self.targets[indices]
         repeated = torch.from_numpy(truth).repeat_interleave(outputs.shape[1])
         figure = "balanced_accuracy" if self.loss.classes else "mae"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options, Threads
@@ -41,3 +42,38 @@ class WhereOptions(Options):
 
 class TrainOptions(WhereOptions):
     """Where and how a training runs: nothing here is meant to change its numbers."""
+
+    devices: int | None = Field(
+        None,
+        ge=1,
+        description="Processes on this machine that train a network together, each on a GPU of "
+        "its own or on its part of the cores; default: one.",
+    )
+    nodes: int = Field(1, ge=1, description="Machines that train a network together.")
+    node_rank: int = Field(
+        0, ge=0, description="Which of the machines this is, from 0; torchrun and srun say it."
+    )
+    rendezvous: str | None = Field(
+        None, description="Where the first machine waits for the others, the same on each."
+    )
+
+    @property
+    def processes(self) -> int:
+        """How many train a network together, on all machines."""
+        return (self.devices or 1) * self.nodes
+
+    @field_validator("rendezvous")
+    @classmethod
+    def _place(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r".+:\d{1,5}", value):
+            raise ValueError("write it as HOST:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _machines(self) -> TrainOptions:
+        if self.node_rank >= self.nodes:
+            raise ConfigError(
+                f"`node_rank` {self.node_rank} is none of {self.nodes} machines: they count from 0",
+                code="option-conflict",
+            )
+        return self

@@ -19,6 +19,7 @@ from hyperfusion_rt.metrics import classification, deviation, regression
 from hyperfusion_rt.models import network_of
 from hyperfusion_rt.models.checkpoint import read_state
 from hyperfusion_rt.training.dataset import Dataset
+from hyperfusion_rt.training.group import Group
 from hyperfusion_rt.training.loop import Split, diverged, predict, split_of, summarise
 from hyperfusion_rt.training.own_network import check_kept
 from hyperfusion_rt.training.run_folder import Member, Run
@@ -46,22 +47,24 @@ def load_member(run: Run, member: Member) -> torch.nn.Module:
     return network.eval()
 
 
-def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """Figures of every member on its validation set, and of the ensemble on the test set.
+def answers_of(
+    run: Run, dataset: Dataset, device: torch.device, group: Group | None = None
+) -> Floats:
+    """Raw outputs of every member for every case, `[M, cases, N boxes, C]`.
 
-    A case with a category that a member has not learned is not counted: `not_evaluated`. Writes
-    `predictions.csv`, and keeps a few cases for the comparison at export.
+    NaN of a case with a category that a member has not learned. Each process of `group` runs its
+    part of the cases.
 
     Raises:
         HyperFusionError: a member's answer is not finite.
     """
     config = run.config
-    splits = [split_of(dataset, config, index) for index in range(len(run.members))]
     outputs = []
-    for member, split in zip(run.members, splits, strict=True):
+    for index, member in enumerate(run.members):
+        split = split_of(dataset, config, index)
         known = np.flatnonzero(np.isfinite(split.tabular).all(1))
         network = load_member(run, member).to(device)
-        found = predict(network, dataset, split, known, _BATCH)
+        found = predict(network, dataset, split, known, _BATCH, group)
         if not np.isfinite(found).all():
             bad = int(np.sum(~np.isfinite(found).all((1, 2))))
             raise diverged(
@@ -71,7 +74,17 @@ def evaluate(run: Run, dataset: Dataset, device: torch.device) -> dict[str, Any]
         every = np.full((len(dataset.cases), *found.shape[1:]), np.nan)
         every[known] = found
         outputs.append(every)
-    raw = np.stack(outputs)  # [M, cases, N, C]
+    return np.stack(outputs)
+
+
+def evaluate(run: Run, dataset: Dataset, raw: Floats) -> dict[str, Any]:
+    """Figures of every member on its validation set, and of the ensemble on the test set.
+
+    `raw`: of `answers_of`. A case with a category that a member has not learned is not counted:
+    `not_evaluated`. Writes `predictions.csv`, and keeps a few cases for the comparison at export.
+    """
+    config = run.config
+    splits = [split_of(dataset, config, index) for index in range(len(run.members))]
     values = [summarise(config, one[None]) for one in raw]
     together = summarise(config, raw)
     _keep_cases(run, dataset, splits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+import hyperfusion_rt
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.errors import ConfigError
@@ -19,11 +21,13 @@ from hyperfusion_rt.files import write_text
 from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
+from hyperfusion_rt.training.group import Group, Place, joined, place_given
+from hyperfusion_rt.training.launch import launch
 from hyperfusion_rt.training.loop import Trainer, split_of
 from hyperfusion_rt.training.members import train_members
 from hyperfusion_rt.training.options import TrainOptions, WhereOptions
 from hyperfusion_rt.training.own_network import OnNetwork, check_network, keep_network
-from hyperfusion_rt.training.results import evaluate
+from hyperfusion_rt.training.results import answers_of, evaluate
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.scan_reference import keep_reference, reference_of
 from hyperfusion_rt.training.training_cases import keep_training_cases
@@ -38,7 +42,8 @@ class Callbacks:
 
     `on_check` gets what is odd about the cohort, before the first epoch; `on_network` a network of
     the study's own, before scans are decoded, and may refuse it; `on_features` counts scans that
-    frozen layers have run on. Of members in other processes only epochs are told.
+    frozen layers have run on; `on_run` gets the folder, as soon as the run has one. Of
+    members in other processes only epochs are told.
     """
 
     on_scan: Callable[[int, int], None] | None = None
@@ -46,6 +51,7 @@ class Callbacks:
     on_epoch: Callable[[int, int, dict[str, Any]], None] | None = None
     on_network: OnNetwork | None = None
     on_features: Callable[[int, int], None] | None = None
+    on_run: Callable[[Path], None] | None = None
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -78,6 +84,38 @@ def device_here(options: WhereOptions) -> torch.device:
     return choose_device(None if options.executor == "ray" else options.device)
 
 
+def device_of(options: TrainOptions, place: Place | None) -> torch.device:
+    """The device of this process, of those that train together.
+
+    Raises:
+        ConfigError: there is none for it, or not as many processes as asked for.
+    """
+    found = choose_device(options.device)
+    if place is None:
+        return found
+    asked = options.devices is not None or options.nodes > 1
+    if asked and options.processes != place.size:
+        raise ConfigError(
+            f"the launcher started {place.size} processes, but `devices` and `nodes` say "
+            f"{options.processes}: leave them out, or start as many",
+            code="option-conflict",
+        )
+    if found.type != "cuda" or place.size == 1:
+        return found
+    if ":" in (options.device or ""):
+        raise ConfigError(
+            f"`device` {found}: several processes have a GPU each; say cuda", code="option-conflict"
+        )
+    if place.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{place.local_size} processes on this machine need a GPU each, and it has "
+            f"{torch.cuda.device_count()}: use fewer (`devices`), or `device` cpu",
+            code="device-unavailable",
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
 def train(
     config: Config,
     root: Path,
@@ -101,29 +139,41 @@ def train(
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
     calls, options = callbacks or Callbacks(), options or TrainOptions()
-    where = device_here(options)
-    run, dataset = prepare(
-        config,
-        root,
-        name=name,
-        parent=parent,
-        resume=resume,
-        like=like,
-        network=network,
-        callbacks=calls,
-    )
+    how: dict[str, Any] = {
+        "name": name, "parent": parent, "resume": resume, "like": like, "network": network,
+    }  # fmt: skip
+    place = place_given()
+    if place is None and options.processes > 1:
+        if resume is None and network is None:
+            check_network(config, root, calls.on_network)
+            how["network"] = root
+        given = {"config": config, "root": root, "options": options, **how}
+        return Run.open(launch(given, options, calls, resume.folder if resume else None))
     if options.elsewhere:
-        told = calls.on_epoch
-        train_members(
-            [run],
-            options,
-            lambda run: finish(run, dataset, where),
-            None if told is None else lambda _, *epoch: told(*epoch),
-        )
+        return _elsewhere(config, root, how, options, calls)
+    where = device_of(options, place)
+    with joined(place, where) as group:
+        run, dataset = prepare(config, root, **how, callbacks=calls, group=group)
+        again = resume is not None
+        for index in range(config.training.members):
+            train_member(run, dataset, index, where, resume=again, callbacks=calls, group=group)
+        finish(run, dataset, where, group)
         return run
-    for index in range(config.training.members):
-        train_member(run, dataset, index, where, resume=resume is not None, callbacks=calls)
-    finish(run, dataset, where)
+
+
+def _elsewhere(
+    config: Config, root: Path, how: dict[str, Any], options: TrainOptions, calls: Callbacks
+) -> Run:
+    """As `train`, each member in a process of its own."""
+    where = device_here(options)
+    run, dataset = prepare(config, root, **how, callbacks=calls)
+    told = calls.on_epoch
+    train_members(
+        [run],
+        options,
+        lambda run: finish(run, dataset, where),
+        None if told is None else lambda _, *epoch: told(*epoch),
+    )
     return run
 
 
@@ -137,15 +187,17 @@ def prepare(
     like: Path | None = None,
     network: Path | None = None,
     callbacks: Callbacks | None = None,
+    group: Group | None = None,
 ) -> tuple[Run, Dataset]:
     """The folder of a run and its cohort, before the first epoch; arguments as of `train`.
 
     Raises:
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
-    calls, root = callbacks or Callbacks(), root.resolve()
+    calls, root, group = callbacks or Callbacks(), root.resolve(), group or Group()
     if resume is not None:
-        keep_network(resume.network, config, network or root)
+        if group.writes:
+            keep_network(resume.network, config, network or root)
     elif network is None:
         check_network(config, root, calls.on_network)
     dataset = gather(config, root, calls.on_scan)
@@ -153,10 +205,17 @@ def prepare(
         calls.on_check(dataset.check)
     if like is not None:
         _refuse_another_cohort(like, dataset, config, root)
-    run = resume or Run.create(parent or root / "runs", config, name)
-    run.write_study(root)
-    keep_network(run.network, config, network or root)
-    _write_cohort(run, dataset, root)
+    _refuse_unlike(group, dataset, config, root)
+    run = resume
+    if group.writes:
+        run = resume or Run.create(parent or root / "runs", config, name)
+        run.write_study(root)
+        keep_network(run.network, config, network or root)
+        _write_cohort(run, dataset, root)
+    run = group.first(run)
+    assert run is not None
+    if calls.on_run is not None:
+        calls.on_run(run.folder)
     return run, dataset
 
 
@@ -168,6 +227,7 @@ def train_member(
     *,
     resume: bool,
     callbacks: Callbacks | None = None,
+    group: Group | None = None,
 ) -> None:
     """Run the epochs of member `index` that are left; with `resume`, after its checkpoint.
 
@@ -175,7 +235,7 @@ def train_member(
         HyperFusionError: it came to nothing, or its checkpoint cannot be read.
     """
     calls = callbacks or Callbacks()
-    trainer = Trainer(run.config, dataset, run.member(index), index, device)
+    trainer = Trainer(run.config, dataset, run.member(index), index, device, group)
 
     def on_epoch(epoch: int, row: dict[str, Any]) -> None:
         if calls.on_epoch is not None:
@@ -184,19 +244,24 @@ def train_member(
     trainer.train(on_epoch, resume=resume, on_features=calls.on_features)
 
 
-def finish(run: Run, dataset: Dataset, device: torch.device) -> None:
+def finish(
+    run: Run, dataset: Dataset, device: torch.device, group: Group | None = None
+) -> None:
     """What is made of a run whose members are trained: figures, predictions, curve, references.
 
     Raises:
         HyperFusionError: a member's answer is not finite.
     """
+    outputs = answers_of(run, dataset, device, group)
+    if group is not None and not group.writes:
+        return
     # Without the test part: it stays as new to the network as any scan to come.
     seen = split_of(dataset, run.config, 0)
     scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
     landmarks = dataset.cache.landmarks or template_landmarks()
     keep_reference(run.folder, reference_of(dataset.cache, scans, landmarks))
     keep_training_cases(run.folder, dataset, run.config)
-    metrics = evaluate(run, dataset, device)
+    metrics = evaluate(run, dataset, outputs)
     learning_curve(run, metrics)
     run.write_metrics(metrics)
 
@@ -213,6 +278,41 @@ def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -
     dataset = gather(run.config, root, on_scan)
     _refuse_another_cohort(run.folder, dataset, run.config, root)
     return dataset
+
+
+def _refuse_unlike(group: Group, dataset: Dataset, config: Config, root: Path) -> None:
+    """Refuse processes that do not see one cohort, or do not run one program.
+
+    Raises:
+        ConfigError: what is different.
+    """
+    if group.alone:
+        return
+    split = split_of(dataset, config, 0)
+    if len(split.train) < group.size or config.training.batch_size < group.size:
+        raise ConfigError(
+            f"{group.size} processes train together, but a step has {config.training.batch_size} "
+            f"samples, and the training part {len(split.train)}: use fewer (`devices`, `nodes`), "
+            "or a larger training.batch_size",
+            code="training-too-many-processes",
+        )
+    facts = {
+        "program": f"{hyperfusion_rt.__version__} {torch.__version__}",
+        "configuration": config.model_dump_json(),
+        "cohort or split": splits_csv(dataset, config, root),
+        "scan or row": json.dumps(inputs_of(dataset, config)),
+    }
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
+    seen = group.all(hashes)
+    for rank, other in enumerate(seen):
+        names = [name for name in hashes if other[name] != seen[0][name]]
+        if names:
+            raise ConfigError(
+                f"process {rank} of {group.size} has another {' and another '.join(names)} than "
+                f"process 0 (its {root}): give all machines the same files and the same version "
+                "of hyperfusion_rt and torch",
+                code="training-processes-differ",
+            )
 
 
 def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:

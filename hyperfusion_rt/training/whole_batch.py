@@ -101,7 +101,7 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         share: Share = norm.share
         axes = [0, *range(2, x.dim())]
-        variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        variance, mean = torch.var_mean(_wide(x), axes, correction=0)
         n = x.numel() // x.shape[1]
         if n // len(x) * share.total < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got {x.shape}")
@@ -112,7 +112,7 @@ class _Normalise(torch.autograd.Function):
         update_statistics(norm, mean64, squares / (count - 1))
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.share, ctx.count = share, count[0].to(mean.dtype)
-        y = (x.float() - _of(mean, x)) * _of(scale, x)
+        y = (_wide(x) - _of(mean, x)) * _of(scale, x)
         if weight is not None:
             y = y * _of(weight, x)
         if bias is not None:
@@ -123,8 +123,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
         axes = [0, *range(2, x.dim())]
-        known = (x.float() - _of(mean, x)) * _of(scale, x)
-        gradient = dy.float()
+        known = (_wide(x) - _of(mean, x)) * _of(scale, x)
+        gradient = _wide(dy)
         own = torch.stack([gradient.sum(axes), (gradient * known).sum(axes)])
         whole = (ctx.share.sums(own.double()) / ctx.count).to(own.dtype)
         dx = gradient - _of(whole[0], x) - known * _of(whole[1], x)
@@ -150,6 +150,11 @@ def update_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
             weight = 1 / float(norm.num_batches_tracked)
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
         norm.running_var.lerp_(variance.to(norm.running_var.dtype), weight)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _of(values: Tensor, x: Tensor) -> Tensor:
