@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, TableError
-from hyperfusion_rt.files import replacing, write_text
+from hyperfusion_rt.files import write_bytes, write_text
 from hyperfusion_rt.metrics import balanced_accuracy
 from hyperfusion_rt.models import (
     answers_sd,
@@ -191,7 +191,7 @@ class Trainer:
             start_at(inner, float(self.targets[self.split.train].mean()))
         # Faster for 3D convolutions on CPUs and on tensor cores alike.
         for parameter in network.parameters():
-            if parameter.dim() == 5:
+            if parameter.dim() == 5 and parameter[0, 0].numel() > 1:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
         return network.to(self.device)
 
@@ -336,7 +336,7 @@ class Trainer:
         return {"validation_loss": loss, f"validation_{figure}": score}
 
     def _keep(self, network: nn.Module, row: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         # Ties of the metric, common on small validation sets, go to the smaller loss.
         first = row.get("validation_balanced_accuracy", -row.get("validation_mae", 0.0))
@@ -353,8 +353,7 @@ class Trainer:
         if self.scale != Scale():
             made = in_unit(network, self.scale.mean, self.scale.spread)
         state = {name: value.contiguous().cpu() for name, value in made.items()}
-        with replacing(self.member.weights) as temporary:
-            save_file(state, temporary)
+        write_bytes(self.member.weights, save(state))
 
     # ---- what survives a kill
 
@@ -370,8 +369,9 @@ class Trainer:
             "best": list(self.best),
             "best_epoch": self.best_epoch,
         }
-        with replacing(self.member.folder / "checkpoint.pt") as temporary:
-            torch.save(content, temporary)
+        made = io.BytesIO()  # a full disk is no error of torch's own then
+        torch.save(content, made)
+        write_bytes(self.member.folder / "checkpoint.pt", made.getvalue())
 
     def _restore(self, learner: Learner) -> int:
         path = self.member.folder / "checkpoint.pt"

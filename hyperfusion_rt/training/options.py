@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.options import Options, Threads
+from hyperfusion_rt.options import Options, Size, Threads
 
 
 class WhereOptions(Options):
@@ -43,6 +43,11 @@ class WhereOptions(Options):
 class TrainOptions(WhereOptions):
     """Where and how a training runs: nothing here is meant to change its numbers."""
 
+    max_memory: Size = Field(
+        None,
+        description="What a process may take, in bytes or such as 4G: a training that needs more "
+        "is refused before it begins.",
+    )
     devices: int | None = Field(
         None,
         ge=1,
@@ -71,6 +76,12 @@ class TrainOptions(WhereOptions):
 
     @model_validator(mode="after")
     def _machines(self) -> TrainOptions:
+        if self.elsewhere and self.processes > 1:
+            raise ConfigError(
+                "`devices` and `nodes` train one network in several processes, `jobs` and "
+                "`executor` several networks at a time: give one of them",
+                code="option-conflict",
+            )
         if self.node_rank >= self.nodes:
             raise ConfigError(
                 f"`node_rank` {self.node_rank} is none of {self.nodes} machines: they count from 0",
