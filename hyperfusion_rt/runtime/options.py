@@ -101,9 +101,7 @@ class ReadOptions(Options):
     feature_cache: Path | None = Field(
         None, description="Keep the scans' features in this folder: a new table takes seconds."
     )
-    max_memory: Size = Field(
-        None, description="What the process may take, in bytes or such as 4G."
-    )
+    max_memory: Size = Field(None, description="What the process may take, in bytes or such as 4G.")
     map: Annotated[tuple[str, ...], AfterValidator(_maps)] = Field(
         (),
         description="Another column of the table in the place of one of the model's, and what its "

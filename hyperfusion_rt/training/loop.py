@@ -44,6 +44,7 @@ from hyperfusion_rt.training.group import Group
 from hyperfusion_rt.training.kept_features import KeptFeatures
 from hyperfusion_rt.training.learner import Learner
 from hyperfusion_rt.training.loss import Loss, Scale
+from hyperfusion_rt.training.memory import check_budget, estimate, step_memory
 from hyperfusion_rt.training.optimiser import rate
 from hyperfusion_rt.training.own_network import start_weights
 from hyperfusion_rt.training.pretraining import pretrained
@@ -151,7 +152,9 @@ class Trainer:
         index: int,
         device: torch.device,
         group: Group | None = None,
+        max_memory: int | None = None,
     ) -> None:
+        self.max_memory = max_memory
         self.config, self.dataset, self.member, self.device = config, dataset, member, device
         self.group = group or Group()
         self.seed = config.training.seed + 1000 * index
@@ -219,6 +222,8 @@ class Trainer:
         start = self._restore(learner) if resume else 0
         if self.config.network.keeps_features:
             self._keep_features(learner, on_features)
+        if self.max_memory is not None:
+            self._check_memory(learner.network)
         board = self._board(start) if self.group.writes else None
         try:
             for epoch in range(start, training.epochs):
@@ -244,6 +249,24 @@ class Trainer:
                 board.close()
         if self.best_epoch < 0:
             raise self._diverged("no epoch gave finite answers to the validation part")
+
+    def _check_memory(self, network: nn.Module) -> None:
+        """Refuse a training that needs more than it may take."""
+        training, chosen = self.config.training, self.split.train[:2]
+        image, row = self._inputs(chosen, np.zeros(len(chosen), np.int64), 0)
+        kept = step_memory(network, image.to(self.device), row.to(self.device))
+        # Of a step that is learned from, and of the next one, which is augmented meanwhile.
+        feed = 8 * image.element_size() * image.numel() // len(image)
+        copies = 4 if training.ema else 3
+
+        def needed(parts: int) -> float:
+            samples = -(-training.batch_size // self.group.size)
+            own = -(-training.batch_size // parts // self.group.size)
+            return estimate(kept, own, network, copies, feed * samples)
+
+        most = self.max_memory
+        assert most is not None
+        check_budget(needed, most, training.batch_size, training.accumulate, self.group.size)
 
     def _keep_features(
         self, learner: Learner, on_features: Callable[[int, int], None] | None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import resource
+import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +46,7 @@ def step_memory(network: nn.Module, image: Tensor, tabular: Tensor) -> float:
     return sum(kept.values()) / _TRIED
 
 
-def estimate(
-    per_sample: float, samples: int, network: nn.Module, copies: int, feed: int
-) -> float:
+def estimate(per_sample: float, samples: int, network: nn.Module, copies: int, feed: int) -> float:
     """Bytes of the whole process, from what it occupies now.
 
     `samples`: of a step's part in this process; `copies`: of the parameters that are still to come
@@ -56,7 +56,15 @@ def estimate(
     return resident_memory() + _BESIDE * per_sample * samples + copies * parameters + feed
 
 
-def check_budget(needed: Any, most: int, batch: int, processes: int) -> None:
+def peak_memory() -> int:
+    """The most bytes that this process has occupied so far."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
+
+
+def check_budget(
+    needed: Callable[[int], float], most: int, batch: int, parts: int, processes: int
+) -> None:
     """Refuse a training that needs more than `most` bytes.
 
     `needed(parts)`: bytes where a step of `batch` samples is split into so many parts.
@@ -64,14 +72,14 @@ def check_budget(needed: Any, most: int, batch: int, processes: int) -> None:
     Raises:
         HyperFusionError: it does; says what would fit.
     """
-    if needed(1) <= most:
+    if needed(parts) <= most:
         return
     text = (
         f"`max_memory` {most / 2**20:,.0f} MiB: a step of {batch} samples"
         + (f" in {processes} processes" if processes > 1 else "")
-        + f" needs about {needed(1) / 2**20:,.0f} MiB in a process"
+        + f" needs about {needed(parts) / 2**20:,.0f} MiB in a process"
     )
-    fits = next((k for k in range(2, batch // 2 + 1) if needed(k) <= most), None)
+    fits = next((k for k in range(parts + 1, batch // 2 + 1) if needed(k) <= most), None)
     if fits is None:
         raise HyperFusionError(
             f"{text}, and two samples at a time {needed(batch // 2) / 2**20:,.0f} MiB: give it "

@@ -10,6 +10,7 @@ runs/NAME/
   left_out.json          cases that could not be used, each with its reason
   training_cases.json    hashes of what was trained on, so that a case can be known again
   metrics.json           figures of validation and test set; written last
+  resources.json         processes, seconds, peak memory, machine
   learning_curve.png
   network/               of a network of the study's own: what it was made of
     network.json         import, arguments, hashes of its code and of its weights, versions

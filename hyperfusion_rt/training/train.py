@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from hyperfusion_rt.config import Config
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
+from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
@@ -25,6 +27,7 @@ from hyperfusion_rt.training.group import Group, Place, joined, place_given
 from hyperfusion_rt.training.launch import launch
 from hyperfusion_rt.training.loop import Trainer, split_of
 from hyperfusion_rt.training.members import train_members
+from hyperfusion_rt.training.memory import peak_memory
 from hyperfusion_rt.training.options import TrainOptions, WhereOptions
 from hyperfusion_rt.training.own_network import OnNetwork, check_network, keep_network
 from hyperfusion_rt.training.results import answers_of, evaluate
@@ -152,13 +155,40 @@ def train(
     if options.elsewhere:
         return _elsewhere(config, root, how, options, calls)
     where = device_of(options, place)
+    began = time.perf_counter()
     with joined(place, where) as group:
         run, dataset = prepare(config, root, **how, callbacks=calls, group=group)
         again = resume is not None
         for index in range(config.training.members):
-            train_member(run, dataset, index, where, resume=again, callbacks=calls, group=group)
+            train_member(
+                run,
+                dataset,
+                index,
+                where,
+                resume=again,
+                callbacks=calls,
+                group=group,
+                max_memory=options.max_memory,
+            )
         finish(run, dataset, where, group)
+        _write_resources(run, group, where, time.perf_counter() - began)
         return run
+
+
+def _write_resources(run: Run, group: Group, device: torch.device, seconds: float) -> None:
+    """`resources.json`: what the training took, and of which machine."""
+    peaks = group.all(peak_memory())
+    if not group.writes:
+        return
+    found = {
+        "processes": group.size,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": [round(peak / 2**20) for peak in peaks],
+        "machine": describe_machine(),
+    }
+    write_text(run.folder / "resources.json", json.dumps(found, indent=1) + "\n")
 
 
 def _elsewhere(
@@ -228,6 +258,7 @@ def train_member(
     resume: bool,
     callbacks: Callbacks | None = None,
     group: Group | None = None,
+    max_memory: int | None = None,
 ) -> None:
     """Run the epochs of member `index` that are left; with `resume`, after its checkpoint.
 
@@ -235,7 +266,7 @@ def train_member(
         HyperFusionError: it came to nothing, or its checkpoint cannot be read.
     """
     calls = callbacks or Callbacks()
-    trainer = Trainer(run.config, dataset, run.member(index), index, device, group)
+    trainer = Trainer(run.config, dataset, run.member(index), index, device, group, max_memory)
 
     def on_epoch(epoch: int, row: dict[str, Any]) -> None:
         if calls.on_epoch is not None:
@@ -244,9 +275,7 @@ def train_member(
     trainer.train(on_epoch, resume=resume, on_features=calls.on_features)
 
 
-def finish(
-    run: Run, dataset: Dataset, device: torch.device, group: Group | None = None
-) -> None:
+def finish(run: Run, dataset: Dataset, device: torch.device, group: Group | None = None) -> None:
     """What is made of a run whose members are trained: figures, predictions, curve, references.
 
     Raises:
