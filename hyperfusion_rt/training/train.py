@@ -147,6 +147,7 @@ def train(
     }  # fmt: skip
     place = place_given()
     if place is None and options.processes > 1:
+        _refuse_many(options.processes, config)
         if resume is None and network is None:
             check_network(config, root, calls.on_network)
             how["network"] = root
@@ -309,6 +310,22 @@ def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -
     return dataset
 
 
+def _refuse_many(processes: int, config: Config, cases: int | None = None) -> None:
+    """Refuse more processes than a step, or the training part, has samples.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    batch = config.training.batch_size
+    if processes > min(batch, batch if cases is None else cases):
+        part = "" if cases is None else f", and the training part {cases}"
+        raise ConfigError(
+            f"{processes} processes train together, but a step has {batch} samples{part}: use "
+            "fewer (`devices`, `nodes`), or a larger training.batch_size",
+            code="training-too-many-processes",
+        )
+
+
 def _refuse_unlike(group: Group, dataset: Dataset, config: Config, root: Path) -> None:
     """Refuse processes that do not see one cohort, or do not run one program.
 
@@ -317,14 +334,7 @@ def _refuse_unlike(group: Group, dataset: Dataset, config: Config, root: Path) -
     """
     if group.alone:
         return
-    split = split_of(dataset, config, 0)
-    if len(split.train) < group.size or config.training.batch_size < group.size:
-        raise ConfigError(
-            f"{group.size} processes train together, but a step has {config.training.batch_size} "
-            f"samples, and the training part {len(split.train)}: use fewer (`devices`, `nodes`), "
-            "or a larger training.batch_size",
-            code="training-too-many-processes",
-        )
+    _refuse_many(group.size, config, len(split_of(dataset, config, 0).train))
     facts = {
         "program": f"{hyperfusion_rt.__version__} {torch.__version__}",
         "configuration": config.model_dump_json(),
