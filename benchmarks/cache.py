@@ -4,8 +4,11 @@
     python benchmarks/cache.py study    # 40,000 scans, each of the four parts of a start
 
 Each writes its part of `cache.json`, and `cache.md` of both. `read` needs `pip install blosc2 zarr`
-beside the package; what it reads is simulated scans of 1 mm. `study --label` names a row: with
-`PYTHONPATH` at another version of the package, its figures stand beside these.
+beside the package; what it reads is simulated scans of 1 mm. Another version of the package stands
+beside this one under a label of its own, if the interpreter finds it:
+
+    PYTHONPATH=OLD:SITE-PACKAGES python benchmarks/cache.py study --label before \\
+        --python "python -S" --no-asked
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -258,12 +262,32 @@ def start_once(root: Path) -> dict[str, float]:
     for name, function in parts.items():
         setattr(module, function, timed(name, getattr(module, function)))
     config = load_config(root / "hfrt.yaml")
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     dataset = timed("all of gather", module.gather)(config, root)
     timed("splits.csv", splits_csv)(dataset, config, root)
     timed("inputs.json", inputs_of)(dataset, config)
-    spent["all"] = time.perf_counter() - begin
+    spent |= {"all": time.perf_counter() - begin, "processor": time.process_time() - busy}
     return {"cases": len(dataset.cases), **spent}
+
+
+@app.command(hidden=True)
+def ask(root: Path) -> None:
+    """Ask the cache, in this process, all that a training asks of it; prints JSON."""
+    from hyperfusion_rt.data.raw.landmarks import template_landmarks
+    from hyperfusion_rt.data.volume_cache import VolumeCache
+
+    config = load_config(root / "hfrt.yaml")
+    scans = sorted((root / "scans").iterdir())
+    landmarks = template_landmarks()
+    begin, busy = time.perf_counter(), time.process_time()
+    cache = VolumeCache(root / ".hfrt_cache", config.preprocessing, landmarks, config.scan_checks)
+    missing = len(cache.reserve(scans))
+    for scan in scans:
+        cache.figures(scan)
+        cache.content(scan)
+        cache.get(scan)
+    spent = {"all": time.perf_counter() - begin, "processor": time.process_time() - busy}
+    print(json.dumps({"cases": len(scans), "missing": missing, **spent}))
 
 
 @app.command(hidden=True)
@@ -276,14 +300,17 @@ def start(root: Path) -> None:
 def study(
     label: Annotated[str, typer.Option(help="What this version is called.")] = "now",
     count: Annotated[int, typer.Option(help="Scans.")] = 40_000,
+    python: Annotated[str, typer.Option(help="The interpreter that starts.")] = sys.executable,
+    asked: Annotated[bool, typer.Option(help="Ask the cache alone, too.")] = True,
 ) -> None:
     """Time a training's start on many scans: the first time, and when all are decoded."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         root = Path(folder) / "study"
         make_study(root, count)
         seconds = {}
-        for name in ("first", "again"):
-            command = [sys.executable, __file__, "start", str(root)]
+        for name in ("first", "again", *(["asked"] if asked else [])):
+            what = "ask" if name == "asked" else "start"
+            command = [*shlex.split(python), __file__, what, str(root)]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             seconds[name] = json.loads(said)
     kept = _kept().get("study", {}).get("rows", {})
@@ -350,7 +377,10 @@ def _page(found: dict[str, Any]) -> list[str]:
             "",
             f"Written by `python benchmarks/cache.py study`: {first['scans']:,} scans, hard links "
             "of 8 files of 11 × 11 × 11 voxels, with boxes of 8 × 8 × 8; seconds of a training's "
-            "start in a new process, the first time and when all scans are decoded.",
+            "start in a new process, the first time and when all scans are decoded; beside the "
+            "time by the clock, that of the processor. Last: all that a training asks of the cache "
+            "(is each scan there and unchanged, what is it like, the key of its content, its "
+            "boxes), alone in a new process.",
             "",
             _machine(first["machine"]),
             "",
@@ -359,11 +389,13 @@ def _page(found: dict[str, Any]) -> list[str]:
         ]
         for name in names:
             cells = [
-                f"{row[when].get(name, float('nan')):.1f}"
-                for row in rows.values()
-                for when in ("first", "again")
+                f"{row[when][name]:.1f}" for row in rows.values() for when in ("first", "again")
             ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            title = "all, of the processor" if name == "processor" else name
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+        for what, key in (("", "all"), (", of the processor", "processor")):
+            cells = [f"{row['asked'][key]:.1f}" if "asked" in row else "" for row in rows.values()]
+            lines.append(f"| the cache alone{what} | {' | '.join(f' | {c}' for c in cells)} |")
         lines.append("")
     return lines[:-1]
 

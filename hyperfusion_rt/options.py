@@ -9,12 +9,31 @@ import difflib
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from hyperfusion_rt.config import Frozen
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.machine import at_most_cores
 
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_size(value: object) -> object:
+    """Bytes, from `4G`, `500M` or a number."""
+    if not isinstance(value, str):
+        return value
+    number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+    try:
+        found = float(number) * _UNITS.get(unit, 0 if unit else 1)
+    except ValueError:
+        found = 0
+    if not 0 < found < 2**60:
+        raise ValueError("write it as 4G or 500M")
+    return int(found)
+
+
+# Bytes.
+Size = Annotated[int | None, BeforeValidator(parse_size)]
 Threads = Annotated[
     int | None,
     Field(ge=1, description="Threads; default, and at most: the cores this process may use."),

@@ -28,7 +28,7 @@ from hyperfusion_rt.data import scan_check, scan_header, volumes
 from hyperfusion_rt.data.finding import SHOWN, more
 from hyperfusion_rt.data.fingerprint import fingerprint
 from hyperfusion_rt.data.scan_check import Landmarks, Reference, checked_boxes
-from hyperfusion_rt.data.volume_store import Record, VolumeStore, sizes_below
+from hyperfusion_rt.data.volume_store import Fault, Record, VolumeStore, sizes_below
 from hyperfusion_rt.data.volumes import Boxes, Volume, read_volume
 from hyperfusion_rt.errors import HyperFusionError, ScanError
 from hyperfusion_rt.files import sha256, stamp, write_text
@@ -89,11 +89,11 @@ def _code() -> str:
 Images = Path | tuple[Path, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Known:
     """What is known of a scan whose files have the stamps `now`."""
 
-    now: tuple[str | None, ...]
+    now: list[str | None]
     key: str
     content: tuple[str, ...] | None
     record: Record | None
@@ -102,9 +102,10 @@ class _Known:
 class VolumeCache:
     """Maps a case's images to its boxes `float32 [N, C, D, H, W]`, read-only and memory-mapped.
 
-    An entry is found by the files' names and stamps (`files.stamp`), in the folder of the whole
-    preprocessing and the code: a changed scan, setting or program decodes anew, and a study that
-    was moved on its disk is found again. Where a stamp tells too little (the file was changed just
+    An entry is found by the files' places and stamps (`files.stamp`), in the folder of the whole
+    preprocessing and the code: a changed scan, setting or program decodes anew. Places are seen
+    from the folder that the cache lies in: a study that was moved on its disk, with its cache, is
+    found again. Where a stamp tells too little (the file was changed just
     before it was decoded, or the file system keeps no times), `content_key`s are compared, too.
     Boxes and records that are cut, damaged or not of this shape are made again. Several processes,
     on several machines, may use one folder. With `landmarks`, every scan is checked against the
@@ -133,6 +134,8 @@ class VolumeCache:
         size = 4 * math.prod(preprocessing.images_shape)
         self.store = VolumeStore(self.folder / "boxes" / self.setting, size)
         self._known: dict[Images, _Known] = {}
+        self._root = self.folder.resolve().parent
+        self._folders: dict[Path, str] = {}
         self._fits: set[str] = set()
 
     def __reduce__(self) -> tuple[type[VolumeCache], tuple[object, ...]]:
@@ -167,7 +170,7 @@ class VolumeCache:
         known = self._look(scan)
         if known.record is not None:
             _raise_fault(known.record, scan)
-            return Figures(**(known.record.figures or {}))
+            return Figures.model_validate_json(known.record.figures)
         return self._make(scan, known)[1]
 
     def content(self, scan: Images) -> tuple[str, ...]:
@@ -259,11 +262,11 @@ class VolumeCache:
 
     def _look(self, scan: Images) -> _Known:
         files = files_of(scan)
-        now = tuple(stamp(file) for file in files)
+        now = [stamp(file) for file in files]
         known = self._known.get(scan)
         if known is not None and known.now == now:
             return known
-        text = "\0".join(f"{f.name}\0{n}" for f, n in zip(files, now, strict=True))
+        text = "\0".join(f"{self._place(f)}\0{n}" for f, n in zip(files, now, strict=True))
         key = hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
         record = None if None in now else self.store.find(key)
         content = None
@@ -275,6 +278,16 @@ class VolumeCache:
         known = _Known(now, key, content, record)
         self._known[scan] = known
         return known
+
+    def _place(self, file: Path) -> str:
+        """Where a file lies, links resolved, seen from the folder that the cache lies in."""
+        folder = self._folders.get(file.parent)
+        if folder is None:
+            folder = os.path.relpath(file.parent.resolve(), self._root)
+            self._folders[file.parent] = folder
+        if file.is_symlink():
+            return os.path.relpath(file.resolve(), self._root)
+        return f"{folder}/{file.name}"
 
     def _has_none(self, known: _Known) -> bool:
         """Whether the cache has no boxes of a scan, which may be usable."""
@@ -298,7 +311,7 @@ class VolumeCache:
             boxes = self._boxes(images)
         except ScanError as error:
             if error.code not in _PASSING and self._same(scan, known):
-                fault = error.code, _without_paths(str(error), files)
+                fault = Fault(error.code, _without_paths(str(error), files))
                 self._keep(known, Record(known.key, content, read_at, fault=fault), None)
             raise
         of_boxes = {name: getattr(boxes, name) for name in _OF_BOXES}
@@ -306,13 +319,14 @@ class VolumeCache:
         figures = Figures(**of_boxes, content=prints)
         kept = np.ascontiguousarray(boxes.images) if self._keeps(known.key) else None
         if (kept is not None or known.record is None) and self._same(scan, known):
-            record = Record(known.key, content, read_at, figures.model_dump())
+            text = json.dumps(figures.model_dump())  # which can write infinity
+            record = Record(known.key, content, read_at, text)
             self._keep(known, record, kept)
         return boxes, figures
 
     def _same(self, scan: Images, known: _Known) -> bool:
         """Whether the files are what they were when they were looked at."""
-        return tuple(stamp(file) for file in files_of(scan)) == known.now
+        return [stamp(file) for file in files_of(scan)] == known.now
 
     def _keep(self, known: _Known, record: Record, boxes: NDArray[np.float32] | None) -> None:
         """Raises: HyperFusionError: boxes cannot be written. That others cannot, is no harm."""
@@ -355,8 +369,7 @@ class VolumeCache:
             raise HyperFusionError(
                 f"{self.store.folder}: the boxes of {count} scans take {_gb(needed)}, and the disk "
                 f"has {_gb(free)} free: make room, name a folder on another disk as `cache`, or "
-                f"keep fewer with `cache_limit` ({_gb(free // 2)}, say): the others are then "
-                "decoded each time",
+                "keep fewer with `cache_limit`: the others are then decoded each time",
                 code="output-cannot-be-written",
             )
 
@@ -369,9 +382,12 @@ def files_of(scan: Images) -> tuple[Path, ...]:
 def _settled(said: str | None, read_at: float) -> bool:
     """Whether a file of this stamp had not been changed for a while when it was read."""
     parts = (said or "").split("-")
-    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 4:  # a folder's
         return False
-    _, content, inode, _ = map(int, parts)
+    try:
+        content, inode = int(parts[1]), int(parts[2])
+    except ValueError:
+        return False
     return inode > 0 and max(content, inode) < (read_at - _SETTLED) * 1e9
 
 
@@ -386,10 +402,10 @@ def _raise_fault(record: Record, scan: Images) -> None:
     """Raises: ScanError: what was found wrong with the scan."""
     if record.fault is None:
         return
-    code, text = record.fault
+    text = record.fault.text
     for number, file in enumerate(files_of(scan)):
         text = text.replace(f"\0{number}\0", str(file))
-    raise ScanError(text, code=code)
+    raise ScanError(text, code=record.fault.code)
 
 
 def _gb(size: int) -> str:

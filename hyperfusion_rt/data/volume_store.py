@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isal import isal_zlib
 
@@ -36,20 +36,27 @@ _SHARD = 2 << 30
 _SYNC = 64 << 20
 
 
+class Fault(NamedTuple):
+    """Why a scan cannot be used; `code`: one of `CODES`."""
+
+    code: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What is kept of one scan.
 
     `content`: the `content_key` of each file; `read_at`: when their reading began, in seconds since
-    1970. Of a scan that cannot be used, `fault`: code and message; else `figures`, and where its
+    1970. Of a scan that cannot be used, the `fault`; else `figures` (JSON), and where its
     boxes lie: `shard` (empty: they are not kept), `offset` in bytes and `crc`, their CRC-32.
     """
 
     key: str
     content: tuple[str, ...]
     read_at: float
-    figures: dict[str, Any] | None = None
-    fault: tuple[str, str] | None = None
+    figures: str = ""
+    fault: Fault | None = None
     shard: str = ""
     offset: int = 0
     crc: int = 0
@@ -278,7 +285,7 @@ def _parsed(line: bytes) -> Record | None:
             return None
         content = json.loads(text)
         content["content"] = tuple(content["content"])
-        content["fault"] = content["fault"] and tuple(content["fault"])
+        content["fault"] = content["fault"] and Fault(*content["fault"])
         return Record(**content)
     except (ValueError, TypeError, KeyError):
         return None

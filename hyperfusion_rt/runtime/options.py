@@ -12,7 +12,7 @@ from hyperfusion_rt.data.bids_filter import digest_of
 from hyperfusion_rt.data.column_map import parse_map
 from hyperfusion_rt.data.table_file import Duplicates
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.options import Options, Threads
+from hyperfusion_rt.options import Options, Size, Threads
 
 Source = Literal["registered", "raw"]
 Unmatched = Literal["list", "ignore", "fail"]
@@ -57,21 +57,6 @@ ReportSubjects = Annotated[
     ),
 ]
 _REPORT_SUBJECTS = 500
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def parse_size(value: object) -> object:
-    """Bytes, from `4G`, `500M` or a number."""
-    if not isinstance(value, str):
-        return value
-    number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
-    try:
-        found = float(number) * _UNITS.get(unit, 0 if unit else 1)
-    except ValueError:
-        found = 0
-    if not 0 < found < 2**60:
-        raise ValueError("write it as 4G or 500M")
-    return int(found)
 
 
 def parse_shard(value: object) -> object:
@@ -116,7 +101,7 @@ class ReadOptions(Options):
     feature_cache: Path | None = Field(
         None, description="Keep the scans' features in this folder: a new table takes seconds."
     )
-    max_memory: Annotated[int | None, BeforeValidator(parse_size)] = Field(
+    max_memory: Size = Field(
         None, gt=0, description="What the process may take, in bytes or such as 4G."
     )
     map: Annotated[tuple[str, ...], AfterValidator(_maps)] = Field(

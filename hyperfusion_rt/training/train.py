@@ -91,19 +91,22 @@ def train(
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
     calls = callbacks or Callbacks()
-    where = choose_device((options or TrainOptions()).device)
+    options = options or TrainOptions()
+    where = choose_device(options.device)
     root = root.resolve()
     if resume is not None:
         keep_network(resume.network, config, network or root)
     elif network is None:
         check_network(config, root, calls.on_network)
-    dataset = gather(config, root, calls.on_scan)
+    dataset = gather(
+        config, root, calls.on_scan, cache=options.cache, cache_limit=options.cache_limit
+    )
     if calls.on_check is not None:
         calls.on_check(dataset.check)
     if like is not None:
         _refuse_another_cohort(like, dataset, config, root)
     run = resume or Run.create(parent or root / "runs", config, name)
-    run.write_study(root)
+    run.write_study(root, options.cache, options.cache_limit)
     keep_network(run.network, config, network or root)
     _write_cohort(run, dataset, root)
     for index in range(config.training.members):
@@ -129,13 +132,14 @@ def train(
 def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -> Dataset:
     """The cases that `run` was trained on, in their parts, from its study's folder.
 
-    Boxes come from the study's cache, as far as it still has them.
+    Boxes come from the run's cache, as far as it still has them.
 
     Raises:
         HyperFusionError: the study is not where it was, or its cases are other ones now.
     """
     root = run.study
-    dataset = gather(run.config, root, on_scan)
+    cache, limit = run.cache
+    dataset = gather(run.config, root, on_scan, cache=cache, cache_limit=limit)
     _refuse_another_cohort(run.folder, dataset, run.config, root)
     return dataset
 

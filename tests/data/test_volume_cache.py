@@ -262,6 +262,24 @@ def test_a_study_that_was_moved_is_found_again_and_a_copy_is_decoded(tmp_path, n
     assert moved.lacks(tmp_path / "a.nii")
 
 
+def test_scans_of_one_name_and_stamp_are_not_confused(tmp_path, monkeypatch, no_decoding):
+    """As a file system may show them that makes up inodes and rounds times."""
+    monkeypatch.setattr(volume_cache, "stamp", lambda path: "1-1-1-1")
+    scans = [tmp_path / name / "T1.nii" for name in ("S1", "S2")]
+    for seed, scan in enumerate(scans):
+        scan.parent.mkdir()
+        save(scan, seed)
+    good = [np.array(VolumeCache(tmp_path / "c", SMALL).get(scan)) for scan in scans]
+    assert (good[0] != good[1]).any()
+    (tmp_path / "link").symlink_to(tmp_path / "S2")
+    (tmp_path / "link.nii").symlink_to(scans[0])
+    no_decoding()
+    cache = VolumeCache(tmp_path / "c", SMALL)
+    for scan, boxes in [*zip(scans, good, strict=True), (tmp_path / "link" / "T1.nii", good[1])]:
+        np.testing.assert_array_equal(cache.get(scan), boxes)
+    np.testing.assert_array_equal(cache.get(tmp_path / "link.nii"), good[0])
+
+
 def test_faults_are_kept_unless_they_may_pass(tmp_path, monkeypatch):
     bad, gone = tmp_path / "bad.nii", tmp_path / "gone.nii"
     save(bad, 0)
