@@ -64,10 +64,10 @@ def decode(
 
     if share.count > 1:
         cache.refresh()
-        left = [scan for scan in missing if cache.lacks(scan)][
-            share.local_index :: share.local_count
-        ]
-        errors |= _fill(cache, [scan for scan in left if scan not in errors], share, None)
+        left = [scan for scan in missing if cache.lacks(scan)]
+        share.barrier()  # as above
+        own = [scan for scan in left[share.local_index :: share.local_count] if scan not in errors]
+        errors |= _fill(cache, own, share, None)
         share.barrier()
         cache.refresh()
     return [errors.get(scan) or _known(cache, scan) for scan in scans]
