@@ -16,7 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import ARTIFACT, COMPARISON, EVALUATION, EXPLANATION, JOURNAL, LABEL_MAPS, LOG, RUN
+from meanings import (
+    ARTIFACT,
+    CACHE,
+    COMPARISON,
+    EVALUATION,
+    EXPLANATION,
+    JOURNAL,
+    LABEL_MAPS,
+    LOG,
+    RUN,
+)
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -446,6 +456,10 @@ def output_files() -> str:
         + table(("file", "meaning"), EXPLANATION)
         + "## The folder of `hfrt compare`\n\n"
         + table(("file", "meaning"), COMPARISON)
+        + "## The cache of `hfrt train`: `.hfrt_cache`\n\n"
+        "Beside the configuration, or where `--cache` says; [how it is "
+        "used](../how-to/train.md). All of it can be made again.\n\n"
+        + table(("file", "meaning"), CACHE)
     )
 
 

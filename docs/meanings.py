@@ -36,6 +36,28 @@ LABEL_MAPS = (
     ),
     ("`dseg.tsv`", "`index` and `name` of each label."),
 )
+CACHE = (
+    (
+        "`boxes/SETTING/`",
+        "The decoded scans of one preprocessing, check of scans and version of the code. One that "
+        "no study needs any more may be deleted.",
+    ),
+    ("`boxes/SETTING/setting.json`", "What the setting is."),
+    (
+        "`boxes/SETTING/HOST-PROCESS-RANDOM.index`",
+        "A line for each scan: a checksum, and JSON: hashes of the files' places, stamps and "
+        "content, what the boxes are like or why the scan cannot be used, and where the boxes "
+        "lie. Written by one process, and only ever longer.",
+    ),
+    (
+        "`boxes/SETTING/HOST-PROCESS-RANDOM-000.bin`",
+        "The boxes, float32 `[N boxes, C channels, D, H, W]` of each scan, at most 2 GiB.",
+    ),
+    (
+        "`features/NETWORK/SCAN.npy`",
+        "What the frozen layers of a network make of a scan, float32.",
+    ),
+)
 EXPLANATION = [
     (
         "`SUBJECT[_SESSION]_map.nii.gz`",

@@ -180,7 +180,7 @@ def stamp(path: Path) -> str | None:
     """
     try:
         found = path.stat()
-        if not path.is_dir():
+        if not stat.S_ISDIR(found.st_mode):
             parts = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
             return "-".join(map(str, parts))
         inside = [f"{p.name}:{stamp(p)}" for p in sorted(path.iterdir()) if p.is_file()]

@@ -15,7 +15,7 @@ from hyperfusion_rt.config import Frozen
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.machine import at_most_cores
 
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_size(value: object) -> object:

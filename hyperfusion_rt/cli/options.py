@@ -60,6 +60,7 @@ PANELS = {
     ),
     ENGINE: (
         "engine", "engines", "device", "threads", "batch", "batches", "feature_cache", "max_memory",
+        "cache", "cache_limit",
     ),
     RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),
     MACHINES: (
@@ -72,6 +73,8 @@ PANELS = {
 }  # fmt: skip
 METAVARS = {
     "max_memory": "SIZE",
+    "cache": "DIR",
+    "cache_limit": "SIZE",
     "shard": "I/N",
     "rendezvous": "HOST:PORT",
     "feature_cache": "DIR",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from hyperfusion_rt.data.scan_file import is_scan, stem
@@ -27,7 +28,14 @@ def entities_of(file: Path) -> dict[str, str] | None:
 
     Keys are in lower case. None where the name is not of the BIDS kind.
     """
-    name = NAME.fullmatch(stem(named_by(file)))
+    found = _entities(stem(named_by(file)))
+    return None if found is None else dict(found)
+
+
+# A file is asked for several times in a row.
+@lru_cache(maxsize=1024)
+def _entities(text: str) -> dict[str, str] | None:
+    name = NAME.fullmatch(text)
     if name is None:
         return None
     pairs = (part.partition("-") for part in name["entities"].split("_")[1:])

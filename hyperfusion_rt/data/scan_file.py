@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from hyperfusion_rt.data.other_files import gone_annex
@@ -21,6 +22,7 @@ _FOREIGN = {
     **dict.fromkeys((".nrrd", ".nhdr", ".mnc", ".mif", ".mif.gz"), _CONVERT),
     **dict.fromkeys((".brik", ".brik.gz"), _CONVERT),
 }
+_ENDINGS = (*EXTENSIONS, *_FOREIGN)
 _KINDS = (
     (stat.S_ISFIFO, "is a named pipe, not a file"),
     (stat.S_ISSOCK, "is a socket, not a file"),
@@ -36,9 +38,15 @@ def is_scan(file: Path) -> bool:
 
 def stem(path: Path) -> str:
     """A file's name without what it ends in as a scan."""
-    lower = path.name.lower()
-    extension = next((e for e in (*EXTENSIONS, *_FOREIGN) if lower.endswith(e)), "")
-    return path.name[: len(path.name) - len(extension)]
+    return _stem(path.name)
+
+
+# A file is asked for many times in a row.
+@lru_cache(maxsize=1024)
+def _stem(name: str) -> str:
+    lower = name.lower()
+    extension = next((e for e in _ENDINGS if lower.endswith(e)), "")
+    return name[: len(name) - len(extension)]
 
 
 def foreign(file: Path) -> str | None:
@@ -47,13 +55,16 @@ def foreign(file: Path) -> str | None:
     An `.img` is one only with its `.hdr` beside it.
     """
     lower = file.name.lower()
-    ending = next((e for e in _FOREIGN if lower.endswith(e)), None)
-    if ending is None:
+    if not lower.endswith(tuple(_FOREIGN)):
         return None
+    ending = next(e for e in _FOREIGN if lower.endswith(e))
     if ending.startswith(".img"):
-        headers = {f"{stem(file)}.{kind}".lower() for kind in ("hdr", "hdr.gz")}
-        if not any(other.name.lower() in headers for other in file.parent.iterdir()):
-            return None
+        headers = [f"{stem(file)}.{kind}" for kind in ("hdr", "hdr.gz")]
+        # The usual spelling first: a folder of many pairs is not listed for each of them.
+        if not any((file.parent / name).exists() for name in headers):
+            names = {name.lower() for name in headers}
+            if not any(other.name.lower() in names for other in file.parent.iterdir()):
+                return None
     return _FOREIGN[ending]
 
 

@@ -64,7 +64,10 @@ def settle_spaces(scans: Sequence[Scan], source: Source) -> list[Scan]:
             continue
         key = scan.path.parent, _COPY.sub("", stem(scan.path))
         copies.setdefault(key, []).append(scan)
-    settled = [_raw(group) if source == "raw" else _registered(group) for group in copies.values()]
+    seen: dict[Path, bool] = {}
+    settled = [
+        _raw(group) if source == "raw" else _registered(group, seen) for group in copies.values()
+    ]
     return [*left, *(scan for group in settled for scan in group)]
 
 
@@ -76,19 +79,19 @@ def _raw(group: Sequence[Scan]) -> list[Scan]:
     return [scan if scan in own else _pass_over(scan, reason) for scan in group]
 
 
-def _registered(group: Sequence[Scan]) -> list[Scan]:
+def _registered(group: Sequence[Scan], seen: dict[Path, bool]) -> list[Scan]:
     in_mni = [scan for scan in group if is_in_mni(scan.path)]
     if in_mni:
         reason = f"not in MNI space by its name: {in_mni[0].path.name} is"
         return [scan if scan in in_mni else _pass_over(scan, reason) for scan in group]
-    return [_in_its_own_space(scan) for scan in group]
+    return [_in_its_own_space(scan, seen) for scan in group]
 
 
 def _pass_over(scan: Scan, reason: str) -> Scan:
     return replace(scan, defect=reason, code=PASSED_OVER)
 
 
-def _in_its_own_space(scan: Scan) -> Scan:
+def _in_its_own_space(scan: Scan, seen: dict[Path, bool]) -> Scan:
     if scan.defect is not None:
         return scan
     name = stem(scan.path)
@@ -100,7 +103,7 @@ def _in_its_own_space(scan: Scan) -> Scan:
     if desc is not None and desc[1] == "preproc":
         text = f"'desc-preproc' without 'space-' means the scanner's own space; {advice}"
         return replace(scan, defect=text, code="scan-space-not-mni")
-    if desc is not None or _is_derivative(scan.path.parent):
+    if desc is not None or _is_derivative(scan.path.parent, seen):
         where = f"{desc[0].strip('_')!r}" if desc is not None else "in a derivative dataset"
         text = (
             f"file name {name!r}: {where} without 'space-' means the scanner's own space; check "
@@ -110,13 +113,20 @@ def _in_its_own_space(scan: Scan) -> Scan:
     return scan
 
 
-def _is_derivative(folder: Path) -> bool:
-    """Whether the dataset that `folder` lies in calls itself a derivative."""
-    folder = folder.absolute()
-    for place in (folder, *folder.parents):
-        if (place / DESCRIPTION).is_file():
-            try:
-                return dataset_type(place) == "derivative"
-            except CohortError:
-                return False
-    return False
+def _is_derivative(folder: Path, seen: dict[Path, bool]) -> bool:
+    """Whether the dataset that `folder` lies in calls itself a derivative.
+
+    `seen`: what is known of folders already; many scans lie in one, or below one.
+    """
+    if folder not in seen:
+        seen[folder] = _calls_itself_derivative(folder.absolute(), seen)
+    return seen[folder]
+
+
+def _calls_itself_derivative(folder: Path, seen: dict[Path, bool]) -> bool:
+    if (folder / DESCRIPTION).is_file():
+        try:
+            return dataset_type(folder) == "derivative"
+        except CohortError:
+            return False
+    return folder != folder.parent and _is_derivative(folder.parent, seen)

@@ -208,7 +208,7 @@ def _folds_elsewhere(
 
     def prepared() -> Iterator[Run]:
         for part in made.parts:
-            runs.append(_fold(made, part, root, _prepare(callbacks)))
+            runs.append(_fold(made, part, root, _prepare(options, callbacks)))
             if not runs[-1].metrics:
                 yield runs[-1]
 
@@ -228,8 +228,8 @@ def _folds_elsewhere(
     return runs
 
 
-def _prepare(callbacks: Callbacks) -> Callable[..., Run]:
-    return lambda *given, **more: prepare(*given, **more, callbacks=callbacks)[0]
+def _prepare(options: TrainOptions, callbacks: Callbacks) -> Callable[..., Run]:
+    return lambda *given, **more: prepare(*given, **more, options=options, callbacks=callbacks)[0]
 
 
 def _fold(made: CrossValidation, part: int, root: Path, begin: Callable[..., Run]) -> Run:

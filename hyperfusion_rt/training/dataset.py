@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from hyperfusion_rt.data.number_check import impossible_age
 from hyperfusion_rt.data.raw.landmarks import template_landmarks
 from hyperfusion_rt.data.table_columns import read_table_for
 from hyperfusion_rt.data.table_file import Row, read_category, read_number, where
-from hyperfusion_rt.data.volume_cache import Images, VolumeCache, content_key
+from hyperfusion_rt.data.volume_cache import Figures, Images, VolumeCache
 from hyperfusion_rt.errors import CohortError, ConfigError, HyperFusionError, ScanError, TableError
 from hyperfusion_rt.training.check import (
     Check,
@@ -40,13 +39,17 @@ from hyperfusion_rt.training.check import (
     wrong_features,
     wrong_weights,
 )
+from hyperfusion_rt.training.decode import ALONE, OnScan, Share, decode
 from hyperfusion_rt.training.parts import Given, given_parts, parts_of
 from hyperfusion_rt.training.splits import Parts
 
 _FIGURES = re.compile(r"\b\d+(\.\d+)?%?")
+# Where decoded scans lie in a study's folder.
+CACHE = ".hfrt_cache"
 # Kinds of reason that an error without any case gives.
 _REASONS = 3
-OnScan = Callable[[int, int], None]
+# Places of one image that a finding names.
+_SAME = 10
 
 
 @dataclass(frozen=True)
@@ -134,28 +137,42 @@ class _Study:
         )
 
 
-def gather(config: Config, root: Path, on_scan: OnScan | None = None) -> Dataset:
+def gather(
+    config: Config,
+    root: Path,
+    on_scan: OnScan | None = None,
+    *,
+    cache: Path | None = None,
+    cache_limit: int | None = None,
+    share: Share = ALONE,
+) -> Dataset:
     """Find, check, join, decode and split the cohort that `config` names, under the folder `root`.
 
     A case that cannot be used is listed in `left_out`. `on_scan(done, total)` tells the progress.
     What can only be a mistake ends it, before any scan is decoded where the table shows it.
 
+    Args:
+        cache: the folder of decoded scans; default: `.hfrt_cache` in `root`.
+        cache_limit: bytes that they may take there; what does not fit is decoded each time.
+        share: which of several processes this is, which all must call this.
+
     Raises:
         CohortError: no case is left, or a class has none.
         TableError: the table as a whole cannot be used.
         ConfigError: the configuration does not go with the table.
+        HyperFusionError: the cache cannot be written, or the disk has no room.
     """
     study = _read_study(config, root)
     _refuse(study.check(config), root)
     _some_case(study, root)
     parts_of(config, *study.known())  # for what it refuses: decoding may take long
-    cache = _cache(config, root)
-    _look_at_scans(study, cache, on_scan)
+    boxes = _cache(config, root, cache, cache_limit)
+    _look_at_scans(study, boxes, on_scan, share)
     _some_case(study, root)
     parts = parts_of(config, *study.known())
     check = study.check(config, parts=parts)
     _refuse(check, root)
-    return Dataset(study.cases, np.array(study.targets), parts, cache, check)
+    return Dataset(study.cases, np.array(study.targets), parts, boxes, check)
 
 
 def check_study(
@@ -229,9 +246,12 @@ def gather_external(
     return Dataset(study.cases, np.array(study.targets), parts, cache, study.check(config))
 
 
-def _cache(config: Config, root: Path) -> VolumeCache:
-    folder = root / ".hfrt_cache"
-    return VolumeCache(folder, config.preprocessing, template_landmarks(), config.scan_checks)
+def _cache(
+    config: Config, root: Path, folder: Path | None = None, limit: int | None = None
+) -> VolumeCache:
+    folder = root / CACHE if folder is None else folder
+    landmarks = template_landmarks()
+    return VolumeCache(folder, config.preprocessing, landmarks, config.scan_checks, limit)
 
 
 def _refuse(check: Check, root: Path) -> None:
@@ -308,33 +328,43 @@ def _read_parts(config: Config, root: Path, study: _Study) -> None:
     study.keep(kept)
 
 
-def _look_at_scans(study: _Study, cache: VolumeCache, on_scan: OnScan | None) -> None:
+def _look_at_scans(
+    study: _Study, cache: VolumeCache, on_scan: OnScan | None, share: Share = ALONE
+) -> None:
     """Decode every scan; cases whose scan cannot be used are left out, warnings are kept."""
-    cases = study.cases
-    faults = _decode(cache, [case.files for case in cases], on_scan)
-    kept = []
+    cases, scans = study.cases, [case.files for case in study.cases]
+    found = decode(cache, scans, share, on_scan)
+    kept, figures = [], []
     said: list[tuple[str, str]] = []
-    for index, (case, fault) in enumerate(zip(cases, faults, strict=True)):
-        if fault is not None:
-            study.left.append(Left(case.subject, case.session, str(fault), fault.code))
+    for index, (case, known) in enumerate(zip(cases, found, strict=True)):
+        if isinstance(known, ScanError):
+            study.left.append(Left(case.subject, case.session, str(known), known.code))
             continue
         kept.append(index)
-        said += [(text, case.subject) for text in cache.figures(case.files).warnings]
+        figures.append(known)
+        said += [(text, case.subject) for text in known.warnings]
     study.keep(kept)
-    study.findings += [*_grouped(said), *_same_images(study.cases, cache)]
+    channels = [channel.name for channel in cache.preprocessing.channels]
+    study.findings += [*_grouped(said), *_same_images(study.cases, figures, channels)]
+    study.notes += tuple(cache.notes(scans))
 
 
-def _same_images(cases: Sequence[Case], cache: VolumeCache) -> list[Finding]:
+def _same_images(
+    cases: Sequence[Case], figures: Sequence[Figures], channels: Sequence[str]
+) -> list[Finding]:
     """Files that show one image: a file in the wrong place, or a subject with two ids."""
-    channels = cache.preprocessing.channels
     places: dict[str, list[str]] = {}
-    for case in cases:
-        for channel, content in zip(channels, cache.figures(case.files).content, strict=True):
+    for case, known in zip(cases, figures, strict=True):
+        for channel, content in zip(channels, known.content, strict=True):
             name = case.subject + (f" {case.session}" if case.session else "")
-            place = f"{name} ({channel.name})" if len(channels) > 1 else name
+            place = f"{name} ({channel})" if len(channels) > 1 else name
             places.setdefault(content, []).append(place)
     places.pop("", None)  # images that tell nothing, such as masks of small lesions
-    found = [" = ".join(same) for same in places.values() if len(same) > 1]
+    found = [
+        " = ".join(same[:_SAME]) + (f" and {len(same) - _SAME} more" if len(same) > _SAME else "")
+        for same in places.values()
+        if len(same) > 1
+    ]
     if not found:
         return []
     text = f"the same image stands in several places: {'; '.join(found[:SHOWN])}{more(len(found))}"
@@ -352,27 +382,6 @@ def _grouped(said: Sequence[tuple[str, str]]) -> list[Finding]:
         Finding(f"{text}: {', '.join(ids[:SHOWN])}{more(len(ids))}")
         for text, ids in groups.values()
     ]
-
-
-def _decode(
-    cache: VolumeCache, scans: Sequence[Images], on_scan: Callable[[int, int], None] | None
-) -> list[ScanError | None]:
-    """Fill the cache; what is wrong with each scan, or None."""
-
-    def decode(scan: Images) -> ScanError | None:
-        try:
-            cache.get(scan)
-        except ScanError as error:
-            return error
-        return None
-
-    found = []
-    with ThreadPoolExecutor() as pool:
-        for error in pool.map(decode, scans):
-            found.append(error)
-            if on_scan is not None:
-                on_scan(len(found), len(scans))
-    return found
 
 
 def _check_features(row: Row, spec: TableSpec) -> None:
@@ -425,6 +434,6 @@ def inputs_of(dataset: Dataset, config: Config) -> list[dict[str, str]]:
     for case in dataset.cases:
         row = "\0".join(case.row.values[name] for name in names)
         key = hashlib.sha256(row.encode()).hexdigest()[:16]
-        scan = "".join(content_key(file)[:16] for file in case.files)
+        scan = "".join(key[:16] for key in dataset.cache.content(case.files))
         found.append({"subject": case.subject, "scan": scan, "row": key})
     return found

@@ -41,7 +41,7 @@ class KeptFeatures:
 
     def path(self, scan: Images) -> Path:
         """The file of a scan."""
-        return self.folder / self.cache.path(scan).name
+        return self.folder / f"{self.cache.name(scan)}.npy"
 
     def fill(
         self, scans: Sequence[Images], on_scan: Callable[[int, int], None] | None = None

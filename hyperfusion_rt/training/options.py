@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -47,6 +48,16 @@ class TrainOptions(WhereOptions):
         None,
         description="What a process may take, in bytes or such as 4G: a training that needs more "
         "is refused before it begins.",
+    )
+    cache: Path | None = Field(
+        None,
+        description="The folder of decoded scans, which several studies may share; default: "
+        "`.hfrt_cache` beside the configuration.",
+    )
+    cache_limit: Size = Field(
+        None,
+        description="What decoded scans may take in the cache, in bytes or such as 40G; those that "
+        "do not fit are decoded each time.",
     )
     devices: int | None = Field(
         None,

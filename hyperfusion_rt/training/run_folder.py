@@ -2,7 +2,7 @@
 
 runs/NAME/
   config.json            the whole configuration
-  study.json             where the cohort lies
+  study.json             where the cohort lies, and its decoded scans
   splits.csv             subject, session, scan, part, split of each member
   inputs.json            keys of each case's scan and row: a run is only resumed on the same
   check.json             every column, the parts, and what is odd about them
@@ -189,19 +189,40 @@ class Run:
     @property
     def study(self) -> Path:
         """The folder of the study that it was trained on; as far as runs of older versions tell."""
+        found = self._study()
+        return Path(str(found["root"])) if found else self.folder.resolve().parent.parent
+
+    @property
+    def cache(self) -> tuple[Path | None, int | None]:
+        """The folder of decoded scans that it was trained with, and what they may take there.
+
+        None: the study's own folder; no limit.
+        """
+        found = self._study()
+        folder, limit = found.get("cache"), found.get("cache_limit")
+        return None if folder is None else Path(str(folder)), limit
+
+    def _study(self) -> dict[str, Any]:
         try:
-            return Path(json.loads((self.folder / STUDY).read_text(encoding="utf-8"))["root"])
+            found: dict[str, Any] = json.loads((self.folder / STUDY).read_text(encoding="utf-8"))
+            return {"root": found["root"], **found}
         except FileNotFoundError:
-            return self.folder.resolve().parent.parent
+            return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.folder / STUDY}: cannot be read: {error}", code="run-unreadable"
             ) from None
 
-    def write_study(self, root: Path) -> None:
+    def write_study(
+        self, root: Path, cache: Path | None = None, cache_limit: int | None = None
+    ) -> None:
         """Write `study.json`."""
-        text = json.dumps({"root": str(root)}) + "\n"
-        write_text(self.folder / STUDY, text, private=True)
+        content: dict[str, object] = {"root": str(root)}
+        if cache is not None:
+            content["cache"] = str(cache.resolve())
+        if cache_limit is not None:
+            content["cache_limit"] = cache_limit
+        write_text(self.folder / STUDY, json.dumps(content) + "\n", private=True)
 
     @property
     def target_spread(self) -> float | None:

@@ -23,6 +23,7 @@ from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
+from hyperfusion_rt.training.decode import Share
 from hyperfusion_rt.training.group import Group, Place, joined, place_given
 from hyperfusion_rt.training.launch import launch
 from hyperfusion_rt.training.loop import Trainer, split_of
@@ -158,7 +159,7 @@ def train(
     where = device_of(options, place)
     began = time.perf_counter()
     with joined(place, where) as group:
-        run, dataset = prepare(config, root, **how, callbacks=calls, group=group)
+        run, dataset = prepare(config, root, **how, options=options, callbacks=calls, group=group)
         again = resume is not None
         for index in range(config.training.members):
             train_member(
@@ -197,7 +198,7 @@ def _elsewhere(
 ) -> Run:
     """As `train`, each member in a process of its own."""
     where = device_here(options)
-    run, dataset = prepare(config, root, **how, callbacks=calls)
+    run, dataset = prepare(config, root, **how, options=options, callbacks=calls)
     told = calls.on_epoch
     train_members(
         [run],
@@ -217,6 +218,7 @@ def prepare(
     resume: Run | None = None,
     like: Path | None = None,
     network: Path | None = None,
+    options: TrainOptions | None = None,
     callbacks: Callbacks | None = None,
     group: Group | None = None,
 ) -> tuple[Run, Dataset]:
@@ -226,12 +228,22 @@ def prepare(
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
     calls, root, group = callbacks or Callbacks(), root.resolve(), group or Group()
+    options = options or TrainOptions()
     if resume is not None:
         if group.writes:
             keep_network(resume.network, config, network or root)
     elif network is None:
         check_network(config, root, calls.on_network)
-    dataset = gather(config, root, calls.on_scan)
+    place = group.place
+    share = Share(place.rank, place.size, place.local_rank, place.local_size, group.wait)
+    dataset = gather(
+        config,
+        root,
+        calls.on_scan,
+        cache=options.cache,
+        cache_limit=options.cache_limit,
+        share=share,
+    )
     if calls.on_check is not None:
         calls.on_check(dataset.check)
     if like is not None:
@@ -240,7 +252,7 @@ def prepare(
     run = resume
     if group.writes:
         run = resume or Run.create(parent or root / "runs", config, name)
-        run.write_study(root)
+        run.write_study(root, options.cache, options.cache_limit)
         keep_network(run.network, config, network or root)
         _write_cohort(run, dataset, root)
     run = group.first(run)
@@ -299,13 +311,14 @@ def finish(run: Run, dataset: Dataset, device: torch.device, group: Group | None
 def dataset_again(run: Run, on_scan: Callable[[int, int], None] | None = None) -> Dataset:
     """The cases that `run` was trained on, in their parts, from its study's folder.
 
-    Boxes come from the study's cache, as far as it still has them.
+    Boxes come from the run's cache, as far as it still has them.
 
     Raises:
         HyperFusionError: the study is not where it was, or its cases are other ones now.
     """
     root = run.study
-    dataset = gather(run.config, root, on_scan)
+    cache, limit = run.cache
+    dataset = gather(run.config, root, on_scan, cache=cache, cache_limit=limit)
     _refuse_another_cohort(run.folder, dataset, run.config, root)
     return dataset
 
