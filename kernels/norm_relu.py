@@ -9,15 +9,21 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from math import gcd
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm, max_pool3d
 
 from hyperfusion_rt import _native
 from hyperfusion_rt.kernels.weights import check_devices
+
+_LAYOUT = torch.channels_last_3d
+_PERIOD = 32  # vectors of 16 numbers after which the channels repeat: kNormPeriod of training.hpp
 
 # Sums [K, C] float64 of this process → those over all processes.
 Merge = Callable[[Tensor], Tensor]
@@ -59,8 +65,8 @@ def norm_relu(
     it in every process. The gradients of weight and bias are this process's part. `counts`: whether
     x is part of the statistics; if not, its gradients are 0.
 
-    On the CPU, contiguous float32 runs native kernels (`kernels/cpu/isa/norm.hpp`): numbers do not
-    depend on the count of threads.
+    On the CPU, float32 in channels_last_3d runs native kernels (`kernels/cpu/isa/norm.hpp`), which
+    keep that layout: numbers do not depend on the count of threads.
 
     Raises:
         ValueError: shapes that do not fit together; without `merge`, one number per channel.
@@ -94,11 +100,12 @@ def _native_takes(tensors: tuple[Tensor | None, ...], options: _Options) -> bool
             type(t) in (Tensor, torch.nn.Parameter)
             and t.device.type == "cpu"
             and t.dtype == torch.float32
-            and t.is_contiguous()
+            and t.is_contiguous(memory_format=_LAYOUT if t is x else torch.contiguous_format)
             for t in tensors
             if t is not None
         )
         and x.numel() > 0
+        and x.shape[1] // gcd(x.shape[1], 16) <= _PERIOD
         # PyTorch says what is wrong with these.
         and (options.merge is not None or x.numel() > x.shape[1])
         and (not options.pool or min(x.shape[2:]) > 1)
@@ -139,7 +146,7 @@ class _NormRelu(torch.autograd.Function):
         threads, channels = torch.get_num_threads(), x.shape[1]
         sums = torch.zeros(3, channels, dtype=torch.float64)
         if options.counts:
-            _native.norm_sums(x.numpy(), sums.numpy(), threads)
+            _native.norm_sums(_scans(x), sums.numpy(), threads)
         if options.merge is not None:
             sums = options.merge(sums).contiguous()
         statistics = x.new_empty(3, channels)
@@ -148,8 +155,8 @@ class _NormRelu(torch.autograd.Function):
             running_mean.numpy(), running_var.numpy(), statistics.numpy(),
         )  # fmt: skip
         size = (n // 2 if options.pool else n for n in x.shape[2:])
-        y = x.new_empty(*x.shape[:2], *size)
-        _native.norm(*_arguments(x, statistics, bias, factor, options), y.numpy(), threads)
+        y = torch.empty(*x.shape[:2], *size, memory_format=_LAYOUT)
+        _native.norm(*_arguments(x, statistics, bias, factor, options), _scans(y), threads)
         ctx.save_for_backward(x, bias, factor, statistics, sums)
         ctx.options = options
         return y
@@ -159,7 +166,7 @@ class _NormRelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias, factor, statistics, forward = ctx.saved_tensors
         options: _Options = ctx.options
-        threads, given = torch.get_num_threads(), dy.contiguous().numpy()
+        threads, given = torch.get_num_threads(), _scans(dy.contiguous(memory_format=_LAYOUT))
         arguments = _arguments(x, statistics, bias, factor, options)
         own = torch.zeros(2, x.shape[1], dtype=torch.float64)
         if options.counts:
@@ -170,12 +177,18 @@ class _NormRelu(torch.autograd.Function):
         if not options.counts:
             dx = torch.zeros_like(x)
         elif ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x)
+            dx = torch.empty_like(x, memory_format=_LAYOUT)
             _native.norm_gradient(
-                *arguments, given, sums.numpy(), forward.numpy(), dx.numpy(), threads
+                *arguments, given, sums.numpy(), forward.numpy(), _scans(dx), threads
             )
         dbias, dweight = own.float()
         return dx, dweight, dbias, None, None, None, None
+
+
+def _scans(x: Tensor) -> NDArray[np.float32]:
+    """As the kernels see it: `[B, D, H, W, C]`, the same memory."""
+    found: NDArray[np.float32] = x.movedim(1, -1).numpy()
+    return found
 
 
 def _arguments(
@@ -183,7 +196,7 @@ def _arguments(
 ) -> tuple[Any, ...]:
     """What the kernels begin with."""
     factors = None if factor is None else factor.numpy()
-    return x.numpy(), statistics.numpy(), bias.numpy(), factors, options.relu, options.pool
+    return _scans(x), statistics.numpy(), bias.numpy(), factors, options.relu, options.pool
 
 
 class _Merged(torch.autograd.Function):

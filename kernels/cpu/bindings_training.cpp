@@ -35,24 +35,30 @@ bool is(const Array& a, size_t rows, size_t columns) {
   return a.shape(0) == rows && a.shape(1) == columns;
 }
 
+void check_channels(size_t channels) {
+  if (channels < 1 || hfrt::norm_period(static_cast<int64_t>(channels)) > hfrt::kNormPeriod)
+    throw nb::value_error("x has a number of channels that the kernels do not take");
+}
+
 // statistics [3][C]: mean, 1 / standard deviation, scale.
 hfrt::Norm norm_of(const Scans& x, const Rows& statistics, const Row& bias,
                    const std::optional<Rows>& factor, bool relu, bool pool) {
-  const size_t c = x.shape(1);
+  const size_t c = x.shape(4);
+  check_channels(c);
   check(is(statistics, 3, c), "statistics");
   check(bias.shape(0) == c, "bias");
   check(!factor || is(*factor, x.shape(0), c), "factor");
   const auto size = [&](size_t axis) { return static_cast<int64_t>(x.shape(axis)); };
   const float* s = statistics.data();
-  return {x.data(),    size(0), size(1),     size(2), size(3),
-          size(4),     s,       s + 2 * c,   bias.data(), factor ? factor->data() : nullptr,
-          relu,        pool};
+  return {x.data(), size(0), size(1),   size(2),     size(3),
+          size(4),  s,       s + 2 * c, bias.data(), factor ? factor->data() : nullptr,
+          relu,     pool};
 }
 
 template <typename Array>
 void check_output(const hfrt::Norm& n, const Array& y) {
   const int64_t part = n.pool ? 2 : 1;
-  const int64_t sizes[] = {n.batch, n.channels, n.d / part, n.h / part, n.w / part};
+  const int64_t sizes[] = {n.batch, n.d / part, n.h / part, n.w / part, n.channels};
   for (size_t a = 0; a < 5; ++a) check(static_cast<int64_t>(y.shape(a)) == sizes[a], "y");
 }
 
@@ -60,21 +66,22 @@ void check_output(const hfrt::Norm& n, const Array& y) {
 
 void define_training(nb::module_& m) {
   m.def(
-      "set_team",
-      [](uintptr_t entry) { hfrt::set_team(reinterpret_cast<hfrt::Team>(entry)); }, "entry"_a,
-      "The address of the GOMP_parallel whose threads the kernels of training run on.");
+      "set_team", [](uintptr_t entry) { hfrt::set_team(reinterpret_cast<hfrt::Team>(entry)); },
+      "entry"_a, "The address of the GOMP_parallel whose threads the kernels of training run on.");
   m.def(
       "norm_sums",
       [](const Scans& x, const SumsOut& sums, int threads, const std::string& isa) {
-        check(is(sums, 3, x.shape(1)), "sums");
+        check(is(sums, 3, x.shape(4)), "sums");
+        check_channels(x.shape(4));
+        const auto size = [&](size_t axis) { return static_cast<int64_t>(x.shape(axis)); };
+        const hfrt::Norm n{x.data(), size(0), size(1), size(2), size(3), size(4),
+                           nullptr,  nullptr, nullptr, nullptr, false,   false};
         const auto& kernels = hfrt::training_kernels_for(isa);
         nb::gil_scoped_release release;
-        hfrt::norm_sums(kernels, threads, x.data(), static_cast<int64_t>(x.shape(0)),
-                        static_cast<int64_t>(x.shape(1)),
-                        static_cast<int64_t>(x.shape(2) * x.shape(3) * x.shape(4)), sums.data());
+        hfrt::norm_sums(kernels, threads, n, sums.data());
       },
       "x"_a.noconvert(), "sums"_a.noconvert(), "threads"_a, "isa"_a = "",
-      "Into `sums` [3, C]: count, sum and sum of squares of each channel of `x` [B, C, D, H, W].");
+      "Into `sums` [3, C]: count, sum and sum of squares of each channel of `x` [B, D, H, W, C].");
   m.def(
       "norm_statistics",
       [](const Sums& sums, const Row& weight, double eps, double momentum, const RowOut& mean,
@@ -84,13 +91,14 @@ void define_training(nb::module_& m) {
         check(is(statistics, 3, c), "statistics");
         check(mean.shape(0) == c && variance.shape(0) == c, "a running statistic");
         float* s = statistics.data();
-        hfrt::norm_statistics({sums.data(), weight.data(), s, s + c, s + 2 * c, mean.data(),
-                               variance.data()},
-                              static_cast<int64_t>(c), eps, momentum);
+        hfrt::norm_statistics(
+            {sums.data(), weight.data(), s, s + c, s + 2 * c, mean.data(), variance.data()},
+            static_cast<int64_t>(c), eps, momentum);
       },
       "sums"_a.noconvert(), "weight"_a.noconvert(), "eps"_a, "momentum"_a,
       "running_mean"_a.noconvert(), "running_variance"_a.noconvert(), "statistics"_a.noconvert(),
-      "Into `statistics` [3, C]: mean, 1 / sqrt(variance + eps) and `weight` times that. The running "
+      "Into `statistics` [3, C]: mean, 1 / sqrt(variance + eps) and `weight` times that. The "
+      "running "
       "statistics move.");
   m.def(
       "norm",
@@ -112,7 +120,7 @@ void define_training(nb::module_& m) {
          const std::string& isa) {
         const hfrt::Norm n = norm_of(x, statistics, bias, factor, relu, pool);
         check_output(n, dy);
-        check(is(sums, 2, x.shape(1)), "sums");
+        check(is(sums, 2, x.shape(4)), "sums");
         const auto& kernels = hfrt::training_kernels_for(isa);
         nb::gil_scoped_release release;
         hfrt::norm_gradient_sums(kernels, threads, n, statistics.data() + n.channels, dy.data(),
@@ -128,8 +136,8 @@ void define_training(nb::module_& m) {
          const ScansOut& dx, int threads, const std::string& isa) {
         const hfrt::Norm n = norm_of(x, statistics, bias, factor, relu, pool);
         check_output(n, dy);
-        check(is(sums, 2, x.shape(1)), "sums");
-        check(is(forward, 3, x.shape(1)), "the sums of the forward pass");
+        check(is(sums, 2, x.shape(4)), "sums");
+        check(is(forward, 3, x.shape(4)), "the sums of the forward pass");
         for (size_t a = 0; a < 5; ++a) check(dx.shape(a) == x.shape(a), "dx");
         const auto& kernels = hfrt::training_kernels_for(isa);
         nb::gil_scoped_release release;

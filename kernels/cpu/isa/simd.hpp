@@ -82,18 +82,6 @@ HFRT_INLINE V permuted(V a, const int32_t* from) {
   return {_mm512_permutexvar_ps(_mm512_load_si512(from), a.v)};
 }
 HFRT_INLINE V upper_half(V a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0xee)}; }
-// Of the 32 numbers of a and b: those at even places, those at odd ones.
-HFRT_INLINE void part(V a, V b, V& even, V& odd) {
-  const __m512i from = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  even = {_mm512_permutex2var_ps(a.v, from, b.v)};
-  odd = {_mm512_permutex2var_ps(a.v, _mm512_add_epi32(from, _mm512_set1_epi32(1)), b.v)};
-}
-// The inverse of `part`.
-HFRT_INLINE void interleave(V even, V odd, V& a, V& b) {
-  const __m512i from = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  a = {_mm512_permutex2var_ps(even.v, from, odd.v)};
-  b = {_mm512_permutex2var_ps(even.v, _mm512_add_epi32(from, _mm512_set1_epi32(8)), odd.v)};
-}
 // b where a < b or a is NaN; otherwise a. `larger(zero, x)` keeps a NaN in x.
 HFRT_INLINE V larger(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 HFRT_INLINE V smaller(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -177,21 +165,6 @@ HFRT_INLINE V round_even(V x) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
 }
-HFRT_INLINE __m256 in_order(__m256 x) {  // pairs 0 2 1 3
-  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
-}
-HFRT_INLINE void part(V a, V b, V& even, V& odd) {
-  even = {in_order(_mm256_shuffle_ps(a.a, a.b, 0x88)), in_order(_mm256_shuffle_ps(b.a, b.b, 0x88))};
-  odd = {in_order(_mm256_shuffle_ps(a.a, a.b, 0xdd)), in_order(_mm256_shuffle_ps(b.a, b.b, 0xdd))};
-}
-HFRT_INLINE void interleaved(__m256 even, __m256 odd, V& to) {
-  const __m256 low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
-  to = {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
-}
-HFRT_INLINE void interleave(V even, V odd, V& a, V& b) {
-  interleaved(even.a, odd.a, a);
-  interleaved(even.b, odd.b, b);
-}
 HFRT_INLINE __m256 power_of_two8(__m256 n) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
@@ -243,21 +216,6 @@ HFRT_INLINE V if_positive(V a, V b, V c) {
 }
 HFRT_INLINE V if_nan(V a, V b, V c) {
   HFRT_EACH(vbslq_f32(vceqq_f32(a.q[i], a.q[i]), c.q[i], b.q[i]));
-}
-HFRT_INLINE void part(V a, V b, V& even, V& odd) {
-  for (int i = 0; i < 2; ++i) {
-    const float32x4x2_t x = vuzpq_f32(a.q[2 * i], a.q[2 * i + 1]);
-    const float32x4x2_t y = vuzpq_f32(b.q[2 * i], b.q[2 * i + 1]);
-    even.q[i] = x.val[0], odd.q[i] = x.val[1];
-    even.q[2 + i] = y.val[0], odd.q[2 + i] = y.val[1];
-  }
-}
-HFRT_INLINE void interleave(V even, V odd, V& a, V& b) {
-  for (int i = 0; i < 4; ++i) {
-    const float32x4x2_t x = vzipq_f32(even.q[i], odd.q[i]);
-    V& to = i < 2 ? a : b;
-    to.q[2 * (i % 2)] = x.val[0], to.q[2 * (i % 2) + 1] = x.val[1];
-  }
 }
 HFRT_INLINE V round_even(V a) { HFRT_EACH(vrndnq_f32(a.q[i])); }
 HFRT_INLINE V power_of_two(V n) {

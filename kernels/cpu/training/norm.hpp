@@ -7,16 +7,15 @@
 
 namespace hfrt {
 
-// Of x [B][C][voxels], per channel: how many numbers, their sum, the sum of their squares:
-// sums [3][C]. The sums of several processes add up.
-void norm_sums(const TrainingKernels& kernels, int threads, const float* x, int64_t batch,
-               int64_t channels, int64_t voxels, double* sums);
+// Of norm.x, per channel: how many numbers, their sum, the sum of their squares: sums [3][C]. The
+// sums of several processes add up. Only x and its sizes are read, and no pooling.
+void norm_sums(const TrainingKernels& kernels, int threads, const Norm& norm, double* sums);
 
-// What the sums mean. running <- running + momentum * (found - running), where the variance found is
-// the unbiased one.
+// What the sums mean. running <- running + momentum * (found - running), where the variance found
+// is the unbiased one.
 struct NormStatistics {
-  const double* sums;            // [3][C]
-  const float* weight;           // [C]
+  const double* sums;             // [3][C]
+  const float* weight;            // [C]
   float *mean, *inverse, *scale;  // [C] each: mean, 1 / sqrt(variance + eps), weight times that
   float *running_mean, *running_variance;  // [C]
 };
