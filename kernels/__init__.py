@@ -21,7 +21,14 @@ if TYPE_CHECKING:
         norm_relu,
     )
 
-__all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_conv_transpose3d", "hyper_linear", "norm_relu"]
+__all__ = [
+    "Epilogue",
+    "conv3d_block",
+    "hyper_conv3d",
+    "hyper_conv_transpose3d",
+    "hyper_linear",
+    "norm_relu",
+]
 
 
 class _Package(ModuleType):

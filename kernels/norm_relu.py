@@ -239,8 +239,6 @@ def _composed(
         y = batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     else:
         across = (0, 2, 3, 4)
-        if not counts:
-            x, weight, bias = (_Unheard.apply(t) for t in (x, weight, bias))  # type: ignore[no-untyped-call]
         wide = x.double()
         size = torch.full_like(weight, x.numel() / x.shape[1], dtype=torch.float64)
         sums = torch.stack([size, wide.sum(across), wide.square().sum(across)]) * counts
@@ -254,6 +252,8 @@ def _composed(
         mean, scale = mean[:, None, None, None], (variance + eps).rsqrt()[:, None, None, None]
         y = ((wide - mean) * scale).to(x.dtype)
         y = y * weight[:, None, None, None] + bias[:, None, None, None]
+        if not counts:
+            y = _Unheard.apply(y)  # type: ignore[no-untyped-call]
     if relu:
         y = y.relu()
     if pool:

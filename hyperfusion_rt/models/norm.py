@@ -55,9 +55,11 @@ def norm_relu(
     if drop is not None and drop.training and drop.p > 0:
         # Of the noise's own shape: the same random numbers as dropping y itself.
         factor = drop(torch.ones_like(x[:, :, :1, :1, :1])).flatten(1)
-    assert norm.num_batches_tracked is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)
+    merge, counts = _shared
     return op(
         x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=norm.momentum,
-        eps=norm.eps, factor=factor, relu=relu, pool=pool is not None, merge=_shared.merge, counts=_shared.counts,
+        eps=norm.eps, factor=factor, relu=relu, pool=pool is not None, merge=merge, counts=counts,
     )  # fmt: skip

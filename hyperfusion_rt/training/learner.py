@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.config import TrainingConfig
+from hyperfusion_rt.machine import keep_memory
 from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.training.cuda_graph import Captured
 from hyperfusion_rt.training.loss import Loss
@@ -21,12 +22,14 @@ class Learner:
         self, network: nn.Module, training: TrainingConfig, loss: Loss, device: torch.device
     ) -> None:
         cuda = device.type == "cuda"
+        if device.type == "cpu":
+            keep_memory()
         half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
         capture = training.cuda_graph and cuda
         self.network, self.loss = network, loss
         self.limit = training.clip_gradient
         self.average = averaged(network, training.ema) if training.ema else None
-        self.optimiser = make_optimiser(network, training, fused=cuda)
+        self.optimiser = make_optimiser(network, training, fused=cuda or device.type == "cpu")
         # A graph cannot read casts that were kept from before it.
         self.amp = torch.autocast(
             device.type, half, enabled=training.amp and cuda, cache_enabled=not capture
