@@ -162,7 +162,7 @@ class _NormRelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias, factor, statistics, forward = ctx.saved_tensors
         options: _Options = ctx.options
@@ -191,10 +191,16 @@ def _scans(x: Tensor) -> NDArray[np.float32]:
     return found
 
 
+# What the kernels begin with: x, statistics, bias, factor, relu, pool.
+_Arguments = tuple[
+    NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None,
+    bool, bool,
+]  # fmt: skip
+
+
 def _arguments(
     x: Tensor, statistics: Tensor, bias: Tensor, factor: Tensor | None, options: _Options
-) -> tuple[Any, ...]:
-    """What the kernels begin with."""
+) -> _Arguments:
     factors = None if factor is None else factor.numpy()
     return _scans(x), statistics.numpy(), bias.numpy(), factors, options.relu, options.pool
 

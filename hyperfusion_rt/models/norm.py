@@ -38,15 +38,19 @@ def shared_statistics(merge: Merge, *, counts: bool = True) -> Iterator[None]:
 
 
 def norm_relu(
-    norm: nn.BatchNorm3d,
+    norm: nn.Module,
     x: Tensor,
     *,
     relu: bool = True,
     pool: nn.MaxPool3d | None = None,
     drop: nn.Dropout3d | None = None,
 ) -> Tensor:
-    """`drop(pool(relu(norm(x))))`; `x [B, C, D, H, W]`, `pool` of 2x2x2 voxels."""
-    if not norm.training or norm.momentum is None or norm.running_mean is None:
+    """`drop(pool(relu(norm(x))))`; `x [B, C, D, H, W]`, `pool` of 2x2x2 voxels.
+
+    One operation where `norm` is a batch norm in training; else the modules one by one.
+    """
+    one = isinstance(norm, nn.BatchNorm3d) and norm.training
+    if not one or norm.momentum is None or norm.running_mean is None:
         y: Tensor = norm(x)
         y = y.relu() if relu else y
         y = y if pool is None else pool(y)
@@ -55,6 +59,7 @@ def norm_relu(
     if drop is not None and drop.training and drop.p > 0:
         # Of the noise's own shape: the same random numbers as dropping y itself.
         factor = drop(torch.ones_like(x[:, :, :1, :1, :1])).flatten(1)
+    assert isinstance(norm, nn.BatchNorm3d)
     assert norm.num_batches_tracked is not None
     assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)

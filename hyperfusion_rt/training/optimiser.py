@@ -95,7 +95,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
         pairs = [(a, v.to(a.device)) for a, v in zip(averages, values, strict=True)]
         with torch.no_grad():
             mixed = [pair for pair in pairs if pair[0].is_floating_point()]
-            torch._foreach_lerp_([a for a, _ in mixed], [v for _, v in mixed], weight)
+            if mixed:
+                torch._foreach_lerp_([a for a, _ in mixed], [v for _, v in mixed], weight)
             for average, value in pairs:
                 if not average.is_floating_point():
                     average.copy_(value)
