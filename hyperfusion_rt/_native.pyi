@@ -77,6 +77,54 @@ class LocalCorrelation:
         gradient: NDArray[np.float64] | None,
     ) -> tuple[float, float, float, float]: ...
 
+def set_team(entry: int) -> None: ...
+def norm_sums(x: Floats, sums: NDArray[np.float64], threads: int, isa: str = "") -> None: ...
+def norm_statistics(
+    sums: NDArray[np.float64],
+    weight: Floats,
+    eps: float,
+    momentum: float,
+    running_mean: Floats,
+    running_variance: Floats,
+    statistics: Floats,
+) -> None: ...
+def norm(
+    x: Floats,
+    statistics: Floats,
+    bias: Floats,
+    factor: Floats | None,
+    relu: bool,
+    pool: bool,
+    y: Floats,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def norm_gradient_sums(
+    x: Floats,
+    statistics: Floats,
+    bias: Floats,
+    factor: Floats | None,
+    relu: bool,
+    pool: bool,
+    dy: Floats,
+    sums: NDArray[np.float64],
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def norm_gradient(
+    x: Floats,
+    statistics: Floats,
+    bias: Floats,
+    factor: Floats | None,
+    relu: bool,
+    pool: bool,
+    dy: Floats,
+    sums: NDArray[np.float64],
+    forward: NDArray[np.float64],
+    dx: Floats,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def peak_gflops(threads: int, seconds: float = 0.2) -> float: ...
 def available_isas() -> list[str]: ...
 

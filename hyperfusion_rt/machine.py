@@ -9,7 +9,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 
 
 def usable_cores() -> int:
@@ -41,8 +42,23 @@ def give_back_memory() -> None:
 
     It otherwise keeps them for the next one, in one heap per thread.
     """
+    # The last two are glibc's own, which `keep_memory` changes.
+    _mallopt({_M_MMAP_THRESHOLD: 1 << 20, _M_TRIM_THRESHOLD: 1 << 17, _M_MMAP_MAX: 1 << 16})
+
+
+def keep_memory() -> None:
+    """Have the C library keep large arrays that are freed, for the next ones (glibc).
+
+    Each step of a training makes the same ones; pages from the system cost time each time.
+    """
+    _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 1 << 26})
+
+
+def _mallopt(settings: dict[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        mallopt = ctypes.CDLL(None).mallopt
+        for name, value in settings.items():
+            mallopt(name, value)
 
 
 def installed(package: str) -> str | None:

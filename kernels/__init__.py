@@ -18,9 +18,17 @@ if TYPE_CHECKING:
         hyper_conv3d,
         hyper_conv_transpose3d,
         hyper_linear,
+        norm_relu,
     )
 
-__all__ = ["Epilogue", "conv3d_block", "hyper_conv3d", "hyper_conv_transpose3d", "hyper_linear"]
+__all__ = [
+    "Epilogue",
+    "conv3d_block",
+    "hyper_conv3d",
+    "hyper_conv_transpose3d",
+    "hyper_linear",
+    "norm_relu",
+]
 
 
 class _Package(ModuleType):

@@ -6,6 +6,7 @@ from hyperfusion_rt.kernels.epilogue import Epilogue
 from hyperfusion_rt.kernels.hyper_conv3d import hyper_conv3d
 from hyperfusion_rt.kernels.hyper_conv_transpose3d import hyper_conv_transpose3d
 from hyperfusion_rt.kernels.hyper_linear import hyper_linear
+from hyperfusion_rt.kernels.norm_relu import norm_relu
 
 __all__ = [
     "Epilogue",
@@ -13,5 +14,6 @@ __all__ = [
     "hyper_conv3d",
     "hyper_conv_transpose3d",
     "hyper_linear",
+    "norm_relu",
     "whole_ops",
 ]

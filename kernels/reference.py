@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv3d, conv_transpose3d, linear
+from torch.nn.functional import conv3d, conv_transpose3d, linear, max_pool3d
 
 Triple = tuple[int, int, int]
 
@@ -102,3 +102,31 @@ def hyper_linear(
     `h0 [Cout]` → `[B, Cout]`.
     """
     return _by_sample(linear, x, condition, G, h, g0, h0)
+
+
+def norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    factor: Tensor | None = None,
+    relu: bool = True,
+    pool: bool = False,
+) -> Tensor:
+    """Batch norm with the batch's statistics, and what follows it.
+
+        y = factor[b, c] · pool(relu(weight[c] · (x - mean[c]) / √(variance[c] + eps) + bias[c]))
+
+    `x [B, C, D, H, W]`; `weight`, `bias [C]`; `factor [B, C]`. The variance is over all numbers of
+    a channel, divided by their count. `pool`: the maximum of 2x2x2 voxels.
+    """
+    channels = []
+    for c in range(x.shape[1]):
+        one = x[:, c]
+        mean = one.mean()
+        variance = (one - mean).square().mean()
+        y = weight[c] * (one - mean) / (variance + eps).sqrt() + bias[c]
+        y = y.clamp(min=0) if relu else y
+        y = max_pool3d(y, 2) if pool else y
+        channels.append(y if factor is None else y * factor[:, c, None, None, None])
+    return torch.stack(channels, 1)

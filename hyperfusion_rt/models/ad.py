@@ -16,6 +16,7 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
 from hyperfusion_rt.models.layers import Conditioned, conditioned, tabular_embedding
 from hyperfusion_rt.models.meeting import meeting
+from hyperfusion_rt.models.norm import norm_relu
 
 
 def check_shape(shape: Shape) -> None:
@@ -60,10 +61,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x [B, Cin, D, H, W]`, `condition [B, T]` → `[B, Cout, D/stride, H/stride, W/stride]`."""
-        y = conditioned(self.conv1, self.drop(self.bn1(x).relu()), condition)
-        y = conditioned(self.conv2, self.drop(self.bn2(y).relu()), condition)
+        y = conditioned(self.conv1, norm_relu(self.bn1, x, drop=self.drop), condition)
+        y = conditioned(self.conv2, norm_relu(self.bn2, y, drop=self.drop), condition)
         norm, conv = self.downsample
-        return y + conditioned(conv, norm(x), condition)
+        return y + conditioned(conv, norm_relu(norm, x, relu=False), condition)
 
 
 class LastBlock(nn.Module):
@@ -85,10 +86,10 @@ class LastBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x [B, Cin, D, H, W]`, `condition [B, T]` → `[B, Cout, D/2, H/2, W/2]`."""
-        y = self.conv1(self.drop(self.bn1(x).relu()), condition)
-        y = self.conv2(self.drop(self.bn2(y).relu()), condition)
+        y = self.conv1(norm_relu(self.bn1, x, drop=self.drop), condition)
+        y = self.conv2(norm_relu(self.bn2, y, drop=self.drop), condition)
         conv, norm = self.downsample
-        result: Tensor = y + norm(conv(x, condition))
+        result: Tensor = y + norm_relu(norm, conv(x, condition), relu=False)
         return result
 
 
@@ -141,8 +142,8 @@ class ADNetwork(nn.Module):
 
     def forward(self, image: Tensor, tabular: Tensor) -> Tensor:
         """`image [B, C, D, H, W]`, `tabular [B, T]` → `[B, outputs]`."""
-        conv, norm, relu = self.conv_bn_relu
-        x = self.max_pool3d_1(relu(norm(conditioned(conv, image, tabular))))
+        conv, norm, _ = self.conv_bn_relu
+        x = norm_relu(norm, conditioned(conv, image, tabular), pool=self.max_pool3d_1)
         for place in PLACES["ad"][:-1]:
             x = getattr(self, place)(self._met(place, x, tabular), tabular)
         x = self._met("features", x.mean((2, 3, 4)), tabular)

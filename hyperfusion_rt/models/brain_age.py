@@ -17,6 +17,7 @@ from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.models.factory import LayerFactory
 from hyperfusion_rt.models.layers import Conditioned, conditioned
 from hyperfusion_rt.models.meeting import meeting
+from hyperfusion_rt.models.norm import norm_relu
 
 
 def flat_features(features: int, shape: Shape) -> int:
@@ -96,8 +97,7 @@ class BrainAgeNetwork(nn.Module):
     def _stage(self, n: int, x: Tensor, tabular: Tensor) -> Tensor:
         for part in "ab":
             x = conditioned(getattr(self, f"conv{n}_{part}"), x, tabular).relu()
-        result: Tensor = getattr(self, f"batchnorm{n}")(self.pool(x))
-        return result
+        return norm_relu(getattr(self, f"batchnorm{n}"), self.pool(x), relu=False)
 
     def _met(self, place: str, x: Tensor, tabular: Tensor) -> Tensor:
         """The features `x` at a place, with the table where they meet it."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hyperfusion_rt.config import TrainingConfig
+from hyperfusion_rt.machine import keep_memory
 from hyperfusion_rt.models.distribution import Distribution
 from hyperfusion_rt.models.own import own_of
 from hyperfusion_rt.training.cuda_graph import Captured
@@ -58,6 +59,8 @@ class Learner:
         group: Group | None = None,
     ) -> None:
         cuda = device.type == "cuda"
+        if device.type == "cpu":
+            keep_memory()
         half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
         self.capture = training.cuda_graph and cuda
         self.network, self.loss, self.group = network, loss, group or Group()
@@ -66,7 +69,7 @@ class Learner:
         if not self.group.alone:
             share_layers(network, self.share, norms=self.whole_norms)
         self.average = averaged(network, training.ema) if training.ema else None
-        self.optimiser = make_optimiser(network, training, fused=cuda)
+        self.optimiser = make_optimiser(network, training, fused=cuda or device.type == "cpu")
         # A graph cannot read casts that were kept from before it.
         self.amp = torch.autocast(
             device.type, half, enabled=training.amp and cuda, cache_enabled=not self.capture

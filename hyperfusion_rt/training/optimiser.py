@@ -92,11 +92,13 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     ) -> None:
         n = int(count)
         weight = 1 - min(decay, (1 + n) / (10 + n))
+        pairs = [(a, v.to(a.device)) for a, v in zip(averages, values, strict=True)]
         with torch.no_grad():
-            for average, value in zip(averages, values, strict=True):
-                if average.is_floating_point():
-                    average.lerp_(value.to(average.device), weight)
-                else:
+            mixed = [pair for pair in pairs if pair[0].is_floating_point()]
+            if mixed:
+                torch._foreach_lerp_([a for a, _ in mixed], [v for _, v in mixed], weight)
+            for average, value in pairs:
+                if not average.is_floating_point():
                     average.copy_(value)
 
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)

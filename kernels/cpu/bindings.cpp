@@ -1,4 +1,4 @@
-// With bindings_registration.cpp the only C++ that knows Python. The argument types are the checks;
+// With the other bindings the only C++ that knows Python. The argument types are the checks;
 // the kernels do the rest.
 #include "bindings.hpp"
 
@@ -493,4 +493,5 @@ NB_MODULE(_native, m) {
         "limit.");
   define_engine(m);
   define_registration(m);
+  define_training(m);
 }

@@ -4,3 +4,4 @@
 #include <nanobind/nanobind.h>
 
 void define_registration(nanobind::module_& m);
+void define_training(nanobind::module_& m);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../isa/kernels.hpp"
+#include "../isa/training.hpp"
 
 namespace hfrt {
 
@@ -15,5 +16,8 @@ std::vector<std::string> available_isas();
 // HFRT_ISA or else the fastest. Throws std::invalid_argument, naming what the machine has, for any
 // other.
 const Kernels& kernels_for(const std::string& isa, bool bf16);
+
+// The kernels of training, chosen in the same way.
+const TrainingKernels& training_kernels_for(const std::string& isa);
 
 }  // namespace hfrt

@@ -1,0 +1,70 @@
+"""Batch norm with what follows it, as one operation where a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hyperfusion_rt.kernels import norm_relu as op
+from hyperfusion_rt.kernels.norm_relu import Merge
+
+
+class _Shared(NamedTuple):
+    merge: Merge | None
+    counts: bool
+
+
+_shared = _Shared(None, True)
+
+
+@contextmanager
+def shared_statistics(merge: Merge, *, counts: bool = True) -> Iterator[None]:
+    """While it is on, batch norm in training takes its statistics over all processes.
+
+    `merge` adds sums up over them; each process must call it equally often, forward and backward.
+    `counts`: whether this process's samples are part of the statistics (`kernels.norm_relu`). It
+    holds for the whole process.
+    """
+    global _shared
+    before, _shared = _shared, _Shared(merge, counts)
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def norm_relu(
+    norm: nn.Module,
+    x: Tensor,
+    *,
+    relu: bool = True,
+    pool: nn.MaxPool3d | None = None,
+    drop: nn.Dropout3d | None = None,
+) -> Tensor:
+    """`drop(pool(relu(norm(x))))`; `x [B, C, D, H, W]`, `pool` of 2x2x2 voxels.
+
+    One operation where `norm` is a batch norm in training; else the modules one by one.
+    """
+    one = isinstance(norm, nn.BatchNorm3d) and norm.training
+    if not one or norm.momentum is None or norm.running_mean is None:
+        y: Tensor = norm(x)
+        y = y.relu() if relu else y
+        y = y if pool is None else pool(y)
+        return y if drop is None else drop(y)
+    factor = None
+    if drop is not None and drop.training and drop.p > 0:
+        # Of the noise's own shape: the same random numbers as dropping y itself.
+        factor = drop(torch.ones_like(x[:, :, :1, :1, :1])).flatten(1)
+    assert isinstance(norm, nn.BatchNorm3d)
+    assert norm.num_batches_tracked is not None
+    assert norm.running_var is not None
+    norm.num_batches_tracked.add_(1)
+    merge, counts = _shared
+    return op(
+        x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=norm.momentum,
+        eps=norm.eps, factor=factor, relu=relu, pool=pool is not None, merge=merge, counts=counts,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+// The kernels that only training uses, on float32 volumes [B][D][H][W][C]. A kernel does numbered
+// tasks, and gives the same bits whatever thread or range a task is part of.
+#pragma once
+
+#include <cstdint>
+
+namespace hfrt {
+
+// y = factor * pool(act(scale * (x - mean) + bias)), all per channel but `factor`, per sample too.
+struct Norm {
+  const float* x;
+  int64_t batch, d, h, w, channels;
+  const float *mean, *scale, *bias;  // [C]
+  const float* factor;               // [B][C], or nullptr: 1
+  bool relu;
+  bool pool;  // the maximum of 2x2x2 voxels; an odd voxel at the end is left out
+};
+
+// Channels repeat after `norm_period` vectors of 16, which hold whole voxels; kNormPeriod at most.
+constexpr int64_t kNormPeriod = 32;
+inline int64_t norm_period(int64_t channels) {
+  int64_t common = 16;
+  while (channels % common) common /= 2;
+  return channels / common;
+}
+
+// What a task covers of a sample: about 16384 numbers or, with `pool`, two slices along D.
+inline int64_t norm_run(int64_t channels) {
+  const int64_t period = 16 * norm_period(channels);
+  return (16384 > period ? 16384 / period : 1) * period;
+}
+inline int64_t norm_parts(const Norm& n) {
+  if (n.pool) return (n.d + 1) / 2;
+  const int64_t run = norm_run(n.channels);
+  return (n.d * n.h * n.w * n.channels + run - 1) / run;
+}
+
+struct TrainingKernels {
+  // Per channel, sums of x and of its squares: out [task][2][C], tasks as without `pool`. Of `norm`
+  // it reads x and sizes. Differences to the mean of 4096 numbers are squared: the variance that
+  // follows loses nothing to a large mean.
+  void (*norm_sums)(const Norm& norm, double* out, int64_t begin, int64_t end);
+  void (*norm)(const Norm& norm, float* y, int64_t begin, int64_t end);
+  // With g the gradient of scale * (x - mean) + bias: per channel, sums of g and of
+  // g * (x - mean), out [task][2][C].
+  void (*norm_gradient_sums)(const Norm& norm, const float* dy, double* out, int64_t begin,
+                             int64_t end);
+  // dx = scale * g - first - second * (x - mean); first, second [C].
+  void (*norm_gradient)(const Norm& norm, const float* dy, const float* first, const float* second,
+                        float* dx, int64_t begin, int64_t end);
+};
+
+const TrainingKernels& training_avx2();
+const TrainingKernels& training_avx512();
+const TrainingKernels& training_neon();
+
+}  // namespace hfrt

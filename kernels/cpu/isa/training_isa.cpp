@@ -1,0 +1,14 @@
+// Compiled once per instruction set, which HFRT_ISA names.
+#include "norm.hpp"
+
+#define HFRT_JOIN(isa) training_##isa
+#define HFRT_TABLE(isa) HFRT_JOIN(isa)
+
+namespace hfrt {
+
+const TrainingKernels& HFRT_TABLE(HFRT_ISA)() {
+  static const TrainingKernels table{::norm_sums, ::norm, ::norm_gradient_sums, ::norm_gradient};
+  return table;
+}
+
+}  // namespace hfrt
