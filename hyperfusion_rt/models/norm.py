@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hyperfusion_rt.kernels import norm_relu as op
-from hyperfusion_rt.kernels.norm_relu import Merge
 
 
-class _Shared(NamedTuple):
-    merge: Merge | None
-    counts: bool
+class Share(Protocol):
+    """What a norm has as `share` where several processes share its statistics."""
 
+    counts: bool  # whether this process's samples are part of them
 
-_shared = _Shared(None, True)
-
-
-@contextmanager
-def shared_statistics(merge: Merge, *, counts: bool = True) -> Iterator[None]:
-    """While it is on, batch norm in training takes its statistics over all processes.
-
-    `merge` adds sums up over them; each process must call it equally often, forward and backward.
-    `counts`: whether this process's samples are part of the statistics (`kernels.norm_relu`). It
-    holds for the whole process.
-    """
-    global _shared
-    before, _shared = _shared, _Shared(merge, counts)
-    try:
-        yield
-    finally:
-        _shared = before
+    def sums(self, own: Tensor) -> Tensor:
+        """The sum of `own` over all processes, each of which must call this."""
 
 
 def norm_relu(
@@ -63,7 +45,8 @@ def norm_relu(
     assert norm.num_batches_tracked is not None
     assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)
-    merge, counts = _shared
+    share: Share | None = getattr(norm, "share", None)
+    merge, counts = (None, True) if share is None else (share.sums, share.counts)
     return op(
         x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=norm.momentum,
         eps=norm.eps, factor=factor, relu=relu, pool=pool is not None, merge=merge, counts=counts,

@@ -69,7 +69,7 @@ class Learner:
         if not self.group.alone:
             share_layers(network, self.share, norms=self.whole_norms)
         self.average = averaged(network, training.ema) if training.ema else None
-        self.optimiser = make_optimiser(network, training, fused=cuda or device.type == "cpu")
+        self.optimiser = make_optimiser(network, training, fused=cuda)
         # A graph cannot read casts that were kept from before it.
         self.amp = torch.autocast(
             device.type, half, enabled=training.amp and cuda, cache_enabled=not self.capture

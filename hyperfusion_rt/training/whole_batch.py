@@ -42,18 +42,6 @@ class Share:
         self.part = part if self.counts else slice(0, 1)
         return self.part
 
-    # ---- as batch norm needs it
-
-    def moments(self, own: Tensor) -> Tensor:
-        """`own [3, C]`: count, mean and squared deviations of this process → of all samples."""
-        if not self.counts:
-            own = torch.zeros_like(own)
-        count, mean, squares = self.group.stack(own).unbind(1)
-        total = count.sum(0)
-        whole = (count * mean).sum(0) / total.clamp_min(1)
-        spread = (squares + count * (mean - whole) ** 2).sum(0)
-        return torch.stack([total, whole, spread])
-
     def sums(self, own: Tensor) -> Tensor:
         """The sum of `own` over all samples."""
         return self.group.sum(own if self.counts else torch.zeros_like(own))
@@ -105,11 +93,14 @@ class _Normalise(torch.autograd.Function):
         n = x.numel() // x.shape[1]
         if n // len(x) * share.total < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got {x.shape}")
-        own = torch.stack([torch.full_like(mean, n), mean, variance * n]).double()
-        count, mean64, squares = share.moments(own)
-        scale = (squares / count + norm.eps).rsqrt().to(mean.dtype)
-        mean = mean64.to(mean.dtype)
-        update_statistics(norm, mean64, squares / (count - 1))
+        local, spread = mean.double(), variance.double()
+        own = torch.stack([torch.full_like(local, n), n * local, n * (spread + local**2)])
+        count, total, squares = share.sums(own)
+        whole = total / count
+        spread = (squares / count - whole**2).clamp(min=0)
+        scale = (spread + norm.eps).rsqrt().to(mean.dtype)
+        mean = whole.to(mean.dtype)
+        update_statistics(norm, whole, spread * count / (count - 1))
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.share, ctx.count = share, count[0].to(mean.dtype)
         y = (_wide(x) - _of(mean, x)) * _of(scale, x)
