@@ -31,8 +31,12 @@ def norm_relu(
 
     One operation where `norm` is a batch norm in training; else the modules one by one.
     """
-    one = isinstance(norm, nn.BatchNorm3d) and norm.training
-    if not one or norm.momentum is None or norm.running_mean is None:
+    if (
+        not isinstance(norm, nn.BatchNorm3d)
+        or not norm.training
+        or norm.momentum is None
+        or norm.num_batches_tracked is None
+    ):
         y: Tensor = norm(x)
         y = y.relu() if relu else y
         y = y if pool is None else pool(y)
@@ -41,8 +45,7 @@ def norm_relu(
     if drop is not None and drop.training and drop.p > 0:
         # Of the noise's own shape: the same random numbers as dropping y itself.
         factor = drop(torch.ones_like(x[:, :, :1, :1, :1])).flatten(1)
-    assert isinstance(norm, nn.BatchNorm3d)
-    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)
     share: Share | None = getattr(norm, "share", None)
