@@ -380,7 +380,8 @@ def _page(found: dict[str, Any]) -> list[str]:
             "start in a new process, the first time and when all scans are decoded; beside the "
             "time by the clock, that of the processor. Last: all that a training asks of the cache "
             "(is each scan there and unchanged, what is it like, the key of its content, its "
-            "boxes), alone in a new process.",
+            "boxes), alone in a new process. The machine had much other work meanwhile: times by "
+            "the clock say little, and those of the processor are too long as well.",
             "",
             _machine(first["machine"]),
             "",

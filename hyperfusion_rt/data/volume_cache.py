@@ -135,7 +135,7 @@ class VolumeCache:
         self.store = VolumeStore(self.folder / "boxes" / self.setting, size)
         self._known: dict[Images, _Known] = {}
         self._root = self.folder.resolve().parent
-        self._folders: dict[Path, str] = {}
+        self._folders: dict[str, str] = {}
         self._fits: set[str] = set()
 
     def __reduce__(self) -> tuple[type[VolumeCache], tuple[object, ...]]:
@@ -281,13 +281,13 @@ class VolumeCache:
 
     def _place(self, file: Path) -> str:
         """Where a file lies, links resolved, seen from the folder that the cache lies in."""
-        folder = self._folders.get(file.parent)
-        if folder is None:
-            folder = os.path.relpath(file.parent.resolve(), self._root)
-            self._folders[file.parent] = folder
         if file.is_symlink():
             return os.path.relpath(file.resolve(), self._root)
-        return f"{folder}/{file.name}"
+        above, _, name = str(file).rpartition("/")  # of many files: Path.parent takes its time
+        folder = self._folders.get(above)
+        if folder is None:
+            folder = self._folders[above] = os.path.relpath(file.parent.resolve(), self._root)
+        return f"{folder}/{name}"
 
     def _has_none(self, known: _Known) -> bool:
         """Whether the cache has no boxes of a scan, which may be usable."""
