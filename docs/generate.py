@@ -16,7 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from meanings import ARTIFACT, COMPARISON, EVALUATION, EXPLANATION, JOURNAL, LABEL_MAPS, LOG, RUN
+from meanings import (
+    ARTIFACT,
+    COMPARISON,
+    EVALUATION,
+    EXPLANATION,
+    JOURNAL,
+    LABEL_MAPS,
+    LOG,
+    RUN,
+    SEARCH,
+)
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -47,6 +57,7 @@ from hyperfusion_rt.runtime.outputs.table import (
     value_columns,
 )
 from hyperfusion_rt.study.options import DraftOptions
+from hyperfusion_rt.tune.options import TuneOptions
 
 # The figures of a raw scan; the last three are one per box.
 QUALITY = (
@@ -446,6 +457,8 @@ def output_files() -> str:
         + table(("file", "meaning"), EXPLANATION)
         + "## The folder of `hfrt compare`\n\n"
         + table(("file", "meaning"), COMPARISON)
+        + "## The folder of `hfrt tune`\n\n"
+        + table(("file", "meaning"), SEARCH)
     )
 
 
@@ -485,6 +498,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     AskOptions,
     EvaluateOptions,
     CompareOptions,
+    TuneOptions,
     ExportOptions,
     BenchOptions,
 )

@@ -135,6 +135,8 @@ CODES: dict[str, str] = {
     "study-refused": "several things are wrong with a study; the message lists them",
     "training-diverged": "the training loss, or an answer of the network, is not finite",
     "training-process-died": "the process of a training ended without a word",
+    "tracker-failed": "MLflow or Weights & Biases cannot be reached, or refuses",
+    "search-no-result": "no trial of a search reached its end",
     "comparison-no-result": "no training of a comparison has a result",
     # artifacts
     "artifact-ambiguous": "several artifacts are here, and none is named",

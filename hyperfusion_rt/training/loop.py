@@ -48,6 +48,7 @@ from hyperfusion_rt.training.own_network import start_weights
 from hyperfusion_rt.training.pretraining import pretrained
 from hyperfusion_rt.training.run_folder import Member
 from hyperfusion_rt.training.sampling import batches, epoch_samples
+from hyperfusion_rt.training.trackers import Tracker, Trackers
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -189,6 +190,7 @@ class Trainer:
         *,
         resume: bool = False,
         on_features: Callable[[int, int], None] | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         """Run the epochs that are left; the best weights are in `member.weights` afterwards."""
         training = self.config.training
@@ -199,8 +201,7 @@ class Trainer:
         start = self._restore(learner) if resume else 0
         if self.config.network.keeps_features:
             self._keep_features(learner, on_features)
-        board = self._board(start)
-        try:
+        with self._board(start, trackers) as board:
             for epoch in range(start, training.epochs):
                 if training.patience and epoch - self.best_epoch > training.patience:
                     break
@@ -211,13 +212,9 @@ class Trainer:
                 row["seconds"] = time.perf_counter() - began
                 self.history.append(row)
                 self._save(learner)
-                for name, value in row.items():
-                    if name != "epoch":
-                        board.add_scalar(name, value, epoch)
+                board.write(epoch, row)
                 if on_epoch is not None:
                     on_epoch(epoch, row)
-        finally:
-            board.close()
         if not self.member.weights.exists():
             raise self._diverged("no epoch gave finite answers to the validation part")
 
@@ -371,8 +368,5 @@ class Trainer:
             ) from error
         return len(self.history)
 
-    def _board(self, start: int) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = str(self.member.folder / "tensorboard")
-        return SummaryWriter(folder, purge_step=start)
+    def _board(self, start: int, trackers: Sequence[Tracker]) -> Trackers:
+        return Trackers(self.member, self.config, trackers, start)

@@ -91,7 +91,8 @@ def train(
         HyperFusionError: what is wrong with the cohort, the configuration, or the disk.
     """
     calls = callbacks or Callbacks()
-    where = choose_device((options or TrainOptions()).device)
+    chosen = options or TrainOptions()
+    where = choose_device(chosen.device)
     root = root.resolve()
     if resume is not None:
         keep_network(resume.network, config, network or root)
@@ -113,7 +114,12 @@ def train(
             if calls.on_epoch is not None:
                 calls.on_epoch(index, epoch, row)
 
-        trainer.train(on_epoch, resume=resume is not None, on_features=calls.on_features)
+        trainer.train(
+            on_epoch,
+            resume=resume is not None,
+            on_features=calls.on_features,
+            trackers=chosen.trackers,
+        )
     # Without the test part: it stays as new to the network as any scan to come.
     seen = split_of(dataset, config, 0)
     scans = [dataset.cases[i].files for i in (*seen.train, *seen.validation)]
