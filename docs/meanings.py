@@ -196,8 +196,7 @@ SEARCH = [
     ),
     (
         "`best.yaml`",
-        "What the best trial changes of `hfrt.yaml`, to be put there, and the command that trains "
-        "it again.",
+        "What the best trial changes of `hfrt.yaml`, to be put there.",
     ),
     (
         "`trials.csv`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def tune(
             on_trial=on_trial,
         )
     if as_json:
-        terminal.print_json(as_dict(found))
+        terminal.print_json({**as_dict(found), "command": command_of(found)})
     else:
         _show(found)
     if found.of("failed"):
@@ -123,4 +124,14 @@ def _show(found: Tuned) -> None:
         print(f"the study as it was is trial 0; the best is trial {best.number}")
     print("the test part was not looked at; the best of many on one validation part is partly luck")
     print(f"written: {folder / 'tune.html'}, trials.csv, best.yaml")
-    print(f"Next: {found.command}")
+    print(f"Next: {command_of(found)}")
+
+
+def command_of(found: Tuned) -> str:
+    """What trains the best trial's settings again; "" while there is none."""
+    if found.best is None:
+        return ""
+    config = found.search.plan.config
+    named = [] if config == "hfrt.yaml" else ["--config", config]
+    changed = [word for pair in found.settings for word in ("--set", pair)]
+    return shlex.join(["hfrt", "train", *named, *changed])

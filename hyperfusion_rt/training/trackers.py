@@ -63,7 +63,8 @@ class Trackers:
             for name in dict.fromkeys([*names, *(n for n in _KINDS if n in known)]):
                 made = _KINDS[name]
                 try:
-                    self._boards[name] = made(member, config, known.get(name))
+                    with _of_others():
+                        self._boards[name] = made(member, config, known.get(name))
                 except ImportError:
                     what = f"`trackers` {name}"
                     raise MissingExtraError(_PACKAGES[name], name, what) from None
@@ -87,9 +88,10 @@ class Trackers:
         """Write what waits; what kept that from being done."""
         waiting = self._waiting.get(name, [])
         try:
-            while waiting:
-                self._boards[name].write(*waiting[0])
-                waiting.pop(0)
+            with _of_others():
+                while waiting:
+                    self._boards[name].write(*waiting[0])
+                    waiting.pop(0)
         except Exception as error:
             return error
         return None
@@ -104,7 +106,8 @@ class Trackers:
         for name in list(self._boards):
             error = self._try(name)
             try:
-                self._boards.pop(name).close(failed)
+                with _of_others():
+                    self._boards.pop(name).close(failed)
             except Exception as last:
                 error = error or last
             if error is not None:
@@ -192,18 +195,17 @@ class _MLflow:
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / MLFLOW_STORE}"
         # The client, not `mlflow.start_run`, which adds the user's name, paths and Git's state.
         self._client: Any = MlflowClient(tracking_uri=place)
-        with _of_others():
-            if known is not None:
-                self.id = known
-                self._client.update_run(known, status="RUNNING")
-                return
-            run = self._client.create_run(self._experiment(runs), run_name=_title(member, config))
-            self.id = run.info.run_id
-            fields = _fields(config.model_dump(mode="json"))
-            # Names of columns and classes may hold what MLflow allows in no name.
-            params = [Param(re.sub(r"[^\w. /-]", "_", k), str(v)[:500]) for k, v in fields]
-            for first in range(0, len(params), 100):  # as many as a server takes at once
-                self._client.log_batch(self.id, params=params[first : first + 100])
+        if known is not None:
+            self.id = known
+            self._client.update_run(known, status="RUNNING")
+            return
+        run = self._client.create_run(self._experiment(runs), run_name=_title(member, config))
+        self.id = run.info.run_id
+        fields = _fields(config.model_dump(mode="json"))
+        # Names of columns and classes may hold what MLflow allows in no name.
+        params = [Param(re.sub(r"[^\w. /-]", "_", k), str(v)[:500]) for k, v in fields]
+        for first in range(0, len(params), 100):  # as many as a server takes at once
+            self._client.log_batch(self.id, params=params[first : first + 100])
 
     def _experiment(self, runs: Path) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
@@ -221,12 +223,10 @@ class _MLflow:
             for name, value in figures.items()
             if math.isfinite(value)
         ]
-        with _of_others():
-            self._client.log_batch(self.id, metrics=metrics)
+        self._client.log_batch(self.id, metrics=metrics)
 
     def close(self, failed: bool) -> None:
-        with _of_others():
-            self._client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
+        self._client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
 
 
 class _WeightsAndBiases:
@@ -238,29 +238,28 @@ class _WeightsAndBiases:
         folder = member.folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE") or "offline"
-        with _of_others():
-            self._run: Any = wandb.init(
-                project=os.environ.get("WANDB_PROJECT") or PROJECT,
-                name=_title(member, config),
-                id=self.id,
-                # Offline there is nothing to look up: the same id joins both when they are sent.
-                resume=None if mode == "offline" else "allow",
-                dir=str(folder),
-                config=config.model_dump(mode="json"),
-                reinit="create_new",
-                settings=wandb.Settings(
-                    mode=mode,
-                    console="off",
-                    silent=True,
-                    disable_git=True,
-                    disable_code=True,
-                    save_code=False,
-                    disable_job_creation=True,
-                    x_disable_meta=True,  # the user, the host, the command line
-                    x_disable_stats=True,
-                    x_disable_machine_info=True,
-                ),
-            )
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            name=_title(member, config),
+            id=self.id,
+            # Offline there is nothing to look up: the same id joins both when they are sent.
+            resume=None if mode == "offline" else "allow",
+            dir=str(folder),
+            config=config.model_dump(mode="json"),
+            reinit="create_new",
+            settings=wandb.Settings(
+                mode=mode,
+                console="off",
+                silent=True,
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                disable_job_creation=True,
+                x_disable_meta=True,  # the user, the host, the command line
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+            ),
+        )
 
     def write(self, epoch: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=epoch)

@@ -21,7 +21,7 @@ from hyperfusion_rt.tune.results import (
     Trial,
     Tuned,
 )
-from hyperfusion_rt.tune.space import Choices, field_of
+from hyperfusion_rt.tune.space import Choices, field_of, shown
 from hyperfusion_rt.yaml_text import scalar
 
 _BEST, _DONE, _EARLY = 0, 1, 7  # colours of the page
@@ -116,7 +116,7 @@ def _best(page: Page, found: Tuned, best: Trial) -> None:
     rows = []
     for name, item in plan.space.items():
         values = [field_of(plan.base, name), best.fields.get(name)]
-        rows.append([name, *(_value(value) for value in values), item.text])
+        rows.append([name, *(shown(value) for value in values), item.text])
     page.table(["field", "before", "best", "searched"], rows)
     page.text(
         "The search looked at the validation part only. The test figures of the best trial, and of "
@@ -127,13 +127,10 @@ def _best(page: Page, found: Tuned, best: Trial) -> None:
         f"The best of {len(found.of(*ENDED))} on one validation part is partly luck: on new cases "
         "expect less than this figure."
     )
-    page.text(f"Train it again: {found.command}")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value)
-    return scalar(list(value) if isinstance(value, tuple) else value)
+    page.text(
+        "Train it again: put best.yaml under the preset of hfrt.yaml, or have hfrt train change "
+        f"these fields: {' '.join(found.settings)}"
+    )
 
 
 def _charts(found: Tuned) -> list[Chart]:
@@ -143,17 +140,17 @@ def _charts(found: Tuned) -> list[Chart]:
 def _history(found: Tuned) -> Chart | None:
     """Every trial's figure in their order, and the best so far."""
     plan = found.search.plan
-    shown = [(t, v) for t in found.of(COMPLETE, PRUNED) if (v := _finite(found, t)) is not None]
-    if not shown:
+    drawn = [(t, v) for t in found.of(COMPLETE, PRUNED) if (v := _finite(found, t)) is not None]
+    if not drawn:
         return None
     chart = Chart(
         "Trial after trial",
         f"The {plan.metric_name} of each trial in their order, and the best so far",
-        Axis.around("trial", [float(trial.number) for trial, _ in shown]),
-        Axis.around(plan.metric_name, [value for _, value in shown]),
+        Axis.around("trial", [float(trial.number) for trial, _ in drawn]),
+        Axis.around(plan.metric_name, [value for _, value in drawn]),
     )
     steps: list[tuple[float, float]] = []
-    for trial, value in shown:
+    for trial, value in drawn:
         if trial.state != COMPLETE:
             continue
         last = steps[-1][1] if steps else value
@@ -161,7 +158,7 @@ def _history(found: Tuned) -> Chart | None:
         steps += [(float(trial.number), last), (float(trial.number), now)]
     chart.line(steps, _BEST)
     for state, colour in ((COMPLETE, _DONE), (PRUNED, _EARLY)):
-        places = [(float(t.number), v) for t, v in shown if t.state == state]
+        places = [(float(t.number), v) for t, v in drawn if t.state == state]
         chart.points(places, colour, [3.5] * len(places))
         if places:
             chart.legend.append((colour, state))
@@ -173,22 +170,22 @@ def _history(found: Tuned) -> Chart | None:
 def _courses(found: Tuned) -> Chart | None:
     """The score of each trial after each epoch."""
     plan, best = found.search.plan, found.best
-    shown = [trial for trial in found.of(COMPLETE, PRUNED) if trial.course]
-    if not shown:
+    drawn = [trial for trial in found.of(COMPLETE, PRUNED) if trial.course]
+    if not drawn:
         return None
-    epochs = [float(epoch) for trial in shown for epoch, _ in trial.course]
+    epochs = [float(epoch) for trial in drawn for epoch, _ in trial.course]
     members = plan.base.training.members
     chart = Chart(
         "Epoch after epoch",
         f"The {plan.metric_name} of each trial after each epoch",
         Axis.around("epoch" + (", member after member" if members > 1 else ""), epochs),
-        Axis.around(plan.metric_name, [value for trial in shown for _, value in trial.course]),
+        Axis.around(plan.metric_name, [value for trial in drawn for _, value in trial.course]),
     )
     kinds = [(_EARLY, "pruned", PRUNED), (_DONE, "complete", COMPLETE)]
     for colour, name, state in kinds:
-        for trial in (t for t in shown if t.state == state and t is not best):
+        for trial in (t for t in drawn if t.state == state and t is not best):
             _course(chart, trial, colour)
-        if any(trial.state == state for trial in shown):
+        if any(trial.state == state for trial in drawn):
             chart.legend.append((colour, name))
     if best is not None and best.course:
         _course(chart, best, _BEST)
@@ -206,19 +203,19 @@ def _course(chart: Chart, trial: Trial, colour: int) -> None:
 def _field(found: Tuned, name: str) -> Chart:
     """The figure of each complete trial over its value of a field."""
     plan, item = found.search.plan, found.search.plan.space[name]
-    shown = [t for t in found.of(COMPLETE) if _finite(found, t) is not None]
-    values = [float(metric_of(found, t) or 0) for t in shown]
+    drawn = [t for t in found.of(COMPLETE) if _finite(found, t) is not None]
+    values = [float(metric_of(found, t) or 0) for t in drawn]
     if isinstance(item, Choices):
-        x = Axis.of_names(name, item.texts)
-        places = [float(item.texts.index(scalar(t.fields[name]))) for t in shown]
+        x = Axis.of_names(name, item.names)
+        places = [float(item.texts.index(scalar(t.fields[name]))) for t in drawn]
     else:
         across = (lambda v: math.log10(v)) if item.log else float
         x = Axis.around(f"{'log10 of ' * item.log}{name}", [across(item.low), across(item.high)])
-        places = [across(t.fields[name]) for t in shown]
+        places = [across(t.fields[name]) for t in drawn]
     y = Axis.around(plan.metric_name, values or [0.0, 1.0])
     chart = Chart(name, f"The {plan.metric_name} of each complete trial over {name}", x, y, True)
-    best = [index for index, trial in enumerate(shown) if trial is found.best]
-    others = [n for n in range(len(shown)) if n not in best]
+    best = [index for index, trial in enumerate(drawn) if trial is found.best]
+    others = [n for n in range(len(drawn)) if n not in best]
     for chosen, colour, size in ((others, _DONE, 3.5), (best, _BEST, 5.0)):
         points = [(places[n], values[n]) for n in chosen]
         chart.points(points, colour, [size] * len(points))
@@ -246,7 +243,7 @@ def trial_rows(found: Tuned, trials: Sequence[Trial]) -> tuple[list[str], list[l
     for trial in order:
         seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
         told = [_shown(trial.figure), _shown(trial.loss), str(trial.epochs), seconds]
-        values = [_value(trial.fields[name]) if name in trial.fields else "–" for name in space]
+        values = [shown(trial.fields[name]) if name in trial.fields else "–" for name in space]
         rows.append([str(trial.number), trial.state, *told, *values])
     names = figure_names(found.search.plan.base.tabular)
     return ["trial", "state", *names, "epochs", "seconds", *space], rows

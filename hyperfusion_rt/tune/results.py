@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +80,9 @@ class Tuned:
         return merge(plan.changes, nested(self.best.fields)) if self.best else {}
 
     @property
-    def command(self) -> str:
-        """What trains the best trial's settings again."""
-        plan = self.search.plan
-        pairs = [f"{name}={scalar(value)}" for name, value in leaves(self.change)]
-        words = [w for pair in pairs for w in ("--set", pair)]
-        named = [] if plan.config == "hfrt.yaml" else ["--config", plan.config]
-        return shlex.join(["hfrt", "train", *named, *words])
+    def settings(self) -> list[str]:
+        """`change` as `section.field=value`: what `hfrt train` takes to train it again."""
+        return [f"{name}={scalar(value)}" for name, value in leaves(self.change)]
 
 
 def read(search: Search, study: optuna.Study) -> Tuned:
@@ -147,8 +142,7 @@ def write(found: Tuned) -> None:
     head = [
         f"# The best of {len(found.of(*ENDED))} trials: {best.number}, {figure}.",
         "# Put this under the preset of hfrt.yaml, in the place of what stands there of these",
-        "# fields; or train with it once:",
-        f"# {found.command}",
+        "# fields.",
     ]
     text = yaml.safe_dump(_plain(found.change), sort_keys=False, allow_unicode=True)
     write_text(folder / "best.yaml", "\n".join(head) + "\n" + text)
@@ -187,7 +181,7 @@ def as_dict(found: Tuned) -> dict[str, Any]:
         "metric": plan.metric_name,
         "best": None if best is None else _of(best),
         "study_itself": None if itself is None else _of(itself),
-        "command": found.command if best else None,
+        "settings": found.settings,
         "states": {state: len(found.of(state)) for state in (*ENDED, RUNNING)},
         "importance": found.importance,
         "trials": [_of(trial) for trial in found.trials],

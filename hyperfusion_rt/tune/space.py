@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError, model_validator
 from hyperfusion_rt.config import Config, Finite
 from hyperfusion_rt.config.load import read_mapping
 from hyperfusion_rt.errors import ConfigError
-from hyperfusion_rt.number_text import number
 from hyperfusion_rt.tune.spaces import OF_HYPER, SPACES
 from hyperfusion_rt.yaml_text import explain, scalar
 
@@ -64,7 +63,7 @@ class Range(Finite):
     @property
     def text(self) -> str:
         """In words."""
-        return f"{number(self.low)} to {number(self.high)}" + (", log" if self.log else "")
+        return f"{self.low:g} to {self.high:g}" + (", log" if self.log else "")
 
 
 class Choices(Finite):
@@ -96,10 +95,22 @@ class Choices(Finite):
     @property
     def text(self) -> str:
         """In words."""
-        return ", ".join(self.texts)
+        return ", ".join(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """The values for a reader."""
+        return [shown(value) for value in self.choices]
 
 
 Space = dict[str, Range | Choices]
+
+
+def shown(value: Any) -> str:
+    """A value for a reader."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else scalar(value)
 
 
 def space_of(config: Config, fixed: dict[str, Any], probe: Probe) -> Space:

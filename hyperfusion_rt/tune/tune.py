@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import hyperfusion_rt
-from hyperfusion_rt.config import load_config
+from hyperfusion_rt.config import Config, load_config
 from hyperfusion_rt.config.load import read_mapping
-from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
+from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
-from hyperfusion_rt.training.dataset import gather, inputs_of, splits_csv
+from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
 from hyperfusion_rt.training.own_network import check_network
 from hyperfusion_rt.training.train import INPUTS, SPLITS, Callbacks, choose_device
 from hyperfusion_rt.tune import results
@@ -69,6 +69,7 @@ def tune(
     if options.resume:
         parent = root / "tune"
         search = Search.open(parent / options.name) if options.name else Search.latest(parent)
+        _refuse_another_cohort(search, calls)
     else:
         search = _begin(path, options, changes or {}, calls)
     told = _Told(search, options, on_trial)
@@ -108,9 +109,7 @@ def _begin(path: Path, options: TuneOptions, changes: dict[str, Any], calls: Cal
     else:
         space = read_space(options.space, changes, probe, metric)
     check_network(config, root, calls.on_network)
-    dataset = gather(config, root, calls.on_scan)
-    if calls.on_check is not None:
-        calls.on_check(dataset.check)
+    dataset, texts = _cohort(config, root, calls)
     plan = Plan(
         program=f"hyperfusion_rt {hyperfusion_rt.__version__}",
         root=str(root),
@@ -124,10 +123,35 @@ def _begin(path: Path, options: TuneOptions, changes: dict[str, Any], calls: Cal
         cases=int((dataset.parts.names(0) == "validation").sum()),
     )
     search = Search.create(root / "tune", plan, options.name)
-    inputs = json.dumps(inputs_of(dataset, config), indent=1) + "\n"
-    write_text(search.folder / INPUTS, inputs, private=True)
-    write_text(search.folder / SPLITS, splits_csv(dataset, config, root), private=True)
+    for name, text in texts.items():
+        write_text(search.folder / name, text, private=True)
     return search
+
+
+def _cohort(config: Config, root: Path, calls: Callbacks) -> tuple[Dataset, dict[str, str]]:
+    """The cohort, decoded, and what tells it from another, by the name of its file."""
+    dataset = gather(config, root, calls.on_scan)
+    if calls.on_check is not None:
+        calls.on_check(dataset.check)
+    inputs = json.dumps(inputs_of(dataset, config), indent=1) + "\n"
+    return dataset, {INPUTS: inputs, SPLITS: splits_csv(dataset, config, root)}
+
+
+def _refuse_another_cohort(search: Search, calls: Callbacks) -> None:
+    """Refuse to go on with other cases or parts: figures of two validation parts are no rivals.
+
+    Raises:
+        HyperFusionError: the cohort has changed, or cannot be read.
+    """
+    _, texts = _cohort(search.plan.base, Path(search.plan.root), calls)
+    for name, text in texts.items():
+        path = search.folder / name
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                f"{path}: the cohort has changed since this search began, so it cannot go on; "
+                "begin anew without `resume`",
+                code="run-cohort-changed",
+            )
 
 
 class _Told:

@@ -41,6 +41,7 @@ def asked(path, query):
     return found
 
 
+@pytest.mark.slow
 def test_mlflow_goes_on_in_the_same_run(session_cohort, tmp_path):
     pytest.importorskip("mlflow", reason="mlflow is not installed: its tracker was not tested")
 

@@ -3,7 +3,6 @@
 import csv
 import html
 import json
-import multiprocessing
 import os
 import shlex
 import signal
@@ -16,6 +15,8 @@ import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed: hfrt tune was not tested")
 
+from hyperfusion_rt.cli.train import overrides
+from hyperfusion_rt.cli.tune import command_of
 from hyperfusion_rt.config import load_config
 from hyperfusion_rt.config.load import read_mapping
 from hyperfusion_rt.errors import HyperFusionError, MissingExtraError
@@ -30,12 +31,12 @@ from hyperfusion_rt.tune.search import Search
 from hyperfusion_rt.tune.tune import tune
 
 SMALL = {
-    "network": {"features": 2},
+    "network": {"fusion": "tabular"},
     "training": {"epochs": 2, "embedding_epochs": 1, "batch_size": 16, "parts": 5},
     "augmentation": {"policy": "none"},
 }
 SETTINGS = [
-    *("--set", "network.features=2", "--set", "training.epochs=2"),
+    *("--set", "network.fusion=tabular", "--set", "training.epochs=2"),
     *("--set", "training.embedding_epochs=1", "--set", "training.batch_size=16"),
     *("--set", "training.parts=5", "--set", "augmentation.policy=none"),
 ]
@@ -78,10 +79,8 @@ def test_the_best_is_what_its_files_and_the_command_say(tuned, session_cohort):
     config = Run.open(tuned.search.place(best.number)).config
     change = read_mapping(tuned.search.folder / "best.yaml")
     assert load_config(session_cohort / "hfrt.yaml", change) == config
-    program, verb, *rest = shlex.split(tuned.command)
+    program, verb, *rest = shlex.split(command_of(tuned))
     assert (program, verb, set(rest[::2])) == ("hfrt", "train", {"--set"})
-    from hyperfusion_rt.cli.train import overrides
-
     assert load_config(session_cohort / "hfrt.yaml", overrides(rest[1::2])) == config
     rows = rows_of(tuned.search.folder / "trials.csv")
     assert [row["state"] for row in rows] == ["complete"] * 3
@@ -111,8 +110,8 @@ def test_nothing_reads_the_figures_of_the_test_part(tuned, tmp_path):
     assert written[0] == written[1] == written[2]
     page = (tuned.search.folder / "tune.html").read_text()
     assert "The search looked at the validation part only" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
-    assert tuned.command in html.unescape(page)
+    assert "://" not in page  # it needs no network
+    assert " ".join(tuned.settings) in html.unescape(page)
 
 
 def test_the_study_goes_on_to_the_number_asked_for(tuned, session_cohort, hfrt):
@@ -169,25 +168,13 @@ def test_an_interrupted_trial_goes_on_from_its_last_epoch(session_cohort):
     assert [row["epoch"] for row in rows] == ["0", "1"]
 
 
-def claim_and_die(folder, signal_name):
-    search = Search.open(folder)
-    with search.opened() as study:
-        search.claim(study, 2)
-        os.kill(os.getpid(), getattr(signal, signal_name))
-
-
-def test_a_trial_that_kills_its_process_twice_has_failed(tuned, tmp_path):
+def test_a_trial_whose_process_dies_twice_has_failed(tuned, tmp_path):
     search = Search.create(tmp_path, tuned.search.plan, "a")
-    context = multiprocessing.get_context("spawn")
-    for _ in range(2):
-        process = context.Process(target=claim_and_die, args=(search.folder, "SIGKILL"))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        with search.opened() as study:
-            (trial,) = results.read(search, study).trials
-        assert (trial.number, trial.state) == (0, "running")
     with search.opened() as study:
+        for _ in range(2):
+            claim = search.claim(study, 2)
+            assert claim.number == 0
+            claim.close()  # as the system does when its process dies
         claim = search.claim(study, 2)
         found = results.read(search, study).trials
     assert claim.number == 1
@@ -240,8 +227,7 @@ def test_pruning_prunes(session_cohort, monkeypatch):
 def test_what_diverges_is_told_and_others_go_on(session_cohort, tmp_path, hfrt):
     space = tmp_path / "space.yaml"
     space.write_text("training.lr: [0.001, 1.0e+30]")
-    settings = ["--set", "network.fusion=tabular", "--set", "training.embedding_lr=0.001"]
-    command = ["tune", "--space", space, "--name", "wild", "--trials", 3, "--json", *settings]
+    command = ["tune", "--space", space, "--name", "wild", "--trials", 3, "--json"]
     status, out, err = hfrt(session_cohort, *command, *SETTINGS, "--set", "training.epochs=3")
     found = json.loads(out)
     assert status == 0, err
@@ -251,30 +237,30 @@ def test_what_diverges_is_told_and_others_go_on(session_cohort, tmp_path, hfrt):
     assert diverged["reason"].startswith("training-diverged")
 
 
-def test_a_cohort_that_has_changed_fails(tuned, session_cohort, tmp_path, hfrt):
+def test_a_cohort_that_has_changed_is_refused(tuned, session_cohort, tmp_path, hfrt):
     root = tmp_path / "copy"
     root.mkdir()
     for name in ("hfrt.yaml", "data.csv"):
         (root / name).write_bytes((session_cohort / name).read_bytes())
     (root / "scans").symlink_to(session_cohort / "scans")
     (root / ".hfrt_cache").symlink_to(session_cohort / ".hfrt_cache")
-    command = ["tune", "--name", "a", "--trials", 1, *SETTINGS, "--set", "network.fusion=tabular"]
+    command = ["tune", "--name", "a", "--trials", 1, *SETTINGS]
     status, _, err = hfrt(root, *command)
     assert status == 0, err
     lines = (root / "data.csv").read_text().splitlines()
     (root / "data.csv").write_text("\n".join(lines[:-1]))
     status, out, err = hfrt(root, "tune", "--resume", "--trials", 2, "--json")
-    assert status == 3, err
-    failed = json.loads(out)["trials"][1]
-    assert (failed["state"], failed["reason"][:18]) == ("failed", "run-cohort-changed")
+    assert status == 1, err
+    assert json.loads(out)["error"]["code"] == "run-cohort-changed"
+    with Search.open(root / "tune" / "a").opened() as study:
+        assert len(study.trials) == 1  # no trial was spent on it
 
 
 @pytest.mark.slow
 def test_processes_and_two_commands_give_each_trial_once(session_cohort):
     command = [sys.executable, "-m", "hyperfusion_rt.cli", "tune", "--trials", "6", "--name", "two"]
     given = {"cwd": session_cohort, "stderr": subprocess.PIPE, "text": True}
-    table = ["--set", "network.fusion=tabular"]
-    first = subprocess.Popen([*command, "--jobs", "2", *SETTINGS, *table], **given)
+    first = subprocess.Popen([*command, "--jobs", "2", *SETTINGS], **given)
     folder = session_cohort / "tune" / "two"
     while not (folder / "splits.csv").exists():
         assert first.poll() is None, first.stderr.read()
@@ -299,13 +285,14 @@ def test_processes_and_two_commands_give_each_trial_once(session_cohort):
 def test_a_process_that_is_killed_is_replaced(session_cohort):
     """Its trial goes on in another process, from its last epoch; nothing else is lost."""
     command = [sys.executable, "-m", "hyperfusion_rt.cli", "tune", "--trials", "3", "--jobs", "2"]
-    settings = [*SETTINGS, "--set", "training.epochs=6"]
+    settings = [*SETTINGS, "--set", "training.epochs=12"]
     process = subprocess.Popen(
         [*command, "--name", "killed", "--pruner", "none", *settings],
         cwd=session_cohort, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     place = session_cohort / "tune" / "killed" / "trials" / "trial-0000"
-    while not (place / "member-0" / "history.csv").exists():
+    history = place / "member-0" / "history.csv"
+    while not history.exists() or len(rows_of(history)) < 2:  # the first of them is reported
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     lock = (session_cohort / "tune" / "killed" / "locks" / "trial-0000").stat().st_ino
@@ -321,8 +308,7 @@ def test_a_process_that_is_killed_is_replaced(session_cohort):
     with search.opened() as study:
         found = results.read(search, study)
     assert [trial.state for trial in found.trials] == ["complete"] * 3
-    history = rows_of(place / "member-0" / "history.csv")
-    assert [int(row["epoch"]) for row in history] == list(range(6))
+    assert [int(row["epoch"]) for row in rows_of(history)] == list(range(12))
     kept = [trial.user_attrs["tries"] for trial in study_trials(search)]
     assert kept[0]["epochs"] > 0  # it was taken up again after an epoch
     assert kept[1] == {"epochs": 0, "times": 1}
@@ -343,8 +329,10 @@ def test_without_optuna(session_cohort, monkeypatch):
     assert not (session_cohort / "tune" / "never").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_all_die_end_the_search(tuned, session_cohort, monkeypatch):
     monkeypatch.setattr(tune_module, "_process", dies)
+    monkeypatch.setattr(tune_module, "_DEATHS", 1)
     told = TuneOptions(name="whole", resume=True, trials=9, jobs=2)
     with pytest.raises(HyperFusionError, match="processes ended without a word") as error:
         tune(session_cohort / "hfrt.yaml", told)
