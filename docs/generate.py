@@ -26,6 +26,7 @@ from meanings import (
     LABEL_MAPS,
     LOG,
     RUN,
+    SEARCH,
 )
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -57,6 +58,7 @@ from hyperfusion_rt.runtime.outputs.table import (
     value_columns,
 )
 from hyperfusion_rt.study.options import DraftOptions
+from hyperfusion_rt.tune.options import TuneOptions
 
 # The figures of a raw scan; the last three are one per box.
 QUALITY = (
@@ -460,6 +462,8 @@ def output_files() -> str:
         "Beside the configuration, or where `--cache` says; [how it is "
         "used](../how-to/train.md). All of it can be made again.\n\n"
         + table(("file", "meaning"), CACHE)
+        + "## The folder of `hfrt tune`\n\n"
+        + table(("file", "meaning"), SEARCH)
     )
 
 
@@ -499,6 +503,7 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     AskOptions,
     EvaluateOptions,
     CompareOptions,
+    TuneOptions,
     ExportOptions,
     BenchOptions,
 )

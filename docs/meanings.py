@@ -208,3 +208,35 @@ LOG = [
         "The command ended with exit status 1, 2 or 130, without a result.",
     ),
 ]
+
+# (file, meaning) of the folder of a search.
+SEARCH = [
+    (
+        "`tune.html`",
+        "The page: the best trial, all trials, their course, what mattered, what was ended early. "
+        "It names no subject, and holds no figure of the test part.",
+    ),
+    (
+        "`best.yaml`",
+        "What the best trial changes of `hfrt.yaml`, to be put there.",
+    ),
+    (
+        "`trials.csv`",
+        "A line per trial: `state` (`complete`, `pruned`, `diverged`, `failed`, `running`), "
+        "`figure` and `loss` of the validation part, `epochs`, `seconds`, the value of each field, "
+        "`reason`.",
+    ),
+    (
+        "`trials/trial-0007/`",
+        "A [run](../how-to/train.md) each; one that was ended early has no `metrics.json`. A "
+        "`.log` beside it holds what its process said, if it said anything.",
+    ),
+    (
+        "`tune.json`",
+        "What the search began with: `hfrt.yaml` and what overruled it, the space, the metric, the "
+        "pruner, the seed.",
+    ),
+    ("`study.db`", "Optuna's study, in SQLite: other programs of Optuna open it, too."),
+    ("`splits.csv`, `inputs.json`", "As of a run: every trial must have the same cases and parts."),
+    ("`lock`, `locks/`", "Who works on which trial. They are empty."),
+]

@@ -138,6 +138,8 @@ CODES: dict[str, str] = {
     "training-peer-lost": "another process of the same training has ended, or cannot be reached",
     "training-processes-differ": "the processes of a training do not see the same data or program",
     "training-too-many-processes": "a training has more processes than a step has samples",
+    "tracker-failed": "MLflow or Weights & Biases cannot be reached, or refuses",
+    "search-no-result": "no trial of a search reached its end",
     "comparison-no-result": "no training of a comparison has a result",
     # artifacts
     "artifact-ambiguous": "several artifacts are here, and none is named",

@@ -17,6 +17,7 @@ from hyperfusion_rt.cli import (  # noqa: F401
     study,
     tools,
     train,
+    tune,
     what_if,
 )
 from hyperfusion_rt.cli.options import COMMANDS, GROUPS, Plain

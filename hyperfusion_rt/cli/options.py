@@ -15,7 +15,7 @@ import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -42,6 +42,7 @@ FLAGS = {
     "engines": "--engine",
     "batches": "--batch",
     "preset_name": "--preset",
+    "trackers": "--tracker",
 }
 PANELS = {
     INPUT: (
@@ -52,17 +53,18 @@ PANELS = {
         "task", "unit", "boxes", "calibration", "calibration_table", "vary", "nearest_flip", "at",
         "of", "method", "atlas", "cube", "shape", "spacing", "orientation", "normalise", "box",
         "recipe", "output", "classes", "segmentation", "bins",
+        "trials", "space", "metric", "pruner", "seed",
     ),
     OUTPUT: (
         "out", "report", "report_subjects", "explain", "no_ids_in_report", "derivative",
         "label_maps", "log_file", "force", "as_json", "name", "against", "rule", "precision",
-        "no_training_hashes", "seen_by", "include_seen", "level",
+        "no_training_hashes", "seen_by", "include_seen", "level", "trackers",
     ),
     ENGINE: (
         "engine", "engines", "device", "threads", "batch", "batches", "feature_cache", "max_memory",
         "cache", "cache_limit",
     ),
-    RESUME: ("resume", "retry_failed", "fail_fast", "max_errors"),
+    RESUME: ("resume", "retry_failed", "fail_fast", "max_errors", "timeout"),
     MACHINES: (
         "jobs", "shard", "executor", "workers", "address", "devices", "nodes", "node_rank",
         "rendezvous",
@@ -84,6 +86,7 @@ METAVARS = {
     "serve": "DIR",
     "bids_filter": "FILE",
     "calibration": "SCANS",
+    "timeout": "MINUTES",
 }
 # What a command sets itself.
 _HIDDEN = ("replace",)
@@ -181,7 +184,7 @@ class Command:
 GROUPS = {
     "Data": ("simulate", "preprocess"),
     "Study": ("init", "config", "check"),
-    "Train": ("train", "compare", "export", "import", "import-checkpoint"),
+    "Train": ("train", "compare", "tune", "export", "import", "import-checkpoint"),
     "Predict": ("infer", "evaluate", "merge", "bids-app"),
     "Explain": ("what-if", "explain"),
     "Tools": ("inspect", "doctor", "bench", "demo"),
@@ -289,5 +292,9 @@ def _type_of(field: FieldInfo) -> Any:
     if any(isinstance(mark, BeforeValidator) for mark in field.metadata):
         return str | None
     if typing.get_origin(kind) is tuple:
-        return list[typing.get_args(kind)[0]] | None  # type: ignore[misc]
+        inside = typing.get_args(kind)[0]
+        # Typer takes no list of words out of several; the model says what is wrong with one.
+        return (
+            list[str] | None if typing.get_origin(inside) is Literal else list[inside] | None  # type: ignore[valid-type]
+        )
     return kind

@@ -10,7 +10,8 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,7 @@ from hyperfusion_rt.training.own_network import start_weights
 from hyperfusion_rt.training.pretraining import pretrained
 from hyperfusion_rt.training.run_folder import Member
 from hyperfusion_rt.training.sampling import batches, epoch_samples
+from hyperfusion_rt.training.trackers import Tracker, Trackers
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -152,9 +154,7 @@ class Trainer:
         index: int,
         device: torch.device,
         group: Group | None = None,
-        max_memory: int | None = None,
     ) -> None:
-        self.max_memory = max_memory
         self.config, self.dataset, self.member, self.device = config, dataset, member, device
         self.group = group or Group()
         self.seed = config.training.seed + 1000 * index
@@ -212,6 +212,8 @@ class Trainer:
         *,
         resume: bool = False,
         on_features: Callable[[int, int], None] | None = None,
+        trackers: Sequence[Tracker] = (),
+        max_memory: int | None = None,
     ) -> None:
         """Run the epochs that are left; the best weights are in `member.weights` afterwards."""
         training = self.config.training
@@ -222,10 +224,9 @@ class Trainer:
         start = self._restore(learner) if resume else 0
         if self.config.network.keeps_features:
             self._keep_features(learner, on_features)
-        if self.max_memory is not None:
-            self._check_memory(learner.network)
-        board = self._board(start) if self.group.writes else None
-        try:
+        if max_memory is not None:
+            self._check_memory(learner.network, max_memory)
+        with self._board(start, trackers) if self.group.writes else nullcontext() as board:
             for epoch in range(start, training.epochs):
                 if training.patience and epoch - self.best_epoch > training.patience:
                     break
@@ -239,18 +240,13 @@ class Trainer:
                 if self.group.writes:
                     self._save(learner)
                 if board is not None:
-                    for name, value in row.items():
-                        if name != "epoch":
-                            board.add_scalar(name, value, epoch)
+                    board.write(epoch, row)
                 if on_epoch is not None:
                     on_epoch(epoch, row)
-        finally:
-            if board is not None:
-                board.close()
         if self.best_epoch < 0:
             raise self._diverged("no epoch gave finite answers to the validation part")
 
-    def _check_memory(self, network: nn.Module) -> None:
+    def _check_memory(self, network: nn.Module, most: int) -> None:
         """Refuse a training that needs more than it may take."""
         training, chosen = self.config.training, self.split.train[:2]
         image, row = self._inputs(chosen, np.zeros(len(chosen), np.int64), 0)
@@ -264,8 +260,6 @@ class Trainer:
             own = -(-training.batch_size // parts // self.group.size)
             return estimate(kept, own, network, copies, feed * samples)
 
-        most = self.max_memory
-        assert most is not None
         check_budget(needed, most, training.batch_size, training.accumulate, self.group.size)
 
     def _keep_features(
@@ -418,8 +412,5 @@ class Trainer:
             ) from error
         return len(self.history)
 
-    def _board(self, start: int) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = str(self.member.folder / "tensorboard")
-        return SummaryWriter(folder, purge_step=start)
+    def _board(self, start: int, trackers: Sequence[Tracker]) -> Trackers:
+        return Trackers(self.member, self.config, trackers, start)

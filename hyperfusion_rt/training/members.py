@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.training.executor import run_elsewhere
-from hyperfusion_rt.training.options import WhereOptions
+from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.run_folder import Run
 
 # Told of an epoch of a member of a run: (run, member, epoch from 0, its figures).
@@ -23,7 +23,7 @@ class MemberTask:
 
     folder: Path
     index: int
-    device: str | None
+    options: TrainOptions
 
     @property
     def name(self) -> str:
@@ -45,8 +45,8 @@ class MemberTask:
         from hyperfusion_rt.training.train import choose_device, dataset_again, train_member
 
         run = Run.open(self.folder)
-        device = choose_device(self.device)
-        train_member(run, dataset_again(run), self.index, device, resume=True)
+        device = choose_device(self.options.device)
+        train_member(run, dataset_again(run), self.index, device, resume=True, options=self.options)
 
     def history(self) -> list[dict[str, Any]]:
         """The figures of the epochs that are done."""
@@ -60,7 +60,7 @@ class MemberTask:
 
 def train_members(
     runs: Iterable[Run],
-    options: WhereOptions,
+    options: TrainOptions,
     on_trained: Callable[[Run], None],
     on_epoch: OnEpoch | None = None,
 ) -> None:
@@ -80,7 +80,7 @@ def train_members(
     def tasks() -> Iterator[MemberTask]:
         for run in runs:
             members = range(run.config.training.members)
-            made = [MemberTask(run.folder.resolve(), i, options.device) for i in members]
+            made = [MemberTask(run.folder.resolve(), i, options) for i in members]
             for task in made:
                 left[task], told[task] = run, len(task.history())
             yield from made

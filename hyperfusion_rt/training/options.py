@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.options import Options, Size, Threads
+from hyperfusion_rt.training.trackers import Tracker
+
+Trackers = Annotated[
+    tuple[Tracker, ...],
+    Field(
+        description="Where the figures of each epoch are written, too, beside TensorBoard: mlflow, "
+        "into mlflow.db beside the runs, or where MLFLOW_TRACKING_URI says; wandb, into the run's "
+        "folder, and sent if WANDB_MODE is online."
+    ),
+]
 
 
 class WhereOptions(Options):
@@ -44,6 +54,7 @@ class WhereOptions(Options):
 class TrainOptions(WhereOptions):
     """Where and how a training runs: nothing here is meant to change its numbers."""
 
+    trackers: Trackers = ()
     max_memory: Size = Field(
         None,
         description="What a process may take, in bytes or such as 4G: a training that needs more "

@@ -168,9 +168,9 @@ def train(
                 index,
                 where,
                 resume=again,
+                options=options,
                 callbacks=calls,
                 group=group,
-                max_memory=options.max_memory,
             )
         finish(run, dataset, where, group)
         _write_resources(run, group, where, time.perf_counter() - began)
@@ -269,23 +269,29 @@ def train_member(
     device: torch.device,
     *,
     resume: bool,
+    options: TrainOptions | None = None,
     callbacks: Callbacks | None = None,
     group: Group | None = None,
-    max_memory: int | None = None,
 ) -> None:
     """Run the epochs of member `index` that are left; with `resume`, after its checkpoint.
 
     Raises:
         HyperFusionError: it came to nothing, or its checkpoint cannot be read.
     """
-    calls = callbacks or Callbacks()
-    trainer = Trainer(run.config, dataset, run.member(index), index, device, group, max_memory)
+    calls, options = callbacks or Callbacks(), options or TrainOptions()
+    trainer = Trainer(run.config, dataset, run.member(index), index, device, group)
 
     def on_epoch(epoch: int, row: dict[str, Any]) -> None:
         if calls.on_epoch is not None:
             calls.on_epoch(index, epoch, row)
 
-    trainer.train(on_epoch, resume=resume, on_features=calls.on_features)
+    trainer.train(
+        on_epoch,
+        resume=resume,
+        on_features=calls.on_features,
+        trackers=options.trackers,
+        max_memory=options.max_memory,
+    )
 
 
 def finish(run: Run, dataset: Dataset, device: torch.device, group: Group | None = None) -> None:

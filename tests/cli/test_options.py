@@ -70,13 +70,18 @@ NAMES = {
     "train": {
         "--config": "hfrt.yaml", "--set": None, "--name": None, "--resume": False, "--run": None,
         "--device": None, "--threads": None, "--jobs": None, "--executor": "local",
-        "--ray-address": None, "--json": False,
+        "--ray-address": None, "--tracker": None, "--json": False,
     },
     "compare": {
         "--config": "hfrt.yaml", "--set": None, "--models": None, "--folds": None, "--seeds": 1,
         "--ablate": None, "--against": None, "--test": None, "--test-table": None, "--name": None,
         "--resume": False, "--jobs": None, "--threads": None, "--device": None,
         "--executor": "local", "--ray-address": None, "--json": False,
+    },
+    "tune": {
+        "--config": "hfrt.yaml", "--set": None, "--trials": 20, "--space": None, "--metric": None,
+        "--pruner": None, "--seed": None, "--name": None, "--resume": False, "--timeout": None,
+        "--jobs": None, "--threads": None, "--device": None, "--tracker": None, "--json": False,
     },
     "init": {
         "--scans": None, "--table": None, "--target": None, "--task": None, "--unit": None,
