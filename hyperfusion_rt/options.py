@@ -20,6 +20,8 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def parse_size(value: object) -> object:
     """Bytes, from `4G`, `500M` or a number."""
+    if isinstance(value, int) and value <= 0:
+        raise ValueError("more than 0 bytes are needed")
     if not isinstance(value, str):
         return value
     number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
@@ -33,7 +35,7 @@ def parse_size(value: object) -> object:
 
 
 # Bytes; in text, 4G or 500M.
-Size = Annotated[int | None, BeforeValidator(parse_size), Field(gt=0)]
+Size = Annotated[int | None, BeforeValidator(parse_size)]
 Threads = Annotated[
     int | None,
     Field(ge=1, description="Threads; default, and at most: the cores this process may use."),

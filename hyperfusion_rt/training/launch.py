@@ -227,8 +227,8 @@ def _work(place: Place, threads: int, pipe: Connection, arguments: dict[str, Any
             import traceback
 
             traceback.print_exc()
-            code, text = reason_of(error, f"process {place.rank}")
-            error = HyperFusionError(text, code=code)
+            kind, text = reason_of(error, f"process {place.rank}")
+            error = HyperFusionError(text, code=kind)
         say("error")(error)
         os._exit(_SPOKE)  # without waiting for the others, which wait for this one
 

@@ -184,12 +184,12 @@ class Killed(MemberTask):
 
         mark, inputs, batches = self.folder / "killed", Trainer._inputs, []
 
-        def deadly(trainer, batch, epoch, rng):
+        def deadly(trainer, cases, sides, epoch):
             batches.append(epoch)
             if batches.count(self.epoch) == 2 and (self.always or not mark.exists()):
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return inputs(trainer, batch, epoch, rng)
+            return inputs(trainer, cases, sides, epoch)
 
         if self.index == 1:
             Trainer._inputs = deadly
