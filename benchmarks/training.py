@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as `hfrt train` does
 
 import numpy as np
 import torch

@@ -9,13 +9,15 @@ one's weights and convolves with them, and nothing is prepared ahead.
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from hyperfusion_rt.cli.terminal import share_the_cores
+
+if sys.argv[1] == "ours":  # as the command does, before torch is imported
+    share_the_cores()
 
 import nibabel
 import numpy as np

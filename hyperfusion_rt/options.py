@@ -21,7 +21,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def parse_size(value: object) -> object:
     """Bytes, from `4G`, `500M` or a number."""
     if isinstance(value, int) and value <= 0:
-        raise ValueError("more than 0 bytes are needed")
+        raise ValueError("input should be greater than 0")
     if not isinstance(value, str):
         return value
     number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
