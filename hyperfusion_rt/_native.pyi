@@ -78,6 +78,15 @@ class LocalCorrelation:
     ) -> tuple[float, float, float, float]: ...
 
 def set_team(entry: int) -> None: ...
+def filter_gradient(
+    x: Floats,
+    dy: Floats,
+    stride: int,
+    weight: Floats,
+    bias: Floats,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def norm_sums(x: Floats, sums: NDArray[np.float64], threads: int, isa: str = "") -> None: ...
 def norm_statistics(
     sums: NDArray[np.float64],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyperfusion_rt.kernels.ops import (
         Epilogue,
+        conv3d,
         conv3d_block,
         hyper_conv3d,
         hyper_conv_transpose3d,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Epilogue",
+    "conv3d",
     "conv3d_block",
     "hyper_conv3d",
     "hyper_conv_transpose3d",

@@ -6,9 +6,7 @@ several processes can add up their sums: synchronised batch norm.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -20,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm, max_pool3d
 
 from hyperfusion_rt import _native
+from hyperfusion_rt.kernels.cpu.plain import LAYOUT, eager, scans
 from hyperfusion_rt.kernels.weights import check_devices
 
-_LAYOUT = torch.channels_last_3d
 _PERIOD = 32  # vectors of 16 numbers after which the channels repeat: kNormPeriod of training.hpp
 
 # Sums [K, C] float64 of this process → those over all processes.
@@ -96,37 +94,13 @@ def _native_takes(tensors: tuple[Tensor | None, ...], options: _Options) -> bool
     x = tensors[0]
     assert x is not None
     return (
-        all(
-            type(t) in (Tensor, torch.nn.Parameter)
-            and t.device.type == "cpu"
-            and t.dtype == torch.float32
-            and t.is_contiguous(memory_format=_LAYOUT if t is x else torch.contiguous_format)
-            for t in tensors
-            if t is not None
-        )
-        and x.numel() > 0
+        eager(x, tensors[1:])
+        and all(t.is_contiguous() for t in tensors[1:] if t is not None)
         and x.shape[1] // gcd(x.shape[1], 16) <= _PERIOD
         # PyTorch says what is wrong with these.
         and (options.merge is not None or x.numel() > x.shape[1])
         and (not options.pool or min(x.shape[2:]) > 1)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and _threads_shared()
     )
-
-
-@cache
-def _threads_shared() -> bool:
-    """Have the kernels run on PyTorch's own threads; whether there are kernels for this machine."""
-    try:
-        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-    except (OSError, AttributeError):
-        pass  # not built with GNU's OpenMP: threads of their own
-    else:
-        _native.set_team(ctypes.cast(found, ctypes.c_void_p).value or 0)
-    return bool(_native.available_isas())
 
 
 class _NormRelu(torch.autograd.Function):
@@ -146,7 +120,7 @@ class _NormRelu(torch.autograd.Function):
         threads, channels = torch.get_num_threads(), x.shape[1]
         sums = torch.zeros(3, channels, dtype=torch.float64)
         if options.counts:
-            _native.norm_sums(_scans(x), sums.numpy(), threads)
+            _native.norm_sums(scans(x), sums.numpy(), threads)
         if options.merge is not None:
             sums = options.merge(sums).contiguous()
         statistics = x.new_empty(3, channels)
@@ -155,8 +129,8 @@ class _NormRelu(torch.autograd.Function):
             running_mean.numpy(), running_var.numpy(), statistics.numpy(),
         )  # fmt: skip
         size = (n // 2 if options.pool else n for n in x.shape[2:])
-        y = torch.empty(*x.shape[:2], *size, memory_format=_LAYOUT)
-        _native.norm(*_arguments(x, statistics, bias, factor, options), _scans(y), threads)
+        y = torch.empty(*x.shape[:2], *size, memory_format=LAYOUT)
+        _native.norm(*_arguments(x, statistics, bias, factor, options), scans(y), threads)
         ctx.save_for_backward(x, bias, factor, statistics, sums)
         ctx.options = options
         return y
@@ -166,7 +140,7 @@ class _NormRelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias, factor, statistics, forward = ctx.saved_tensors
         options: _Options = ctx.options
-        threads, given = torch.get_num_threads(), _scans(dy.contiguous(memory_format=_LAYOUT))
+        threads, given = torch.get_num_threads(), scans(dy.contiguous(memory_format=LAYOUT))
         arguments = _arguments(x, statistics, bias, factor, options)
         own = torch.zeros(2, x.shape[1], dtype=torch.float64)
         if options.counts:
@@ -177,18 +151,12 @@ class _NormRelu(torch.autograd.Function):
         if not options.counts:
             dx = torch.zeros_like(x)
         elif ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x, memory_format=_LAYOUT)
+            dx = torch.empty_like(x, memory_format=LAYOUT)
             _native.norm_gradient(
-                *arguments, given, sums.numpy(), forward.numpy(), _scans(dx), threads
+                *arguments, given, sums.numpy(), forward.numpy(), scans(dx), threads
             )
         dbias, dweight = own.float()
         return dx, dweight, dbias, None, None, None, None
-
-
-def _scans(x: Tensor) -> NDArray[np.float32]:
-    """As the kernels see it: `[B, D, H, W, C]`, the same memory."""
-    found: NDArray[np.float32] = x.movedim(1, -1).numpy()
-    return found
 
 
 # What the kernels begin with: x, statistics, bias, factor, relu, pool.
@@ -202,7 +170,7 @@ def _arguments(
     x: Tensor, statistics: Tensor, bias: Tensor, factor: Tensor | None, options: _Options
 ) -> _Arguments:
     factors = None if factor is None else factor.numpy()
-    return _scans(x), statistics.numpy(), bias.numpy(), factors, options.relu, options.pool
+    return scans(x), statistics.numpy(), bias.numpy(), factors, options.relu, options.pool
 
 
 class _Merged(torch.autograd.Function):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hyperfusion_rt.kernels import hyper_conv3d, hyper_linear
+from hyperfusion_rt.kernels import conv3d, hyper_conv3d, hyper_linear
 from hyperfusion_rt.kernels.geometry import Triple
 
 # (e [B, K], G [K, ...], h [K, Cout], g0 [...] or None, h0 [Cout] or None)
@@ -234,9 +234,25 @@ class LowRank(nn.Module):
 
 def conditioned(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
     """The output of `layer`, which takes the condition if it is generated."""
-    takes_condition = isinstance(layer, (HyperConv3d, HyperLinear, LowRank, Conditioned))
-    y: Tensor = layer(x, condition) if takes_condition else layer(x)
+    if isinstance(layer, (HyperConv3d, HyperLinear, LowRank, Conditioned)):
+        y: Tensor = layer(x, condition)
+    elif isinstance(layer, nn.Conv3d) and layer.training and _bordered(layer):
+        y = conv3d(x, layer.weight, layer.bias, layer.stride[0])
+    else:
+        y = layer(x)
     return y
+
+
+def _bordered(layer: nn.Conv3d) -> bool:
+    """Whether it is 3x3x3 with a border of one voxel, the same along all axes, and no more."""
+    return (
+        layer.kernel_size == (3, 3, 3)
+        and layer.padding == (1, 1, 1)
+        and layer.dilation == (1, 1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and len(set(layer.stride)) == 1
+    )
 
 
 class Conditioned(nn.Module):

@@ -9,6 +9,7 @@
 
 #include "bindings.hpp"
 #include "engine/dispatch.hpp"
+#include "training/filter_gradient.hpp"
 #include "training/norm.hpp"
 #include "training/parallel.hpp"
 
@@ -65,6 +66,31 @@ void check_output(const hfrt::Norm& n, const Array& y) {
 }  // namespace
 
 void define_training(nb::module_& m) {
+  m.def(
+      "filter_gradient",
+      [](const Scans& x, const Scans& dy, int64_t stride, const ScansOut& weight,
+         const RowOut& bias, int threads, const std::string& isa) {
+        const auto size = [](const Scans& a, size_t axis) {
+          return static_cast<int64_t>(a.shape(axis));
+        };
+        if (stride < 1) throw nb::value_error("stride is 1 at least");
+        const hfrt::FilterGradient of{x.data(),    dy.data(),   size(x, 0),  size(x, 1),
+                                      size(x, 2),  size(x, 3),  size(x, 4),  size(dy, 1),
+                                      size(dy, 2), size(dy, 3), size(dy, 4), stride};
+        bool fits = size(dy, 0) == of.batch;
+        for (size_t a = 1; a < 4; ++a) fits &= size(dy, a) == (size(x, a) - 1) / stride + 1;
+        check(fits && x.size() && of.cout, "dy");
+        const size_t shape[] = {dy.shape(4), 3, 3, 3, x.shape(4)};
+        for (size_t a = 0; a < 5; ++a) check(weight.shape(a) == shape[a], "weight");
+        check(bias.shape(0) == dy.shape(4), "bias");
+        const auto& kernels = hfrt::training_kernels_for(isa);
+        nb::gil_scoped_release release;
+        hfrt::filter_gradient(kernels, threads, of, weight.data(), bias.data());
+      },
+      "x"_a.noconvert(), "dy"_a.noconvert(), "stride"_a, "weight"_a.noconvert(),
+      "bias"_a.noconvert(), "threads"_a, "isa"_a = "",
+      "Into `weight` [Cout, 3, 3, 3, Cin] and `bias` [Cout]: gradients of a 3x3x3 convolution with "
+      "a border of one voxel, of `x` [B, D, H, W, Cin] and `dy`.");
   m.def(
       "set_team", [](uintptr_t entry) { hfrt::set_team(reinterpret_cast<hfrt::Team>(entry)); },
       "entry"_a, "The address of the GOMP_parallel whose threads the kernels of training run on.");

@@ -35,6 +35,28 @@ inline int64_t norm_parts(const Norm& n) {
   return (n.d * n.h * n.w * n.channels + run - 1) / run;
 }
 
+// The weights of a 3x3x3 convolution with a border of one voxel, and its bias: gradients, of
+// x [B][D][H][W][cin] and dy [B][OD][OH][OW][cout].
+struct FilterGradient {
+  const float *x, *dy;
+  int64_t batch, d, h, w, cin, od, oh, ow, cout, stride;
+
+  int64_t padded() const { return (cout + 15) / 16 * 16; }
+  // Of a task, which is a slab of a sample: at most 2048 voxels of dy, or one slice.
+  int64_t slab() const { return oh * ow < 2048 ? 2048 / (oh * ow) : 1; }
+  int64_t slabs() const { return (od + slab() - 1) / slab(); }
+  // What a task finds: [3][3][3][cin][padded], and the bias.
+  int64_t numbers() const { return (27 * cin + 1) * padded(); }
+  // Its scratch: a row of x with its border, the rows of x below some of dy, both of some rows.
+  int64_t line() const { return ((ow - 1) * stride + 3) * cin; }
+  int64_t lines(int64_t rows) const { return (rows - 1) * stride + 3; }
+  int64_t rows() const {
+    const int64_t some = 16384 / (3 * stride * line() + ow * padded());
+    return some < 1 ? 1 : some < oh ? some : oh;
+  }
+  int64_t scratch() const { return 3 * lines(rows()) * line() + rows() * ow * padded(); }
+};
+
 struct TrainingKernels {
   // Per channel, sums of x and of its squares: out [task][2][C], tasks as without `pool`. Of `norm`
   // it reads x and sizes. Differences to the mean of 4096 numbers are squared: the variance that
@@ -48,6 +70,10 @@ struct TrainingKernels {
   // dx = scale * g - first - second * (x - mean); first, second [C].
   void (*norm_gradient)(const Norm& norm, const float* dy, const float* first, const float* second,
                         float* dx, int64_t begin, int64_t end);
+  // Sums in float32: out [task][numbers]. Error of each: the task's voxels times half an ulp of the
+  // products' magnitudes, at most.
+  void (*filter_gradient)(const FilterGradient& a, float* scratch, float* out, int64_t begin,
+                          int64_t end);
 };
 
 const TrainingKernels& training_avx2();

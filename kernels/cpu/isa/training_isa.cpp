@@ -1,4 +1,5 @@
 // Compiled once per instruction set, which HFRT_ISA names.
+#include "filter_gradient.hpp"
 #include "norm.hpp"
 
 #define HFRT_JOIN(isa) training_##isa
@@ -7,7 +8,8 @@
 namespace hfrt {
 
 const TrainingKernels& HFRT_TABLE(HFRT_ISA)() {
-  static const TrainingKernels table{::norm_sums, ::norm, ::norm_gradient_sums, ::norm_gradient};
+  static const TrainingKernels table{::norm_sums, ::norm, ::norm_gradient_sums, ::norm_gradient,
+                                     ::filter_gradient};
   return table;
 }
 
