@@ -21,13 +21,13 @@ SMALL = {
 }
 
 
-def losses(cohort, name, device, **training):
+def losses(cohort, name, device, devices=None, **training):
     overrides = SMALL | {"training": SMALL["training"] | training}
     run = train(
         load_config(cohort / "hfrt.yaml", overrides),
         cohort,
         name=name,
-        options=TrainOptions(device=device),
+        options=TrainOptions(device=device, devices=devices),
     )
     lines = (run.member(0).folder / "history.csv").read_text().splitlines()
     column = lines[0].split(",").index("train_loss")
@@ -50,3 +50,14 @@ def test_a_captured_step_is_the_step(session_cohort):
     plain = losses(session_cohort, "step", "cuda", amp=False)
     captured = losses(session_cohort, "captured", "cuda", amp=False, cuda_graph=True)
     assert captured == pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU: NCCL is NOT checked")
+@pytest.mark.parametrize("options", [{"amp": False}, {}, {"amp": False, "cuda_graph": True}])
+def test_two_gpus_learn_as_one(session_cohort, options):
+    """Dropout's numbers are drawn for the whole batch in each process, the same as for one."""
+    name = "-".join(["gpus", *options])
+    alone = losses(session_cohort, f"{name}-1", "cuda", devices=1, **options)
+    together = losses(session_cohort, f"{name}-2", "cuda", devices=2, **options)
+    # Mixed precision rounds to 8 bits.
+    assert together == pytest.approx(alone, rel=1e-3 if options else 5e-2)

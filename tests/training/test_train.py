@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from hyperfusion_rt.config import load_config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.training import loop
 from hyperfusion_rt.training.dataset import gather
+from hyperfusion_rt.training.learner import Learner
+from hyperfusion_rt.training.loop import Trainer
+from hyperfusion_rt.training.memory import check_budget
+from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.run_folder import Member, Run
 from hyperfusion_rt.training.train import Callbacks, choose_device, train
 
@@ -74,6 +79,76 @@ def test_a_killed_run_resumes_to_the_same_numbers(session_cohort):
     assert resumed.metrics == whole.metrics
     a, b = (load_file(run.member(0).weights) for run in (whole, resumed))
     assert all(np.array_equal(a[k].numpy(), b[k].numpy()) for k in a)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_epoch(session_cohort):
+    config = load_config(session_cohort / "hfrt.yaml", TINY)
+    whole = train(config, session_cohort, name="roomy")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(member, epoch, row):
+        # Larger files cannot be written any more, as on a full disk: the checkpoint is one.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+
+    try:
+        with pytest.raises(HyperFusionError, match=r"cannot be written: .*is unchanged") as error:
+            train(config, session_cohort, name="full", callbacks=Callbacks(on_epoch=fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.code == "output-cannot-be-written"
+    full = Run.latest(session_cohort / "runs", finished=False)
+    assert full.folder.name == "full"
+    assert len(numbers(full)) == 1
+    left = {path.name for path in full.member(0).folder.iterdir()}
+    assert not [name for name in left if name.startswith(".")]
+    resumed = train(full.config, session_cohort, resume=full)
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_parts_of_a_step_have_the_gradient_of_the_whole(session_cohort):
+    """Without batch norm and dropout, which see a part at a time, the epochs are the same."""
+    change = {"network": {"fusion": "tabular"}, "training": {**TINY["training"], "ema": 0.0}}
+    found = []
+    for parts in (1, 3):
+        change["training"]["accumulate"] = parts
+        config = load_config(session_cohort / "hfrt.yaml", change)
+        trainer = Trainer(
+            config, gather(config, session_cohort), Member(session_cohort), 0, torch.device("cpu")
+        )
+        network = torch.nn.Linear(trainer.split.encoder.width, 3)
+        torch.nn.init.zeros_(network.weight)
+        torch.nn.init.zeros_(network.bias)
+        learner = Learner(Rows(network), config.training, trainer.loss, trainer.device)
+        trainer._epoch(learner, 0)
+        found.append([p.detach().clone() for p in network.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+class Rows(torch.nn.Module):
+    """A network of the row alone."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, image, tabular):
+        return self.layer(tabular)
+
+
+def test_a_training_that_needs_more_memory_is_refused(session_cohort):
+    change = {**TINY, "training": {**TINY["training"], "batch_size": 32}}
+    config = load_config(session_cohort / "hfrt.yaml", change)
+    options = TrainOptions(max_memory="1M")
+    with pytest.raises(HyperFusionError, match=r"`max_memory` 1 MiB: .* give it more") as error:
+        train(config, session_cohort, name="memory", options=options)
+    assert error.value.code == "out-of-budget"
+
+
+def test_what_fits_is_said():
+    with pytest.raises(HyperFusionError, match=r"training.accumulate to 4, which needs 26 MiB"):
+        check_budget(lambda parts: (10 + 64 / parts) * 2**20, 30 << 20, 32, 1, 2)
+    check_budget(lambda parts: 2.0**20, 2 << 20, 32, 1, 1)
 
 
 def test_another_seed_gives_other_numbers(session_cohort, session_run):
