@@ -43,8 +43,7 @@ void filter_gradient(const hfrt::FilterGradient& a, float* scratch, float* out, 
             float* to = lines + (kd * high + r) * line;
             const int64_t zd = z * a.stride + kd - 1, zh = y * a.stride + r - 1;
             const bool inside = zd >= 0 && zd < a.d && zh >= 0 && zh < a.h;
-            const float* from =
-                inside ? a.x + ((sample * a.d + zd) * a.h + zh) * a.w * a.cin : a.x;
+            const float* from = inside ? a.x + ((sample * a.d + zd) * a.h + zh) * a.w * a.cin : a.x;
             const int64_t whole =
                 inside ? (a.w * a.cin < line - a.cin ? a.w * a.cin : line - a.cin) : 0;
             for (int64_t i = 0; i < a.cin; ++i) to[i] = 0;
