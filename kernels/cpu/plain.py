@@ -17,7 +17,7 @@ LAYOUT = torch.channels_last_3d
 
 
 def eager(x: Tensor, others: Iterable[Tensor | None]) -> bool:
-    """Whether the native kernels run: eagerly, float32 on the CPU, x `[B, C, D, H, W]` in LAYOUT."""
+    """Whether the native kernels run: eager, float32, on the CPU; x `[B, C, D, H, W]` as LAYOUT."""
     return (
         _float32(x)
         and x.is_contiguous(memory_format=LAYOUT)
