@@ -224,7 +224,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def page(found: dict[str, Any]) -> str:
-    """benchmarks/training.md."""
+    """benchmarks/training.md, of the parts that were measured."""
     machine = "; ".join(f"{k} {v}" for k, v in found["machine"].items())
     lines = [
         "# Training",
@@ -234,14 +234,24 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Machine: {machine}; torch {found['torch']}, {found['threads']} threads.",
         "",
+    ]
+    for name, section in (
+        ("epochs", _epochs), ("overlap", _overlap), ("processes", _processes)
+    ):  # fmt: skip
+        if name in found:
+            lines += section(found)
+    return "\n".join([*lines, "None of this has run on a GPU.", ""])
+
+
+def _epochs(found: dict[str, Any]) -> list[str]:
+    lines = [
         "## An epoch",
         "",
         f"Seconds: the median of {ROUNDS} rounds in turn, {EPOCHS - 1} epochs each, in processes "
         "of their own. Reading, augmentation, steps and the validation part. *Plain loop*: nibabel "
         "reads and SciPy resamples each scan in every epoch, a loop over the samples makes each "
         "one's weights and convolves; the network, optimiser and order of samples are ours, and "
-        "its convolution has our gradients to "
-        f"{found['plain_difference']:.0e} (float64).",
+        f"its convolution has our gradients to {found['plain_difference']:.0e} (float64).",
         "",
         "| study | before | now | before / now | plain loop | now, not augmented | plain / now |",
         "|---|---|---|---|---|---|---|",
@@ -252,8 +262,11 @@ def page(found: dict[str, Any]) -> str:
         old = s.get("before")
         first = f"{old:.2f} | {now:.2f} | **{old / now:.2f}**" if old else f"- | {now:.2f} | -"
         lines.append(f"| {name} | {first} | {slow:.2f} | {bare:.2f} | **{slow / bare:.1f}** |")
-    lines += [
-        "",
+    return [*lines, ""]
+
+
+def _overlap(found: dict[str, Any]) -> list[str]:
+    lines = [
         "## The loader beside the step",
         "",
         "Milliseconds a batch of 16, the loader and the steps with one thread each, so that each "
@@ -267,8 +280,11 @@ def page(found: dict[str, Any]) -> str:
         slower = max(part["loader"], part["step"])
         cells = (f"{1e3 * part[key]:.1f}" for key in ("loader", "step", "together"))
         lines.append(f"| {name} | {' | '.join(cells)} | **{slower / part['together']:.0%}** |")
-    lines += [
-        "",
+    return [*lines, ""]
+
+
+def _processes(found: dict[str, Any]) -> list[str]:
+    lines = [
         "## Several processes",
         "",
         "The same run in 1, 2 and 4 processes (gloo), a thread each, on a machine of two cores. "
@@ -286,8 +302,7 @@ def page(found: dict[str, Any]) -> str:
         seconds = f"{curve['seconds']:.2f}" if "seconds" in curve else "-"
         memory = ", ".join(map(str, curve.get("peak_memory_mib", []))) or "-"
         lines.append(f"| {name} | {seconds} | {apart:.1e} | {memory} |")
-    lines += ["", "None of this has run on a GPU.", ""]
-    return "\n".join(lines)
+    return [*lines, ""]
 
 
 def main(
