@@ -82,6 +82,9 @@ def norm_relu(
     if factor is not None and factor.shape != x.shape[:2]:
         raise ValueError(f"{op}: factor has shape {tuple(factor.shape)}, x {tuple(x.shape)}")
     options = _Options(momentum, eps, relu, pool, merge, counts)
+    if merge is not None and x.device.type == "cpu":
+        # All processes must go one way, and a single sample may lie as if it were contiguous.
+        x = x.contiguous(memory_format=LAYOUT)
     tensors = (x, weight, bias, running_mean, running_var, factor)
     if _native_takes(tensors, options):
         y: Tensor = _NormRelu.apply(*tensors, options)  # type: ignore[no-untyped-call]
