@@ -243,6 +243,8 @@ class Trainer:
                     board.write(epoch, row)
                 if on_epoch is not None:
                     on_epoch(epoch, row)
+        # The weights are read again, by all: nobody goes on before they are written.
+        self.group.wait()
         if self.best_epoch < 0:
             raise self._diverged("no epoch gave finite answers to the validation part")
 

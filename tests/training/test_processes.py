@@ -17,7 +17,9 @@ from hyperfusion_rt.errors import ConfigError, HyperFusionError
 from hyperfusion_rt.training import group as groups
 from hyperfusion_rt.training import train as training
 from hyperfusion_rt.training.group import Group, Place, joined, place_given
+from hyperfusion_rt.training.loop import summarise
 from hyperfusion_rt.training.options import TrainOptions
+from hyperfusion_rt.training.results import answers_of
 from hyperfusion_rt.training.run_folder import Run
 from hyperfusion_rt.training.train import Callbacks, device_of, train
 
@@ -221,6 +223,14 @@ def test_four_processes_learn_as_one_does(session_cohort, alone):
     run = train(config, session_cohort, name="four", options=options)
     assert_same_curve(run, alone)
     assert run.metrics["cases"]["test"] == 8
+    # What each of them predicted is what the network that was kept predicts.
+    outputs = answers_of(run, training.gather(config, session_cohort), torch.device("cpu"))
+    values = summarise(config, outputs)
+    with open(run.folder / "predictions.csv") as file:
+        written = list(csv.DictReader(file))
+    for row, value in zip(written, values, strict=True):
+        found = [float(row[f"p_{name}"]) for name in config.tabular.classes]
+        np.testing.assert_allclose(found, value, atol=1e-5)
 
 
 @pytest.mark.slow
