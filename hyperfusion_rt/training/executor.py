@@ -6,15 +6,10 @@ writes to its standard output and error, and how its process died, is in its log
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -22,6 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 from hyperfusion_rt.cluster import connect
 from hyperfusion_rt.errors import HyperFusionError, reason_of
 from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.training.child import end_with_parent, ending, logged, on_threads
 from hyperfusion_rt.training.options import WhereOptions
 
 _TRIES = 2  # of a task whose process dies
@@ -75,13 +71,9 @@ def run_elsewhere(
 
 def _attempt(task: Task, threads: int) -> HyperFusionError | None:
     """Do a task in this process, on so many threads; why it has no result, or None."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    with _logged(task.log):
+    with logged(task.log):
         try:
-            torch.set_num_threads(threads)
-            with threadpool_limits(threads):
+            with on_threads(threads):
                 task.run()
         except HyperFusionError as error:
             return error
@@ -93,27 +85,6 @@ def _attempt(task: Task, threads: int) -> HyperFusionError | None:
                 return missing
             return HyperFusionError(f"{reason}; see {task.log}", code=kind)
     return None
-
-
-@contextlib.contextmanager
-def _logged(log: Path) -> Iterator[None]:
-    """What this process writes goes to the end of `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    before = os.dup(1), os.dup(2)
-    with open(log, "a", encoding="utf-8") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, old in zip((1, 2), before, strict=True):
-                os.dup2(old, number)
-                os.close(old)
-    with contextlib.suppress(OSError):
-        if not log.stat().st_size:
-            log.unlink()
 
 
 def _died(task: Task, how: str, log: str) -> HyperFusionError:
@@ -157,7 +128,7 @@ def _in_processes(
                     on_done(task, receiver.recv())
                 except EOFError:
                     process.join()
-                    how = _ending(process.exitcode)
+                    how = ending(process.exitcode)
                     _note(task.log, f"try {tried}: the process died {how}")
                     if tried < _TRIES:
                         start(task, tried)
@@ -176,27 +147,9 @@ def _in_processes(
 
 def _process(task: Task, threads: int, sender: Connection) -> None:
     """What a process of its own does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     faulthandler.enable()
     sender.send(_attempt(task, threads))
-
-
-def _end_with_parent() -> None:
-    """So that a run whose parent was killed can be resumed: nobody else writes there."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by signal {-status} ({signal.Signals(-status).name})"
-    except ValueError:
-        return f"by signal {-status}"
 
 
 def _note(log: Path, text: str) -> None:

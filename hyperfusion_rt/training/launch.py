@@ -1,7 +1,7 @@
 """Starts the processes of a training on this machine, and ends all of them where one ends.
 
 Each gets what `torchrun` would give it in its environment. They tell this process what happens
-through a pipe each; a process that finds its pipe closed ends, so that none is left behind.
+through a pipe each, and end when it is gone, so that none is left behind.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, reason_of
 from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.training.child import end_with_parent, ending
 from hyperfusion_rt.training.group import Place
 from hyperfusion_rt.training.options import TrainOptions
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # Seconds in which the process that is to blame speaks, after another one has missed it.
 _BLAME = 5.0
 _END = 5.0
+_SPOKE = 3  # the status of a process that has said what is wrong
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _started(arguments: dict[str, Any], options: TrainOptions) -> Iterator[_Proc
     for local in range(count):
         rank, size = options.node_rank * count + local, options.nodes * count
         place = Place(rank, size, local, count, address, port)
-        mine, theirs = context.Pipe()
+        mine, theirs = context.Pipe(duplex=False)
         process = context.Process(
             target=_work, args=(place, threads, theirs, arguments), daemon=True
         )
@@ -118,26 +120,35 @@ class _Told:
 def _watch(processes: list[_Process], told: _Told) -> Path:
     """Until all have ended well; the run's folder."""
     running = {one.process.sentinel: one for one in processes}
-    pipes = {one.pipe: one for one in processes}
+    pipes = {one.pipe for one in processes}
     errors: list[HyperFusionError] = []
     blame = float("inf")
+
+    def hear(pipe: Connection) -> None:
+        try:
+            kind, values = pipe.recv()
+        except (EOFError, OSError):
+            pipes.discard(pipe)
+            return
+        if kind == "error":
+            errors.append(values[0])
+        else:
+            told.hear(kind, values)
+
     while running:
         left = max(0.0, blame - time.monotonic()) if errors else None
         ready = wait([*running, *pipes], timeout=left)
-        for pipe in [item for item in ready if isinstance(item, Connection)]:
-            try:
-                kind, values = pipe.recv()
-            except (EOFError, OSError):
-                del pipes[pipe]
+        for item in ready:
+            if isinstance(item, Connection):
+                hear(item)
+        for item in ready:
+            if not isinstance(item, int):
                 continue
-            if kind == "error":
-                errors.append(values[0])
-            else:
-                told.hear(kind, values)
-        for sentinel in [item for item in ready if isinstance(item, int)]:
-            one = running.pop(sentinel)
+            one = running.pop(item)
             one.process.join()
-            if one.process.exitcode and not _has_spoken(one, pipes, errors):
+            while one.pipe in pipes and one.pipe.poll():  # what it said last
+                hear(one.pipe)
+            if one.process.exitcode not in (0, _SPOKE):
                 errors.append(_died(one, told))
         # One that has lost another is not to blame, if the other still speaks.
         causes = [error for error in errors if error.code != "training-peer-lost"]
@@ -153,26 +164,9 @@ def _watch(processes: list[_Process], told: _Told) -> Path:
     return told.folder
 
 
-def _has_spoken(one: _Process, pipes: dict[Connection, _Process], errors: list[Any]) -> bool:
-    """Whether a process that has ended said why; what it said last is heard."""
-    said = len(errors)
-    while one.pipe in pipes and one.pipe.poll():
-        try:
-            kind, values = one.pipe.recv()
-        except (EOFError, OSError):
-            del pipes[one.pipe]
-            break
-        if kind == "error":
-            errors.append(values[0])
-    return len(errors) > said or one.process.exitcode == _SPOKE
-
-
-_SPOKE = 3  # the status of a process that has said what is wrong
-
-
 def _died(one: _Process, told: _Told) -> HyperFusionError:
     status = one.process.exitcode
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    how = f"{'was killed' if status < 0 else 'ended'} {ending(status)}"
     return HyperFusionError(
         f"process {one.place.rank} of {one.place.size} (pid {one.process.pid}) {how}; was there "
         f"too little memory? All were ended. {told.state}",
@@ -196,9 +190,8 @@ def _end(processes: list[_Process]) -> None:
 
 
 def _work(place: Place, threads: int, pipe: Connection, arguments: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process above ends this one
+    end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     os.environ |= {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.size),
@@ -224,18 +217,8 @@ def _work(place: Place, threads: int, pipe: Connection, arguments: dict[str, Any
         train(**arguments, callbacks=calls)
     except Exception as error:
         if not isinstance(error, HyperFusionError):
-            import traceback
-
             traceback.print_exc()
             kind, text = reason_of(error, f"process {place.rank}")
             error = HyperFusionError(text, code=kind)
         say("error")(error)
         os._exit(_SPOKE)  # without waiting for the others, which wait for this one
-
-
-def _end_with(pipe: Connection) -> None:
-    """End this process as soon as the one that started it is gone."""
-    try:
-        pipe.recv()
-    except (EOFError, OSError):
-        os._exit(1)

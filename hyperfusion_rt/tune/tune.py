@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from hyperfusion_rt.config.load import read_mapping
 from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
+from hyperfusion_rt.training.child import logged, on_threads
 from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
 from hyperfusion_rt.training.own_network import check_network
 from hyperfusion_rt.training.train import INPUTS, SPLITS, Callbacks, choose_device
@@ -254,24 +254,14 @@ def _process(
     folder: str, trials: int, device: str | None, threads: int, trackers: tuple[Any, ...]
 ) -> None:
     """What a process of its own does: one trial."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
     search = Search.open(Path(folder))
-    torch.set_num_threads(threads)
-    with search.opened() as study, threadpool_limits(threads):
+    with search.opened() as study, on_threads(threads):
         claim = search.claim(study, trials)
         if claim is None:
             sys.exit(_NOTHING)
         place = search.place(claim.number)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path = place.with_name(f"{place.name}.log")
-        with open(path, "a", encoding="utf-8") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+        with logged(place.with_name(f"{place.name}.log")):
             try:
                 work(search, study, claim, device, trackers)
             except KeyboardInterrupt:
                 sys.exit(130)
-        if not path.stat().st_size:
-            path.unlink()
