@@ -10,6 +10,7 @@ import typer
 
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.options import Json, command, spell
+from hyperfusion_rt.cli.shown import Shown
 from hyperfusion_rt.cli.train import Change, Configuration, overrides
 from hyperfusion_rt.errors import ConfigError
 
@@ -41,7 +42,7 @@ def compare(
     from hyperfusion_rt.compare.compare import as_dict
     from hyperfusion_rt.compare.compare import compare as start
     from hyperfusion_rt.export.check import check_exports
-    from hyperfusion_rt.training.check import Check, lines
+    from hyperfusion_rt.training.check import Check
     from hyperfusion_rt.training.train import Callbacks
 
     changes = overrides(change or [])
@@ -50,38 +51,28 @@ def compare(
             "--resume keeps the comparison's configuration: leave out --set", code="option-conflict"
         )
     with terminal.progress() as progress:
-        scans = progress.add_task("decoding", total=None)
+        shown = Shown(progress)
         bar = progress.add_task("training", total=None, visible=False)
 
-        def say(text: str) -> None:
-            progress.console.print(spell(text), highlight=False, markup=False, soft_wrap=True)
-
-        def on_scan(done: int, count: int) -> None:
-            progress.update(scans, completed=done, total=count)
-
-        def on_check(check: Check) -> None:
-            for line in lines(check, everything=False):
-                say(line)
-
         def on_job(done: int, count: int, job: Job, reason: str) -> None:
-            progress.update(scans, visible=False)
+            shown.are_read()
             progress.update(bar, completed=done, total=count, visible=True)
             became = f"failed: {reason}" if reason else "done"
-            say(f"{done} of {count}: {job.model}, seed {job.seed}, fold {job.fold}: {became}")
+            shown.say(f"{done} of {count}: {job.model}, seed {job.seed}, fold {job.fold}: {became}")
 
         seen = False
 
         def once(check: Check) -> None:  # every training looks at the cohort again
             nonlocal seen
             if not seen:
-                on_check(check)
+                shown.on_check(check)
             seen = True
 
         found = start(
             config,
             options,
             changes,
-            callbacks=Callbacks(on_scan=on_scan, on_check=once, on_network=check_exports),
+            callbacks=Callbacks(on_scan=shown.on_scan, on_check=once, on_network=check_exports),
             on_job=on_job,
         )
     if as_json:

@@ -11,6 +11,7 @@ import typer
 from hyperfusion_rt.cli import terminal
 from hyperfusion_rt.cli.figures import show_run
 from hyperfusion_rt.cli.options import INPUT, OUTPUT, Json, command, spell
+from hyperfusion_rt.cli.shown import Shown
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.number_text import number
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from hyperfusion_rt.config import Config
     from hyperfusion_rt.export.import_options import ImportOptions
     from hyperfusion_rt.export.options import ExportOptions
-    from hyperfusion_rt.training.check import Check
     from hyperfusion_rt.training.options import TrainOptions
     from hyperfusion_rt.training.train import Callbacks
 
@@ -190,12 +190,12 @@ def _show(folder: Path, metrics: dict[str, Any], as_json: bool) -> None:
     print(f"Next: hfrt export --run {run}")
 
 
-class _Training:
+class _Training(Shown):
     """What is shown of a training: bars on a terminal, and a line for each epoch everywhere."""
 
     def __init__(self, progress: Progress, config: Config) -> None:
-        self.progress, self.training = progress, config.training
-        self.scans = progress.add_task("decoding", total=None)
+        super().__init__(progress)
+        self.training = config.training
         self.epochs = progress.add_task("training", total=None, visible=False)
         self.features = progress.add_task("frozen layers", total=None, visible=False)
         self.fold, self.folds = 1, 1
@@ -210,24 +210,9 @@ class _Training:
             self.on_scan, self.on_check, self.on_epoch, check_exports, self.on_features
         )
 
-    def say(self, text: str) -> None:
-        """A line above the bars."""
-        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def on_scan(self, done: int, count: int) -> None:
-        """A scan was decoded."""
-        self.progress.update(self.scans, completed=done, total=count)
-
-    def on_check(self, check: Check) -> None:
-        """The cohort was looked at."""
-        from hyperfusion_rt.training.check import lines
-
-        for line in lines(check, everything=False):
-            self.say(spell(line))
-
     def on_features(self, done: int, count: int) -> None:
         """The frozen layers have run on a scan."""
-        self.progress.update(self.scans, visible=False)
+        self.are_read()
         self.progress.update(self.features, completed=done, total=count, visible=done < count)
 
     def on_fold(self, fold: int, folds: int) -> None:
@@ -241,7 +226,7 @@ class _Training:
         # With `jobs`, several members, and several folds, go on at the same time.
         self.done[self.fold, member] = epoch + 1
         done, total = sum(self.done.values()), epochs * self.training.members * self.folds
-        self.progress.update(self.scans, visible=False)
+        self.are_read()
         self.progress.update(self.epochs, completed=done, total=total, visible=True)
         figures = {k.replace("_", " "): v for k, v in row.items() if k not in ("epoch", "lr")}
         who = f"member {member}, " if self.training.members > 1 else ""

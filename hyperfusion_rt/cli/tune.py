@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hyperfusion_rt.cli import terminal
-from hyperfusion_rt.cli.options import Json, command, spell
+from hyperfusion_rt.cli.options import Json, command
+from hyperfusion_rt.cli.shown import Shown
 from hyperfusion_rt.cli.train import Change, Configuration, overrides
 from hyperfusion_rt.errors import ConfigError
 
@@ -41,7 +42,6 @@ def tune(
     terminal.share_the_cores()
     from hyperfusion_rt.export.check import check_exports
     from hyperfusion_rt.number_text import number
-    from hyperfusion_rt.training.check import Check, lines
     from hyperfusion_rt.training.train import Callbacks
     from hyperfusion_rt.tune.results import as_dict
     from hyperfusion_rt.tune.tune import tune as start
@@ -52,22 +52,12 @@ def tune(
             "--resume keeps the search's configuration: leave out --set", code="option-conflict"
         )
     with terminal.progress() as progress:
-        scans = progress.add_task("decoding", total=None)
+        shown = Shown(progress)
         bar = progress.add_task("trials", total=options.trials, visible=False)
         epochs = progress.add_task("epochs", total=None, visible=False)
 
-        def say(text: str) -> None:
-            progress.console.print(spell(text), highlight=False, markup=False, soft_wrap=True)
-
-        def on_scan(done: int, count: int) -> None:
-            progress.update(scans, completed=done, total=count)
-
-        def on_check(check: Check) -> None:
-            for line in lines(check, everything=False):
-                say(line)
-
         def on_claim(claim: Claim) -> None:
-            progress.update(scans, visible=False)
+            shown.are_read()
             progress.update(bar, visible=True)
             progress.update(epochs, completed=0, total=None, visible=True)
 
@@ -75,19 +65,19 @@ def tune(
             progress.update(epochs, completed=epoch + 1)
 
         def on_trial(done: int, count: int, trial: Trial) -> None:
-            progress.update(scans, visible=False)
+            shown.are_read()
             progress.update(bar, completed=done, total=count, visible=True)
             figures = [(name, getattr(trial, name)) for name in ("figure", "loss")]
             told = ", ".join(f"{name} {number(v)}" for name, v in figures if v is not None)
             after = f" after {trial.epochs} epochs" if trial.state != "complete" else ""
             became = f"{trial.state}{after}" + (f": {told}" if told else "")
-            say(f"{done} of {count}: trial {trial.number} {became}{_why(trial)}")
+            shown.say(f"{done} of {count}: trial {trial.number} {became}{_why(trial)}")
 
         found = start(
             config,
             options,
             changes,
-            callbacks=Callbacks(on_scan, on_check, on_epoch, check_exports),
+            callbacks=Callbacks(shown.on_scan, shown.on_check, on_epoch, check_exports),
             on_claim=on_claim,
             on_trial=on_trial,
         )

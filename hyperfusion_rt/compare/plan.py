@@ -27,7 +27,7 @@ from hyperfusion_rt.config import LAYERS, Config, Frozen, Fusion
 from hyperfusion_rt.config.merge import merge
 from hyperfusion_rt.errors import ConfigError
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.training.run_folder import new_folder, newest_of
+from hyperfusion_rt.training.run_folder import new_folder, newest_with, read_plan
 from hyperfusion_rt.yaml_text import explain, read_yaml
 
 PLAN = "comparison.json"
@@ -126,16 +126,8 @@ class Comparison:
         Raises:
             ConfigError: it holds no readable plan.
         """
-        path = folder / PLAN
-        try:
-            return cls(folder, Plan.model_validate_json(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{folder}: is no comparison (no {PLAN}); begin one without `resume`",
-                code="run-not-found",
-            ) from None
-        except (OSError, ValidationError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
+        missing = f"is no comparison (no {PLAN}); begin one without `resume`"
+        return cls(folder, read_plan(folder / PLAN, Plan.model_validate_json, missing))
 
     @classmethod
     def latest(cls, parent: Path) -> Comparison:
@@ -144,12 +136,8 @@ class Comparison:
         Raises:
             ConfigError: there is none.
         """
-        found = [path.parent for path in parent.glob(f"*/{PLAN}")]
-        if not found:
-            raise ConfigError(
-                f"{parent}: no comparison here; begin one without `resume`", code="run-not-found"
-            )
-        return cls.open(newest_of(found))
+        missing = "no comparison here; begin one without `resume`"
+        return cls.open(newest_with(parent, PLAN, missing))
 
     def keep(self) -> None:
         """Write the plan."""

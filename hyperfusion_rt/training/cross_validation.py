@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from hyperfusion_rt.config import SD, Config
 from hyperfusion_rt.errors import ConfigError, HyperFusionError
@@ -29,7 +28,14 @@ from hyperfusion_rt.training.members import train_members
 from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.own_network import check_network, keep_network
 from hyperfusion_rt.training.results import ALL, TABLE, figures, write_table
-from hyperfusion_rt.training.run_folder import FOLDS, NETWORK, Run, new_folder, newest_of
+from hyperfusion_rt.training.run_folder import (
+    FOLDS,
+    NETWORK,
+    Run,
+    new_folder,
+    newest_with,
+    read_plan,
+)
 from hyperfusion_rt.training.train import (
     INPUTS,
     Callbacks,
@@ -73,17 +79,13 @@ class CrossValidation:
         Raises:
             ConfigError: it holds no readable `cross_validation.json`.
         """
-        path = folder / FOLDS
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+
+        def read(text: str) -> CrossValidation:
+            content = json.loads(text)
             config = Config.model_validate(content["config"])
             return cls(folder, config, tuple(int(part) for part in content["parts"]))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{folder}: is no cross-validation (no {FOLDS})", code="run-not-found"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
+
+        return read_plan(folder / FOLDS, read, f"is no cross-validation (no {FOLDS})")
 
     @classmethod
     def latest(cls, parent: Path) -> CrossValidation:
@@ -92,13 +94,8 @@ class CrossValidation:
         Raises:
             ConfigError: there is none.
         """
-        found = [path.parent for path in parent.glob(f"*/{FOLDS}")]
-        if not found:
-            raise ConfigError(
-                f"{parent}: no cross-validation here; train one with 'hfrt train'",
-                code="run-not-found",
-            )
-        return cls.open(newest_of(found))
+        missing = "no cross-validation here; train one with 'hfrt train'"
+        return cls.open(newest_with(parent, FOLDS, missing))
 
     @property
     def metrics(self) -> dict[str, Any]:

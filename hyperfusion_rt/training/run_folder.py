@@ -27,11 +27,11 @@ runs/NAME/
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -43,6 +43,7 @@ from hyperfusion_rt.files import write_text
 STUDY = "study.json"
 NETWORK = "network"  # also of a cross-validation and of a comparison: one network for all of it
 FOLDS = "cross_validation.json"  # what makes a folder a cross-validation
+T = TypeVar("T")
 
 
 def new_folder(parent: Path, what: str, name: str | None) -> Path:
@@ -67,6 +68,32 @@ def new_folder(parent: Path, what: str, name: str | None) -> Path:
 def newest_of(folders: Sequence[Path]) -> Path:
     """The one that was written to last."""
     return max(folders, key=lambda folder: (folder.stat().st_mtime_ns, folder.name))
+
+
+def newest_with(parent: Path, file: str, missing: str) -> Path:
+    """The newest folder under `parent` that holds `file`; `missing`: what is said if none does.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [path.parent for path in parent.glob(f"*/{file}")]
+    if not found:
+        raise ConfigError(f"{parent}: {missing}", code="run-not-found")
+    return newest_of(found)
+
+
+def read_plan(path: Path, read: Callable[[str], T], missing: str) -> T:
+    """What `read` makes of the file that says what a folder is; `missing`: if it has none.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read.
+    """
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent}: {missing}", code="run-not-found") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
 
 
 def _is_folds(folder: Path) -> ConfigError:

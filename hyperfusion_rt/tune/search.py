@@ -27,13 +27,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from hyperfusion_rt.config import Config, Frozen, preset
 from hyperfusion_rt.config.merge import merge
-from hyperfusion_rt.errors import ConfigError, MissingExtraError
+from hyperfusion_rt.errors import MissingExtraError
 from hyperfusion_rt.files import write_text
-from hyperfusion_rt.training.run_folder import new_folder, newest_of
+from hyperfusion_rt.training.run_folder import new_folder, newest_with, read_plan
 from hyperfusion_rt.tune.options import Metric, Pruner
 from hyperfusion_rt.tune.space import Choices, Range, Space, field_of, nested
 
@@ -156,16 +154,8 @@ class Search:
             ConfigError: it holds no readable plan.
         """
         _need_optuna()
-        path = folder / PLAN
-        try:
-            return cls(folder, Plan.model_validate_json(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{folder}: is no search (no {PLAN}); begin one without `resume`",
-                code="run-not-found",
-            ) from None
-        except (OSError, ValidationError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}", code="run-unreadable") from None
+        missing = f"is no search (no {PLAN}); begin one without `resume`"
+        return cls(folder, read_plan(folder / PLAN, Plan.model_validate_json, missing))
 
     @classmethod
     def latest(cls, parent: Path) -> Search:
@@ -174,12 +164,8 @@ class Search:
         Raises:
             ConfigError: there is none.
         """
-        found = [path.parent for path in parent.glob(f"*/{PLAN}")]
-        if not found:
-            raise ConfigError(
-                f"{parent}: no search here; begin one without `resume`", code="run-not-found"
-            )
-        return cls.open(newest_of(found))
+        missing = "no search here; begin one without `resume`"
+        return cls.open(newest_with(parent, PLAN, missing))
 
     @property
     def trials(self) -> Path:
