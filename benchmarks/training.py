@@ -29,7 +29,6 @@ from hyperfusion_rt.config import load_config
 from hyperfusion_rt.data.simulate import simulate_cohort
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.training import train as training
-from hyperfusion_rt.training.feed import Feed
 from hyperfusion_rt.training.learner import Learner
 from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.run_folder import Member
@@ -121,10 +120,7 @@ def overlap(root: Path, augmented: bool) -> dict[str, float]:
     learner = Learner(trainer.build(), config.training, trainer.loss, trainer.device)
     train = trainer.split.train
     order = [train[i : i + 16] for i in range(0, len(train) - 15, 16)]
-    feed = Feed(
-        trainer._inputs, trainer.augment, trainer.targets, len(config.preprocessing.boxes),
-        trainer.loss, trainer.group, 1, trainer.device,
-    )  # fmt: skip
+    feed = trainer.feed
 
     def seconds(work: Any) -> float:
         found = []

@@ -29,11 +29,12 @@ def norm_relu(
 ) -> Tensor:
     """`drop(pool(relu(norm(x))))`; `x [B, C, D, H, W]`, `pool` of 2x2x2 voxels.
 
-    One operation where `norm` is a batch norm in training; else the modules one by one.
+    One operation where `norm` is a batch norm in training on a CPU; else the modules one by one.
     """
     if (
         not isinstance(norm, nn.BatchNorm3d)
         or not norm.training
+        or x.device.type != "cpu"
         or norm.momentum is None
         or norm.num_batches_tracked is None
     ):

@@ -58,7 +58,7 @@ class Feed:
     ) -> list[tuple[Part, Sequence[int]]]:
         # For all processes alike, whatever of it is this one's.
         sides = rng.integers(self.boxes, size=len(batch))
-        whole = self._weight(batch)
+        whole = self.loss.weight_of(self.targets[batch])
         count = max(1, min(self.parts, len(batch) // 2))
         found = []
         for chunk in np.array_split(np.arange(len(batch)), count):
@@ -68,13 +68,10 @@ class Feed:
             cases = batch[own]
             image, tabular = self.read(cases, sides[own], epoch)
             targets = torch.from_numpy(self.targets[cases]).float()
-            weight = self._weight(cases) / whole if counts else 0.0
+            weight = self.loss.weight_of(self.targets[cases]) / whole if counts else 0.0
             part = Part(image, tabular, targets, len(chunk), weight)
             found.append((self._ready(part, cases.tolist(), epoch), cases.tolist()))
         return found
-
-    def _weight(self, cases: Indices) -> float:
-        return self.loss.weight_of(torch.from_numpy(self.targets[cases]))
 
     def _ready(self, part: Part, cases: Sequence[int], epoch: int) -> Part:
         """As far as the thread beside can make it."""

@@ -167,6 +167,16 @@ class Trainer:
         self.augment_rows = TableAugmentation(
             augmentation, self.split.encoder, dataset.rows, self.seed
         )
+        self.feed = Feed(
+            self._inputs,
+            self.augment,
+            self.targets,
+            len(config.preprocessing.boxes),
+            self.loss,
+            self.group,
+            config.training.accumulate,
+            device,
+        )
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, float] = (-math.inf, -math.inf)
         self.best_epoch = -1
@@ -301,17 +311,8 @@ class Trainer:
         order = batches(samples, training.batch_size, rng, least)
         steps = training.epochs * len(order)
         rates = [rate(training, epoch * len(order) + n, steps) for n in range(len(order))]
-        feed = Feed(
-            self._inputs,
-            self.augment,
-            self.targets,
-            len(self.config.preprocessing.boxes),
-            self.loss,
-            self.group,
-            training.accumulate,
-            self.device,
-        )
-        for batch, parts, now in zip(order, feed(order, epoch, rng), rates, strict=True):
+        made = self.feed(order, epoch, rng)
+        for batch, parts, now in zip(order, made, rates, strict=True):
             total += learner.step(parts, now).double() * len(batch)
             count += len(batch)
         mean = float(self.group.sum(total)) / count

@@ -53,6 +53,8 @@ class Loss:
             )
         self.classes = bool(config.tabular.classes)
         self.weight = torch.tensor(weights, device=device) if weights else None
+        # On the CPU: what targets weigh is asked for every step, and the device must not wait.
+        self.each = np.array(weights, np.float32).astype(np.float64) if weights else None
         self.smoothing = config.training.label_smoothing
         kind = config.training.loss
         self.bins, self.deviates = bins_count(config), answers_sd(config)
@@ -70,10 +72,10 @@ class Loss:
             return cross_entropy(outputs, truth, self.weight, label_smoothing=self.smoothing)
         return self._of_numbers(outputs, targets)
 
-    def weight_of(self, targets: Tensor) -> float:
-        """What the loss of these `targets float [B]` weighs among others: it is a mean."""
-        if self.classes and self.weight is not None:
-            return float(self.weight.cpu()[targets.long().cpu()].double().sum())
+    def weight_of(self, targets: NDArray[np.float64]) -> float:
+        """What the loss of these `targets [B]` weighs among others: it is a mean."""
+        if self.classes and self.each is not None:
+            return float(self.each[targets.astype(np.int64)].sum())
         return float(len(targets))
 
     def _of_numbers(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -83,7 +83,11 @@ def together(network, size, image, row, targets, *, shared=True):
             share_layers(own, share, norms=True)
         part = share.of(len(targets))
         output = own(image[part], row[part])
-        weight = loss.weight_of(targets[part]) / loss.weight_of(targets) if share.counts else 0.0
+        weight = (
+            loss.weight_of(targets[part].numpy()) / loss.weight_of(targets.numpy())
+            if share.counts
+            else 0.0
+        )
         value = loss(output, targets[part]) * weight if weight else output.sum() * 0
         value.backward()
         found[group.rank] = value.detach()
