@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hyperfusion_rt.compare.compare import compare
-from hyperfusion_rt.compare.job import work
+from hyperfusion_rt.compare.executor import run
 from hyperfusion_rt.compare.late import image_answers
 from hyperfusion_rt.compare.options import CompareOptions
 from hyperfusion_rt.compare.plan import Comparison, Job
@@ -110,7 +110,10 @@ def test_without_an_answer_of_the_image_network_it_has_none(late):
     try:
         again = Job(model="late", seed=0, fold=2)
         (late.place(again) / "metrics.json").unlink()
-        assert "has no result" in work(late.folder, again)
+        told = []
+        run(late, [again], CompareOptions(), lambda job, reason: told.append((job, reason)))
+        assert [job for job, _ in told] == [again]
+        assert "has no result" in told[0][1]
         assert Comparison.open(late.folder).failure(again)[0] == "run-not-found"
     finally:
         late.forget_failure(job)
