@@ -179,10 +179,9 @@ def stamp(path: Path) -> str | None:
     version control systems take them; of a folder, a hash of its files' names and stamps.
     """
     try:
-        found = path.stat()
+        found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
-            parts = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-            return "-".join(map(str, parts))
+            return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
         inside = [f"{p.name}:{stamp(p)}" for p in sorted(path.iterdir()) if p.is_file()]
         return hashlib.sha256("\n".join(inside).encode()).hexdigest()
     except OSError:

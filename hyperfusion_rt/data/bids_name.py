@@ -32,8 +32,8 @@ def entities_of(file: Path) -> dict[str, str] | None:
     return None if found is None else dict(found)
 
 
-# A file is asked for several times in a row.
-@lru_cache(maxsize=1024)
+# Each pass over a study's files asks again.
+@lru_cache(maxsize=1 << 16)
 def _entities(text: str) -> dict[str, str] | None:
     name = NAME.fullmatch(text)
     if name is None:

@@ -41,8 +41,8 @@ def stem(path: Path) -> str:
     return _stem(path.name)
 
 
-# A file is asked for many times in a row.
-@lru_cache(maxsize=1024)
+# Each pass over a study's files asks again.
+@lru_cache(maxsize=1 << 16)
 def _stem(name: str) -> str:
     lower = name.lower()
     extension = next((e for e in _ENDINGS if lower.endswith(e)), "")

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -231,8 +232,9 @@ def _single(file: Path) -> Scan:
 
 def _empty_folders(folders: Sequence[Path], files: Sequence[Path]) -> list[Path]:
     """Folders that are called as a scan is, and hold none."""
-    full = {parent for file in files for parent in file.parents}
-    return [folder for folder in folders if is_scan(folder) and folder not in full]
+    empty = [folder for folder in folders if is_scan(folder)]
+    full = {parent for file in files for parent in file.parents} if empty else set()
+    return [folder for folder in empty if folder not in full]
 
 
 def _with_what_they_are(scans: Sequence[Scan]) -> list[Scan]:
@@ -264,11 +266,7 @@ def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None
     """The scan at `place` (`sub-*/[ses-*/]anat/`), also if `root` lies in a subject's folder."""
     called = named_by(file)
     below = called.relative_to(root).as_posix()
-    above = root.absolute().parts
-    start = max(
-        (n for n, part in enumerate(above) if part.lower().startswith("sub-")), default=len(above)
-    )
-    match = place.fullmatch(below) or place.fullmatch("/".join((*above[start:], below)))
+    match = place.fullmatch(below) or place.fullmatch("/".join((*_of_subject(root), below)))
     if match is None:
         return None
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
@@ -279,6 +277,14 @@ def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None
         return scan
     defect = "the folder and the file's name disagree about subject or session; rename one"
     return replace(scan, defect=defect, code="scan-name-conflict")
+
+
+@lru_cache(maxsize=64)
+def _of_subject(root: Path) -> tuple[str, ...]:
+    """What of a folder's path is a subject's: `sub-*` and what follows; nothing without."""
+    above = root.absolute().parts
+    inside = [n for n, part in enumerate(above) if part.lower().startswith("sub-")]
+    return above[inside[-1] :] if inside else ()
 
 
 def _by_name_or_folder(root: Path, file: Path, named: Named | None = None) -> Scan:

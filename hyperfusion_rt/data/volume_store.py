@@ -20,7 +20,6 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +42,7 @@ class Fault(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is kept of one scan.
 
     `content`: the `content_key` of each file; `read_at`: when their reading began, in seconds since
@@ -228,7 +226,7 @@ class _Writer:
         return os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
 
     def add(self, record: Record, boxes: memoryview | None) -> Record:
-        content = asdict(record)
+        content = record._asdict()
         if boxes is not None:
             content |= self._write(boxes)
         text = json.dumps(content).encode()
