@@ -381,9 +381,10 @@ def _page(found: dict[str, Any]) -> list[str]:
             f"Written by `python benchmarks/cache.py study`: {first['scans']:,} scans, hard links "
             "of 8 files of 11 × 11 × 11 voxels, with boxes of 8 × 8 × 8; seconds of a training's "
             "start in a new process, the first time and when all scans are decoded; beside the "
-            "time by the clock, that of the processor. Last: all that a training's start asks of the "
-            "cache (is each scan there and unchanged, what is it like, the key of its content), "
-            "alone in a new process; and then the boxes of all, compared with their checksums. "
+            "time by the clock, that of the processor. Last: all that a training's start asks of "
+            "the cache (is each scan there and unchanged, what is it like, the key of its "
+            "content), alone in a new process; and then the boxes of all, compared with their "
+            "checksums. "
             "The version before was measured while the machine had other work.",
             "",
             _machine(first["machine"]),

@@ -179,7 +179,7 @@ def stamp(path: Path) -> str | None:
     version control systems take them; of a folder, a hash of its files' names and stamps.
     """
     try:
-        found = os.stat(path)
+        found = path.stat()
         if not stat.S_ISDIR(found.st_mode):
             return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
         inside = [f"{p.name}:{stamp(p)}" for p in sorted(path.iterdir()) if p.is_file()]
