@@ -134,6 +134,16 @@ def norm_gradient(
     threads: int,
     isa: str = "",
 ) -> None: ...
+def warp(
+    images: Floats,
+    matrix: Floats,
+    shift: Floats,
+    elastic: Floats | None,
+    values: Floats,
+    inside: Floats,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def peak_gflops(threads: int, seconds: float = 0.2) -> float: ...
 def available_isas() -> list[str]: ...
 

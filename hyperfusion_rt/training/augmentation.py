@@ -24,6 +24,7 @@ from torch import Tensor
 from hyperfusion_rt.config import Augmentation, Preprocessing
 from hyperfusion_rt.data.encoder import TabularEncoder
 from hyperfusion_rt.data.table_file import Row
+from hyperfusion_rt.kernels.warp import warp
 
 Floats = NDArray[np.float64]
 
@@ -170,23 +171,10 @@ class ImageAugmentation:
 
     def _move(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         device = images.device
-        matrix, shift = draws.matrix.to(device), draws.shift.to(device) / self.spacing
-        centred = [torch.arange(n, device=device) - (n - 1) / 2 for n in self.shape]
         elastic = None
         if draws.elastic is not None:
             elastic = self._smooth(draws.elastic.to(device), _ELASTIC_MM) / self.spacing
-        points = []
-        for axis, size in enumerate(self.shape):
-            # Where the old volume is read along this axis: a sum of what each new axis adds.
-            d, h, w = (matrix[:, axis, i, None] * centred[i] for i in range(3))
-            w = w + shift[:, axis, None] + (size - 1) / 2
-            at = (d[:, :, None] + h[:, None])[..., None] + w[:, None, None]
-            points.append(at if elastic is None else at.add_(elastic[:, axis]))
-        values, weight = _interpolate(images, points)
-        # The brain's edge is made of brain voxels alone, as the background has no value.
-        values.div_(weight.clamp_min(0.5))
-        inside = weight.gt_(0.5)
-        return values.mul_(inside), inside
+        return warp(images, draws.matrix.to(device), draws.shift.to(device) / self.spacing, elastic)
 
     def _change(self, images: Tensor, inside: Tensor, draws: Draws) -> Tensor:
         scored = _of(self.scored[None], images)
@@ -229,41 +217,6 @@ class ImageAugmentation:
             distance: [_spline(n, self.spacing / distance)[None] for n in self.shape]
             for distance in (_ELASTIC_MM, _BIAS_MM)
         }
-
-
-def _interpolate(images: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Trilinear interpolation of `images [B, C, D, H, W]`, and of 1 where they are not 0.
-
-    `points`: the voxels to read, `[B, D, H, W]` along each axis; they are overwritten. Beyond the
-    border it is repeated. `grid_sample` gives the same and takes three to five times as long on
-    CPUs: in three dimensions it is not vectorised there, and it reads the second volume, too.
-    """
-    batch, _, *shape = images.shape
-    # The first of the eight voxels around each point, and the steps to the others.
-    first = torch.arange(batch, dtype=torch.int32, device=images.device)[:, None, None, None]
-    first = first * math.prod(shape)
-    steps, fractions = [], []
-    for axis, (at, size) in enumerate(zip(points, shape, strict=True)):
-        low = at.clamp_(0, size - 1).floor().clamp_max_(max(size - 2, 0))
-        steps.append(math.prod(shape[axis + 1 :]) if size > 1 else 0)
-        first = first.add(low.int(), alpha=steps[axis])
-        fractions.append(at.sub_(low).flatten())
-    first = first.flatten()
-
-    def between(flat: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        if axis == 3:
-            found = flat.index_select(0, first)
-            return found, found.sign().abs_()
-        low, high = between(flat, axis + 1), between(flat[steps[axis] :], axis + 1)
-        values, weight = (a.lerp_(b, fractions[axis]) for a, b in zip(low, high, strict=True))
-        return values, weight
-
-    read = [between(channel.flatten(), 0) for channel in images.unbind(1)]
-    values, weight = (
-        torch.stack([one.view(batch, *shape) for one in channels], 1)
-        for channels in zip(*read, strict=True)
-    )
-    return values, weight
 
 
 def _of(values: Tensor, images: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ namespace {
 
 using Scans = nb::ndarray<const float, nb::ndim<5>, nb::c_contig, nb::device::cpu>;
 using ScansOut = nb::ndarray<float, nb::ndim<5>, nb::c_contig, nb::device::cpu>;
+using Matrices = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RowOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -175,4 +176,33 @@ void define_training(nb::module_& m) {
       "forward"_a.noconvert(), "dx"_a.noconvert(), "threads"_a, "isa"_a = "",
       "Into `dx`: the gradient of x, of `sums` [2, C] and the `forward` sums [3, C] over all "
       "processes.");
+  m.def(
+      "warp",
+      [](const Scans& images, const Matrices& matrix, const Rows& shift,
+         const std::optional<Scans>& elastic, const ScansOut& values, const ScansOut& inside,
+         int threads, const std::string& isa) {
+        const auto size = [&](size_t axis) { return static_cast<int64_t>(images.shape(axis)); };
+        const hfrt::Warp of{images.data(), size(0),      size(1),
+                            size(2),       size(3),      size(4),
+                            matrix.data(), shift.data(), elastic ? elastic->data() : nullptr};
+        check(matrix.shape(0) == images.shape(0) && matrix.shape(1) == 3 && matrix.shape(2) == 3,
+              "matrix");
+        check(is(shift, images.shape(0), 3), "shift");
+        for (size_t a = 0; a < 5; ++a) {
+          check(values.shape(a) == images.shape(a) && inside.shape(a) == images.shape(a),
+                "values or inside");
+          check(!elastic || elastic->shape(a) == (a == 1 ? 3 : images.shape(a)), "elastic");
+        }
+        check(of.d * of.h * of.w <= INT32_MAX, "images");
+        const auto& kernels = hfrt::training_kernels_for(isa);
+        nb::gil_scoped_release release;
+        hfrt::parallel(threads, of.batch * of.d, 1, [&](int64_t begin, int64_t end) {
+          kernels.warp(of, values.data(), inside.data(), begin, end);
+        });
+      },
+      "images"_a.noconvert(), "matrix"_a.noconvert(), "shift"_a.noconvert(),
+      "elastic"_a.noconvert().none(), "values"_a.noconvert(), "inside"_a.noconvert(), "threads"_a,
+      "isa"_a = "",
+      "Into `values` and `inside` [B, C, D, H, W]: the brain of `images`, read at `matrix` "
+      "[B, 3, 3] * (voxel - centre) + centre + `shift` [B, 3] + `elastic` [B, 3, D, H, W].");
 }

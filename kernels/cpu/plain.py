@@ -19,11 +19,18 @@ LAYOUT = torch.channels_last_3d
 def eager(x: Tensor, others: Iterable[Tensor | None]) -> bool:
     """Whether the native kernels run: eager, float32, on the CPU; x `[B, C, D, H, W]` as LAYOUT."""
     return (
-        _float32(x)
+        plain_float32(x)
         and x.is_contiguous(memory_format=LAYOUT)
         and x.numel() > 0
-        and all(_float32(t) for t in others if t is not None)
-        and not torch.compiler.is_compiling()
+        and all(plain_float32(t) for t in others if t is not None)
+        and native_here()
+    )
+
+
+def native_here() -> bool:
+    """Whether operations run one by one as they are called, and there are kernels for this CPU."""
+    return (
+        not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
@@ -31,7 +38,8 @@ def eager(x: Tensor, others: Iterable[Tensor | None]) -> bool:
     )
 
 
-def _float32(t: Tensor) -> bool:
+def plain_float32(t: Tensor) -> bool:
+    """Whether a tensor is float32 on the CPU, and nothing but a tensor."""
     kinds = (Tensor, torch.nn.Parameter)
     return type(t) in kinds and t.device.type == "cpu" and t.dtype == torch.float32
 

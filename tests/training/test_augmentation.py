@@ -14,7 +14,6 @@ from hyperfusion_rt.training.augmentation import (
     ImageAugmentation,
     TableAugmentation,
     _gaussian,
-    _interpolate,
     _slices,
 )
 
@@ -59,30 +58,6 @@ def test_one_by_one_and_all_at_once_are_the_same(images, policy, monkeypatch):
     monkeypatch.setattr(module, "_CACHED", 1)
     one_by_one = change(images, 3, range(4))
     torch.testing.assert_close(one_by_one, at_once, rtol=0, atol=1e-5)
-
-
-def test_interpolation_is_that_of_grid_sample():
-    torch.manual_seed(0)
-    shape = (4, 6, 5)
-    images = torch.randn(2, 3, *shape, dtype=torch.float64)
-    images *= torch.rand_like(images) > 0.3
-    points = torch.rand(2, *shape, 3, dtype=torch.float64) * 9 - 2  # some beyond the border
-    sizes = torch.tensor(shape)
-    both = torch.cat([images, (images != 0).double()], 1)
-    grid = (2 * points / (sizes - 1) - 1).flip(-1)
-    expected = torch.nn.functional.grid_sample(
-        both, grid, padding_mode="border", align_corners=True
-    )
-    found = torch.cat(_interpolate(images, [*points.unbind(-1)]), 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
-def test_an_axis_of_one_voxel_is_interpolated():
-    images = torch.arange(1.0, 7.0).view(1, 1, 2, 1, 3)
-    points = [torch.full((1, 2, 1, 3), at) for at in (0.5, 7.0, 1.5)]
-    values, weight = _interpolate(images, points)
-    assert torch.equal(values, torch.full_like(values, 4.0))
-    assert torch.equal(weight, torch.ones_like(weight))
 
 
 def test_none_changes_nothing(images):

@@ -57,6 +57,15 @@ struct FilterGradient {
   int64_t scratch() const { return 3 * lines(rows()) * line() + rows() * ow * padded(); }
 };
 
+// New voxels (d, h, w) of images [B][C][D][H][W] are read at matrix * (voxel - centre) + centre +
+// shift + elastic, in voxels; beyond the border it is repeated. What is not 0 is brain.
+struct Warp {
+  const float* images;
+  int64_t batch, channels, d, h, w;
+  const float *matrix, *shift;  // [B][3][3], [B][3]
+  const float* elastic;         // [B][3][D][H][W], or nullptr: 0
+};
+
 struct TrainingKernels {
   // Per channel, sums of x and of its squares: out [task][2][C], tasks as without `pool`. Of `norm`
   // it reads x and sizes. Differences to the mean of 4096 numbers are squared: the variance that
@@ -74,6 +83,9 @@ struct TrainingKernels {
   // products' magnitudes, at most.
   void (*filter_gradient)(const FilterGradient& a, float* scratch, float* out, int64_t begin,
                           int64_t end);
+  // The mean of the brain's voxels around each point, and 1 where they weigh more than half; else 0
+  // and 0. Tasks are slices along D: B * D.
+  void (*warp)(const Warp& a, float* values, float* inside, int64_t begin, int64_t end);
 };
 
 const TrainingKernels& training_avx2();
