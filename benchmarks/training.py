@@ -266,7 +266,8 @@ def _overlap(found: dict[str, Any]) -> list[str]:
         "",
         "Milliseconds a batch of 16, the loader and the steps with one thread each, so that each "
         "has a core, as on a GPU the step takes none; in turn, medians of "
-        f"{OVERLAP_ROUNDS} rounds. *Kept*: the slower of the two over both together. Where the step itself uses all cores, what the loader takes is added.",
+        f"{OVERLAP_ROUNDS} rounds. *Kept*: the slower of the two over both together. Where the "
+        "step itself uses all cores, what the loader takes is added.",
         "",
         "| samples | loader alone | step alone | together | kept |",
         "|---|---|---|---|---|",
