@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -130,6 +131,8 @@ class Learner:
             return module
         # What no loss depends on, in a network of a study's own, must not be waited for.
         own = own_of(self.network) is not None
+        # Weights of 1x1x1 lie both ways in memory at once: DDP takes one for the other, and warns.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(module, find_unused_parameters=own)
 
     def _alone(self) -> Any:
