@@ -48,6 +48,16 @@ STUDIES: dict[str, tuple[str, int, int]] = {
     "ad, scans of 1 mm": ("ad", 48, 1),
 }
 PROCESSES = (1, 2, 4)
+# (study, what is changed) of which the memory is measured.
+MEMORY: list[tuple[str, dict[str, Any]]] = [
+    ("ad-small, scans of 2 mm", {}),
+    ("ad-small, scans of 2 mm", {"training": {"batch_size": 64}}),
+    ("ad-small, scans of 2 mm", {"training": {"batch_size": 64, "accumulate": 4}}),
+    ("ad-small, scans of 2 mm", {"network": {"features": 16}}),
+    ("ad-small, scans of 2 mm", {"network": {"fusion": "film"}}),
+    ("brain-age-small, scans of 2 mm", {}),
+    ("ad, scans of 1 mm", {}),
+]
 
 
 def study(folder: Path, preset: str, subjects: int, spacing: int) -> Path:
@@ -60,14 +70,13 @@ def study(folder: Path, preset: str, subjects: int, spacing: int) -> Path:
     return root
 
 
-def epochs(python: str, way: str, root: Path, change: dict[str, Any]) -> list[dict[str, float]]:
-    """The epochs after the first, in a process of their own."""
+def told(python: str, way: str, root: Path, change: dict[str, Any]) -> Any:
+    """What `training_epoch.py` says, in a process of its own."""
     done = subprocess.run(
         [python, str(EPOCH), way, str(root), json.dumps(change)],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    found: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def race(root: Path, before: str | None) -> dict[str, Any]:
@@ -82,7 +91,7 @@ def race(root: Path, before: str | None) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name, *_ in ways}
     losses: dict[str, float] = {}
     for _, (name, python, way, change) in itertools.product(range(ROUNDS), ways):
-        found = epochs(python, way, root, change)
+        found = told(python, way, root, change)
         seconds[name] += [row["seconds"] for row in found[1:]]
         losses[name] = found[-1]["loss"]
     return {
@@ -194,6 +203,13 @@ def processes(root: Path, scratch: Path) -> dict[str, Any]:
     return found
 
 
+def memory(root: Path, change: dict[str, Any]) -> dict[str, int]:
+    """MiB that `--max-memory` expects, and that a training of two epochs takes."""
+    change = {**change, "training": {**change.get("training", {}), "epochs": 2}}
+    found: dict[str, int] = told(sys.executable, "memory", root, change)
+    return found
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """The loss curves of all numbers of processes."""
     from matplotlib.figure import Figure
@@ -231,7 +247,7 @@ def page(found: dict[str, Any]) -> str:
         "",
     ]
     for name, section in (
-        ("epochs", _epochs), ("overlap", _overlap), ("processes", _processes)
+        ("epochs", _epochs), ("overlap", _overlap), ("processes", _processes), ("memory", _memory)
     ):  # fmt: skip
         if name in found:
             lines += section(found)
@@ -300,12 +316,33 @@ def _processes(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _memory(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Memory",
+        "",
+        "MiB of a training of two epochs: what `--max-memory` expects before the first, and what "
+        "the process occupied at most, without the mapped scans, of which the system takes back "
+        "what it needs.",
+        "",
+        "| study | changed | expected | taken | expected / taken |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["memory"]:
+        taken = row["taken"] - row["mapped"]
+        what = "; ".join(f"{k} {v}" for part in row["change"].values() for k, v in part.items())
+        lines.append(
+            f"| {row['study']} | {what or '-'} | {row['expected']} | {taken} "
+            f"| {row['expected'] / taken:.2f} |"
+        )
+    return [*lines, ""]
+
+
 def main(
     before: Annotated[
         str | None, typer.Option(help="The Python of an environment with an older version.")
     ] = None,
     studies: Annotated[Path, typer.Option(help="Where cohorts are kept.")] = Path("build/training"),
-    only: Annotated[str | None, typer.Option(help="epochs, overlap or processes.")] = None,
+    only: Annotated[str | None, typer.Option(help="epochs, overlap, processes or memory.")] = None,
 ) -> None:
     """Measure, and write the page."""
     kept = HERE / "training.json"
@@ -337,6 +374,11 @@ def main(
             "augmented (`light`)": overlap(small, True),
             "as they are": overlap(small, False),
         }
+    if only in (None, "memory"):
+        found["memory"] = [
+            {"study": name, "change": change, **memory(roots[name], change)}
+            for name, change in MEMORY
+        ]
     keep()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hyperfusion_rt.cli.terminal import share_the_cores
 
-if sys.argv[1] == "ours":  # as the command does, before torch is imported
+if sys.argv[1] != "plain":  # as the command does, before torch is imported
     share_the_cores()
 
 import nibabel
@@ -49,6 +49,22 @@ def ours(root, change):
         )
         whole = time.perf_counter() - began
     return [{"seconds": row["seconds"], "loss": row["train_loss"], "whole": whole} for row in found]
+
+
+def memory(root, change):
+    """Expected and taken, which counts the pages of mapped scans."""
+    from hyperfusion_rt.training import loop
+    from hyperfusion_rt.training.memory import peak_memory
+    from hyperfusion_rt.training.options import TrainOptions
+
+    config, expected = load_config(root / "hfrt.yaml", change), []
+    loop.check_budget = lambda needed, most, batch, parts, size: expected.append(needed(parts))
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, root, parent=Path(folder), options=TrainOptions(max_memory="1T"))
+    dataset = gather(config, root)
+    mapped = len(dataset.cases) * 4 * np.prod(config.preprocessing.images_shape)
+    found = {"expected": expected[0], "taken": peak_memory(), "mapped": mapped}
+    return {name: round(value / 2**20) for name, value in found.items()}
 
 
 def convolve(x, generated, *, stride=1, padding=0, dilation=1, groups=1):
@@ -151,4 +167,8 @@ def validate(network, config, dataset, split, trainer):
 
 if __name__ == "__main__":
     way, study, text = sys.argv[1:4]
-    print(json.dumps({"ours": ours, "plain": plain}[way](Path(study), json.loads(text))))
+    print(
+        json.dumps(
+            {"ours": ours, "plain": plain, "memory": memory}[way](Path(study), json.loads(text))
+        )
+    )

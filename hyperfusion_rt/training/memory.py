@@ -16,9 +16,12 @@ from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.machine import resident_memory
 
 _TRIED = 2  # samples whose step is looked at: batch norm needs two
-# Of what a step keeps for its gradients: what comes and goes beside it, and what the C library
-# holds on to.
-_BESIDE = 1.35
+# Fitted to what trainings take (benchmarks/training.py). Of what a step keeps for its gradients:
+# with what comes and goes beside it; what answers to 16 validation samples take.
+_STEP, _ANSWERS = 1.4, 0.5 * 16
+# Copies of the parameters that are kept, or are on their way to the disk: averaged, best, in a
+# checkpoint; and bytes of the libraries that write boards and charts.
+_KEPT, _LIBRARIES = 11, 128 << 20
 
 
 def step_memory(network: nn.Module, image: Tensor, tabular: Tensor) -> float:
@@ -51,11 +54,17 @@ def step_memory(network: nn.Module, image: Tensor, tabular: Tensor) -> float:
 def estimate(per_sample: float, samples: int, network: nn.Module, copies: int, feed: int) -> float:
     """Bytes of the whole process, from what it occupies now.
 
-    `samples`: of a step's part in this process; `copies`: of the parameters that are still to come
-    (gradients, the optimiser's two moments); `feed`: bytes of the samples made ahead.
+    Without the cache of decoded scans, which is mapped: the system takes back what it needs of it.
+
+    Args:
+        per_sample: as `step_memory`.
+        samples: of a step's part in this process.
+        copies: of the parameters that are still to come: gradients, the optimiser's moments.
+        feed: bytes of the samples made ahead.
     """
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())
-    return resident_memory() + _BESIDE * per_sample * samples + copies * parameters + feed
+    volumes = (_STEP * samples + _ANSWERS) * per_sample
+    return resident_memory() + volumes + (copies + _KEPT) * parameters + feed + _LIBRARIES
 
 
 def peak_memory() -> int:
