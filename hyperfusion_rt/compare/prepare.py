@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from hyperfusion_rt.data.fingerprint import TrainingCases
 from hyperfusion_rt.errors import CohortError, ConfigError
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.runtime.evaluation import ages_of, cases_of, columns_of_groups, sexes_of
-from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of
+from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, inputs_text
 from hyperfusion_rt.training.own_network import check_network, keep_network
 from hyperfusion_rt.training.parts import parts_of
 from hyperfusion_rt.training.train import Callbacks
@@ -97,7 +96,7 @@ def go_on(root: Path, options: CompareOptions, callbacks: Callbacks) -> Comparis
     dataset = _gather(base, Path(plan.root), callbacks)
     seeds = max(plan.seeds, options.seeds)
     parts = _splits(base, dataset, seeds)
-    content = json.dumps(inputs_of(dataset, base), indent=1) + "\n"
+    content = inputs_text(inputs_of(dataset, base))
     same = _read(old.folder / INPUTS) == content
     for seed in range(plan.seeds):
         same &= _read(old.split(seed)) == _split_text(dataset, parts[seed])
@@ -220,7 +219,7 @@ def _write(made: Comparison, dataset: Dataset, parts: _Parts, external: str) -> 
     for model in made.plan.models:
         if model.kind == "network":
             keep_network(made.network(model), model.config, Path(made.plan.root))
-    content = json.dumps(inputs_of(dataset, base), indent=1) + "\n"
+    content = inputs_text(inputs_of(dataset, base))
     write_text(made.folder / INPUTS, content, private=True)
     for seed, of in enumerate(parts):
         write_text(made.split(seed), _split_text(dataset, of), private=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -437,3 +438,8 @@ def inputs_of(dataset: Dataset, config: Config) -> list[dict[str, str]]:
         scan = "".join(key[:16] for key in dataset.cache.content(case.files))
         found.append({"subject": case.subject, "scan": scan, "row": key})
     return found
+
+
+def inputs_text(inputs: list[dict[str, str]]) -> str:
+    """`inputs.json`, of what `inputs_of` gives."""
+    return json.dumps(inputs, indent=1) + "\n"

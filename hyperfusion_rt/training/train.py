@@ -22,7 +22,7 @@ from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import describe_machine
 from hyperfusion_rt.training.check import Check
 from hyperfusion_rt.training.curve import learning_curve
-from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
+from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, inputs_text, splits_csv
 from hyperfusion_rt.training.decode import Share
 from hyperfusion_rt.training.group import Group, Place, joined, place_given
 from hyperfusion_rt.training.launch import launch
@@ -383,7 +383,7 @@ def _write_cohort(run: Run, dataset: Dataset, root: Path) -> None:
     if changed:
         _refuse_resume(inputs, f"{changed} changed")
     write_text(splits, text, private=True)
-    write_text(inputs, json.dumps(content, indent=1) + "\n", private=True)
+    write_text(inputs, inputs_text(content), private=True)
     check = json.dumps(asdict(dataset.check), indent=2) + "\n"
     write_text(run.folder / "check.json", check, private=True)
     left = [astuple(item) for item in dataset.left_out]

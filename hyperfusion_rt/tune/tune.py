@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 import time
@@ -19,7 +18,7 @@ from hyperfusion_rt.errors import ConfigError, HyperFusionError, MissingExtraErr
 from hyperfusion_rt.files import write_text
 from hyperfusion_rt.machine import usable_cores
 from hyperfusion_rt.training.child import logged, on_threads
-from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, splits_csv
+from hyperfusion_rt.training.dataset import Dataset, gather, inputs_of, inputs_text, splits_csv
 from hyperfusion_rt.training.own_network import check_network
 from hyperfusion_rt.training.train import INPUTS, SPLITS, Callbacks, choose_device
 from hyperfusion_rt.tune import results
@@ -133,7 +132,7 @@ def _cohort(config: Config, root: Path, calls: Callbacks) -> tuple[Dataset, dict
     dataset = gather(config, root, calls.on_scan)
     if calls.on_check is not None:
         calls.on_check(dataset.check)
-    inputs = json.dumps(inputs_of(dataset, config), indent=1) + "\n"
+    inputs = inputs_text(inputs_of(dataset, config))
     return dataset, {INPUTS: inputs, SPLITS: splits_csv(dataset, config, root)}
 
 

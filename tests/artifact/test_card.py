@@ -284,6 +284,7 @@ def test_known_failures_are_named(manifest):
     assert "not shown to be better than guessing" not in found
 
 
+@pytest.mark.slow
 def test_the_card_of_a_brain_age(tmp_path):
     from hyperfusion_rt.config import load_config
     from hyperfusion_rt.data.simulate import simulate_cohort

@@ -382,6 +382,7 @@ def test_a_class_without_a_case_in_a_part(session_cohort, tmp_path, hfrt):
         assert model["figures"]["recall"]["AD"] is not None
 
 
+@pytest.mark.slow
 def test_five_subjects(session_cohort, tmp_path, hfrt):
     root = copy_of(session_cohort, tmp_path)
     lines = (root / "data.csv").read_text().splitlines()

@@ -34,6 +34,7 @@ def study(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_every_engine_says_the_same(study):
     found = {}
     for engine in ENGINES:
@@ -48,6 +49,7 @@ def test_every_engine_says_the_same(study):
             assert one.values == pytest.approx(other.values, rel=1e-5), engine
 
 
+@pytest.mark.slow
 def test_kept_features_and_a_limit_of_memory_change_nothing(study, tmp_path):
     """Both count the images of a case."""
     wanted = hyperfusion_rt.load(study / "two.hfrt", engine="native").predict(

@@ -128,6 +128,7 @@ def check_three(tasks, told):
     assert tasks[2].log.read_text() == "before the end\n"
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_tried_once_more_and_each_task_is_told_once(tmp_path):
     tasks, told = three(tmp_path), []
     run_elsewhere(tasks, TWO, lambda task, error: told.append((task.name, error)))
@@ -202,6 +203,7 @@ class KilledAlways(Killed):
     always: bool = True
 
 
+@pytest.mark.slow
 def test_members_in_processes_of_which_one_is_killed_in_an_epoch(
     session_cohort, alone, monkeypatch
 ):

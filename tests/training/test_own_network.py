@@ -137,6 +137,7 @@ ORIGINAL = Learner.step
 FROZEN = {**HYPER, "hyper_layers": ["fc"], "freeze": True, "train": ["fc"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [HYPER, FROZEN], ids=["trained", "frozen"])
 def test_a_killed_run_comes_to_the_same(root, network, monkeypatch):
     config, name = study(root, network), f"kill-{network.get('freeze', False)}"
@@ -152,6 +153,7 @@ def test_a_killed_run_comes_to_the_same(root, network, monkeypatch):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_cross_validation_trains_one_network(root, run, monkeypatch):
     config = study(root, training={"parts": 3, "epochs": 1})
     made = cross_validate(config, root, name="folds")
@@ -163,6 +165,7 @@ def test_cross_validation_trains_one_network(root, run, monkeypatch):
         cross_validate(config, root, resume=made)
 
 
+@pytest.mark.slow
 def test_the_ways_are_compared_on_the_same_parts(root):
     change = {"network": {**HYPER, "fusion_at": "fc"}, "training": {"epochs": 1, "parts": 3}}
     study(root)

@@ -102,6 +102,7 @@ def test_twenty_kills_lose_and_repeat_nothing(night):
     assert len(cases) == CASES
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_reported_and_not_overwritten(night):
     process = subprocess.Popen(command("--out", "k.csv", "--threads", 1), cwd=night)
     path = night / "k.csv.journal"
@@ -122,6 +123,7 @@ def test_a_killed_run_is_reported_and_not_overwritten(night):
     assert table(night / "k.csv") == table(night / "expected.csv")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_writes_what_is_done(night):
     process = subprocess.Popen(
         command("--out", "i.csv", "--threads", 1), cwd=night, stderr=subprocess.PIPE
@@ -158,6 +160,7 @@ def test_a_full_disk_is_an_error_and_can_be_continued(night):
     assert table(night / "full.csv") == table(night / "expected.csv")
 
 
+@pytest.mark.slow
 def test_every_night_only_what_is_new(night, tmp_path):
     root = tmp_path / "more"
     shutil.copytree(night, root, symlinks=True)
