@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
   -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow lint check docs bench bench-scan-checks bench-certainty bench-explain bench-heads gpu-static gpu-test gpu-bench native-test sanitize clean
+.PHONY: demo test test-slow lint check docs bench bench-scan-checks bench-certainty bench-explain bench-heads bench-training gpu-static gpu-test gpu-bench native-test sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -55,6 +55,12 @@ bench-scan-checks: demo/demo.hfrt $(VENV)/dev.stamp
 # Maps of what an answer rests on: how long they take, and whether they lie where the simulator changed the brain.
 bench-explain: demo/demo.hfrt $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/explain.py --artifact demo/demo.hfrt
+
+# Training on a CPU: epochs beside a plain loop, loader, processes, memory; and the cache of decoded scans.
+bench-training: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/cache.py read
+	$(BIN)/python benchmarks/cache.py study
 
 # Coverage of sets and intervals, odd scans, questions of the table: simulates 10,400 subjects and trains twice,
 # an hour or more.
