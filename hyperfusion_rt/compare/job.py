@@ -1,4 +1,8 @@
-"""One training of a comparison, from its plan to predictions of its test part."""
+"""One training of a comparison, from its plan to predictions of its test part.
+
+`work` does all of it; `begin` and `end` what stands before and after the epochs of its members,
+where each of them is a task of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import csv
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +27,14 @@ from hyperfusion_rt.training.loop import Split, predict, split_of, summarise
 from hyperfusion_rt.training.options import TrainOptions
 from hyperfusion_rt.training.results import answered, columns_of_answer, load_member
 from hyperfusion_rt.training.run_folder import Run
-from hyperfusion_rt.training.train import Callbacks, choose_device, train
+from hyperfusion_rt.training.train import (
+    Callbacks,
+    choose_device,
+    dataset_again,
+    finish,
+    prepare,
+    train,
+)
 
 _BATCH = 16
 Floats = NDArray[np.float64]
@@ -36,10 +48,55 @@ def work(
     Raises:
         HyperFusionError: why it has no result.
     """
-    comparison = Comparison.open(folder)
-    comparison.forget_failure(job)
+    comparison = _open(folder, job)
     _train(comparison, job, device, callbacks)
     _predict_external(comparison, job, device)
+
+
+def begin(folder: Path, job: Job, device: str | None = None) -> None:
+    """Prepare the run of a network, whose members can be trained then.
+
+    Raises:
+        HyperFusionError: why they cannot.
+    """
+    comparison = _open(folder, job)
+    root = Path(comparison.plan.root)
+    options = TrainOptions(device=device)
+    prepare(comparison.config(job), root, **_run(comparison, job), options=options)
+
+
+def end(folder: Path, job: Job, device: str | None = None) -> None:
+    """Make of the run of a network whose members are trained what `work` makes.
+
+    Raises:
+        HyperFusionError: why it has no result.
+    """
+    comparison = Comparison.open(folder)
+    run = Run.open(comparison.place(job))
+    if not run.metrics:
+        finish(run, dataset_again(run), choose_device(device))
+    _predict_external(comparison, job, device)
+
+
+def _open(folder: Path, job: Job) -> Comparison:
+    """The comparison, without what a try at `job` left that failed or was stopped at its start."""
+    comparison = Comparison.open(folder)
+    comparison.forget_failure(job)
+    place = comparison.place(job)
+    if place.exists() and not (place / "config.json").exists():
+        shutil.rmtree(place)
+    return comparison
+
+
+def _run(comparison: Comparison, job: Job) -> dict[str, Any]:
+    """Where the run of a network is, and what there is of it; arguments of `train`."""
+    place = comparison.place(job)
+    return {
+        "name": place.name,
+        "parent": comparison.jobs,
+        "resume": Run.open(place) if place.exists() else None,
+        "network": comparison.network(comparison.plan.model(job.model)),
+    }
 
 
 def _train(
@@ -48,21 +105,10 @@ def _train(
     place, config = comparison.place(job), comparison.config(job)
     if (place / "metrics.json").exists():
         return
-    if place.exists() and not (place / "config.json").exists():
-        shutil.rmtree(place)  # it was stopped before it began
     root, kind = Path(comparison.plan.root), comparison.plan.model(job.model).kind
     if kind == "network":
-        old = Run.open(place) if place.exists() else None
-        train(
-            config,
-            root,
-            name=place.name,
-            parent=comparison.jobs,
-            resume=old,
-            network=comparison.network(comparison.plan.model(job.model)),
-            options=TrainOptions(device=device),
-            callbacks=callbacks,
-        )
+        options = TrainOptions(device=device)
+        train(config, root, **_run(comparison, job), options=options, callbacks=callbacks)
     else:
         dataset = gather(config, root)
         beside = image_answers(comparison, job, dataset) if kind == "late" else None

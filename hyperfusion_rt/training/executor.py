@@ -7,12 +7,14 @@ writes to its standard output and error, and how its process died, is in its log
 from __future__ import annotations
 
 import faulthandler
+import math
 import multiprocessing
 import traceback
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from hyperfusion_rt.cluster import connect
 from hyperfusion_rt.errors import HyperFusionError, reason_of
@@ -44,8 +46,8 @@ class Task(Protocol):
 
 
 T = TypeVar("T", bound=Task)
-# Told of each task once: what it came to.
-OnDone = Callable[[T, HyperFusionError | None], None]
+# Told of each task once: what it came to. It may answer tasks that can be done now.
+OnDone = Callable[[T, HyperFusionError | None], Iterable[T] | None]
 
 
 def run_elsewhere(
@@ -58,15 +60,37 @@ def run_elsewhere(
 
     Args:
         tasks: the next one is asked for when it can begin.
+        on_done: what it answers goes before the next of `tasks`.
         on_wait: called every second or so.
 
     Raises:
         HyperFusionError: the cluster cannot be reached; or as `tasks` and `on_done` raise.
     """
+    queue = _Queue(tasks, on_done)
     if options.executor == "ray":
-        _on_ray(tasks, options, on_done, on_wait)
+        _on_ray(queue, options, on_wait)
     else:
-        _in_processes(tasks, options, on_done, on_wait)
+        _in_processes(queue, options, on_wait)
+
+
+class _Queue(Generic[T]):
+    """The tasks that are left; it grows by those that follow from one that is done."""
+
+    def __init__(self, tasks: Iterable[T], on_done: OnDone[T]) -> None:
+        self._tasks: Iterator[T] = iter(tasks)
+        self._on_done = on_done
+        self._next: deque[T] = deque()
+
+    def next(self) -> T | None:
+        """The next that can begin; None if there is none now."""
+        task = self._next.popleft() if self._next else next(self._tasks, None)
+        if task is not None:
+            task.log.unlink(missing_ok=True)
+        return task
+
+    def done(self, task: T, error: HyperFusionError | None) -> None:
+        """Say what a task came to."""
+        self._next.extend(self._on_done(task, error) or ())
 
 
 def _attempt(task: Task, threads: int) -> HyperFusionError | None:
@@ -98,9 +122,7 @@ def _died(task: Task, how: str, log: str) -> HyperFusionError:
 # ---- processes of this machine
 
 
-def _in_processes(
-    tasks: Iterable[T], options: WhereOptions, on_done: OnDone[T], on_wait: Callable[[], None]
-) -> None:
+def _in_processes(queue: _Queue[T], options: WhereOptions, on_wait: Callable[[], None]) -> None:
     context = multiprocessing.get_context("spawn")
     jobs = options.jobs or 1
     threads = options.threads or max(1, usable_cores() // jobs)
@@ -113,19 +135,17 @@ def _in_processes(
         sender.close()  # so that its death closes the pipe
         running[receiver] = process, task, tried + 1
 
-    left = iter(tasks)
     try:
         while True:
-            while len(running) < jobs and (task := next(left, None)) is not None:
-                task.log.unlink(missing_ok=True)
-                start(task, 0)
+            while len(running) < jobs and (new := queue.next()) is not None:
+                start(new, 0)
             if not running:
                 return
             for ready in wait(list(running), _PAUSE):
                 receiver = cast("Connection[Any, Any]", ready)
                 process, task, tried = running.pop(receiver)
                 try:
-                    on_done(task, receiver.recv())
+                    queue.done(task, receiver.recv())
                 except EOFError:
                     process.join()
                     how = ending(process.exitcode)
@@ -133,7 +153,7 @@ def _in_processes(
                     if tried < _TRIES:
                         start(task, tried)
                     else:
-                        on_done(task, _died(task, f"the last time {how}", str(task.log)))
+                        queue.done(task, _died(task, f"the last time {how}", str(task.log)))
                 finally:
                     receiver.close()
                 process.join()
@@ -161,9 +181,7 @@ def _note(log: Path, text: str) -> None:
 # ---- a Ray cluster
 
 
-def _on_ray(
-    tasks: Iterable[T], options: WhereOptions, on_done: OnDone[T], on_wait: Callable[[], None]
-) -> None:
+def _on_ray(queue: _Queue[T], options: WhereOptions, on_wait: Callable[[], None]) -> None:
     ray = connect(options.address)
     cores = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
     largest = max(1, *cores)
@@ -173,21 +191,17 @@ def _on_ray(
     gpus = 1 if (options.device or "").startswith("cuda") else 0
     remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_TRIES - 1)(_attempt)
     running: dict[Any, T] = {}
-    left, more = iter(tasks), True
+    most = options.jobs or math.inf
     try:
         while True:
-            while more and (options.jobs is None or len(running) < options.jobs):
-                task = next(left, None)
-                more = task is not None
-                if task is not None:
-                    task.log.unlink(missing_ok=True)
-                    running[remote.remote(task, threads)] = task
+            while len(running) < most and (new := queue.next()) is not None:
+                running[remote.remote(new, threads)] = new
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=_PAUSE)
             for reference in done:
                 task = running.pop(reference)
-                on_done(task, _answer(ray, reference, task))
+                queue.done(task, _answer(ray, reference, task))
             on_wait()
     finally:
         for reference in running:

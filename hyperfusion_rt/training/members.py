@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,35 @@ class MemberTask:
         return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
+class Members:
+    """The members of a run as tasks, and what they came to.
+
+    `failures`: the name of each that has no result, and why.
+    """
+
+    def __init__(self, run: Run, options: TrainOptions) -> None:
+        self.run = run
+        members = range(run.config.training.members)
+        self.tasks = [MemberTask(run.folder.resolve(), i, options) for i in members]
+        self.failures: list[tuple[str, HyperFusionError]] = []
+        self._left = set(self.tasks)
+
+    def done(self, task: MemberTask, error: HyperFusionError | None) -> bool:
+        """Note what a task came to; whether it was the last."""
+        self._left.remove(task)
+        if error is not None:
+            self.failures.append((task.name, error))
+        return not self._left
+
+
+def failure_of(failures: Sequence[tuple[str, HyperFusionError]]) -> HyperFusionError:
+    """The first of `failures`, which says of the others that they are, too."""
+    (_, first), *more = failures
+    names = "; ".join(name for name, _ in more)
+    also = f". Without a result, too: {names}" if more else ""
+    return HyperFusionError(f"{first}{also}", code=first.code)
+
+
 def train_members(
     runs: Iterable[Run],
     options: TrainOptions,
@@ -73,45 +102,39 @@ def train_members(
     Raises:
         HyperFusionError: some have no result, of which the first says why; or as `runs` raises.
     """
-    left: dict[MemberTask, Run] = {}
+    known: list[Members] = []
+    left: dict[MemberTask, Members] = {}
     told: dict[MemberTask, int] = {}  # how many epochs
-    failures: list[tuple[str, HyperFusionError]] = []
 
     def tasks() -> Iterator[MemberTask]:
         for run in runs:
-            members = range(run.config.training.members)
-            made = [MemberTask(run.folder.resolve(), i, options) for i in members]
-            for task in made:
-                left[task], told[task] = run, len(task.history())
-            yield from made
+            members = Members(run, options)
+            known.append(members)
+            for task in members.tasks:
+                left[task], told[task] = members, len(task.history())
+            yield from members.tasks
 
     def look(task: MemberTask) -> None:
         if on_epoch is None:
             return
         for row in task.history()[told[task] :]:
             told[task] += 1
-            on_epoch(left[task], task.index, row["epoch"], row)
+            on_epoch(left[task].run, task.index, row["epoch"], row)
 
     def done(task: MemberTask, error: HyperFusionError | None) -> None:
         look(task)
-        run = left[task]
-        if error is None:
-            del left[task]
-        else:
-            failures.append((task.name, error))
-        if run not in left.values():
+        members = left.pop(task)
+        if members.done(task, error) and not members.failures:
             try:
-                on_trained(run)
+                on_trained(members.run)
             except HyperFusionError as wrong:
-                failures.append((run.folder.name, wrong))
+                members.failures.append((members.run.folder.name, wrong))
 
     def wait() -> None:
-        for task in list(left):
+        for task in left:
             look(task)
 
     run_elsewhere(tasks(), options, done, wait)
+    failures = [failure for members in known for failure in members.failures]
     if failures:
-        (_, first), *more = failures
-        names = "; ".join(name for name, _ in more)
-        also = f". Without a result, too: {names}" if more else ""
-        raise HyperFusionError(f"{first}{also}", code=first.code)
+        raise failure_of(failures)
