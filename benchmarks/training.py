@@ -196,7 +196,7 @@ def processes(root: Path, scratch: Path) -> dict[str, Any]:
         )  # fmt: skip
     finally:
         training.Trainer.build = build  # type: ignore[method-assign]
-    found["1, weights one ulp off"] = {
+    found["1 process, weights one ulp off"] = {
         "train": [row["train_loss"] for row in rows],
         "validation": [row["validation_loss"] for row in rows],
     }
@@ -217,19 +217,21 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure = Figure((9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = itertools.cycle([("-", 3.0), ("--", 2.0), (":", 1.5), ("-.", 1.0)])
-    for name, curve in found.items():
+    for index, (name, curve) in enumerate(found.items()):
         line, width = next(styles)
-        label = f"{name} process" + ("es" if name.isdecimal() and int(name) > 1 else "")
+        look = {"lw": width, "color": f"C{index}"}
+        label = f"{name} process{'es' * (name != '1')}" if name.isdecimal() else name
         x = range(1, len(curve["train"]) + 1)
-        left.plot(x, curve["train"], line, lw=width, label=label)
+        left.plot(x, curve["train"], line, label=label, **look)
         first = np.array(found["1"]["train"])
         apart = np.abs(np.array(curve["train"]) - first)
         if name != "1":
-            right.semilogy(x, np.maximum(apart, 1e-9), line, lw=width, label=label)
+            right.semilogy(x, np.maximum(apart, 1e-9), line, label=label, **look)
     left.set(xlabel="epoch", ylabel="training loss", title="Loss")
     right.set(xlabel="epoch", ylabel="|difference|", title="Apart from one process")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -350,7 +352,7 @@ def main(
     found |= {
         "machine": describe_machine(), "torch": torch.__version__,
         "threads": torch.get_num_threads(), "plain_difference": check_plain(studies),
-        "before": found.get("before") or before,
+        "before": bool(before) or found.get("before", False),
     }  # fmt: skip
     studies.mkdir(parents=True, exist_ok=True)
     roots = {name: study(studies, *made) for name, made in STUDIES.items()}
