@@ -78,8 +78,8 @@ def run(
         try:
             work(comparison.folder, job, options.device, callbacks)
         except Exception as error:
-            code, reason = reason_of(error, job.model)
-            done(job, HyperFusionError(reason, code=code))
+            kind, reason = reason_of(error, job.model)
+            done(job, HyperFusionError(reason, code=kind))
         else:
             done(job, None)
 

@@ -192,6 +192,7 @@ def test_the_card_of_an_older_artifact(session_artifact, tmp_path, hfrt):
     assert "| 25 | training | open: not known of this artifact |" in out
 
 
+@pytest.mark.slow
 def test_the_card_of_an_imported_checkpoint(tmp_path, hfrt):
     from hyperfusion_rt.bench.measure import random_run
 
@@ -229,6 +230,7 @@ def test_a_study_that_is_gone(moved, tmp_path, hfrt):
     assert content["provenance"]["training"]["parts"] == 5
 
 
+@pytest.mark.slow
 def test_a_study_that_has_changed(moved, tmp_path):
     def older(lines):
         header = lines[0].split(",")

@@ -215,6 +215,7 @@ def test_force_replaces_artifacts_alone(session_run, artifact, tmp_path, kind):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_do_not_replace_each_other(session_run, tmp_path, monkeypatch):
     """The other one ends while this one is being built."""
     out = tmp_path / "a.hfrt"

@@ -135,6 +135,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_field_of_another_type_is_refused(body, tmp_path):
     """Every field of every operation, once with each value that is not of its type."""
     tried = 0

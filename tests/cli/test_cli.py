@@ -132,6 +132,7 @@ def test_the_readme_commands_as_typed(tmp_path, hfrt):
     assert (root / "bench.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_import_export_of_published_weights(tmp_path, hfrt, request, monkeypatch):
     golden = request.config.rootpath / "tests/golden/ad_golden_f4.state_dict.safetensors"
     status, out, _ = hfrt(tmp_path, "import-checkpoint", golden, "--name", "published")

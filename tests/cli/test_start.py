@@ -168,6 +168,7 @@ def test_the_terminal_counts_the_warnings(cohort, hfrt):
     assert err.count("AGE 120 is outside") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "environment", "name"),
     [

@@ -59,6 +59,7 @@ def test_a_table_without_names_has_no_header(capsys):
     assert capsys.readouterr().out.split() == ["Machine", "cores", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -137,6 +137,7 @@ def test_the_tables_say_the_same(compared):
         assert (folder / name).stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_going_on_keeps_what_is_done_and_takes_a_further_model(session_cohort, hfrt):
     command = ["compare", "--models", "logistic", "--folds", 3, "--name", "later", *SETTINGS]
     status, out, err = hfrt(session_cohort, *command)
@@ -365,6 +366,7 @@ def test_more_parts_than_the_smallest_class_has_subjects(session_cohort, tmp_pat
     assert "5 parts, but class AD has 4 subjects" in err
 
 
+@pytest.mark.slow
 def test_a_class_without_a_case_in_a_part(session_cohort, tmp_path, hfrt):
     root = copy_of(session_cohort, tmp_path)
     change(

@@ -41,6 +41,7 @@ def test_not_a_number_stays_one(triton, request):
     assert y.isnan()[0, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["triton", "torch"])
 def test_the_op_is_well_behaved(interpreted, dtype):
     x, weight, after, options = make(CASES[1], dtype)

@@ -21,6 +21,7 @@ from .oracle import check_conv as check
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["generate", "write"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("case", CASES + MORE)
@@ -218,6 +219,7 @@ def test_the_checks_catch(bug, mutated, monkeypatch):
         check(CASES[3], torch.float32)
 
 
+@pytest.mark.slow
 def test_a_launch_of_more_tiles_gives_the_same(monkeypatch):
     """Small blocks, a few steps: tiles in every direction and a split sum over voxels."""
     small = configs.Config(32, 16, 16, 4, 1, 255)

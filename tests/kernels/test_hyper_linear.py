@@ -52,6 +52,7 @@ def test_a_batch_pairs_sample_with_sample():
     assert hyper_linear(x[:0], e[:0], *rest).shape == (0, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["triton", "torch"])
 def test_the_op_is_well_behaved(dtype):
     arguments = make((2, 2, 5, 3, True, True), dtype)

@@ -157,6 +157,7 @@ def chain_inputs(batch):
     return torch.randn(batch, 2, 5, 6, 4, generator=g), torch.randn(batch, 2, generator=g)
 
 
+@pytest.mark.slow
 def test_the_onnx_exporter_takes_every_op_with_a_dynamic_batch():
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX export of the ops NOT checked")
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -150,6 +150,7 @@ def test_weights_say_how_many_images_they_read(task):
     assert (found.channels, found.width, found.outputs) == (3, 5, 3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_reads_two_images_exports(tmp_path):
     """And says which files it takes for them."""
     from hyperfusion_rt.export import export_run

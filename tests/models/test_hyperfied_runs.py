@@ -60,6 +60,7 @@ def test_our_export_gets_a_node_for_each_layer(kind):
     torch.testing.assert_close(program.module()(*inputs), module(*inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rank"), [(ResNet, None), (ResNet, 2), (Decoder, None)])
 def test_onnx_runtime_says_the_same(kind, rank):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX export of hyperfy NOT checked")

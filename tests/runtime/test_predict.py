@@ -197,6 +197,7 @@ def test_a_table_that_cannot_be_used(cohort, hfrt, text, message):
         hyperfusion_rt.load(cohort / "base.hfrt").predict(cohort / "scans", cohort / "data.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["bom", "semicolon", "quoted", "tsv"])
 def test_other_ways_to_write_the_same_table(cohort, hfrt, change):
     text = (cohort / "data.csv").read_text()

@@ -205,6 +205,7 @@ def test_an_image_in_two_places_is_said(root, tmp_path):
     assert not [one for one in said if "the same image" in one]
 
 
+@pytest.mark.slow
 def test_folds_of_another_cohort_or_damaged_ones_are_not_mixed(root, tmp_path, hfrt):
     for name in ("data.csv", "hfrt.yaml"):
         shutil.copy(root / name, tmp_path / name)
@@ -278,6 +279,7 @@ def test_a_fold_that_diverges_says_what_helps_and_leaves_the_others(root, monkey
     assert (made.fold(0) / "metrics.json").stat().st_mtime_ns == first
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_folds_and_takes_a_split(root, hfrt, tmp_path):
     lines = [f"S8-{i + 1:04d},{i % 3 + 1}" for i in range(20)]
     (tmp_path / "split.csv").write_text("\n".join(["subject,part", *lines]))

@@ -187,6 +187,7 @@ def test_it_is_refused_before_anything_is_built(
     assert not (tmp_path / "a.hfrt").exists()
 
 
+@pytest.mark.slow
 def test_an_artifact_by_its_runs_name_is_replaced_and_served_models_are_not(
     session_run, tmp_path, hfrt
 ):

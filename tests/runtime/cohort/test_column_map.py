@@ -103,6 +103,7 @@ def test_without_a_map_the_message_has_it(cohort, hfrt, expected):
     assert numbers(cohort / "predictions.csv") == expected
 
 
+@pytest.mark.slow
 def test_the_artifact_carries_a_map(cohort, hfrt, expected):
     renamed(cohort, "new.csv")
     maps = {

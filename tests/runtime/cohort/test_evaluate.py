@@ -239,6 +239,7 @@ def test_ids_of_another_study_can_be_told_by_their_scans(people, new_people, hfr
     assert {case["seen"] for case in cases} == {"", "id"}
 
 
+@pytest.mark.slow
 def test_an_artifact_without_hashes(people, session_run, tmp_path, hfrt):
     (people / "base.hfrt").unlink()
     made = export_run(
@@ -272,6 +273,7 @@ def test_the_run_and_the_artifact_hold_the_hashes_of_what_was_trained_on(
 # ---- bad input
 
 
+@pytest.mark.slow
 def test_a_table_without_the_target(people, hfrt):
     text = (people / "data.csv").read_text()
     (people / "data.csv").write_text(text.replace("DX", "Dx1", 1))

@@ -141,6 +141,7 @@ def test_an_interrupted_run_writes_what_is_done(night):
     assert table(night / "i.csv") == table(night / "expected.csv")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_can_be_continued(night):
     limit = 20_000  # bytes in a file: the journal stops in the middle of a line
 
@@ -183,6 +184,7 @@ def test_every_night_only_what_is_new(night, tmp_path):
     assert table(root / "expected.csv") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "status"),
     [
@@ -208,6 +210,7 @@ def test_alone_and_among_others(night):
     assert rows == {name: expected[name] for name in ("N011", "N012")}
 
 
+@pytest.mark.slow
 def test_shards_merge_to_the_whole(night, hfrt):
     for n in (1, 2, 3):
         done = infer(night, "--out", "s.csv", "--shard", f"{n}/3")
@@ -238,6 +241,7 @@ def test_shards_merge_to_the_whole(night, hfrt):
     (night / "t.shard-1-of-3.csv.journal").unlink()
 
 
+@pytest.mark.slow
 def test_merge_takes_the_last_run_of_one_table(night, tmp_path, hfrt):
     root = tmp_path / "two"
     (root / "scans").mkdir(parents=True)
@@ -307,6 +311,7 @@ def test_a_shard_that_cannot_be(night, hfrt, text):
     assert "write it as 2/8" in err
 
 
+@pytest.mark.slow
 def test_formats(cohort, hfrt):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed: no Parquet was written")
     import pyarrow.parquet as pq
@@ -374,6 +379,7 @@ def test_stopping_after_errors(cohort, hfrt, options, failed):
     assert record["ending"] == ("stopped" if stopped else "finished")
 
 
+@pytest.mark.slow
 def test_memory_that_is_allowed_is_kept(night, tmp_path):
     import nibabel as nib
 

@@ -139,6 +139,7 @@ def test_every_format_has_the_columns(people, hfrt, ending):
         assert all(isinstance(row["scan_distance"], float) for row in rows)
 
 
+@pytest.mark.slow
 def test_another_level_is_not_taken_over(people, hfrt):
     assert hfrt(people, *COMMAND)[0] == 0
     before = table(people / "predictions.csv")
@@ -397,6 +398,7 @@ def test_evaluate_says_how_often_sets_hold_the_truth(people, hfrt):
     assert again["all"]["size"] <= content["all"]["size"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_asks_about_its_own_scans_only(people, hfrt):
     command = (*COMMAND[:-1], "table", "--out", "p.csv", "--resume")
     table_of = (people / "data.csv").read_text()
