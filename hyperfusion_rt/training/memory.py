@@ -16,8 +16,8 @@ from hyperfusion_rt.errors import HyperFusionError
 from hyperfusion_rt.machine import resident_memory
 
 _TRIED = 2  # samples whose step is looked at: batch norm needs two
-# Of what trainings took (benchmarks/training.py), the most. Of what a step keeps for its gradients:
-# with what comes and goes beside it; what answers to 16 validation samples take.
+# Fitted to what trainings took, within a fifth (benchmarks/training.py). Of what a step keeps for
+# its gradients: with what comes and goes beside it; what answers to 16 validation samples take.
 _STEP, _ANSWERS = 2.0, 0.5 * 16
 # Copies of the parameters that are kept, or are on their way to the disk: averaged, best, in a
 # checkpoint; and bytes of the libraries that write boards and charts.
