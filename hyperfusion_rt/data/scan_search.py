@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +111,8 @@ def find_scans(
     files += _empty_folders([folder for folder, _, _ in entries if folder != root], files)
     if matches is not None:
         files = [file for file in files if matches(file)]
-    in_bids = [(file, _bids(root, file, _BIDS if matches is None else _BIDS_ANY)) for file in files]
+    above, place = _of_subject(root), _BIDS if matches is None else _BIDS_ANY
+    in_bids = [(file, _bids(root, above, file, place)) for file in files]
     if matches is not None:
         scans = [scan or _by_name_or_folder(root, file, named) for file, scan in in_bids]
     elif any(scan for _, scan in in_bids):
@@ -227,7 +227,8 @@ def _single(file: Path) -> Scan:
             f"{file}: is no scan; its name must end in {', '.join(EXTENSIONS)}",
             code="scan-format-unknown",
         )
-    return _bids(file.parent, file) or _by_name_or_folder(file.parent, file)
+    folder = file.parent
+    return _bids(folder, _of_subject(folder), file) or _by_name_or_folder(folder, file)
 
 
 def _empty_folders(folders: Sequence[Path], files: Sequence[Path]) -> list[Path]:
@@ -262,11 +263,16 @@ def _with_what_they_are(scans: Sequence[Scan]) -> list[Scan]:
     return found
 
 
-def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None:
-    """The scan at `place` (`sub-*/[ses-*/]anat/`), also if `root` lies in a subject's folder."""
+def _bids(
+    root: Path, above: tuple[str, ...], file: Path, place: re.Pattern[str] = _BIDS
+) -> Scan | None:
+    """The scan at `place` (`sub-*/[ses-*/]anat/`), also if `root` lies in a subject's folder.
+
+    `above`: what of `root` is a subject's (`_of_subject`).
+    """
     called = named_by(file)
     below = called.relative_to(root).as_posix()
-    match = place.fullmatch(below) or place.fullmatch("/".join((*_of_subject(root), below)))
+    match = place.fullmatch(below) or place.fullmatch("/".join((*above, below)))
     if match is None:
         return None
     subject, session = normalise_id(match[1]), match[2] and normalise_id(match[2])
@@ -279,7 +285,6 @@ def _bids(root: Path, file: Path, place: re.Pattern[str] = _BIDS) -> Scan | None
     return replace(scan, defect=defect, code="scan-name-conflict")
 
 
-@lru_cache(maxsize=64)
 def _of_subject(root: Path) -> tuple[str, ...]:
     """What of a folder's path is a subject's: `sub-*` and what follows; nothing without."""
     above = root.absolute().parts

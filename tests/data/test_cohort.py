@@ -381,3 +381,14 @@ def test_every_scan_and_row_is_accounted_for_once(
         assert isinstance(case, Case)
         assert case.scan.name.startswith(case.row.subject)
     assert len({case.row.line for case in joined.cases}) == len(joined.cases)
+
+
+def test_a_relative_folder_is_of_where_one_is(tmp_path, monkeypatch):
+    """One process may look from several folders: each `.` lies in another subject's."""
+    for subject in ("01", "02"):
+        place = tmp_path / f"sub-{subject}" / "anat"
+        place.mkdir(parents=True)
+        (place / f"sub-{subject}_T1w.nii.gz").touch()
+        monkeypatch.chdir(place.parent)
+        (scan,) = find_scans(".")
+        assert (scan.subject, scan.defect) == (subject, None)

@@ -81,3 +81,11 @@ def test_shapes_that_do_not_fit_are_refused(wrong):
     given[wrong] = given[wrong][:1]
     with pytest.raises(ValueError, match=wrong):
         warp(**given)
+
+
+def test_a_place_that_is_no_number_reads_inside_the_volume():
+    images, matrix, shift, _ = (t.float() for t in made((3, 4, 20)))
+    matrix[0, 0, 0] = torch.nan
+    values, _ = warp(images, matrix, shift)
+    torch.testing.assert_close(values[1:], warp(images[1:], matrix[1:], shift[1:])[0])
+    assert values[0].abs().max() <= images.abs().max()

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "simd.hpp"
@@ -41,7 +40,8 @@ inline void find_row(const hfrt::Warp& a, int64_t sample, int64_t d, int64_t h, 
     if (field)
       for (int64_t w = 0; w < a.w; ++w) part[w] += field[w];
     for (int64_t w = 0; w < a.w; ++w) {
-      const float at = std::min(std::max(part[w], 0.0f), last);
+      // In this order no NaN comes through: what is read lies in the volume.
+      const float at = std::min(std::max(0.0f, part[w]), last);
       // Not negative: to cut is to round down.
       const auto low = static_cast<int32_t>(std::min(at, most));
       part[w] = at - static_cast<float>(low);
